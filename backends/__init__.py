@@ -1,0 +1,1 @@
+"""Adapters to frameworks; each is imported on its own: ``import klquant.backends.torch``."""

@@ -1,0 +1,43 @@
+"""INT8 entropy (KL-divergence) calibration: pure functions on NumPy and JAX arrays.
+
+``klquant.backends.torch`` calibrates whole PyTorch models; it is imported on demand.
+"""
+
+from klquant.affine import dequantize, fake_quantize, quantize, scale
+from klquant.divergence import kl_divergence, smooth
+from klquant.errors import (
+    ArrayTypeError,
+    InfeasibleError,
+    InvalidInputError,
+    KLQuantError,
+    MissingDependencyError,
+    StageError,
+)
+from klquant.histogram import Histogram, histogram, merge
+from klquant.merging import merge_partition, quantized_distribution
+from klquant.threshold import Threshold, divergence_curve, optimal_threshold
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArrayTypeError",
+    "Histogram",
+    "InfeasibleError",
+    "InvalidInputError",
+    "KLQuantError",
+    "MissingDependencyError",
+    "StageError",
+    "Threshold",
+    "dequantize",
+    "divergence_curve",
+    "fake_quantize",
+    "histogram",
+    "kl_divergence",
+    "merge",
+    "merge_partition",
+    "optimal_threshold",
+    "quantize",
+    "quantized_distribution",
+    "scale",
+    "smooth",
+]

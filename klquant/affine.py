@@ -1,0 +1,195 @@
+"""Symmetric affine quantization: scale, quantize, dequantize, fake_quantize.
+
+``q = clamp(round_half_even(x / scale), -qmax, qmax)`` and ``x_hat = q * scale`` with zero point 0 and
+``qmax = num_quantized_bins // 2``: 127 levels a side for INT8, -128 is not used.
+"""
+
+from types import ModuleType
+
+import numpy as np
+
+from klquant._namespace import Array, array_namespace, is_concrete
+from klquant._validate import check_odd, check_real
+from klquant.errors import ArrayTypeError, InvalidInputError
+
+DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
+
+
+def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array | float:
+    """Return the step between two quantized levels: threshold / 127 for INT8.
+
+    Parameters
+    ----------
+    threshold : float or array of any shape, in units of the activation
+        The clipping value T > 0. For weights the largest absolute value per channel, where 0 gives 0.
+    num_quantized_bins : int, odd, at least 3
+
+    Returns
+    -------
+    float or array, as `threshold`
+
+    Raises
+    ------
+    InvalidInputError
+        For a threshold that is negative, NaN or infinite.
+
+    Examples
+    --------
+    >>> import klquant
+    >>> klquant.scale(12.7)
+    0.1
+    """
+    check_odd("num_quantized_bins", num_quantized_bins)
+    if not isinstance(threshold, (int, float)):
+        array_namespace(threshold=threshold)
+        check_real("threshold", threshold)
+    if is_concrete(threshold):
+        _check_scale("threshold", threshold)
+    return threshold / (num_quantized_bins // 2)
+
+
+def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
+    """Round `x` to quantized levels: ``clamp(round_half_even(x / scale), -qmax, qmax)``.
+
+    Parameters
+    ----------
+    x : array, any shape, floating point
+        Infinity saturates.
+    scale : float, or array of shape (x.shape[axis],) with `axis`
+        Step between levels, in units of `x`. 0 marks a dead tensor or channel: its levels are all 0.
+    axis : int, optional
+        Channel axis of `x`; by default one scale serves the whole tensor.
+    num_quantized_bins : int, odd, at least 3
+
+    Returns
+    -------
+    array, shape of `x`, int8 (int16 or int32 where the levels need it), in the library of `x`
+
+    Raises
+    ------
+    InvalidInputError
+        For NaN in `x`, a negative or non-finite scale, a scale that does not fit `axis`.
+    ArrayTypeError
+        For lists, torch tensors, integers, mixed libraries.
+
+    Notes
+    -----
+    Computed in the dtype of `x`, at least float32.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> klquant.quantize(np.array([-9.0, 0.25, 0.75, 1.0]), 0.5)
+    array([-18,   0,   2,   2], dtype=int8)
+    """
+    xp, steps = _checked(x, scale, axis, num_quantized_bins)
+    qmax = num_quantized_bins // 2
+    wide = x.astype(steps.dtype)
+    levels = xp.clip(xp.rint(wide / xp.where(steps > 0, steps, 1)), -qmax, qmax)
+    return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax))
+
+
+def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype: str = "float32") -> Array:
+    """Return the real values that quantized levels stand for: ``q * scale``.
+
+    Parameters
+    ----------
+    q : array, any shape, integer
+    scale : float, or array of shape (q.shape[axis],) with `axis`
+    axis : int, optional
+        Channel axis of `q`.
+    dtype : str
+        Floating point dtype of the result.
+
+    Returns
+    -------
+    array, shape of `q`, `dtype`, in the library of `q`
+
+    Raises
+    ------
+    InvalidInputError
+        For a negative or non-finite scale, or one that does not fit `axis`.
+    ArrayTypeError
+        For lists, torch tensors, mixed libraries.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> klquant.dequantize(np.array([-127, 3], np.int8), 0.5)
+    array([-63.5,   1.5], dtype=float32)
+    """
+    xp = array_namespace(q=q)
+    check_real("q", q)
+    target = xp.zeros(0, dtype).dtype
+    wide = _working_dtype(target, xp=xp)
+    return (q.astype(wide) * _steps(q, scale, axis, wide, xp=xp)).astype(target)
+
+
+def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
+    """Return `x` after quantize and dequantize, in its own dtype: what an INT8 engine would see of it.
+
+    Parameters
+    ----------
+    x, scale, axis, num_quantized_bins
+        As for :func:`quantize`.
+
+    Returns
+    -------
+    array, shape and dtype of `x`
+        At most ``scale / 2`` away from `x` inside ``[-T, T]``, +-T outside; monotone and idempotent.
+
+    Raises
+    ------
+    InvalidInputError, ArrayTypeError
+        As for :func:`quantize`.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> klquant.fake_quantize(np.array([-100.0, 0.3, 0.8]), 0.5)
+    array([-63.5,   0.5,   1. ])
+    """
+    levels = quantize(x, scale, axis=axis, num_quantized_bins=num_quantized_bins)
+    return dequantize(levels, scale, axis=axis, dtype=x.dtype)
+
+
+def _checked(x: Array, scale: Array | float, axis: int | None, num_quantized_bins: int) -> tuple[ModuleType, Array]:
+    xp = array_namespace(x=x)
+    check_odd("num_quantized_bins", num_quantized_bins)
+    check_real("x", x)
+    if x.dtype.kind in "iu":
+        raise ArrayTypeError(f"`x` must be floating point, got dtype {x.dtype}")
+    if is_concrete(x) and bool(xp.isnan(x).any()):
+        raise InvalidInputError(f"`x` must not hold NaN, got {int(xp.isnan(x).sum())} of {x.size} values")
+    return xp, _steps(x, scale, axis, _working_dtype(x.dtype, xp=xp), xp=xp)
+
+
+def _working_dtype(dtype: Array, *, xp: ModuleType) -> Array:
+    return dtype if dtype.itemsize >= 4 else xp.zeros(0, "float32").dtype
+
+
+def _steps(x: Array, scale: Array | float, axis: int | None, dtype: Array, *, xp: ModuleType) -> Array:
+    """Return the scale in `dtype`, shaped so that it broadcasts along `axis` of `x`."""
+    if not isinstance(scale, (int, float)):
+        array_namespace(x=x, scale=scale)
+        check_real("scale", scale)
+    if is_concrete(scale):
+        _check_scale("scale", scale)
+    steps = xp.asarray(scale, dtype=dtype)
+    if axis is None:
+        if steps.ndim:
+            raise InvalidInputError(
+                f"`scale` must be a scalar when `axis` is not given, got shape {tuple(steps.shape)}"
+            )
+        return steps
+    if not -x.ndim <= axis < x.ndim or steps.shape != (x.shape[axis],):
+        raise InvalidInputError(
+            f"`scale` must have shape (x.shape[axis],), got {tuple(steps.shape)} for {tuple(x.shape)} and axis {axis}"
+        )
+    return steps.reshape([-1 if k == axis % x.ndim else 1 for k in range(x.ndim)])
+
+
+def _check_scale(name: str, value: Array | float) -> None:
+    numbers = np.asarray(value, dtype=np.float64)
+    if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
+        raise InvalidInputError(f"`{name}` must be finite and not negative, got {value}")

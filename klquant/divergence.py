@@ -1,0 +1,113 @@
+"""Smoothing of zeros and the Kullback-Leibler divergence."""
+
+from types import ModuleType
+
+import numpy as np
+
+from klquant._namespace import Array, array_namespace, compiled, is_concrete
+from klquant._validate import check_positive, check_vector
+from klquant.errors import InfeasibleError, InvalidInputError
+
+EPS = 1e-4  # what a zero becomes, in counts
+
+
+def smooth(values: Array, *, eps: float = EPS) -> Array:
+    """Replace zeros by `eps` and take what that costs evenly from the other entries: the total stays.
+
+    With z zeros and r non-zeros each non-zero loses ``eps * z / r``.
+
+    Parameters
+    ----------
+    values : array, shape (n,), counts or weights >= 0
+    eps : float
+        What a zero becomes, in the unit of `values`.
+
+    Returns
+    -------
+    array, shape (n,), float64, in the library of `values`
+        All entries positive. Under ``jax.jit`` NaN throughout where the smoothing is infeasible.
+
+    Raises
+    ------
+    InfeasibleError
+        If there is no non-zero entry, or one would lose all it has (``eps * z / r >= 1`` or an entry ends <= 0).
+    InvalidInputError, ArrayTypeError
+        For NaN, infinity, negative entries, other shapes; for lists, torch tensors, complex numbers.
+
+    Notes
+    -----
+    Source: TensorRT-style calibration as published with MXNet (`_smooth_distribution`), here in float64.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> klquant.smooth(np.array([0, 4, 6]), eps=0.5).tolist()
+    [0.5, 3.75, 5.75]
+    """
+    array_namespace(values=values)
+    check_vector("values", values)
+    check_positive("eps", eps)
+    smoothed = _smooth(values, eps=float(eps))
+    if is_concrete(smoothed) and np.isnan(smoothed[0]):
+        raise InfeasibleError(f"`values` cannot be smoothed with eps = {eps}: too few or too small non-zero entries")
+    return smoothed
+
+
+def kl_divergence(p: Array, q: Array) -> Array:
+    """Return KL(p / sum p || q / sum q) with natural logarithms: 0 for equal distributions, never negative.
+
+    Parameters
+    ----------
+    p, q : array, shape (n,), counts or weights >= 0 with a positive total
+
+    Returns
+    -------
+    float64 scalar, in nats, in the library of `p`
+        Entries with p = 0 add nothing; +inf where p > 0 and q = 0. Under ``jax.jit`` NaN for an empty total.
+
+    Raises
+    ------
+    InvalidInputError, ArrayTypeError
+        For NaN, infinity, negative entries, a zero total, unequal shapes; for mixed libraries.
+
+    Notes
+    -----
+    Computed in float64. Source: S. Kullback, R. Leibler, "On information and sufficiency" (1951).
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> float(klquant.kl_divergence(np.array([1, 1]), np.array([1, 1])))
+    0.0
+    """
+    array_namespace(p=p, q=q)
+    check_vector("p", p)
+    check_vector("q", q)
+    if p.shape != q.shape:
+        raise InvalidInputError(f"`p` and `q` must have the same shape, got {tuple(p.shape)} and {tuple(q.shape)}")
+    divergence = _kl_divergence(p, q)
+    if is_concrete(divergence) and np.isnan(divergence):
+        raise InvalidInputError("`p` and `q` must each have a positive total, got a total of 0")
+    return divergence
+
+
+def smoothing_loss(num_nonzero: Array, num_total: Array, eps: float, *, xp: ModuleType) -> Array:
+    """Return eps1, what every non-zero loses; +inf where there is none to pay."""
+    paying = xp.maximum(num_nonzero, 1)
+    return xp.where(num_nonzero > 0, eps * (num_total - num_nonzero) / paying, xp.inf)
+
+
+@compiled
+def _smooth(values: Array, *, xp: ModuleType, eps: float) -> Array:
+    values = values.astype(xp.float64)
+    nonzero = values > 0
+    loss = smoothing_loss(nonzero.sum(), values.shape[0], eps, xp=xp)
+    smoothed = xp.where(nonzero, values - loss, eps)
+    return xp.where((loss < 1) & (smoothed > 0).all(), smoothed, xp.nan)
+
+
+@compiled
+def _kl_divergence(p: Array, q: Array, *, xp: ModuleType) -> Array:
+    p, q = (v.astype(xp.float64) / v.astype(xp.float64).sum() for v in (p, q))
+    terms = xp.where(p > 0, p * xp.log(xp.where(p > 0, p / q, 1.0)), 0.0)
+    return xp.maximum(terms.sum(), 0.0)  # rounding may leave -1e-17 for equal distributions

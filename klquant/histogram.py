@@ -1,0 +1,156 @@
+"""Symmetric histograms with an odd number of bins: make them, and merge them (a monoid).
+
+Counting is one multiplication and integer arithmetic, so that every library, chunk and machine puts a value
+into the same bin: there is no sum that a compiler could fuse and round differently.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from klquant._namespace import Array, array_namespace, bincount, compiled, from_numpy, is_concrete
+from klquant._validate import check_odd, check_positive, check_real
+from klquant.errors import ArrayTypeError, InvalidInputError
+
+
+class Histogram(NamedTuple):
+    """Counts over equal bins that are symmetric about 0."""
+
+    hist: Array
+    """Counts, shape (num_bins,), int64."""
+    edges: Array
+    """Bin edges, shape (num_bins + 1,), float64, in the unit of the data."""
+
+
+def histogram(x: Array, *, num_bins: int = 4001, amax: float | None = None) -> Histogram:
+    """Count `x` into `num_bins` equal bins over [-amax, amax].
+
+    Parameters
+    ----------
+    x : array, any shape, real
+        May be empty when `amax` is given: that histogram is the neutral element of :func:`merge`.
+    num_bins : int, odd, at least 3
+        Odd, so that 0 lies in the middle of the centre bin.
+    amax : float, optional
+        Largest absolute value, > 0, in the unit of `x`; by default that of `x`. Give it to count data in chunks.
+        Values beyond it are counted in the outermost bins: they would saturate, and no count is lost.
+
+    Returns
+    -------
+    Histogram
+        `hist` int64, `edges` float64, both in the library of `x`. JAX needs its 64-bit types (as in
+        ``with jax.enable_x64(True)``) for arithmetic on them outside klquant.
+
+    Raises
+    ------
+    InvalidInputError
+        For NaN or infinity in `x`, an even `num_bins`, an `amax` that is not positive and finite, data without a
+        range (empty or all zero) and no `amax`.
+    ArrayTypeError
+        For lists, torch tensors and arrays that hold no real numbers; for tracers without `amax`.
+
+    Notes
+    -----
+    A value on an edge counts in the outer bin on both sides, so ``-x`` has the mirrored histogram; +amax and -amax
+    count in the last and first bin. Edges are multiples of ``amax / num_bins`` rounded once; scaling `x` and `amax`
+    by a power of two scales them exactly and leaves the counts alone.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> klquant.histogram(np.array([-3.0, 0.0, 0.5, 2.0]), num_bins=3)
+    Histogram(hist=array([1, 2, 1]), edges=array([-3., -1.,  1.,  3.]))
+    """
+    xp = array_namespace(x=x)
+    check_odd("num_bins", num_bins)
+    check_real("x", x)
+    if is_concrete(x):
+        _check_finite(x, xp=xp)
+    if amax is None:
+        amax = _range_of(x)
+    check_positive("amax", amax)
+    num_bins = int(num_bins)
+    half_bins = from_numpy(np.asarray(num_bins / float(amax)), xp=xp)  # per unit of x; amax is num_bins of them
+    hist = _count(x.reshape(-1), half_bins, num_bins=num_bins)
+    return Histogram(hist, from_numpy(symmetric_edges(float(amax), num_bins), xp=xp))
+
+
+def merge(a: Histogram, b: Histogram) -> Histogram:
+    """Add two histograms over the same edges, as if their data had been counted together.
+
+    Parameters
+    ----------
+    a, b : Histogram
+        From :func:`histogram` with the same `num_bins` and `amax`, in the same library.
+
+    Returns
+    -------
+    Histogram
+        New arrays; associative, commutative, and exact: the split of the data does not show.
+
+    Raises
+    ------
+    InvalidInputError
+        If the edges differ, or the counts would exceed int64.
+    ArrayTypeError
+        For mixed libraries.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> x = np.linspace(-1, 1, 11)
+    >>> parts = [klquant.histogram(part, num_bins=3, amax=1.0) for part in (x[:4], x[4:])]
+    >>> klquant.merge(*parts).hist.tolist() == klquant.histogram(x, num_bins=3).hist.tolist()
+    True
+    """
+    array_namespace(a=a.hist, b=b.hist)
+    if a.hist.shape != b.hist.shape:
+        raise InvalidInputError(
+            f"histograms must have the same number of bins, got {a.hist.shape[0]} and {b.hist.shape[0]}"
+        )
+    if is_concrete(a.edges, b.edges) and not np.array_equal(np.asarray(a.edges), np.asarray(b.edges)):
+        raise InvalidInputError(
+            f"histograms must have the same edges, got ranges up to {a.edges[-1]} and {b.edges[-1]}; "
+            "count all data with the same `amax`"
+        )
+    hist = _add(a.hist, b.hist)
+    if is_concrete(hist) and (np.asarray(hist) < np.asarray(a.hist)).any():
+        raise InvalidInputError("the sum of the counts must stay below 2**63")
+    return Histogram(hist, a.edges)
+
+
+def symmetric_edges(amax: float, num_bins: int) -> np.ndarray:
+    """Return `num_bins` + 1 equally spaced edges from -amax to amax, exactly antisymmetric, float64."""
+    odd = 2 * np.arange(num_bins + 1) - num_bins
+    return odd / num_bins * amax
+
+
+def _check_finite(x: Array, *, xp: ModuleType) -> None:
+    finite = xp.isfinite(x)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise InvalidInputError(f"`x` must be finite, got {bad} NaN or infinite values of {x.size}")
+
+
+def _range_of(x: Array) -> float:
+    if not is_concrete(x):
+        raise ArrayTypeError("`amax` must be given when `x` is traced: the edges depend on it")
+    amax = max(abs(float(x.max())), abs(float(x.min()))) if x.size else 0.0
+    if amax == 0:
+        raise InvalidInputError(f"`x` must have a value other than 0, got {x.size} zeros; or pass `amax`")
+    return amax
+
+
+@compiled
+def _count(x: Array, half_bins: Array, *, xp: ModuleType, num_bins: int) -> Array:
+    x = x.astype(xp.float64)
+    steps = xp.minimum(xp.abs(x) * half_bins, num_bins).astype(xp.int64)  # whole half bins from 0
+    offset = xp.minimum((steps + 1) // 2, num_bins // 2)
+    index = num_bins // 2 + xp.where(x < 0, -offset, offset)
+    return bincount(index, num_bins, xp=xp)
+
+
+@compiled
+def _add(a: Array, b: Array, *, xp: ModuleType) -> Array:
+    return a + b
