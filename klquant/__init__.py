@@ -7,6 +7,7 @@ from klquant.affine import dequantize, fake_quantize, quantize, scale
 from klquant.divergence import kl_divergence, smooth
 from klquant.errors import (
     ArrayTypeError,
+    CalibrationWarning,
     InfeasibleError,
     InvalidInputError,
     KLQuantError,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrayTypeError",
+    "CalibrationWarning",
     "Histogram",
     "InfeasibleError",
     "InvalidInputError",

@@ -94,5 +94,5 @@ def _check_edges(edges: np.ndarray) -> None:
     if skew.max() > max(1e-6 * widths.min(), 8 * precision * edges[-1]):
         where = int(np.argmax(skew))
         raise InvalidInputError(
-            f"`edges` must be symmetric about 0, got {edges[where]} and {edges[-1 - where]} at index {where} from the ends"
+            f"`edges` must be symmetric about 0, got {edges[where]} and {edges[-1 - where]} at {where} from the ends"
         )

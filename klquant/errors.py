@@ -27,3 +27,7 @@ class StageError(KLQuantError, RuntimeError):
 
 class MissingDependencyError(KLQuantError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration went on, and a person should look at the layer that the message names."""

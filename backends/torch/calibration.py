@@ -1,0 +1,79 @@
+"""From histograms to one threshold for every layer."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+import klquant
+from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError
+
+Criterion: TypeAlias = Literal["entropy", "max"]
+
+
+class LayerThreshold(NamedTuple):
+    """How the activations of one layer are clipped."""
+
+    amax: float
+    """Largest absolute value observed."""
+    threshold: float
+    """T, in units of the activation; the scale is T / 127."""
+    divergence: float
+    """KL divergence at T in nats; NaN where no search was made."""
+    clipped: float
+    """Share of all observed values in bins beyond T."""
+
+
+def search_thresholds(
+    amax: Mapping[str, float], histograms: Mapping[str, klquant.Histogram], *, criterion: Criterion = "entropy"
+) -> dict[str, LayerThreshold]:
+    """Choose the clipping threshold of every observed tensor.
+
+    Parameters
+    ----------
+    amax, histograms : mapping
+        The results of passes 1 and 2. The histograms are not changed: the centre bin, which holds the zeros, is
+        cleared in a copy before the search.
+    criterion : {"entropy", "max"}
+        Minimise the KL divergence, or take amax.
+
+    Returns
+    -------
+    dict
+        A LayerThreshold by qualified layer name.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming the layer, for a tensor that is always 0 (it gets scale 1) and for one where no threshold is
+        feasible (it gets T = amax).
+    """
+    if criterion not in ("entropy", "max"):
+        raise InvalidInputError(f"`criterion` must be 'entropy' or 'max', got {criterion!r}")
+    return {name: _search(name, largest, histograms.get(name), criterion) for name, largest in amax.items()}
+
+
+def _search(name: str, amax: float, histogram: klquant.Histogram | None, criterion: Criterion) -> LayerThreshold:
+    if amax == 0:
+        _warn(name, "all its values are 0; it gets scale 1")
+        return LayerThreshold(0.0, 127.0, float("nan"), 0.0)
+    if histogram is None:
+        raise InvalidInputError(f"layer `{name}` has an amax and no histogram; collect both from the same data")
+    if criterion == "max":
+        return LayerThreshold(amax, amax, float("nan"), 0.0)
+    hist = np.array(histogram.hist)
+    hist[len(hist) // 2] = 0
+    try:
+        found = klquant.optimal_threshold(hist, histogram.edges)
+    except InfeasibleError:
+        _warn(name, f"no threshold is feasible; it gets T = amax = {amax}")
+        return LayerThreshold(amax, amax, float("nan"), 0.0)
+    clipped = histogram.hist[abs(histogram.edges[:-1] + histogram.edges[1:]) / 2 > found.value].sum()
+    return LayerThreshold(
+        amax, float(found.value), float(found.divergence), float(clipped) / float(histogram.hist.sum())
+    )
+
+
+def _warn(name: str, what: str) -> None:
+    warnings.warn(f"layer `{name}`: {what}", CalibrationWarning, stacklevel=4)
