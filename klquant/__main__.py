@@ -1,0 +1,18 @@
+"""The ``klquant`` command: finds out whether the command line is installed, and hands over to it."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what it needs."""
+    try:
+        from klquant.cli import cli
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "klquant":
+            raise
+        sys.exit(f"klquant: the command line needs {error.name}: pip install 'klquant[demo]'")
+    cli(prog_name="klquant")
+
+
+if __name__ == "__main__":
+    main()

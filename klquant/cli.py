@@ -1,0 +1,85 @@
+"""The command line: arguments in, tables out; the work is done elsewhere."""
+
+import importlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import klquant
+
+if TYPE_CHECKING:
+    from klquant.demo.run import DemoResult
+
+
+class _Group(click.Group):
+    """Shows klquant's own errors in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except klquant.KLQuantError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(klquant.__version__, prog_name="klquant")
+def cli() -> None:
+    """INT8 entropy (KL-divergence) calibration."""
+
+
+@cli.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="klquant-demo", show_default=True,
+              help="Folder for report.json and the pictures.")  # fmt: skip
+@click.option("--observe", type=click.Choice(["inputs", "outputs"]), default="inputs", show_default=True,
+              help="Quantize what enters each layer, as engines do, or what leaves it.")  # fmt: skip
+@click.option("--retrain", is_flag=True, help="Train the network anew first (about a minute); weights go to --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else.")
+def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_json: bool) -> None:
+    """Calibrate and quantize a small trained network on real images.
+
+    A VGG-style classifier of scikit-learn's handwritten digits is folded, calibrated on 512 training images and
+    quantized; its accuracy in INT8 is compared with FP32 on 600 test images.
+    """
+    if not as_json:
+        logging.basicConfig(format="%(message)s", level=logging.INFO)
+    status = Console(stderr=True)
+    with status.status("loading torch and scikit-learn"):
+        digits_module, run_module = (_needed(f"klquant.demo.{name}") for name in ("digits", "run"))
+    digits = digits_module.load_images()
+    if retrain:
+        training = _needed("klquant.demo.training")
+        training.save_weights(training.train(digits), out / "digits_vgg.safetensors")
+    network = digits_module.load_network(*([out / "digits_vgg.safetensors"] if retrain else []))
+    result = run_module.run_demo(network, digits, observe=observe)
+    with status.status("drawing"):
+        written = run_module.write_report(result, out)
+    if as_json:
+        click.echo(result.as_json())
+        return
+    _print_tables(result, run_module.summarize(result.layers))
+    click.echo(f"{len(written)} files in {out}/: report.json and a picture of each layer")
+
+
+def _needed(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"this command needs {error.name}: pip install 'klquant[demo]'"
+        raise klquant.MissingDependencyError(message) from error
+
+
+def _print_tables(result: "DemoResult", rows: list[tuple[str, ...]]) -> None:
+    console = Console()
+    accuracy = Table("version", "top-1 %", "logit SQNR dB", title="600 test images")
+    for name, (top1, sqnr) in result.accuracy.items():
+        accuracy.add_row(name, f"{top1:.2f}", "" if sqnr is None else f"{sqnr:.1f}")
+    layers = Table("layer", title=f"{result.observe} of each layer, 512 training images")
+    for title in ("amax", "T", "T/amax", "clipped share", "KL nats"):
+        layers.add_column(title, justify="right")
+    for row in rows:
+        layers.add_row(*row)
+    console.print(accuracy, layers)

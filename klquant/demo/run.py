@@ -1,0 +1,110 @@
+"""What ``klquant demo`` does: fold, calibrate on 512 images, quantize, compare with FP32, write it all down."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+import klquant
+from klquant.backends.torch import LayerThreshold, Quantizer
+from klquant.demo.digits import Digits
+from klquant.demo.files import write_atomic
+
+logger = logging.getLogger("klquant.demo")
+
+NUM_CALIBRATION = 512
+BATCH_SIZE = 64
+
+
+class Accuracy(NamedTuple):
+    """How one version of the network does on the test images."""
+
+    top1: float
+    """Share of images classified right, in percent."""
+    sqnr_db: float | None
+    """Signal to quantization noise of the logits against FP32, in dB."""
+
+
+class DemoResult(NamedTuple):
+    """All numbers of the demo; :meth:`as_json` is what ``report.json`` holds."""
+
+    accuracy: dict[str, Accuracy]
+    layers: dict[str, LayerThreshold]
+    histograms: dict[str, klquant.Histogram]
+    observe: str
+
+    def as_json(self) -> str:
+        """Return accuracy and layers as JSON."""
+        content = {
+            "klquant": klquant.__version__,
+            "torch": torch.__version__,
+            "observe": self.observe,
+            "calibration_images": NUM_CALIBRATION,
+            "accuracy": {name: entry._asdict() for name, entry in self.accuracy.items()},
+            "layers": {name: entry._asdict() for name, entry in self.layers.items()},
+        }
+        return json.dumps(content, indent=2)
+
+
+def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "outputs"] = "inputs") -> DemoResult:
+    """Take the network through all stages, and judge INT8 with KL and with max thresholds on the test images."""
+    batches = digits.train_images[:NUM_CALIBRATION].split(BATCH_SIZE)
+    quantizer = Quantizer(network, observe=observe, progress=True)
+    quantizer.fold(batches[0])
+    quantizer.quantize_weights()
+    quantizer.collect_amax(batches)
+    quantizer.collect_histograms(batches)
+    logits = _logits(network, digits.test_images)
+    accuracy = {"FP32": Accuracy(_top1(logits, digits.test_labels), None)}
+    quantizer.search_thresholds(criterion="max")
+    accuracy["INT8 max"] = _judge(quantizer.simulate().model, logits, digits)
+    quantizer.search_thresholds(criterion="entropy")
+    result = quantizer.simulate()
+    accuracy["INT8 KL"] = _judge(result.model, logits, digits)
+    return DemoResult(accuracy, result.thresholds, result.histograms, observe)
+
+
+def write_report(result: DemoResult, folder: Path) -> list[Path]:
+    """Write ``report.json`` and one picture for each layer; return their paths."""
+    from klquant.demo.plots import plot_layer  # matplotlib takes a second to import
+
+    paths = [folder / "report.json"]
+    write_atomic(paths[0], result.as_json().encode())
+    for name, layer in result.layers.items():
+        paths.append(folder / f"{name}.png")
+        write_atomic(paths[-1], plot_layer(name, layer, result.histograms[name]))
+    return paths
+
+
+def summarize(layers: Mapping[str, LayerThreshold]) -> list[tuple[str, ...]]:
+    """Return the rows of the layer table: name, amax, T, T/amax, clipped share, KL."""
+    return [
+        (
+            name,
+            f"{layer.amax:.3f}",
+            f"{layer.threshold:.3f}",
+            f"{layer.threshold / layer.amax:.3f}",
+            f"{layer.clipped:.2e}",
+            f"{layer.divergence:.2e}",
+        )
+        for name, layer in layers.items()
+    ]
+
+
+def _judge(model: nn.Module, reference: torch.Tensor, digits: Digits) -> Accuracy:
+    logits = _logits(model, digits.test_images)
+    noise = (logits - reference).square().sum()
+    return Accuracy(_top1(logits, digits.test_labels), float(10 * torch.log10(reference.square().sum() / noise)))
+
+
+def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
+
+
+def _top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return 100.0 * float((logits.argmax(1) == labels).double().mean())
