@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from namespaces import JAX, JIT, READ_ONLY, params
+from strategies import data as reals
+from strategies import fewer
+
+import klquant
+
+LEVELS = st.sampled_from([3, 15, 255])
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+ROUNDING = {np.float32: 3e-5, np.float64: 1e-13}  # of 127 levels, in scales
+
+
+@st.composite
+def scales(draw, dtype=np.float64):
+    """Draw a scale that is a number of this dtype."""
+    usual = st.floats(2.0**-13, 2.0**13, width=8 * np.dtype(dtype).itemsize)
+    return float(draw(usual | st.sampled_from([0.5, 1.0])))
+
+
+@st.composite
+def on_a_grid(draw, dtype, scale):
+    """Draw values half-way between levels, and next to those."""
+    halves = draw(npst.arrays(np.int64, st.integers(1, 20), elements=st.integers(-300, 300))).astype(dtype)
+    x = halves * dtype(scale / 2)
+    toward = draw(st.sampled_from([-np.inf, np.inf, None]))
+    return x if toward is None else np.nextafter(x, dtype(toward))
+
+
+@st.composite
+def cases(draw, dtype):
+    scale = draw(scales(dtype), label="scale")
+    x = draw(reals(dtype) | on_a_grid(dtype, scale), label="x")
+    return x, scale, draw(LEVELS, label="levels")
+
+
+def fake(x, scale, levels, axis=None):
+    return klquant.fake_quantize(x, scale, axis=axis, num_quantized_bins=levels)
+
+
+@given(cases(np.float64))
+def test_levels_are_those_of_python(case):
+    x, scale, levels = case
+    qmax = levels // 2
+    expected = [max(-qmax, min(qmax, round(value / scale))) for value in x.tolist()]
+    assert klquant.quantize(x, scale, num_quantized_bins=levels).tolist() == expected
+
+
+@DTYPES
+@given(data=st.data())
+def test_fake_quantize_is_idempotent(dtype, data):
+    x, scale, levels = data.draw(cases(dtype))
+    once = fake(x, scale, levels)
+    assert fake(once, scale, levels).tobytes() == once.tobytes()
+
+
+@DTYPES
+@given(data=st.data())
+def test_fake_quantize_is_monotone(dtype, data):
+    x, scale, levels = data.draw(cases(dtype))
+    assert (np.diff(fake(np.sort(x), scale, levels)) >= 0).all()
+
+
+@DTYPES
+@given(data=st.data())
+def test_fake_quantize_is_odd(dtype, data):
+    x, scale, levels = data.draw(cases(dtype))
+    np.testing.assert_array_equal(fake(-x, scale, levels), -fake(x, scale, levels))
+
+
+@DTYPES
+@given(data=st.data())
+def test_the_error_is_at_most_half_a_scale_inside(dtype, data):
+    x, scale, levels = data.draw(cases(dtype))
+    inside = np.abs(x) <= scale * (levels // 2)
+    error = np.abs(fake(x, scale, levels).astype(np.float64) - x)[inside]
+    assert (error <= scale * (0.5 + ROUNDING[dtype])).all()
+
+
+@DTYPES
+@given(data=st.data())
+def test_values_outside_saturate(dtype, data):
+    x, scale, levels = data.draw(cases(dtype))
+    largest = dtype(levels // 2) * dtype(scale)
+    outside = np.abs(x) >= largest
+    np.testing.assert_array_equal(fake(x, scale, levels)[outside], (np.sign(x) * largest)[outside])
+    assert (np.abs(fake(x, scale, levels)) <= largest).all()
+
+
+@DTYPES
+@given(data=st.data())
+def test_quantize_then_dequantize_is_fake_quantize(dtype, data):
+    x, scale, levels = data.draw(cases(dtype))
+    q = klquant.quantize(x, scale, num_quantized_bins=levels)
+    assert q.dtype == np.int8
+    assert klquant.dequantize(q, scale, dtype=np.dtype(dtype).name).tobytes() == fake(x, scale, levels).tobytes()
+
+
+@given(npst.arrays(np.int8, st.integers(0, 30), elements=st.integers(-127, 127)), scales())
+def test_every_level_comes_back_from_its_real_value(q, scale):
+    np.testing.assert_array_equal(klquant.quantize(klquant.dequantize(q, scale, dtype="float64"), scale), q)
+
+
+@given(cases(np.float64), st.integers(-40, 40))
+def test_powers_of_two_change_no_level(case, exponent):
+    x, scale, levels = case
+    assume((np.abs(x[x != 0]) > 1e-250).all())
+    scaled = klquant.quantize(x * 2.0**exponent, scale * 2.0**exponent, num_quantized_bins=levels)
+    np.testing.assert_array_equal(scaled, klquant.quantize(x, scale, num_quantized_bins=levels))
+
+
+@given(st.floats(1e-6, 1e6), LEVELS)
+def test_the_threshold_is_the_largest_level(threshold, levels):
+    scale = klquant.scale(threshold, num_quantized_bins=levels)
+    assert scale * (levels // 2) == pytest.approx(threshold, rel=1e-15)
+    ends = klquant.quantize(np.array([-threshold, threshold]), scale, num_quantized_bins=levels)
+    assert ends.tolist() == [-(levels // 2), levels // 2]
+
+
+@st.composite
+def tensors_with_channels(draw):
+    shape = draw(npst.array_shapes(min_dims=1, max_dims=4, max_side=4))
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    x = draw(npst.arrays(np.float32, shape, elements=st.floats(-1000, 1000, width=32)))
+    scale = draw(npst.arrays(np.float32, shape[axis], elements=st.just(0.0) | st.floats(2**-7, 8, width=32)))
+    return x, scale, axis
+
+
+@given(tensors_with_channels())
+def test_an_axis_is_one_scale_per_slice(drawn):
+    x, scale, axis = drawn
+    q = klquant.quantize(x, scale, axis=axis)
+    real = klquant.dequantize(q, scale, axis=axis)
+    both = klquant.fake_quantize(x, scale, axis=axis)
+    for k, step in enumerate(scale.tolist()):
+        part = np.take(x, k, axis)
+        np.testing.assert_array_equal(np.take(q, k, axis), klquant.quantize(part, step))
+        np.testing.assert_array_equal(np.take(real, k, axis), klquant.dequantize(np.take(q, k, axis), step))
+        np.testing.assert_array_equal(np.take(both, k, axis), klquant.fake_quantize(part, step))
+
+
+@given(tensors_with_channels())
+def test_a_dead_channel_is_all_zeros(drawn):
+    x, scale, axis = drawn
+    dead = np.take(klquant.quantize(x, scale, axis=axis), np.flatnonzero(scale == 0), axis)
+    assert not dead.any()
+
+
+@pytest.mark.parametrize("xp", params(READ_ONLY, JAX, JIT))
+@fewer()
+@given(data=st.data())
+def test_every_library_finds_the_same_levels(xp, data):
+    x, scale, _ = data.draw(cases(np.float32))
+    x = np.resize(np.append(x, np.float32(0)), 16)  # one size: each costs a compilation
+    before = x.tobytes()
+    arrays = xp.asarray(x), xp.asarray(scale, np.float32)
+    q, expected = xp.call(klquant.quantize, *arrays), klquant.quantize(x, scale)
+    # XLA divides by a scalar as it multiplies by its reciprocal: half-way cases may go to either side
+    halfway = np.abs(x / scale % 1 - 0.5) < 1e-4
+    assert (np.abs(np.asarray(q, np.int16) - expected) <= (halfway if xp.is_jax else 0)).all()
+    real = xp.call(klquant.fake_quantize, *arrays)
+    np.testing.assert_array_equal(real, np.asarray(q) * np.float32(scale))
+    assert x.tobytes() == before

@@ -1,0 +1,129 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from namespaces import JAX, JIT, READ_ONLY, params
+from strategies import JAX_SIZES, SHAPES, SIZES, counts, fewer, histograms, vectors, weights
+
+import klquant
+from klquant import reference
+from klquant.merging import merge_bounds, prefix_sums, sum_between
+
+LEVELS = st.integers(1, 20).map(lambda k: 2 * k + 1)
+
+
+@st.composite
+def partitions(draw):
+    levels = draw(LEVELS | st.just(255), label="levels")
+    return draw(st.integers(levels, 6 * levels + 1), label="bins"), levels
+
+
+@st.composite
+def values_with_support(draw):
+    """Values and a support that covers them or not."""
+    num_bins, levels = draw(st.sampled_from(SIZES))
+    values, support = (draw(draw(st.sampled_from(SHAPES))(num_bins)) for _ in range(2))
+    return values, support if draw(st.booleans()) else values, levels
+
+
+def merged_by(name, values, support, levels):
+    if name == "reference":
+        return reference.quantized_distribution(values, support, levels)
+    return klquant.quantized_distribution(values, support, num_quantized_bins=levels)
+
+
+def groups(num_bins, levels):
+    """Return the number of the group of each bin, found one bin at a time."""
+    return np.array([min(k // (num_bins // levels), levels - 1) for k in range(num_bins)])
+
+
+@given(partitions())
+def test_every_bin_is_in_exactly_one_group(partition):
+    num_bins, levels = partition
+    bounds = klquant.merge_partition(num_bins, levels)
+    members = [k for low, high in itertools.pairwise(bounds) for k in range(low, high)]
+    assert members == list(range(num_bins))
+
+
+@given(partitions())
+def test_all_groups_but_the_last_are_equal(partition):
+    num_bins, levels = partition
+    sizes = np.diff(klquant.merge_partition(num_bins, levels))
+    assert sizes.shape == (levels,)
+    assert (sizes[:-1] == num_bins // levels).all()
+    assert sizes[-1] == num_bins // levels + num_bins % levels
+
+
+@given(LEVELS, st.data())
+def test_bounds_of_many_widths_are_those_of_each(levels, data):
+    widths = data.draw(st.lists(st.integers(levels, 300), min_size=1, max_size=5))
+    bounds = merge_bounds(np.array(widths), levels, xp=np)
+    assert bounds.tolist() == [klquant.merge_partition(width, levels).tolist() for width in widths]
+
+
+@pytest.mark.parametrize("implementation", ["fast", "reference"])
+@given(values_with_support())
+def test_each_group_with_support_keeps_its_mass(implementation, drawn):
+    values, support, levels = drawn
+    merged = merged_by(implementation, values, support, levels)
+    for group in np.split(np.arange(len(values)), klquant.merge_partition(len(values), levels)[1:-1]):
+        expected = values[group].sum() if support[group].any() else 0
+        np.testing.assert_allclose(merged[group].sum(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["fast", "reference"])
+@given(values_with_support())
+def test_each_group_is_flat_on_its_support_and_zero_elsewhere(implementation, drawn):
+    values, support, levels = drawn
+    merged = merged_by(implementation, values, support, levels)
+    assert (merged[support == 0] == 0).all()
+    group = groups(len(values), levels)
+    for j in range(levels):
+        assert len(set(merged[(group == j) & (support != 0)].tolist())) <= 1
+
+
+@given(values_with_support())
+def test_merging_is_that_of_the_reference(drawn):
+    values, support, levels = drawn
+    merged = klquant.quantized_distribution(values, support, num_quantized_bins=levels)
+    np.testing.assert_allclose(
+        merged, reference.quantized_distribution(values, support, levels), rtol=1e-12, atol=1e-12
+    )
+
+
+@given(values_with_support())
+def test_merging_twice_changes_nothing_more(drawn):
+    values, support, levels = drawn
+    once = klquant.quantized_distribution(values, support, num_quantized_bins=levels)
+    twice = klquant.quantized_distribution(once, support, num_quantized_bins=levels)
+    np.testing.assert_allclose(twice, once, rtol=1e-12, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 2**55), min_size=1, max_size=60), st.data())
+def test_sums_of_counts_are_exact(values, data):
+    low = data.draw(st.integers(0, len(values)))
+    high = data.draw(st.integers(low, len(values)))
+    total = sum_between(prefix_sums(np.array(values), xp=np), low, high, xp=np)
+    assert total == float(sum(values[low:high]))
+
+
+@given(vectors(), st.data())
+def test_sums_of_weights_are_accurate(values, data):
+    low = data.draw(st.integers(0, len(values)))
+    high = data.draw(st.integers(low, len(values)))
+    total = sum_between(prefix_sums(values, xp=np), low, high, xp=np)
+    assert abs(total - float(sum(values[low:high].tolist()))) <= 1e-13 * max(1, float(values[low:high].sum()))
+
+
+@pytest.mark.parametrize("xp", params(READ_ONLY, JAX, JIT))
+@fewer()
+@given(histograms(JAX_SIZES, [counts, weights]))
+def test_every_library_merges_alike(xp, case):
+    before = case.hist.tobytes()
+    hist = xp.asarray(case.hist)
+    merged = xp.call(klquant.quantized_distribution, hist, hist, num_quantized_bins=case.num_quantized_bins)
+    expected = klquant.quantized_distribution(case.hist, case.hist, num_quantized_bins=case.num_quantized_bins)
+    np.testing.assert_allclose(merged, expected, rtol=1e-12)
+    assert case.hist.tobytes() == before

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
+from strategies import INTEGER_SHAPES, JAX_SIZES, fewer, histograms, weights
+
+import klquant
+from klquant import InfeasibleError, reference
+
+
+def curve_of(case, xp=NUMPY):
+    hist, edges = xp.asarray(case.hist), xp.asarray(case.edges)
+    curve = xp.call(klquant.divergence_curve, hist, edges, num_quantized_bins=case.num_quantized_bins)
+    return np.asarray(curve)
+
+
+def threshold_of(case, xp=NUMPY):
+    """Return the threshold, or None where none is feasible."""
+    hist, edges = xp.asarray(case.hist), xp.asarray(case.edges)
+    try:
+        found = xp.call(klquant.optimal_threshold, hist, edges, num_quantized_bins=case.num_quantized_bins)
+    except InfeasibleError:
+        return None
+    return None if xp.is_traced and int(found.index) == -1 else found
+
+
+def assert_found_like_the_reference(found, curve):
+    """Compare by regret: where two candidates are within rounding of each other, either may be chosen."""
+    if not np.isfinite(curve).any():
+        assert found is None
+        return
+    assert curve[int(found.index)] - curve.min() <= 1e-15
+    assert abs(float(found.divergence) - curve.min()) <= 1e-12
+
+
+@given(histograms())
+def test_the_curve_is_that_of_the_reference(case):
+    expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
+    curve = curve_of(case)
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@given(histograms(), st.floats(1e-9, 0.5))
+def test_the_curve_is_that_of_the_reference_for_any_eps(case, eps):
+    expected = reference.divergence_curve(case.hist, case.num_quantized_bins, eps)
+    curve = klquant.divergence_curve(case.hist, case.edges, num_quantized_bins=case.num_quantized_bins, eps=eps)
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@given(histograms())
+def test_the_minimum_is_that_of_the_reference(case):
+    expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
+    assert_found_like_the_reference(threshold_of(case), expected)
+
+
+@needs_jax
+@pytest.mark.parametrize("shapes", [INTEGER_SHAPES, [weights]], ids=["counts", "weights"])
+@fewer()
+@given(data=st.data())
+def test_jax_draws_the_curve_of_numpy(shapes, data):
+    case = data.draw(histograms(JAX_SIZES, shapes))
+    expected, curve = curve_of(case), curve_of(case, JAX)
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("xp", params(JAX, JIT))
+@fewer()
+@given(case=histograms(JAX_SIZES, INTEGER_SHAPES))
+def test_jax_finds_the_minimum_of_the_reference(xp, case):
+    found = threshold_of(case, xp)
+    assert_found_like_the_reference(found, reference.divergence_curve(case.hist, case.num_quantized_bins))
+    if found is not None:
+        assert np.asarray(found.value) in case.edges
+
+
+@given(histograms())
+def test_the_threshold_is_an_edge_on_the_right(case):
+    found = threshold_of(case)
+    assume(found is not None)
+    num_bins, narrowest = len(case.hist), case.num_quantized_bins // 2
+    assert 0 <= int(found.index) <= num_bins // 2 - narrowest
+    assert found.value == case.edges[num_bins // 2 + narrowest + int(found.index) + 1]
+    assert found.value > 0
+
+
+@given(histograms())
+def test_divergences_are_never_negative_nor_nan(case):
+    assert (curve_of(case) >= 0).all()
+
+
+@given(histograms(), st.integers(-40, 40))
+def test_powers_of_two_scale_the_threshold_exactly(case, exponent):
+    scaled = case._replace(edges=case.edges * 2.0**exponent)
+    assert curve_of(scaled).tobytes() == curve_of(case).tobytes()
+    found, found_scaled = threshold_of(case), threshold_of(scaled)
+    assume(found is not None)
+    assert found_scaled.value == found.value * 2.0**exponent
+    assert found_scaled.index == found.index
+    assert found_scaled.divergence == found.divergence
+
+
+@given(histograms(shapes=INTEGER_SHAPES))
+def test_whole_weights_are_counts(case):
+    assume(case.hist.sum() < 2**50)
+    as_weights = case._replace(hist=case.hist.astype(np.float64))
+    np.testing.assert_allclose(curve_of(as_weights), curve_of(case), rtol=0, atol=1e-13)
+
+
+@given(histograms(shapes=INTEGER_SHAPES), st.integers(1, 10))
+def test_counts_and_eps_scaled_together_give_the_same_divergences(case, exponent):
+    times = 2**exponent
+    assume(int(case.hist.sum()) * times < 2**63)
+    curve = curve_of(case._replace(hist=case.hist * times))
+    same = klquant.divergence_curve(case.hist, case.edges, num_quantized_bins=case.num_quantized_bins, eps=1e-4 / times)
+    feasible = np.isfinite(curve)  # fewer than of `same`: the limit of 1 on what a bin may lose does not scale
+    np.testing.assert_allclose(curve[feasible], same[feasible], rtol=0, atol=1e-12)
+
+
+@given(histograms())
+def test_inputs_stay_bit_for_bit_and_may_be_read_only(case):
+    before = case.hist.tobytes(), case.edges.tobytes()
+    found, curve = threshold_of(case), curve_of(case)
+    assert (case.hist.tobytes(), case.edges.tobytes()) == before
+    assert curve_of(case, READ_ONLY).tobytes() == curve.tobytes()
+    again = threshold_of(case, READ_ONLY)
+    assert found is again is None or tuple(found) == tuple(again)

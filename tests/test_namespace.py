@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from namespaces import JAX, needs_jax
+
+from klquant import ArrayTypeError
+from klquant._namespace import (
+    array_namespace,
+    bincount,
+    compiled,
+    enable_x64,
+    from_numpy,
+    is_concrete,
+    map_blocks,
+    while_loop,
+)
+
+
+def library(xp):
+    return array_namespace(x=xp.asarray(0))
+
+
+def test_arrays_have_the_namespace_of_their_library(xp):
+    seen = []
+
+    def look(x, y):
+        seen.append(array_namespace(x=x, y=y))
+        return x
+
+    xp.call(look, xp.asarray([1.0]), xp.asarray([2]))
+    assert [namespace.__name__ for namespace in seen] == ["jax.numpy" if xp.is_jax else "numpy"]
+
+
+def test_numpy_scalars_are_arrays():
+    assert array_namespace(x=np.float32(1)) is np
+
+
+@needs_jax
+def test_mixed_libraries_are_refused_by_name():
+    with pytest.raises(ArrayTypeError, match=r"`hist` from numpy, `edges` from jax"):
+        array_namespace(hist=np.ones(3), edges=JAX.asarray(np.ones(4)))
+
+
+@pytest.mark.parametrize(("value", "kind"), [([1, 2], "list"), (1.5, "float"), (None, "NoneType"), ((1,), "tuple")])
+def test_what_is_no_array_is_refused(value, kind):
+    with pytest.raises(ArrayTypeError, match=rf"`hist` must be a NumPy or JAX array, got {kind}; .*np\.asarray"):
+        array_namespace(hist=value)
+
+
+def test_a_torch_tensor_is_sent_to_the_backend():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ArrayTypeError, match=r"got torch\.Tensor; .*klquant\.backends\.torch"):
+        array_namespace(hist=torch.ones(3))
+
+
+def test_only_tracers_are_not_concrete(xp):
+    seen = []
+
+    def look(x):
+        seen.append(is_concrete(np.ones(2), x))
+        return x
+
+    xp.call(look, xp.asarray([1.0]))
+    assert seen == [not xp.is_traced]
+
+
+def test_a_kernel_runs_in_the_library_of_its_arrays(xp):
+    double = compiled(lambda x, *, xp, times: xp.asarray(times) * x)
+    result = xp.call(double, xp.asarray([1, 2**40]), times=2)
+    assert xp.owns(result)
+    assert result.dtype == np.int64
+    np.testing.assert_array_equal(result, [2, 2**41])
+
+
+def test_a_kernel_may_divide_by_zero(xp):
+    divide = compiled(lambda x, *, xp: xp.where(x > 0, 1 / x, xp.inf))
+    np.testing.assert_array_equal(xp.call(divide, xp.asarray([0.0, 2.0])), [np.inf, 0.5])
+
+
+@needs_jax
+def test_jax_compiles_once_per_shape_and_static_value():
+    traces = []
+
+    @compiled
+    def kernel(x, *, xp, k):
+        traces.append((x.shape, k))
+        return x + k
+
+    for size, k in [(2, 1), (2, 1), (3, 1), (2, 5), (3, 1), (2, 5)]:
+        kernel(JAX.asarray(np.ones(size)), k=k)
+    assert traces == [((2,), 1), ((3,), 1), ((2,), 5)]
+
+
+@needs_jax
+def test_64_bit_types_stay_a_local_matter():
+    import jax
+
+    before = jax.config.jax_enable_x64
+    with enable_x64():
+        assert jax.numpy.asarray(2**40).dtype == np.int64
+    assert jax.config.jax_enable_x64 == before
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "float32", "int8"])
+def test_from_numpy_keeps_the_dtype(eager, dtype):
+    array = np.array([1, 2], dtype)
+    moved = from_numpy(array, xp=library(eager))
+    assert eager.owns(moved)
+    assert moved.dtype == dtype
+    np.testing.assert_array_equal(moved, array)
+
+
+def test_bincount_counts_in_64_bits_and_keeps_empty_bins(xp):
+    counts = xp.call(compiled(lambda index, *, xp: bincount(index, 5, xp=xp)), xp.asarray([3, 0, 3, 3]))
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, [1, 0, 0, 3, 0])
+
+
+def test_blocks_that_are_not_needed_give_zeros(xp):
+    @compiled
+    def kernel(blocks, needed, *, xp):
+        return map_blocks(lambda block: block * 0.5, blocks, needed, xp=xp)
+
+    result = xp.call(kernel, xp.asarray([[2, 4], [6, 8], [10, 12]]), xp.asarray([True, False, True]))
+    np.testing.assert_array_equal(result, [[1, 2], [0, 0], [5, 6]])
+
+
+def test_blocks_that_are_not_needed_cost_nothing():
+    seen = []
+
+    def function(block):
+        seen.append(block.tolist())
+        return block * 1.0
+
+    map_blocks(function, np.array([[1], [2], [3]]), np.array([False, True, False]), xp=np)
+    assert seen == [[2]]
+
+
+def test_while_loop_runs_until_finished(xp):
+    @compiled
+    def collatz_steps(start, *, xp):
+        def step(state):
+            value, steps = state
+            return xp.where(value % 2 == 0, value // 2, 3 * value + 1), steps + 1
+
+        return while_loop(lambda state: state[0] > 1, step, (start, xp.asarray(0)), xp=xp)[1]
+
+    assert int(xp.call(collatz_steps, xp.asarray(6))) == 8
+    assert int(xp.call(collatz_steps, xp.asarray(1))) == 0

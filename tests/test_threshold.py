@@ -1,0 +1,184 @@
+from math import isnan
+
+import numpy as np
+import pytest
+from cases import by_hand, even_edges, golden, listed
+from namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
+
+import klquant
+from klquant import InfeasibleError, Threshold
+
+FEW_BINS = (257, 1001, 2001)  # each number of bins costs JAX two seconds of compilation
+
+
+def golden_on(xp, *bins):
+    (library,) = params(xp)
+    return [pytest.param(xp, *p.values, id=f"{xp.name}-{p.id}", marks=library.marks) for p in golden(*bins)]
+
+
+@pytest.mark.parametrize(("xp", "case"), golden_on(NUMPY) + golden_on(JAX, *FEW_BINS, 12001))
+def test_golden_thresholds(xp, case):
+    hist, edges = xp.asarray(case.hist), xp.asarray(case.edges)
+    if not case.feasible:
+        with pytest.raises(InfeasibleError, match="must have a feasible candidate"):
+            klquant.optimal_threshold(hist, edges)
+        return
+    threshold = klquant.optimal_threshold(hist, edges)
+    index = int(threshold.index)
+    assert index in case.ok_index
+    if case.exact_tie:
+        assert index == case.ok_index[0] == listed(case.name)["index"]
+    assert float(threshold) == case.edges[len(case.hist) // 2 + 127 + index + 1]
+    assert abs(float(threshold.divergence) - case.divergence[index]) <= 1e-12
+
+
+@pytest.mark.parametrize(("xp", "case"), golden_on(NUMPY) + golden_on(JAX, *FEW_BINS) + golden_on(JIT, 257))
+def test_golden_curves(xp, case):
+    curve = np.asarray(xp.call(klquant.divergence_curve, xp.asarray(case.hist), xp.asarray(case.edges)))
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(case.divergence))
+    np.testing.assert_allclose(curve, case.divergence, rtol=0, atol=1e-12)
+
+
+def search(xp, hist, edges=None, **options):
+    edges = even_edges(len(hist)) if edges is None else edges
+    return xp.call(klquant.optimal_threshold, xp.asarray(hist), xp.asarray(edges), **options)
+
+
+@pytest.mark.parametrize("xp", params(NUMPY, READ_ONLY))
+@pytest.mark.parametrize("case", by_hand())
+def test_curves_by_hand(xp, case):
+    hist, edges = xp.asarray(case.hist), xp.asarray(even_edges(len(case.hist)))
+    curve = xp.call(klquant.divergence_curve, hist, edges, num_quantized_bins=case.num_quantized_bins, eps=case.eps)
+    assert xp.owns(curve)
+    assert curve.dtype == np.float64
+    np.testing.assert_allclose(curve, case.divergence, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", by_hand("merged in pairs"))
+def test_thresholds_by_hand(xp, case):
+    threshold = search(xp, case.hist, num_quantized_bins=case.num_quantized_bins, eps=case.eps)
+    index = int(np.argmin(case.divergence))
+    assert isinstance(threshold, Threshold)
+    assert xp.owns(*threshold)
+    assert int(threshold.index) == index
+    assert threshold.index.dtype == np.int32
+    assert float(threshold.value) == case.num_quantized_bins // 2 + index + 0.5
+    np.testing.assert_allclose(threshold.divergence, case.divergence[index], rtol=0, atol=1e-14)
+
+
+def test_the_first_of_equal_minima_wins(xp):
+    # the mass lies within the narrowest window: no candidate but the first can be the first minimum
+    threshold = search(xp, [0, 0, 0, 5, 0, 0, 0], num_quantized_bins=3)
+    assert (int(threshold.index), float(threshold.value), float(threshold.divergence)) == (0, 1.5, 0.0)
+
+
+def test_nothing_feasible_is_an_error_or_nan_under_jit(xp):
+    if not xp.is_traced:
+        with pytest.raises(InfeasibleError):
+            search(xp, np.zeros(7, int), num_quantized_bins=3)
+        return
+    threshold = search(xp, np.zeros(7, int), num_quantized_bins=3)
+    assert isnan(threshold.value)
+    assert isnan(threshold.divergence)
+    assert int(threshold.index) == -1
+
+
+@pytest.mark.parametrize("hist", [[0.0, 0, 0, 0, 0, 0, 0], [4.0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1e-5, 0, 0, 0]])
+def test_infeasible_candidates_are_infinite(xp, hist):
+    curve = xp.call(klquant.divergence_curve, xp.asarray(hist), xp.asarray(even_edges(7)), num_quantized_bins=3)
+    np.testing.assert_array_equal(curve, np.full(3, np.inf))
+
+
+@pytest.mark.parametrize(
+    ("xp", "dtype"),
+    [(NUMPY, "float16"), (NUMPY, "float32"), (NUMPY, "float64"), pytest.param(JAX, "float32", marks=needs_jax)],
+)
+def test_the_value_is_an_edge_in_the_dtype_of_the_edges(xp, dtype):
+    edges = (even_edges(7) * 0.3).astype(dtype)
+    threshold = search(xp, [1, 0, 2, 2, 2, 1, 1], edges, num_quantized_bins=3)
+    assert threshold.value.dtype == dtype
+    assert np.asarray(threshold.value) == edges[7 // 2 + 1 + int(threshold.index) + 1]
+
+
+def test_whole_edges_give_a_real_threshold():
+    threshold = search(NUMPY, [1, 0, 2, 2, 2, 1, 1], np.arange(-7, 8, 2), num_quantized_bins=3)
+    assert threshold.value.dtype == np.float64
+    assert float(threshold) in (3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("xp", "dtype"),
+    [(NUMPY, dtype) for dtype in ("uint8", "int16", "uint32", "uint64", "float16", "float32", "float64")]
+    + [pytest.param(JAX, "float32", marks=needs_jax)],
+)
+def test_the_dtype_of_the_counts_does_not_matter(xp, dtype):
+    hist = np.array([1, 0, 2, 250, 2, 1, 1])
+    expected = search(NUMPY, hist, num_quantized_bins=3)
+    threshold = search(xp, hist.astype(dtype), num_quantized_bins=3)
+    assert int(threshold.index) == int(expected.index)
+    np.testing.assert_allclose(threshold.divergence, expected.divergence, rtol=0, atol=1e-14)
+
+
+@needs_jax
+@pytest.mark.xfail(reason="bug: bfloat16 has dtype.kind 'V', so prefix_sums truncates its weights to integers")
+def test_bfloat16_weights_keep_their_fractions():
+    weights, edges = np.array([0.5, 1.5, 9, 1, 0.75, 4, 0.25]), even_edges(7)
+    curve = klquant.divergence_curve(JAX.asarray(weights).astype("bfloat16"), JAX.asarray(edges), num_quantized_bins=3)
+    expected = klquant.divergence_curve(weights, edges, num_quantized_bins=3)
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+def test_a_tail_behind_2_to_the_61_is_seen(xp):
+    spike, tail = [0, 0, 0, 2**61, 0, 0, 0], [1, 0, 5, 2**61, 0, 4, 3]
+    curves = [
+        xp.call(klquant.divergence_curve, xp.asarray(h), xp.asarray(even_edges(7)), num_quantized_bins=3)
+        for h in (spike, tail)
+    ]
+    np.testing.assert_array_equal(np.asarray(curves[0]), 0)
+    assert (np.asarray(curves[1]) > 0).all()
+
+
+def test_the_narrowest_histogram_has_one_candidate():
+    threshold = search(NUMPY, [1, 2, 1], num_quantized_bins=3)
+    assert (int(threshold.index), float(threshold.value)) == (0, 1.5)
+
+
+def test_255_levels_are_the_default():
+    assert klquant.divergence_curve(np.ones(257, int), even_edges(257)).shape == (2,)
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(
+            klquant.optimal_threshold,
+            marks=pytest.mark.xfail(
+                reason="bug: argmax inside while_loop is lowered in 32 bits under an outer jit without enable_x64"
+            ),
+        ),
+        klquant.divergence_curve,
+    ],
+)
+def test_jit_needs_no_64_bit_configuration(function):
+    import jax
+
+    hist, edges = np.array([1, 0, 2, 2, 2, 1, 1]), even_edges(7)
+    result = jax.jit(lambda h, e: function(h, e, num_quantized_bins=3))(JAX.asarray(hist), JAX.asarray(edges))
+    expected = function(hist, edges, num_quantized_bins=3)
+    for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
+
+
+@needs_jax
+def test_vmap_searches_each_row():
+    import jax
+
+    hists = [[1, 0, 2, 2, 2, 1, 1], [9, 0, 2, 2, 0, 1, 8], [0, 0, 0, 0, 0, 0, 0]]
+    edges = JAX.asarray(even_edges(7))
+    with jax.enable_x64(True):
+        found = jax.vmap(lambda h: klquant.optimal_threshold(h, edges, num_quantized_bins=3))(JAX.asarray(hists))
+    expected = [int(search(NUMPY, hist, num_quantized_bins=3).index) for hist in hists[:2]]
+    assert np.asarray(found.index).tolist() == [*expected, -1]
+    assert isnan(found.value[2])

@@ -1,0 +1,163 @@
+from pathlib import Path
+
+import pytest
+import torch
+from klquant.backends.torch.calls import OUTPUT, Consumer, count_uses, record_calls
+from networks import Broken, Net, fingerprint, ready
+from torch import nn
+from torch.nn import functional as F
+
+X = torch.ones(2, 3)
+
+
+def record(model, *args):
+    return record_calls(model, lambda: model(*args))
+
+
+def consumers_of_fc(use, **modules):
+    """Return who consumed y = fc(x) in ``use(net, y)``."""
+    net = Net(lambda net, x: use(net, net.fc(x)), fc=nn.Linear(3, 3), **modules).eval()
+    (call,) = record(net, X)["fc"]
+    return call.consumers
+
+
+def test_torch_is_not_shadowed_by_this_folder():
+    assert Path(__file__).parent not in Path(torch.__file__).parents
+
+
+def test_consumers_are_those_of_the_run_not_of_the_registration():
+    def run(net, x):
+        return net.d(net.a(net.c(net.b(x))))
+
+    model = Net(run, a=nn.ReLU(), b=nn.Linear(3, 3), c=nn.BatchNorm1d(3), d=nn.Linear(3, 1)).eval()
+    calls = record(model, X)
+    assert {name: [call.consumers for call in made] for name, made in calls.items()} == {
+        "b": [[Consumer("c")]],
+        "c": [[Consumer("a")]],
+        "a": [[Consumer("d")]],
+        "d": [[Consumer(None, OUTPUT)]],
+    }
+
+
+def test_names_are_qualified_and_a_root_layer_has_the_empty_name():
+    assert list(record(nn.Sequential(nn.Sequential(nn.Linear(3, 3))), X)) == ["0.0"]
+    assert record(nn.Linear(3, 3), X)[""][0].consumers == [Consumer(None, OUTPUT)]
+
+
+def test_each_call_of_a_layer_is_recorded_and_an_uncalled_one_has_none():
+    model = Net(lambda net, x: net.fc(net.fc(x)), fc=nn.Linear(3, 3), idle=nn.Linear(3, 3), norm=nn.BatchNorm1d(3))
+    calls = record(model.eval(), X)
+    assert [call.consumers for call in calls["fc"]] == [[Consumer("fc")], [Consumer(None, OUTPUT)]]
+    assert calls["idle"] == calls["norm"] == []
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3)])
+def test_the_rank_of_the_output_is_recorded(shape):
+    assert record(nn.Linear(3, 4), torch.ones(shape))[""][0].output_ndim == len(shape)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, y: (y + 1).sum(),
+        lambda net, y: (1 - y).sum(),
+        lambda net, y: y[0].sum(),
+        lambda net, y: [row.sum() for row in y],
+        lambda net, y: X if y.sum() > 0 else -X,
+        lambda net, y: torch.cat([X, y]).sum(),
+        lambda net, y: torch.where(X > 0, input=y, other=X).sum(),
+        lambda net, y: F.linear(X, y),
+        lambda net, y: torch.ops.aten.neg(y),
+        lambda net, y: torch.tensor(y.tolist()),
+        lambda net, y: torch.zeros(2, 3).add_(y),
+        lambda net, y: y.data.sum(),
+        lambda net, y: torch.from_numpy(y.numpy().copy()),
+    ],
+)
+def test_each_use_by_a_function_counts_once(use):
+    consumers = consumers_of_fc(use)
+    assert len(consumers) == 1
+    assert consumers[0].module is None
+    assert consumers[0].function not in (None, OUTPUT)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda y: y.add_(1), lambda y: y.__iadd__(1), lambda y: F.relu(y, inplace=True), torch.relu_]
+)
+def test_changing_a_tensor_in_place_is_a_use_and_so_is_what_comes_after(change):
+    assert len(consumers_of_fc(lambda net, y: change(y))) == 2
+
+
+def test_two_uses_in_one_function_count_twice():
+    assert len(consumers_of_fc(lambda net, y: torch.cat([y, y]).sum())) == 2
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: y, lambda y: (y, 1), lambda y: {"a": [y]}, lambda y: [None, {"b": (y,)}]], ids=str
+)
+def test_the_output_of_the_model_is_a_consumer(wrap):
+    assert consumers_of_fc(lambda net, y: wrap(y)) == [Consumer(None, OUTPUT)]
+
+
+def test_reading_metadata_is_no_use():
+    def use(net, y):
+        assert (y.shape, y.size(0), len(y), y.ndim, y.dim(), y.numel()) == ((2, 3), 2, 2, 2, 2, 6)
+        assert (y.dtype, y.device.type, y.is_contiguous(), y.is_floating_point()) == (torch.float32, "cpu", True, True)
+        assert (y.stride(), y.is_cuda) == ((3, 1), False)
+        return net.relu(y)
+
+    assert consumers_of_fc(use, relu=nn.ReLU()) == [Consumer("relu")]
+
+
+def test_keyword_arguments_of_modules_are_seen():
+    assert consumers_of_fc(lambda net, y: net.norm(input=y), norm=nn.BatchNorm1d(3)) == [Consumer("norm")]
+
+
+def test_what_a_module_does_inside_is_not_recorded():
+    first, second = nn.Conv1d(1, 1, 3), nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")
+    calls = record(nn.Sequential(first, second), torch.ones(2, 1, 9))
+    assert calls["0"][0].consumers == [Consumer("1")]
+
+
+def test_modules_that_are_not_of_interest_are_looked_through():
+    assert consumers_of_fc(lambda net, y: net.inner(y), inner=nn.Sequential(nn.Identity(), nn.ReLU())) == [
+        Consumer("inner.1")
+    ]
+    (used,) = consumers_of_fc(lambda net, y: net.act(y), act=nn.Sigmoid())
+    assert used == Consumer(None, torch.sigmoid)
+
+
+def test_after_an_in_place_relu_the_tensor_is_that_of_the_relu():
+    net = Net(lambda net, x: net.relu(net.fc(x)) + 1, fc=nn.Linear(3, 3), relu=nn.ReLU(inplace=True)).eval()
+    calls = record(net, X)
+    assert calls["fc"][0].consumers == [Consumer("relu")]
+    assert [consumer.function for consumer in calls["relu"][0].consumers] == [torch.Tensor.add]
+
+
+def test_recording_leaves_the_model_and_the_mode_as_they_were():
+    model = ready(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU()), dtype=torch.float32)
+    before = fingerprint(model)
+    record(model, X)
+    assert fingerprint(model) == before
+    assert torch.is_grad_enabled()
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_recording_ends_also_when_the_model_fails():
+    def run(net, x):
+        net.fc(x)
+        raise Broken
+
+    model = Net(run, fc=nn.Linear(3, 3), relu=nn.ReLU()).eval()
+    before = fingerprint(model)
+    with pytest.raises(Broken):
+        record(model, X)
+    assert fingerprint(model) == before
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_uses_of_a_parameter_are_counted_by_owner():
+    a, b, c = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    b.weight = a.weight
+    uses = count_uses(nn.Sequential(a, b, c, c))  # one module in two places owns its parameters once
+    assert [uses[id(p)] for p in (a.weight, a.bias, b.bias, c.weight)] == [2, 1, 1, 1]
