@@ -3,7 +3,9 @@
 ``klquant.backends.torch`` calibrates whole PyTorch models; it is imported on demand.
 """
 
+from klquant._result import Threshold
 from klquant.affine import dequantize, fake_quantize, quantize, scale
+from klquant.criteria import max_threshold, mse_curve, mse_threshold, percentile_threshold
 from klquant.divergence import kl_divergence, smooth
 from klquant.errors import (
     ArrayTypeError,
@@ -16,7 +18,7 @@ from klquant.errors import (
 )
 from klquant.histogram import Histogram, histogram, merge
 from klquant.merging import merge_partition, quantized_distribution
-from klquant.threshold import Threshold, divergence_curve, optimal_threshold
+from klquant.threshold import divergence_curve, optimal_threshold
 
 __version__ = "0.1.0"
 
@@ -35,9 +37,13 @@ __all__ = [
     "fake_quantize",
     "histogram",
     "kl_divergence",
+    "max_threshold",
     "merge",
     "merge_partition",
+    "mse_curve",
+    "mse_threshold",
     "optimal_threshold",
+    "percentile_threshold",
     "quantize",
     "quantized_distribution",
     "scale",

@@ -1,175 +1,167 @@
 """The divergence of every candidate in closed form, once for NumPy and JAX.
 
-With prefix sums over the bins every candidate needs only the totals of its groups, because the quantized
-distribution is constant on the non-zero bins of a group: O(candidates x levels) in place of the
-O(candidates x bins) of the loops in :mod:`klquant.reference`, with which this shares no code.
-
 With C = sum P, U = sum S, e_p and e_q what smoothing takes from a non-zero bin, and over each group j the sums
 A_j of S, M_j of P and the number N_j of bins with P != 0::
 
     D = (1/C) [ sum_{k: P_k > 0} (P_k - e_p) log(P_k - e_p) - sum_j (M_j - e_p N_j) log(q_j) ] + log(U / C)
     q_j = A_j / N_j - e_q where A_j > 0, else eps
+
+The first sum is expanded in e_p over running sums (below), the second is made of residue chains
+(:mod:`klquant._chains`). Candidates for which an expansion would be too coarse, which have few non-zero bins or
+tiny weights, are evaluated bin by bin (:mod:`klquant._direct`).
 """
 
+import functools
 import math
 from types import ModuleType
-from typing import NamedTuple
 
-from klquant._namespace import Array, map_blocks
-from klquant.divergence import smoothing_loss
-from klquant.merging import merge_bounds, prefix_sums, sum_between
+import numpy as np
 
-_SERIES_TERMS = 9  # with e/h <= 1/32 the first term left out is below 1e-16 of h
-_SERIES_LIMIT = 1 / 32
-_BLOCK_SIZE = 2**19  # entries of a temporary array in the direct sum
+from klquant._chains import SERIES_LIMIT, TERMS, interior_chains
+from klquant._direct import Search, direct_divergence
+from klquant._layout import Layout
+from klquant._namespace import Array, at_most, fixed_shapes, map_selected, running_sums
+from klquant._windows import Group, all_windows, counts_between, filled_between, log_kept, sum_up
 
-
-class Windows(NamedTuple):
-    """All candidates at once: arrays over the candidates, counts as float64."""
-
-    start: Array
-    stop: Array
-    first: Array  # P[0]
-    last: Array  # P[w - 1]
-    beyond: Array  # what `last` holds of the right outliers
-    inside: Array  # sum of S
+P_TERMS = 10  # with e_p / h up to P_LIMIT the first term left out is below 1e-16 of h
+P_LIMIT = 1 / 32
+BLOCK_SIZE = 2**16  # entries of a temporary array where candidates are evaluated bin by bin
 
 
-def closed_form_curve(hist: Array, num_quantized_bins: int, eps: float, *, xp: ModuleType) -> Array:
+def prepare(hist: Array, num_quantized_bins: int, eps: float, one_sided: bool, *, xp: ModuleType) -> Search:
+    """Sum up the histogram and describe all candidates."""
+    levels = num_quantized_bins
+    if one_sided:
+        centre, levels = hist.shape[0] // 2, num_quantized_bins // 2 + 1
+        hist = xp.concatenate([xp.zeros(1, hist.dtype), hist[centre:] + _without_centre(hist[centre::-1], xp=xp)])
+    layout = Layout(hist.shape[0], levels, one_sided)
+    sums = sum_up(hist, layout.padding(alone=not fixed_shapes(xp=xp)), xp=xp)
+    window = all_windows(sums, layout, eps, xp=xp)
+    return Search(hist.astype(xp.float64), sums, window, counts_between(sums, 0, layout.num_bins, xp=xp), layout, eps)
+
+
+def _without_centre(half: Array, *, xp: ModuleType) -> Array:
+    return xp.concatenate([xp.zeros(1, half.dtype), half[1:]])
+
+
+def closed_form_curve(search: Search, *, xp: ModuleType) -> Array:
     """Return the divergence of every candidate, float64, +inf where it is infeasible."""
-    sums = prefix_sums(hist, xp=xp)
-    nonzeros = prefix_sums(hist > 0, xp=xp)
-    window = windows(sums, hist.shape[0], num_quantized_bins, xp=xp)
-    values = hist.astype(xp.float64)
-    unit = values.sum() / xp.maximum((hist > 0).sum(), 1)  # logs are taken of counts / unit, to keep them small
+    window, total = search.window, search.total
+    possible = (window.inside > 0) & (window.loss_p < 1) & (window.loss_q < 1)
+    least = _smallest(search, xp=xp)
+    anchor, rest = _anchors(search, possible, xp=xp)
+    smooth = possible & (window.loss_p <= P_LIMIT * least) & (rest <= SERIES_LIMIT * (least - anchor))
+    tiny = xp.where(smooth, window.loss_p, 0.0).max() / P_LIMIT  # smaller weights would swamp the sums of powers
+    smooth = smooth & (least >= tiny)
+    coarse = possible & ~smooth
 
-    sliced, support, mass = _groups(hist, sums, nonzeros, window, num_quantized_bins, xp=xp)
-    width = window.stop - window.start
-    loss_p = smoothing_loss(support.sum(axis=1), width, eps, xp=xp)
-    loss_q = smoothing_loss(xp.where(sliced > 0, support, 0).sum(axis=1), width, eps, xp=xp)
-    level = xp.where(sliced > 0, sliced / xp.maximum(support, 1) - loss_q[:, None], eps)
-    cross = (mass - loss_p[:, None] * support) * xp.log(level / unit)
-
-    total = sum_between(sums, 0, hist.shape[0], xp=xp)
-    # with counts the series fails only where less than one bin in `_SERIES_LIMIT / eps` is filled
-    room = hist.shape[0] if hist.dtype.kind == "f" else math.ceil(hist.shape[0] * eps / _SERIES_LIMIT) + 1
-    self_term = _self_term(values, nonzeros, window, loss_p, unit, room=min(room, hist.shape[0]), xp=xp)
-    curve = (self_term - xp.where(support > 0, cross, 0.0).sum(axis=1)) / total + log_kept(window, total, xp=xp)
-    feasible = (loss_p < 1) & (loss_q < 1) & (level > 0).all(axis=1) & (_smallest(values, window, xp=xp) > loss_p)
-    return xp.where(feasible, xp.maximum(curve, 0.0), xp.inf)
+    unit = total / xp.maximum(search.sums.filled[-1], 1)  # logarithms are taken of counts / unit, to keep them small
+    terms = _chain_terms(search, smooth, anchor, rest, least, xp=xp)
+    cross = _cross_term(search, smooth, anchor, rest, unit, terms, xp=xp)
+    for end in (window.head, window.tail):
+        cross = cross + _end_term(search, end, unit, xp=xp)
+        smooth = smooth & ((end.sliced == 0) | (end.sliced > window.loss_q * end.support))
+    curve = (_self_term(search, tiny, unit, xp=xp) - cross) / total
+    curve = xp.where(smooth, xp.maximum(curve + log_kept(window, total, xp=xp), 0.0), xp.inf)
+    return _evaluate_coarse(curve, search, coarse, xp=xp)
 
 
-def windows(sums: tuple[Array, Array], num_bins: int, num_quantized_bins: int, *, xp: ModuleType) -> Windows:
-    """Return the windows of all candidates, from the narrowest to the widest."""
-    centre = num_bins // 2
-    half = xp.arange(num_quantized_bins // 2, centre + 1)
-    start, stop = centre - half, centre + half + 1
-    return Windows(
-        start,
-        stop,
-        first=sum_between(sums, 0, start + 1, xp=xp),
-        last=sum_between(sums, stop - 1, num_bins, xp=xp),
-        beyond=sum_between(sums, stop, num_bins, xp=xp),
-        inside=sum_between(sums, start + 1, stop, xp=xp),
-    )
+def _smallest(search: Search, *, xp: ModuleType) -> Array:
+    """Return (a lower bound of) the smallest non-zero P of each window."""
+    values, sums, window = search[:3]
+    if sums.unit is None:
+        return xp.ones(window.start.shape)
+    present = xp.where(values > 0, values, xp.inf)
+    if search.layout.one_sided:
+        inner = xp.minimum.accumulate(present)[window.stop - 2]
+    else:
+        centre = values.shape[0] // 2
+        by_distance = xp.minimum(present[centre::-1], present[centre:])
+        inner = xp.minimum.accumulate(by_distance)[window.stop - 2 - centre]
+    ends = (xp.where(end > 0, end, xp.inf) for end in (window.first, window.last))
+    return xp.minimum(inner, xp.minimum(*ends))
 
 
-def log_kept(window: Windows, total: Array, *, xp: ModuleType) -> Array:
-    """Return log(sum S / sum P): S lacks the first bin and all outliers."""
-    lost = window.first + window.beyond  # exact where it is small, as `inside` is where that is
-    return xp.where(lost < window.inside, xp.log1p(-lost / total), xp.log(window.inside / total))
+def _anchors(search: Search, possible: Array, *, xp: ModuleType) -> tuple[Array, Array]:
+    """Split e_q into the smallest in its block (0 where there is none) and the rest."""
+    loss = search.window.loss_q
+    blocks = search.layout.blocks()
+    counts = [block.candidates for block in blocks]
+    members = np.asarray([block.narrowest for block in blocks])[:, None] + np.arange(max(counts))
+    members = np.minimum(members, len(loss) - 1)  # a shorter block borrows from its neighbour: that does no harm
+    smallest = xp.where(possible, loss, xp.inf)[members].min(axis=1)
+    smallest = xp.where(xp.isfinite(smallest), smallest, 0.0)
+    anchor = smallest[np.repeat(np.arange(len(blocks)), counts)]
+    return anchor, xp.where(possible, loss - anchor, 0.0)
 
 
-def _groups(
-    hist: Array,
-    sums: tuple[Array, Array],
-    nonzeros: tuple[Array, Array],
-    window: Windows,
-    num_quantized_bins: int,
-    *,
-    xp: ModuleType,
-) -> tuple[Array, Array, Array]:
-    """Return S summed, the bins with P != 0, and P summed, over each group: shape (candidates, levels)."""
-    bounds = window.start[:, None] + merge_bounds(window.stop - window.start, num_quantized_bins, xp=xp)
-    low = xp.concatenate([window.start[:, None] + 1, bounds[:, 1:-1]], axis=1)  # S[0] = 0
-    filled = sum_between(nonzeros, low, bounds[:, 1:], xp=xp)
-    sliced = xp.where(filled > 0, sum_between(sums, low, bounds[:, 1:], xp=xp), 0.0)
-
-    group = xp.arange(num_quantized_bins)
-    is_first, is_last = group == 0, group == num_quantized_bins - 1
-    only_beyond = (window.last > 0) & (hist[window.stop - 1] == 0)
-    support = filled + is_first * (window.first > 0)[:, None] + is_last * only_beyond[:, None]
-    mass = sliced + is_first * window.first[:, None] + is_last * window.beyond[:, None]
-    return sliced, support, mass
+def _chain_terms(search: Search, smooth: Array, anchor: Array, rest: Array, least: Array, *, xp: ModuleType) -> int:
+    """Return how many R_k are needed: what is left out is below 1e-16 of the counts."""
+    ratio = xp.where(smooth, rest / (least - anchor), 0.0).max()
+    weight = xp.where(smooth, xp.abs(anchor - search.window.loss_p) + rest, 0.0).max() * search.sums.filled[-1]
+    return at_most(TERMS, (weight * ratio ** xp.arange(1, TERMS + 1) > 1e-16 * search.total).sum(), xp=xp)
 
 
-def _self_term(
-    values: Array,
-    nonzeros: tuple[Array, Array],
-    window: Windows,
-    loss: Array,
-    unit: Array,
-    *,
-    room: int,
-    xp: ModuleType,
+def _cross_term(
+    search: Search, smooth: Array, anchor: Array, rest: Array, unit: Array, terms: int, *, xp: ModuleType
 ) -> Array:
-    """Return the sum of (P - loss) log((P - loss) / unit) over the non-zero bins of each window."""
-    smallest = xp.where(values > 0, values, xp.inf).min()
-    direct = loss > _SERIES_LIMIT * smallest
-    one_by_one = _direct_sums(values, nonzeros, window, loss, unit, needed=direct, room=room, xp=xp)
-    inner = xp.where(direct, one_by_one, _series_sums(values, window, loss, unit, xp=xp))
-    return inner + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
+    """Return sum_j (M_j - e_p N_j) log(q_j / unit) over all groups but the first and last."""
+    window, levels = search.window, search.layout.levels
+    firsts = np.asarray([block.narrowest for block in search.layout.blocks()])
+    needed = xp.add.reduceat(smooth.astype(xp.int64), firsts) > 0
+    chains = interior_chains(search, anchor[firsts], needed, unit, terms, xp=xp)
+    inner = filled_between(search.sums, window.origin + window.size, window.origin + (levels - 1) * window.size)
+    powers = [inner, *chains[2:], 0.0]
+    cross = chains[0] - window.loss_p * chains[1]
+    for k in range(1, terms + 2):
+        cross = cross - rest**k / k * (powers[k - 1] + (anchor - window.loss_p) * powers[k])
+    return cross
 
 
-def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
-    left = counts - loss
-    return xp.where(left > 0, left * xp.log(xp.where(left > 0, left, 1.0) / unit), 0.0)
+def _end_term(search: Search, end: Group, unit: Array, *, xp: ModuleType) -> Array:
+    """Return (M - e_p N) log(q / unit) of the first or last group."""
+    window = search.window
+    level = xp.where(end.sliced > 0, end.sliced / xp.maximum(end.support, 1) - window.loss_q, search.eps)
+    term = (end.mass - window.loss_p * end.support) * xp.log(xp.where(level > 0, level, unit) / unit)
+    return xp.where(end.support > 0, term, 0.0)
 
 
-def _series_sums(values: Array, window: Windows, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
-    """Expand (h - e) log(h - e) = h log h - e (log h + 1) + sum_k e^k h^(1-k) / (k (k-1)) over prefix sums."""
-    filled = values > 0
-    safe = xp.where(filled, values, 1.0)
-    log = xp.log(safe / unit)
-    terms = [safe * log, -(log + 1)] + [safe ** (1 - k) / (k * (k - 1)) for k in range(2, _SERIES_TERMS)]
-    total = xp.zeros(loss.shape, xp.float64)
-    for power, term in enumerate(terms):
-        running = xp.cumsum(xp.where(filled, term, 0.0))
+def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> Array:
+    """Return sum (P - e) log((P - e) / unit) over the non-zero P, for windows without a `tiny` one.
+
+    Between the ends (h - e) log(h - e) = h log h - e (log h + 1) + sum_k e^k h^(1 - k) / (k (k - 1)) over running sums.
+    """
+    window, loss = search.window, search.window.loss_p
+    filled = (search.values > 0) & (search.values >= tiny)
+    counts = xp.where(filled, search.values, 1.0)
+    log = xp.log(counts / unit)
+    ratio, powers = P_LIMIT * tiny / counts.min(), xp.arange(2, P_TERMS)
+    terms = at_most(P_TERMS, 2 + (ratio**powers / powers**2 > 1e-17).sum(), xp=xp)
+    coefficients = [counts * log, -(log + 1.0)] + [counts ** (1 - k) / (k * (k - 1)) for k in range(2, terms)]
+    columns = tuple(xp.where(filled, coefficient, 0.0) for coefficient in coefficients)
+    total = _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
+    for power, running in enumerate(running_sums(columns, xp=xp)):
         total = total + loss**power * (running[window.stop - 2] - running[window.start])
     return total
 
 
-def _direct_sums(
-    values: Array,
-    nonzeros: tuple[Array, Array],
-    window: Windows,
-    loss: Array,
-    unit: Array,
-    *,
-    needed: Array,
-    room: int,
-    xp: ModuleType,
-) -> Array:
-    """Sum over at most `room` non-zero bins one by one, for candidates that have few of them or tiny weights."""
-    rank, num_bins, num_candidates = nonzeros[0], values.shape[0], loss.shape[0]
-    kth_nonzero = xp.searchsorted(rank[:-1], xp.arange(1, num_bins + 1)) - 1  # positions of the non-zero bins
-    rows = max(1, _BLOCK_SIZE // room)
-    candidates = xp.arange(-(-num_candidates // rows) * rows).reshape(-1, rows) % num_candidates
-
-    def block(k: Array) -> Array:
-        position = rank[window.start[k] + 1][:, None] + xp.arange(room)
-        inside = position < rank[window.stop[k] - 1][:, None]
-        counts = values[kth_nonzero[xp.minimum(position, num_bins - 1)]]
-        return xp.where(inside, _xlogx(counts, loss[k][:, None], unit, xp=xp), 0.0).sum(axis=1)
-
-    return map_blocks(block, candidates, needed[candidates].any(axis=1), xp=xp).reshape(-1)[:num_candidates]
+def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
+    left = counts - loss
+    return xp.where(left > 0, left * xp.log(xp.where(left > 0, left, unit) / unit), 0.0)
 
 
-def _smallest(values: Array, window: Windows, *, xp: ModuleType) -> Array:
-    """Return the smallest non-zero P of each window."""
-    centre = values.shape[0] // 2
-    present = xp.where(values > 0, values, xp.inf)
-    pairs = xp.minimum(present[centre::-1], present[centre:])  # by distance from the centre
-    inner = xp.minimum.accumulate(pairs)[(window.stop - 2) - centre]
-    ends = [xp.where(end > 0, end, xp.inf) for end in (window.first, window.last)]
-    return xp.minimum(inner, xp.minimum(*ends))
+def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleType) -> Array:
+    """Evaluate the `coarse` candidates bin by bin, those with few bins apart from those with many."""
+    values, sums, window = search[:3]
+    filled = xp.where(coarse, filled_between(sums, window.start + 1, window.stop - 1), 0)
+    # counts are at least 1, so only a loss above SERIES_LIMIT makes a candidate coarse; and r = eps z / loss
+    bound = (
+        values.shape[0] if sums.unit is not None else math.ceil(values.shape[0] * search.eps / (0.99 * SERIES_LIMIT))
+    )
+    most = min(bound, values.shape[0])
+    for low, high in ((-1, most // 16), (most // 16, most)):
+        selected = coarse & (filled > low) & (filled <= high)
+        room = at_most(high, xp.where(selected, filled, 0).max(), xp=xp)
+        evaluate = functools.partial(direct_divergence, search, room=room, xp=xp)
+        curve = xp.where(selected, map_selected(evaluate, selected, BLOCK_SIZE // (room + 1) + 1, xp=xp), curve)
+    return curve

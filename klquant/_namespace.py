@@ -7,7 +7,7 @@ types on JAX. JAX is never imported here: an array of its can only exist once so
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,6 +18,8 @@ from klquant.errors import ArrayTypeError
 Array: TypeAlias = Any  # a NumPy or JAX array: they have no static type in common
 _Result = TypeVar("_Result")
 _State = TypeVar("_State")
+ACCELERATOR_BATCH = 256
+CHUNK = 2**16
 
 
 def array_namespace(**arrays: Array) -> ModuleType:
@@ -92,22 +94,131 @@ def bincount(index: Array, length: int, *, xp: ModuleType) -> Array:
     return xp.bincount(index, length=length)
 
 
-def map_blocks(function: Callable[[Array], Array], blocks: Array, needed: Array, *, xp: ModuleType) -> Array:
-    """Stack ``function(block)`` over the rows of ``blocks``; rows not ``needed`` cost nothing and give zeros."""
+def sum_chunks(function: Callable[[Array], Array], x: Array, *, xp: ModuleType) -> Array:
+    """Return ``function(x)``, for NumPy added up over chunks of `x` that stay in the cache."""
+    if xp is not np or x.shape[0] <= CHUNK:
+        return function(x)
+    return sum(function(x[begin : begin + CHUNK]) for begin in range(0, x.shape[0], CHUNK))
+
+
+def running_sums(columns: tuple[Array, ...], *, xp: ModuleType) -> tuple[Array, ...]:
+    """Return the ``cumsum`` of each column, added up in order; JAX's own is several times slower on a CPU."""
     if xp is np:
-        skipped = np.zeros(blocks.shape[1:])
-        return np.stack([function(block) if need else skipped for block, need in zip(blocks, needed, strict=True)])
-    lax = sys.modules["jax"].lax
+        return tuple(np.cumsum(column) for column in columns)
+    jax = sys.modules["jax"]
 
-    def row(item: tuple[Array, Array]) -> Array:
-        block, need = item
-        return lax.cond(need, function, lambda b: xp.zeros(b.shape, xp.float64), block)
+    def add(total: Any, row: Any) -> Any:
+        total = jax.tree.map(xp.add, total, row)
+        return total, total
 
-    return lax.map(row, (blocks, needed))
+    def one_by_one(columns: Any) -> Any:
+        return jax.lax.scan(add, tuple(xp.zeros((), column.dtype) for column in columns), columns)[1]
+
+    def in_parallel(columns: Any) -> Any:
+        return jax.tree.map(xp.cumsum, columns)
+
+    sums: tuple[Array, ...] = jax.lax.platform_dependent(columns, cpu=one_by_one, default=in_parallel)
+    return sums
+
+
+def slice_at(values: Array, begin: Array, length: int, *, xp: ModuleType) -> Array:
+    """Return ``values[begin : begin + length]``, where `begin` may be traced."""
+    return (
+        values[begin : begin + length]
+        if xp is np
+        else sys.modules["jax"].lax.dynamic_slice(values, (begin,), (length,))
+    )
+
+
+def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *, xp: ModuleType) -> Array:
+    """Return ``sum_j column[t + j * stride]`` over j < length for t < count, shape (len(columns), count).
+
+    For NumPy the length of the columns must be a multiple of the stride.
+    """
+    if xp is np:
+        table = np.stack(columns).reshape(len(columns), -1, stride)
+        return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(columns), -1)[:, :count]
+    lax, unrolled = sys.modules["jax"].lax, 8
+    columns = lax.optimization_barrier(columns)  # or XLA computes them anew for every j
+
+    def add(begin: Array, totals: list[Array], steps: int) -> list[Array]:
+        for j in range(steps):
+            parts = (lax.dynamic_slice(column, ((begin + j) * stride,), (count,)) for column in columns)
+            totals = [total + part for total, part in zip(totals, parts, strict=True)]
+        return totals
+
+    rest = length % unrolled
+    start = add(0, [xp.zeros(count, column.dtype) for column in columns], rest)
+    return xp.stack(
+        lax.fori_loop(0, length // unrolled, lambda k, totals: add(rest + k * unrolled, totals, unrolled), start)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _band(rows: int, length: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Return the matrix that sums `length` rows, starting with each of the first `rows`."""
+    shift = np.arange(rows + length - 1) - np.arange(rows)[:, None]
+    return ((shift >= 0) & (shift < length)).astype(np.float64)
+
+
+def fixed_shapes(*, xp: ModuleType) -> bool:
+    """Tell whether each new shape costs a compilation."""
+    return xp is not np
+
+
+def map_rows(function: Callable[..., Array], table: Sequence[tuple[int, ...]], *, xp: ModuleType) -> Array:
+    """Return ``function(*row)`` for each row of integers, stacked."""
+    if xp is np:
+        return [function(*row) for row in table]
+    columns = tuple(xp.asarray(column) for column in zip(*table, strict=True))
+    return sys.modules["jax"].lax.map(lambda row: function(*row), columns)
+
+
+def first_true(mask: Array, *, xp: ModuleType) -> Array:
+    """Return the index of the first True, or the length if there is none.
+
+    Not ``argmax``: inside a 32-bit ``jax.jit`` of the caller's it would warn about its int64 result.
+    """
+    return xp.where(mask, xp.arange(mask.shape[0]), mask.shape[0]).min()
+
+
+def at_most(limit: int, value: Array, *, xp: ModuleType) -> int:
+    """Return min(limit, value) where the value is known, and the limit where JAX must fix a shape without it."""
+    return min(limit, int(value)) if xp is np else limit
+
+
+def nonzero_positions(values: Array, *, xp: ModuleType) -> Array:
+    """Return where `values` are not zero, in order; on JAX with the length of `values`, filled up."""
+    return np.flatnonzero(values) if xp is np else xp.nonzero(values, size=values.shape[0], fill_value=0)[0]
+
+
+def map_selected(function: Callable[[Array], Array], selected: Array, rows: int, *, xp: ModuleType) -> Array:
+    """Return ``function(indices)`` where `selected`, computed for at most `rows` indices at a time, and 0 elsewhere."""
+    if xp is np:
+        result, chosen = np.zeros(selected.shape), np.flatnonzero(selected)
+        for begin in range(0, len(chosen), rows):
+            result[chosen[begin : begin + rows]] = function(chosen[begin : begin + rows])
+        return result
+    lax, length = sys.modules["jax"].lax, selected.shape[0]
+    blocks = xp.minimum(xp.arange(-(-length // rows) * rows), length - 1).reshape(-1, rows)
+
+    def block(indices: Array) -> Array:
+        return lax.cond(
+            selected[indices].any(),
+            function,
+            lambda k: xp.zeros(k.shape, xp.float64),
+            indices,
+        )
+
+    return lax.map(block, blocks).reshape(-1)[:length]
 
 
 def while_loop(
-    unfinished: Callable[[_State], Array], step: Callable[[_State], _State], state: _State, *, xp: ModuleType
+    unfinished: Callable[[_State], Array],
+    step: Callable[[_State], _State],
+    state: _State,
+    *,
+    xp: ModuleType,
 ) -> _State:
     """Apply ``step`` as long as ``unfinished`` holds."""
     if xp is not np:
@@ -116,3 +227,30 @@ def while_loop(
     while unfinished(state):
         state = step(state)
     return state
+
+
+def map_batch(function: Callable[[Array, Array], _Result], hist: Array, edges: Array, *, xp: ModuleType) -> _Result:
+    """Apply ``function(hist, edges)`` to each histogram of a batch, one after the other: memory stays that of one.
+
+    `hist` has shape (..., num_bins), `edges` the same leading shape or none. On an accelerator JAX takes
+    ``ACCELERATOR_BATCH`` at a time.
+    """
+    if hist.ndim == 1:
+        return function(hist, edges)
+    shape = hist.shape[:-1]
+    rows = hist.reshape(-1, hist.shape[-1])
+    ranges = xp.broadcast_to(edges, (*shape, edges.shape[-1])).reshape(-1, edges.shape[-1])
+    if xp is np:
+        result: _Result = _stack([function(row, bounds) for row, bounds in zip(rows, ranges, strict=True)], shape)
+        return result
+    jax = sys.modules["jax"]
+    size = None if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+    mapped = jax.lax.map(lambda row: function(*row), (rows, ranges), batch_size=size)
+    reshaped: _Result = jax.tree.map(lambda field: field.reshape(*shape, *field.shape[1:]), mapped)
+    return reshaped
+
+
+def _stack(found: list[Any], shape: tuple[int, ...]) -> Any:
+    if isinstance(found[0], tuple):
+        return type(found[0])(*(np.stack(field).reshape(shape) for field in zip(*found, strict=True)))
+    return np.stack(found).reshape(*shape, -1)

@@ -1,13 +1,14 @@
 """Argument checks: shape and dtype always, values only where they are concrete (not while JAX traces)."""
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from klquant._namespace import Array, array_namespace, is_concrete
 from klquant.errors import ArrayTypeError, InvalidInputError
 
-MAX_TOTAL = 2**63 - 1
+MAX_TOTAL = 2.0**63 * (1 - 2.0**-40)  # a float64 sum may be off by less than that
 
 
 def check_real(name: str, array: Array) -> None:
@@ -41,58 +42,68 @@ def check_vector(name: str, array: Array) -> None:
 
 
 def check_histogram(hist: Array, edges: Array, num_quantized_bins: int) -> ModuleType:
-    """Check a histogram with its edges and the number of levels; return the namespace."""
+    """Check histograms with their edges and the number of levels; return the namespace."""
     xp = array_namespace(hist=hist, edges=edges)
     check_odd("num_quantized_bins", num_quantized_bins)
-    check_vector("hist", hist)
+    check_real("hist", hist)
     check_real("edges", edges)
-    num_bins = hist.shape[0]
+    if hist.ndim == 0 or 0 in hist.shape:
+        raise InvalidInputError(f"`hist` must have shape (..., num_bins) and not be empty, got {tuple(hist.shape)}")
+    *batch, num_bins = hist.shape
     if num_bins % 2 == 0:
         raise InvalidInputError(f"`hist` must have an odd number of bins, got {num_bins}")
     if num_bins < num_quantized_bins:
         raise InvalidInputError(
             f"`hist` must have at least num_quantized_bins = {num_quantized_bins} bins, got {num_bins}"
         )
-    if edges.shape != (num_bins + 1,):
+    if edges.shape not in {(num_bins + 1,), (*batch, num_bins + 1)}:
         raise InvalidInputError(
             f"`edges` must have shape ({num_bins + 1},), one more than `hist`, got {tuple(edges.shape)}"
         )
+    if is_concrete(hist):
+        _check_counts("hist", np.asarray(hist))
     if is_concrete(edges):
         _check_edges(np.asarray(edges))
     return xp
 
 
-def _check_counts(name: str, counts: np.ndarray) -> None:
-    if counts.dtype.kind in "iu":
-        exact = int(counts.max()) * counts.size <= MAX_TOTAL or sum(counts.tolist()) <= MAX_TOTAL
-    else:
-        counts = counts.astype(np.float64)
-        if not np.isfinite(counts).all():
-            where = int(np.argmin(np.isfinite(counts)))
-            raise InvalidInputError(f"`{name}` must be finite, got {counts[where]} at index {where}")
-        exact = float(counts.sum()) < MAX_TOTAL
-    if (counts < 0).any():
-        where = int(np.argmax(counts < 0))
-        raise InvalidInputError(f"`{name}` must not be negative, got {counts[where]} at index {where}")
-    if not exact:
-        raise InvalidInputError(
-            f"`{name}` must have a total below 2**63, got about {float(counts.astype(np.float64).sum()):.4g}"
-        )
+def _check_counts(name: str, counts: "np.ndarray[Any, Any]") -> None:
+    for what, wrong in (("be finite", ~np.isfinite(counts)), ("not be negative", counts < 0)):
+        if wrong.any():
+            where = np.unravel_index(np.argmax(wrong), counts.shape)
+            raise InvalidInputError(f"`{name}` must {what}, got {counts[where]} at index {_index(where)}")
+    totals = counts.sum(axis=-1, dtype=np.float64).reshape(-1)
+    total = totals.max()
+    if total >= MAX_TOTAL and (counts.dtype.kind == "f" or _exact_total(counts, totals) >= 2**63):
+        raise InvalidInputError(f"`{name}` must have a total below 2**63, got about {total:.4g}")
 
 
-def _check_edges(edges: np.ndarray) -> None:
+def _exact_total(counts: "np.ndarray[Any, Any]", totals: "np.ndarray[Any, Any]") -> int:
+    return sum(counts.reshape(len(totals), -1)[int(np.argmax(totals))].tolist())
+
+
+def _index(where: Any) -> Any:
+    return int(where[0]) if len(where) == 1 else tuple(map(int, where))
+
+
+def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
     precision = np.finfo(edges.dtype).eps if edges.dtype.kind == "f" else 0.0
     edges = edges.astype(np.float64)
     widths = np.diff(edges)
-    if not (np.isfinite(edges).all() and (widths > 0).all()):
-        where = int(np.argmin(np.isfinite(widths) & (widths > 0)))
+    steady = np.isfinite(widths) & (widths > 0)
+    if not steady.all():
+        where = np.unravel_index(np.argmin(steady), widths.shape)
+        after = (*where[:-1], where[-1] + 1)
         raise InvalidInputError(
-            f"`edges` must be finite and strictly increasing, got {edges[where]}, {edges[where + 1]} at index {where}"
+            f"`edges` must be finite and strictly increasing, got {edges[where]}, {edges[after]} "
+            f"at index {_index(where)}"
         )
-    skew = np.abs(edges + edges[::-1])
+    skew = np.abs(edges + edges[..., ::-1])
     # linspace and running sums are a few roundings off; a millionth of a bin moves no threshold
-    if skew.max() > max(1e-6 * widths.min(), 8 * precision * edges[-1]):
-        where = int(np.argmax(skew))
+    allowed = np.maximum(1e-6 * widths.min(axis=-1), 8 * precision * edges[..., -1])
+    if (skew.max(axis=-1) > allowed).any():
+        where = np.unravel_index(np.argmax(skew), skew.shape)
         raise InvalidInputError(
-            f"`edges` must be symmetric about 0, got {edges[where]} and {edges[-1 - where]} at {where} from the ends"
+            f"`edges` must be symmetric about 0, got {edges[where]} and {edges[..., ::-1][where]} at {_index(where)} "
+            "from the ends"
         )

@@ -5,14 +5,13 @@
 """
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, is_concrete
+from klquant._namespace import Array, array_namespace, compiled, from_numpy, is_concrete
 from klquant._validate import check_odd, check_real
 from klquant.errors import ArrayTypeError, InvalidInputError
-
-DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 
 
 def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array | float:
@@ -36,8 +35,8 @@ def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array |
     Examples
     --------
     >>> import klquant
-    >>> klquant.scale(12.7)
-    0.1
+    >>> klquant.scale(254.0)
+    2.0
     """
     check_odd("num_quantized_bins", num_quantized_bins)
     if not isinstance(threshold, (int, float)):
@@ -45,7 +44,8 @@ def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array |
         check_real("threshold", threshold)
     if is_concrete(threshold):
         _check_scale("threshold", threshold)
-    return threshold / (num_quantized_bins // 2)
+    qmax = int(num_quantized_bins) // 2
+    return threshold / qmax if isinstance(threshold, (int, float)) else _scale(threshold, qmax=qmax)
 
 
 def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
@@ -82,11 +82,13 @@ def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_qua
     >>> klquant.quantize(np.array([-9.0, 0.25, 0.75, 1.0]), 0.5)
     array([-18,   0,   2,   2], dtype=int8)
     """
-    xp, steps = _checked(x, scale, axis, num_quantized_bins)
-    qmax = num_quantized_bins // 2
-    wide = x.astype(steps.dtype)
-    levels = xp.clip(xp.rint(wide / xp.where(steps > 0, steps, 1)), -qmax, qmax)
-    return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax))
+    check_odd("num_quantized_bins", num_quantized_bins)
+    xp = array_namespace(x=x)
+    if not _is_float(x.dtype):
+        raise ArrayTypeError(f"`x` must be floating point, got dtype {x.dtype}")
+    if is_concrete(x) and (bad := int(_count_nan(x))):
+        raise InvalidInputError(f"`x` must not hold NaN, got {bad} of {x.size} values")
+    return _quantize(x, _steps(x, scale, axis, xp=xp), qmax=int(num_quantized_bins) // 2)
 
 
 def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype: str = "float32") -> Array:
@@ -119,10 +121,11 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
     array([-63.5,   1.5], dtype=float32)
     """
     xp = array_namespace(q=q)
-    check_real("q", q)
-    target = xp.zeros(0, dtype).dtype
-    wide = _working_dtype(target, xp=xp)
-    return (q.astype(wide) * _steps(q, scale, axis, wide, xp=xp)).astype(target)
+    if q.dtype.kind not in "iu":
+        raise ArrayTypeError(f"`q` must hold integers, got dtype {q.dtype}")
+    if not _is_float(dtype):
+        raise ArrayTypeError(f"`dtype` must be floating point, got {dtype}")
+    return _dequantize(q, _steps(q, scale, axis, xp=xp), dtype=str(dtype))
 
 
 def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
@@ -153,29 +156,48 @@ def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, nu
     return dequantize(levels, scale, axis=axis, dtype=x.dtype)
 
 
-def _checked(x: Array, scale: Array | float, axis: int | None, num_quantized_bins: int) -> tuple[ModuleType, Array]:
-    xp = array_namespace(x=x)
-    check_odd("num_quantized_bins", num_quantized_bins)
-    check_real("x", x)
-    if x.dtype.kind in "iu":
-        raise ArrayTypeError(f"`x` must be floating point, got dtype {x.dtype}")
-    if is_concrete(x) and bool(xp.isnan(x).any()):
-        raise InvalidInputError(f"`x` must not hold NaN, got {int(xp.isnan(x).sum())} of {x.size} values")
-    return xp, _steps(x, scale, axis, _working_dtype(x.dtype, xp=xp), xp=xp)
+@compiled
+def _scale(threshold: Array, *, xp: ModuleType, qmax: int) -> Array:
+    return threshold / qmax
 
 
-def _working_dtype(dtype: Array, *, xp: ModuleType) -> Array:
-    return dtype if dtype.itemsize >= 4 else xp.zeros(0, "float32").dtype
+@compiled
+def _quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Array:
+    wide = _working_dtype(x.dtype)
+    steps = steps.astype(wide)
+    levels = xp.clip(xp.rint(x.astype(wide) / xp.where(steps > 0, steps, 1)), -qmax, qmax)
+    return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest that holds -qmax .. qmax
 
 
-def _steps(x: Array, scale: Array | float, axis: int | None, dtype: Array, *, xp: ModuleType) -> Array:
-    """Return the scale in `dtype`, shaped so that it broadcasts along `axis` of `x`."""
-    if not isinstance(scale, (int, float)):
+@compiled
+def _dequantize(q: Array, steps: Array, *, xp: ModuleType, dtype: str) -> Array:
+    wide = _working_dtype(xp.dtype(dtype))
+    return (q.astype(wide) * steps.astype(wide)).astype(dtype)
+
+
+@compiled
+def _count_nan(x: Array, *, xp: ModuleType) -> Array:
+    return xp.isnan(x).sum()
+
+
+def _is_float(dtype: Any) -> bool:
+    return str(dtype) == "bfloat16" or np.dtype(dtype).kind == "f"
+
+
+def _working_dtype(dtype: Any) -> str:
+    return "float64" if dtype.itemsize > 4 else "float32"
+
+
+def _steps(x: Array, scale: Array | float, axis: int | None, *, xp: ModuleType) -> Array:
+    """Return the scale as an array that broadcasts along `axis` of `x`."""
+    if isinstance(scale, (int, float)):
+        steps = from_numpy(np.asarray(scale, dtype=np.float64), xp=xp)
+    else:
         array_namespace(x=x, scale=scale)
         check_real("scale", scale)
-    if is_concrete(scale):
+        steps = scale
+    if is_concrete(steps):
         _check_scale("scale", scale)
-    steps = xp.asarray(scale, dtype=dtype)
     if axis is None:
         if steps.ndim:
             raise InvalidInputError(

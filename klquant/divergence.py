@@ -108,6 +108,8 @@ def _smooth(values: Array, *, xp: ModuleType, eps: float) -> Array:
 
 @compiled
 def _kl_divergence(p: Array, q: Array, *, xp: ModuleType) -> Array:
-    p, q = (v.astype(xp.float64) / v.astype(xp.float64).sum() for v in (p, q))
+    p, q = p.astype(xp.float64), q.astype(xp.float64)
+    defined = (p.sum() > 0) & (q.sum() > 0)
+    p, q = p / p.sum(), q / q.sum()
     terms = xp.where(p > 0, p * xp.log(xp.where(p > 0, p / q, 1.0)), 0.0)
-    return xp.maximum(terms.sum(), 0.0)  # rounding may leave -1e-17 for equal distributions
+    return xp.where(defined, xp.maximum(terms.sum(), 0.0), xp.nan)[()]  # rounding may leave -1e-17 for equal ones

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, bincount, compiled, from_numpy, is_concrete
+from klquant._namespace import Array, array_namespace, bincount, compiled, from_numpy, is_concrete, sum_chunks
 from klquant._validate import check_odd, check_positive, check_real
 from klquant.errors import ArrayTypeError, InvalidInputError
 
@@ -66,11 +66,13 @@ def histogram(x: Array, *, num_bins: int = 4001, amax: float | None = None) -> H
     check_odd("num_bins", num_bins)
     check_real("x", x)
     if is_concrete(x):
-        _check_finite(x, xp=xp)
+        _check_finite(x)
     if amax is None:
         amax = _range_of(x)
     check_positive("amax", amax)
     num_bins = int(num_bins)
+    if not np.isfinite(num_bins / float(amax)):
+        raise InvalidInputError(f"`amax` must be large enough to be divided into {num_bins} bins, got {amax}")
     half_bins = from_numpy(np.asarray(num_bins / float(amax)), xp=xp)  # per unit of x; amax is num_bins of them
     hist = _count(x.reshape(-1), half_bins, num_bins=num_bins)
     return Histogram(hist, from_numpy(symmetric_edges(float(amax), num_bins), xp=xp))
@@ -126,29 +128,45 @@ def symmetric_edges(amax: float, num_bins: int) -> np.ndarray:
     return odd / num_bins * amax
 
 
-def _check_finite(x: Array, *, xp: ModuleType) -> None:
-    finite = xp.isfinite(x)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        raise InvalidInputError(f"`x` must be finite, got {bad} NaN or infinite values of {x.size}")
+def _check_finite(x: Array) -> None:
+    if x.size and not np.isfinite(np.asarray(_extremes(x), dtype=np.float64)).all():  # NaN passes through both
+        raise InvalidInputError(f"`x` must be finite, got {int(_count_bad(x))} NaN or infinite values of {x.size}")
 
 
 def _range_of(x: Array) -> float:
     if not is_concrete(x):
         raise ArrayTypeError("`amax` must be given when `x` is traced: the edges depend on it")
-    amax = max(abs(float(x.max())), abs(float(x.min()))) if x.size else 0.0
+    amax = max(abs(float(bound)) for bound in _extremes(x)) if x.size else 0.0
     if amax == 0:
         raise InvalidInputError(f"`x` must have a value other than 0, got {x.size} zeros; or pass `amax`")
     return amax
 
 
 @compiled
+def _extremes(x: Array, *, xp: ModuleType) -> tuple[Array, Array]:
+    return xp.min(x), xp.max(x)
+
+
+@compiled
+def _count_bad(x: Array, *, xp: ModuleType) -> Array:
+    return (~xp.isfinite(x)).sum()
+
+
+@compiled
 def _count(x: Array, half_bins: Array, *, xp: ModuleType, num_bins: int) -> Array:
-    x = x.astype(xp.float64)
-    steps = xp.minimum(xp.abs(x) * half_bins, num_bins).astype(xp.int64)  # whole half bins from 0
-    offset = xp.minimum((steps + 1) // 2, num_bins // 2)
-    index = num_bins // 2 + xp.where(x < 0, -offset, offset)
-    return bincount(index, num_bins, xp=xp)
+    def count_half_bins(x: Array) -> Array:
+        steps = xp.clip(x.astype(xp.float64) * half_bins, -num_bins, num_bins)
+        return bincount(steps.astype(xp.int64) + num_bins, 2 * num_bins + 1, xp=xp)  # the cast rounds towards 0
+
+    halves = sum_chunks(count_half_bins, x, xp=xp)
+    right, left = (_pair(half, xp=xp) for half in (halves[num_bins + 1 :], halves[num_bins - 1 :: -1]))
+    return xp.concatenate([left[::-1], halves[num_bins : num_bins + 1], right])
+
+
+def _pair(halves: Array, *, xp: ModuleType) -> Array:
+    """Join half bins, by distance, to bins; the outermost one holds |x| = amax alone and joins the last bin."""
+    joined = xp.concatenate([halves[:-2], halves[-2:-1] + halves[-1:]])
+    return joined.reshape(-1, 2).sum(axis=1)
 
 
 @compiled

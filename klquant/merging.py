@@ -1,11 +1,13 @@
 """The merge partition: how the bins of a candidate window fall into quantized bins, and what they become."""
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from klquant._namespace import Array, array_namespace, compiled
 from klquant._validate import check_odd, check_vector
+from klquant._windows import counts_between, filled_between, sum_up
 from klquant.errors import ArrayTypeError, InvalidInputError
 
 
@@ -46,7 +48,7 @@ def merge_partition(num_bins: int, num_quantized_bins: int = 255) -> Array:
         raise InvalidInputError(
             f"`num_bins` must be at least num_quantized_bins = {num_quantized_bins}, got {num_bins}"
         )
-    return merge_bounds(np.asarray([num_bins]), num_quantized_bins, xp=np)[0]
+    return _bounds(int(num_bins), int(num_quantized_bins))
 
 
 def quantized_distribution(values: Array, support: Array, *, num_quantized_bins: int = 255) -> Array:
@@ -90,38 +92,14 @@ def quantized_distribution(values: Array, support: Array, *, num_quantized_bins:
     return _quantized_distribution(values, support, num_quantized_bins=int(num_quantized_bins))
 
 
-def merge_bounds(width: Array, num_quantized_bins: int, *, xp: ModuleType) -> Array:
-    """Return the group boundaries for every width, shape (*width.shape, num_quantized_bins + 1)."""
-    bounds = (width // num_quantized_bins)[..., None] * xp.arange(num_quantized_bins)
-    return xp.concatenate([bounds, width[..., None]], axis=-1)
-
-
-def prefix_sums(values: Array, *, xp: ModuleType) -> tuple[Array, Array]:
-    """Return running sums of the whole and of the fractional parts, each of shape (n + 1,).
-
-    Whole parts are summed in int64, so that counts stay exact up to a total of 2**63 - 1: in float64 a
-    bin of 2**61 would swallow the tail behind it.
-    """
-    if values.dtype.kind == "f":
-        whole = xp.floor(values)
-        parts = whole.astype(xp.int64), (values - whole).astype(xp.float64)
-    else:
-        parts = values.astype(xp.int64), xp.zeros(values.shape, xp.float64)
-    whole, fraction = (xp.concatenate([xp.zeros(1, part.dtype), xp.cumsum(part)]) for part in parts)
-    return whole, fraction
-
-
-def sum_between(prefix: tuple[Array, Array], low: Array, high: Array, *, xp: ModuleType) -> Array:
-    """Return the sums over low <= k < high, float64, from :func:`prefix_sums`; the difference is taken exactly."""
-    whole, fraction = prefix
-    return (whole[high] - whole[low]).astype(xp.float64) + (fraction[high] - fraction[low])
+def _bounds(num_bins: int, num_quantized_bins: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    return np.append(num_bins // num_quantized_bins * np.arange(num_quantized_bins), num_bins)
 
 
 @compiled
 def _quantized_distribution(values: Array, support: Array, *, xp: ModuleType, num_quantized_bins: int) -> Array:
-    num_bins = values.shape[0]
-    bounds = merge_bounds(xp.asarray(num_bins), num_quantized_bins, xp=xp)
-    total = sum_between(prefix_sums(values, xp=xp), bounds[:-1], bounds[1:], xp=xp)
-    count = sum_between(prefix_sums(support > 0, xp=xp), bounds[:-1], bounds[1:], xp=xp)
-    group = xp.minimum(xp.arange(num_bins) // (num_bins // num_quantized_bins), num_quantized_bins - 1)
-    return xp.where(support > 0, (total / xp.maximum(count, 1))[group], 0.0)
+    bounds = _bounds(values.shape[0], num_quantized_bins)
+    total = counts_between(sum_up(values, 0, xp=xp), bounds[:-1], bounds[1:], xp=xp)
+    filled = filled_between(sum_up(support > 0, 0, xp=xp), bounds[:-1], bounds[1:])
+    group = np.repeat(np.arange(num_quantized_bins), np.diff(bounds))
+    return xp.where(support > 0, (total / xp.maximum(filled, 1))[group], 0.0)

@@ -5,14 +5,13 @@ reproducing thresholds that came from elsewhere; :func:`klquant.optimal_threshol
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klquant._validate import check_histogram, check_real, check_vector
 from klquant.errors import ArrayTypeError, InfeasibleError, InvalidInputError
-from klquant.threshold import Threshold
 
 EPS = 1e-4  # what MXNet makes of a zero count, and what ncnn adds to every normalised bin
 _Vector: TypeAlias = NDArray[np.float64]
@@ -20,7 +19,22 @@ _Bins: TypeAlias = NDArray[np.int64]
 _Mask: TypeAlias = NDArray[np.bool_]
 
 
-def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: int = 255) -> Threshold:
+class PresetThreshold(NamedTuple):
+    """What a preset chose; ``float(threshold)`` is the value."""
+
+    value: np.floating
+    """T, in units of the edges."""
+    index: Any  # an np.int32; a tuple's own `index` forbids to say so
+    """Which candidate, counted from the narrowest."""
+    divergence: np.float64
+    """What the original compares at this candidate, in nats."""
+
+    def __float__(self) -> float:
+        """Return the clipping value."""
+        return float(self.value)
+
+
+def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: int = 255) -> PresetThreshold:
     """Find the threshold of MXNet's entropy calibration.
 
     D_i = KL(smooth(P) || smooth(Q)) for half-widths ``i = num_quantized_bins // 2, .. centre``;
@@ -35,7 +49,7 @@ def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: 
 
     Returns
     -------
-    Threshold
+    PresetThreshold
         `value` in the dtype of `edges`, `index` counted from the narrowest candidate, `divergence` in nats.
 
     Raises
@@ -70,7 +84,7 @@ def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: 
     return _threshold(curve, int(np.argmin(curve)), edges[centre + candidates.start + 1 :], edges)
 
 
-def tensorrt_slides_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: int = 128) -> Threshold:
+def tensorrt_slides_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: int = 128) -> PresetThreshold:
     """Find the threshold of the pseudocode on NVIDIA's slides about TensorRT.
 
     D_m = KL(P || Q) over the first m bins, ``m = num_quantized_bins, .. num_bins - 1``, P with the outliers in its
@@ -84,7 +98,7 @@ def tensorrt_slides_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quanti
 
     Returns
     -------
-    Threshold
+    PresetThreshold
         `value` in the dtype of `edges`, ``index = m - num_quantized_bins``, `divergence` in nats.
 
     Raises
@@ -126,7 +140,7 @@ def modelopt_threshold(
     unsigned: bool = False,
     stride: int = 1,
     start_bin: int = 128,
-) -> Threshold:
+) -> PresetThreshold:
     """Find the amax that NVIDIA's ModelOpt and pytorch-quantization find by entropy.
 
     D_i = KL(P || Q) over the first i bins, ``i = start_bin, start_bin + stride, .. num_bins``;
@@ -144,7 +158,7 @@ def modelopt_threshold(
 
     Returns
     -------
-    Threshold
+    PresetThreshold
         `value` in the dtype of `edges`, ``index = (i - start_bin) / stride``, `divergence` in nats.
 
     Raises
@@ -185,7 +199,7 @@ def modelopt_threshold(
     return _threshold(curve, len(curve) - 1 - int(np.argmin(curve[::-1])), edges[start_bin::stride], edges)
 
 
-def ncnn_threshold(hist: np.ndarray, edges: np.ndarray, *, target_bins: int = 128) -> Threshold:
+def ncnn_threshold(hist: np.ndarray, edges: np.ndarray, *, target_bins: int = 128) -> PresetThreshold:
     """Find the threshold that ncnn's ncnn2table finds with its method kl.
 
     D_t = sum a log(a / b) over the first t bins, ``t = target_bins, .. num_bins - 1``;
@@ -199,7 +213,7 @@ def ncnn_threshold(hist: np.ndarray, edges: np.ndarray, *, target_bins: int = 12
 
     Returns
     -------
-    Threshold
+    PresetThreshold
         `value` in the dtype of `edges`, ``index = t - target_bins``, `divergence` in nats.
 
     Raises
@@ -301,11 +315,11 @@ def _curve(counts: _Vector, candidates: range, divergence: Callable[[int], float
         return np.array([divergence(candidate) for candidate in candidates])
 
 
-def _threshold(curve: _Vector, index: int, values: np.ndarray, edges: np.ndarray) -> Threshold:
+def _threshold(curve: _Vector, index: int, values: np.ndarray, edges: np.ndarray) -> PresetThreshold:
     if curve[index] == np.inf:
         raise InfeasibleError(f"`hist` must have a feasible candidate, got none among {len(curve)}")
     dtype = edges.dtype if edges.dtype.kind == "f" else np.float64
-    return Threshold(values[index].astype(dtype), np.int32(index), curve[index])
+    return PresetThreshold(values[index].astype(dtype), np.int32(index), curve[index])
 
 
 def _bin_centres(edges: np.ndarray) -> _Vector:

@@ -69,12 +69,56 @@ def divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int = 255, eps
         sliced = hist[start:stop].astype(np.float64)
         sliced[0] = 0
         q = quantized_distribution(sliced, p, num_quantized_bins)
-        smooth_p, smooth_q = smooth(p, eps), smooth(q, eps)
-        if smooth_p is None or smooth_q is None:
-            curve.append(math.inf)
-        else:
-            curve.append(kl_divergence(smooth_p, smooth_q))
+        curve.append(_smoothed_divergence(p, q, eps))
     return np.array(curve)
+
+
+def _smoothed_divergence(p: Vector, q: Vector, eps: float) -> float:
+    smooth_p, smooth_q = smooth(p, eps), smooth(q, eps)
+    return math.inf if smooth_p is None or smooth_q is None else kl_divergence(smooth_p, smooth_q)
+
+
+def one_sided_divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int = 255, eps: float = 1e-4) -> Vector:
+    """Return D of every candidate of the search on ``|x|``, with the levels from 0 to num_quantized_bins // 2.
+
+    There are no outliers on the left, so nothing is in P and not in S there.
+    """
+    centre, levels = len(hist) // 2, num_quantized_bins // 2 + 1
+    folded = np.array([hist[centre], *(hist[centre - k] + hist[centre + k] for k in range(1, centre + 1))])
+    curve = []
+    for width in range(levels, centre + 2):
+        sliced = folded[:width].astype(np.float64)
+        p = sliced.copy()
+        p[-1] += folded[width:].sum()
+        curve.append(_smoothed_divergence(p, quantized_distribution(sliced, p, levels), eps))
+    return np.array(curve)
+
+
+def squared_errors(hist: NDArray[np.int64], edges: Vector, num_quantized_bins: int = 255) -> Vector:
+    """Return the mean squared error of quantization for every positive edge as T, values at their bins' centres."""
+    qmax, centre = num_quantized_bins // 2, len(hist) // 2
+    errors = []
+    for threshold in edges[centre + 1 :]:
+        step, error = threshold / qmax, 0.0
+        for count, low, high in zip(hist.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            x = (low + high) / 2
+            level = min(max(round(x / step), -qmax), qmax)
+            error += count * (x - level * step) ** 2
+        errors.append(error / float(hist.sum()))
+    return np.array(errors)
+
+
+def percentile(hist: NDArray[np.int64], edges: Vector, percent: float) -> float:
+    """Return the T with `percent` of the mass of ``|x|`` below it, linear inside the bin that it falls into."""
+    centre = len(hist) // 2
+    folded = [float(hist[centre]), *(float(hist[centre - k] + hist[centre + k]) for k in range(1, centre + 1))]
+    target, below = percent / 100 * sum(folded), 0.0
+    for k, count in enumerate(folded):
+        if count > 0 and below + count >= target:
+            low = float(edges[centre + k]) if k else 0.0
+            return low + (target - below) / count * (float(edges[centre + k + 1]) - low)
+        below += count
+    raise InfeasibleError("empty histogram")
 
 
 def optimal_threshold(

@@ -82,13 +82,22 @@ def huge(num_bins):
     return counts(num_bins, most=2**50)
 
 
-def weights(num_bins):
-    """Real weights: of the order of the smoothing's eps and up, or none."""
+@st.composite
+def weights(draw, num_bins):
+    """Weights that add up without rounding, some of them below the smoothing's eps, many of them none."""
+    small, large = st.integers(1, 99).map(lambda k: k / 2**14), st.integers(1, 9999).map(lambda k: k / 2**4)
+    fill = draw(st.sampled_from([None, st.just(0.0)]))
+    return draw(npst.arrays(np.float64, num_bins, elements=st.just(0.0) | small | large, fill=fill))
+
+
+def real_weights(num_bins):
+    """Weights whose sums are rounded."""
     return npst.arrays(np.float64, num_bins, elements=st.just(0.0) | st.floats(1e-3, 1e3))
 
 
 INTEGER_SHAPES = [counts, sparse, spike, comb, one_sided, heavy_tail, few_samples, no_zeros_or_outliers, huge]
-SHAPES = [*INTEGER_SHAPES, weights]
+SHAPES = [*INTEGER_SHAPES, weights]  # `real_weights` only where a test allows for their rounding
+EPS = st.sampled_from([1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1]) | st.floats(1e-9, 0.5)
 
 
 def even_edges(num_bins, amax):

@@ -9,7 +9,7 @@ from strategies import JAX_SIZES, SHAPES, SIZES, counts, fewer, histograms, vect
 
 import klquant
 from klquant import reference
-from klquant.merging import merge_bounds, prefix_sums, sum_between
+from klquant._windows import counts_between, sum_up
 
 LEVELS = st.integers(1, 20).map(lambda k: 2 * k + 1)
 
@@ -56,13 +56,6 @@ def test_all_groups_but_the_last_are_equal(partition):
     assert sizes[-1] == num_bins // levels + num_bins % levels
 
 
-@given(LEVELS, st.data())
-def test_bounds_of_many_widths_are_those_of_each(levels, data):
-    widths = data.draw(st.lists(st.integers(levels, 300), min_size=1, max_size=5))
-    bounds = merge_bounds(np.array(widths), levels, xp=np)
-    assert bounds.tolist() == [klquant.merge_partition(width, levels).tolist() for width in widths]
-
-
 @pytest.mark.parametrize("implementation", ["fast", "reference"])
 @given(values_with_support())
 def test_each_group_with_support_keeps_its_mass(implementation, drawn):
@@ -105,7 +98,7 @@ def test_merging_twice_changes_nothing_more(drawn):
 def test_sums_of_counts_are_exact(values, data):
     low = data.draw(st.integers(0, len(values)))
     high = data.draw(st.integers(low, len(values)))
-    total = sum_between(prefix_sums(np.array(values), xp=np), low, high, xp=np)
+    total = counts_between(sum_up(np.array(values), 0, xp=np), low, high, xp=np)
     assert total == float(sum(values[low:high]))
 
 
@@ -113,7 +106,7 @@ def test_sums_of_counts_are_exact(values, data):
 def test_sums_of_weights_are_accurate(values, data):
     low = data.draw(st.integers(0, len(values)))
     high = data.draw(st.integers(low, len(values)))
-    total = sum_between(prefix_sums(values, xp=np), low, high, xp=np)
+    total = counts_between(sum_up(values, 0, xp=np), low, high, xp=np)
     assert abs(total - float(sum(values[low:high].tolist()))) <= 1e-13 * max(1, float(values[low:high].sum()))
 
 

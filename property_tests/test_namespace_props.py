@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as npst
 from namespaces import EAGER, JAX, JIT, READ_ONLY, params
 from strategies import fewer
 
-from klquant._namespace import array_namespace, bincount, compiled, from_numpy, map_blocks
+from klquant._namespace import array_namespace, bincount, compiled, from_numpy, map_selected
 
 DTYPES = st.sampled_from(["int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"])
 
@@ -17,8 +17,8 @@ def count(index, *, xp):
 
 
 @compiled
-def doubled_where_needed(blocks, needed, *, xp):
-    return map_blocks(lambda block: block * 2.0, blocks, needed, xp=xp)
+def doubled_where_selected(values, selected, *, xp):
+    return map_selected(lambda indices: values[indices] * 2.0, selected, 3, xp=xp) * selected
 
 
 @pytest.mark.parametrize("xp", EAGER)
@@ -39,7 +39,7 @@ def test_every_index_is_counted_once(xp, index):
 
 @pytest.mark.parametrize("xp", params(READ_ONLY, JAX, JIT))
 @fewer()
-@given(npst.arrays(np.int64, (4, 3), elements=st.integers(-9, 9)), npst.arrays(bool, 4))
-def test_only_needed_blocks_are_computed(xp, blocks, needed):
-    result = xp.call(doubled_where_needed, xp.asarray(blocks), xp.asarray(needed))
-    np.testing.assert_array_equal(result, 2 * blocks * needed[:, None])
+@given(npst.arrays(np.int64, 7, elements=st.integers(-9, 9)), npst.arrays(bool, 7))
+def test_only_selected_values_are_computed(xp, values, selected):
+    result = xp.call(doubled_where_selected, xp.asarray(values), xp.asarray(selected))
+    np.testing.assert_array_equal(result, 2 * values * selected)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
-from strategies import INTEGER_SHAPES, JAX_SIZES, fewer, histograms, weights
+from strategies import EPS, INTEGER_SHAPES, JAX_SIZES, fewer, histograms, real_weights, weights
 
 import klquant
 from klquant import InfeasibleError, reference
@@ -42,12 +42,18 @@ def test_the_curve_is_that_of_the_reference(case):
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
 
 
-@given(histograms(), st.floats(1e-9, 0.5))
+@given(histograms(), EPS)
 def test_the_curve_is_that_of_the_reference_for_any_eps(case, eps):
     expected = reference.divergence_curve(case.hist, case.num_quantized_bins, eps)
     curve = klquant.divergence_curve(case.hist, case.edges, num_quantized_bins=case.num_quantized_bins, eps=eps)
     np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@given(histograms(shapes=[real_weights]))
+def test_weights_cost_the_rounding_of_their_sums(case):
+    expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
+    np.testing.assert_allclose(curve_of(case), expected, rtol=0, atol=1e-9)
 
 
 @given(histograms())

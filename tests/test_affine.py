@@ -6,7 +6,6 @@ from namespaces import JAX, NUMPY, needs_jax, params
 
 import klquant
 from klquant import ArrayTypeError, InvalidInputError
-from klquant.affine import DEAD_CHANNEL
 
 F32 = np.float32
 
@@ -61,14 +60,12 @@ def test_levels_fit_their_dtype(xp, levels, dtype):
     np.testing.assert_array_equal(quantized, [-(levels // 2), levels // 2])
 
 
-@pytest.mark.xfail(reason="bug: min_scalar_type(-128) is int8, which has no +128: saturated values change their sign")
 @pytest.mark.parametrize("levels", [257, 65537])
 def test_the_largest_level_does_not_wrap_around(levels):
     quantized = klquant.quantize(np.array([-1e9, 1e9], F32), 0.5, num_quantized_bins=levels)
     np.testing.assert_array_equal(quantized, [-(levels // 2), levels // 2])
 
 
-@pytest.mark.xfail(reason="bug: x / scale is outside errstate and warns of the overflow", raises=RuntimeWarning)
 def test_values_that_overflow_when_divided_saturate():
     np.testing.assert_array_equal(klquant.quantize(np.array([3e38, -3e38], F32), 0.01), [127, -127])
 
@@ -87,13 +84,11 @@ def test_dequantize_gives_the_dtype_asked_for(xp, dtype):
     np.testing.assert_array_equal(real, np.array([100 * F32(0.1)], F32).astype(dtype))
 
 
-@pytest.mark.xfail(reason="bug: a dtype that is not floating point is not refused: it gives 88 for 600")
 def test_dequantize_refuses_an_integer_dtype():
     with pytest.raises((ArrayTypeError, InvalidInputError)):
         klquant.dequantize(np.array([1], np.int8), 600.0, dtype="int8")
 
 
-@pytest.mark.xfail(reason="bug: `q` is documented as integer, and floating point passes")
 def test_dequantize_refuses_what_is_not_quantized():
     with pytest.raises(ArrayTypeError):
         klquant.dequantize(np.array([1.5]), 1.0)
@@ -122,13 +117,7 @@ def test_fake_quantize_keeps_bfloat16():
         *params(NUMPY),
         pytest.param(
             JAX,
-            marks=[
-                needs_jax,
-                pytest.mark.xfail(
-                    reason="bug: affine runs outside enable_x64, so float64 becomes float32 with a warning",
-                    raises=UserWarning,
-                ),
-            ],
+            marks=needs_jax,
         ),
     ],
 )
@@ -159,10 +148,6 @@ def test_a_channel_without_scale_is_dead(xp):
     x, scale = xp.asarray([[1.0, -2.0], [1.0, -2.0]], F32), xp.asarray([0.0, 1.0], F32)
     np.testing.assert_array_equal(xp.call(klquant.quantize, x, scale, axis=0), [[0, 0], [1, -2]])
     np.testing.assert_array_equal(xp.call(klquant.fake_quantize, x, scale, axis=0), [[0, 0], [1, -2]])
-
-
-def test_a_channel_is_dead_below_a_ten_thousandth():
-    assert DEAD_CHANNEL == 1e-4
 
 
 def test_zero_is_exact(xp):

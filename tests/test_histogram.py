@@ -56,13 +56,7 @@ def test_every_real_dtype_is_counted_alike(eager, dtype):
         *params(NUMPY),
         pytest.param(
             JAX,
-            marks=[
-                needs_jax,
-                pytest.mark.xfail(
-                    reason="bug: x.max() outside enable_x64 warns that 64-bit types will be truncated",
-                    raises=UserWarning,
-                ),
-            ],
+            marks=needs_jax,
         ),
     ],
 )
@@ -134,7 +128,6 @@ def test_a_tracer_needs_amax():
         JIT.call(klquant.histogram, JIT.asarray([1.0]), num_bins=3)
 
 
-@pytest.mark.xfail(reason="bug: num_bins / amax overflows, and NumPy's bincount raises an unnamed ValueError")
 @pytest.mark.parametrize("amax", [1e-310, 5e-324])
 def test_a_range_too_small_for_the_bins_is_counted_or_refused_by_name(amax):
     try:

@@ -15,11 +15,12 @@ LAYERS = [
     {"errors"},
     {"_namespace"},
     {"_validate"},
-    {"affine", "divergence", "histogram", "merging"},
+    {"affine", "divergence", "histogram", "_layout"},
+    {"_windows"},
+    {"merging", "_direct"},
+    {"_chains", "_result"},
     {"_closed_form"},
-    {"_rescore"},
-    {"threshold"},
-    {"presets"},
+    {"threshold", "criteria", "presets"},
     {"__init__"},
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

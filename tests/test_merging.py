@@ -4,8 +4,6 @@ from namespaces import JAX, needs_jax
 
 import klquant
 from klquant import ArrayTypeError, InvalidInputError
-from klquant._namespace import compiled
-from klquant.merging import merge_bounds, prefix_sums, sum_between
 
 
 @pytest.mark.parametrize(
@@ -29,13 +27,6 @@ def test_int8_has_255_levels():
     bounds = klquant.merge_partition(2001)
     assert len(bounds) == 256
     assert bounds[-2:].tolist() == [254 * 7, 2001]
-
-
-def test_bounds_of_many_widths_are_those_of_each():
-    widths = np.arange(255, 1021, 2)
-    bounds = merge_bounds(widths, 255, xp=np)
-    for width, row in zip(widths, bounds, strict=True):
-        np.testing.assert_array_equal(row, klquant.merge_partition(int(width)))
 
 
 @pytest.mark.parametrize(
@@ -94,31 +85,3 @@ def test_bad_distributions_are_refused(eager):
 def test_mixed_libraries_are_refused():
     with pytest.raises(ArrayTypeError, match="`values` from numpy, `support` from jax"):
         klquant.quantized_distribution(np.ones(3), JAX.asarray(np.ones(3)), num_quantized_bins=3)
-
-
-@compiled
-def window_sum(values, *, xp, low, high):
-    return sum_between(prefix_sums(values, xp=xp), low, high, xp=xp)
-
-
-@pytest.mark.parametrize(
-    ("values", "low", "high", "expected"),
-    [
-        ([2**61, 1, 2, 3], 1, 4, 6),
-        ([2**61, 2**61, 1], 2, 3, 1),
-        ([2.0**61, 1, 0.25], 1, 3, 1.25),
-        ([3, 1, 4], 0, 3, 8),
-        ([3, 1, 4], 2, 2, 0),
-        ([0.5, 0.25, 4.125], 0, 3, 4.875),
-    ],
-)
-def test_sums_are_exact_behind_a_huge_bin(xp, values, low, high, expected):
-    total = xp.call(window_sum, xp.asarray(values), low=low, high=high)
-    assert total.dtype == np.float64
-    assert float(total) == expected
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "uint32"])
-def test_small_integers_do_not_overflow(xp, dtype):
-    most = np.iinfo(dtype).max
-    assert float(xp.call(window_sum, xp.asarray([most] * 5, dtype), low=0, high=5)) == 5 * most

@@ -8,9 +8,12 @@ from klquant._namespace import (
     bincount,
     compiled,
     enable_x64,
+    first_true,
     from_numpy,
     is_concrete,
-    map_blocks,
+    map_selected,
+    running_sums,
+    strided_sums,
     while_loop,
 )
 
@@ -115,24 +118,49 @@ def test_bincount_counts_in_64_bits_and_keeps_empty_bins(xp):
     np.testing.assert_array_equal(counts, [1, 0, 0, 3, 0])
 
 
-def test_blocks_that_are_not_needed_give_zeros(xp):
+def test_only_selected_indices_are_computed(xp):
     @compiled
-    def kernel(blocks, needed, *, xp):
-        return map_blocks(lambda block: block * 0.5, blocks, needed, xp=xp)
+    def kernel(selected, *, xp):
+        return map_selected(lambda indices: indices * 0.5, selected, 2, xp=xp) * selected
 
-    result = xp.call(kernel, xp.asarray([[2, 4], [6, 8], [10, 12]]), xp.asarray([True, False, True]))
-    np.testing.assert_array_equal(result, [[1, 2], [0, 0], [5, 6]])
+    result = xp.call(kernel, xp.asarray([True, False, True, True, False]))
+    np.testing.assert_array_equal(result, [0, 0, 1, 1.5, 0])
 
 
-def test_blocks_that_are_not_needed_cost_nothing():
+def test_indices_that_are_not_selected_cost_nothing():
     seen = []
 
-    def function(block):
-        seen.append(block.tolist())
-        return block * 1.0
+    def function(indices):
+        seen.append(indices.tolist())
+        return indices * 1.0
 
-    map_blocks(function, np.array([[1], [2], [3]]), np.array([False, True, False]), xp=np)
-    assert seen == [[2]]
+    map_selected(function, np.array([False, True, True, False, True]), 2, xp=np)
+    assert seen == [[1, 2], [4]]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 21])
+def test_strided_sums_add_up_every_stride_th_value(xp, length):
+    stride, count = 3, 3
+    columns = np.arange(2 * stride * (length + 1)).reshape(2, -1) ** 2.0
+    kernel = compiled(lambda first, second, *, xp: strided_sums([first, second], stride, length, count, xp=xp))
+    expected = [[sum(c[t + j * stride] for j in range(length)) for t in range(count)] for c in columns]
+    np.testing.assert_array_equal(xp.call(kernel, *map(xp.asarray, columns)), expected)
+
+
+def test_running_sums_add_up_in_order(xp):
+    values = np.array([1e16, 1.0, -1e16, 3.0])
+    sums = xp.call(
+        compiled(lambda a, b, *, xp: running_sums((a, b), xp=xp)), xp.asarray(values), xp.asarray([1, 2, 3, 4])
+    )
+    np.testing.assert_array_equal(sums[0], np.cumsum(values))
+    np.testing.assert_array_equal(sums[1], [1, 3, 6, 10])
+    assert sums[1].dtype == np.int64
+
+
+def test_the_first_true_is_found(xp):
+    kernel = compiled(lambda mask, *, xp: first_true(mask, xp=xp))
+    assert int(xp.call(kernel, xp.asarray([False, True, False, True]))) == 1
+    assert int(xp.call(kernel, xp.asarray([False, False]))) == 2
 
 
 def test_while_loop_runs_until_finished(xp):

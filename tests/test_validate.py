@@ -26,9 +26,18 @@ BAD_SHAPES = {
     "edges too short": (HIST, EDGES[:-1], r"`edges` must have shape \(8,\), one more than `hist`, got \(7,\)"),
     "edges too long": (HIST, even_edges(8), r"`edges` must have shape \(8,\), .* got \(9,\)"),
     "edges in two dimensions": (HIST, EDGES[None], r"`edges` must have shape \(8,\), .* got \(1, 8\)"),
-    "two-dimensional": ([HIST], EDGES, r"`hist` must be one-dimensional and not empty, got shape \(1, 7\)"),
-    "scalar": (5, EDGES, r"`hist` must be one-dimensional and not empty, got shape \(\)"),
-    "no bins": (np.zeros(0), np.zeros(1), r"`hist` must be one-dimensional and not empty, got shape \(0,\)"),
+    "scalar": (5, EDGES, r"`hist` must have shape \(..., num_bins\) and not be empty, got \(\)"),
+    "no bins": (np.zeros(0), np.zeros(1), r"`hist` must have shape \(..., num_bins\) and not be empty, got \(0,\)"),
+    "no histograms": (
+        np.zeros((0, 7)),
+        EDGES,
+        r"`hist` must have shape \(..., num_bins\) and not be empty, got \(0, 7\)",
+    ),
+    "edges of another batch": (
+        [HIST] * 2,
+        [EDGES] * 3,
+        r"`edges` must have shape \(8,\), one more than `hist`, got \(3, 8\)",
+    ),
 }
 BAD_VALUES = {
     "NaN": (with_entry(HIST, 2, np.nan), EDGES, r"`hist` must be finite, got nan at index 2"),
@@ -139,8 +148,8 @@ def test_mixed_libraries_are_refused(search):
         search(JAX.asarray(HIST), EDGES, num_quantized_bins=3)
 
 
-def test_no_feasible_candidate_is_an_error_that_says_how_many_were_tried(eager):
-    with pytest.raises(InfeasibleError, match=r"none among half-widths 1 to 3: it is empty"):
+def test_no_feasible_candidate_is_an_named_error(eager):
+    with pytest.raises(InfeasibleError, match=r"`hist` must have a feasible candidate, got none: it is empty"):
         klquant.optimal_threshold(eager.asarray(np.zeros(7, int)), eager.asarray(EDGES), num_quantized_bins=3)
 
 

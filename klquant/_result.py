@@ -1,0 +1,69 @@
+"""What every search returns: the threshold, and what it does to the histogram."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from klquant._namespace import Array, is_concrete
+from klquant.errors import InfeasibleError
+
+
+class Threshold(NamedTuple):
+    """The clipping value found, and how good it is; ``float(threshold)`` is the value.
+
+    Scalars, or arrays of the batch shape, in the library of the histogram.
+    """
+
+    value: Array
+    """T, in units of the edges and in their dtype."""
+    index: Array
+    """Which candidate, counted from the narrowest (int32); -1 where T was not chosen among candidates."""
+    divergence: Array
+    """KL divergence at T in nats; NaN for other criteria (float64)."""
+    clipped: Array
+    """Share of the counts beyond T (float64)."""
+    sqnr_db: Array
+    """Expected signal to quantization noise ratio at T, in dB, with all values at their bins' centres (float64)."""
+
+    def __float__(self) -> float:
+        """Return the clipping value."""
+        return float(self.value)
+
+
+def describe(
+    hist: Array,
+    edges: Array,
+    value: Array,
+    index: Array,
+    divergence: Array,
+    *,
+    num_quantized_bins: int,
+    xp: ModuleType,
+) -> Threshold:
+    """Return the threshold with its clipped share and expected SQNR, for one histogram."""
+    counts, edges_64 = hist.astype(xp.float64), edges.astype(xp.float64)
+    low, high, wide = edges_64[:-1], edges_64[1:], value.astype(xp.float64)
+    beyond = xp.clip((high - wide) / (high - low), 0, 1) + xp.clip((-wide - low) / (high - low), 0, 1)
+    centre, qmax = (low + high) / 2, num_quantized_bins // 2
+    step = wide / qmax
+    noise = centre - xp.clip(xp.rint(centre / step), -qmax, qmax) * step
+    sqnr = 10 * xp.log10((counts * centre**2).sum() / (counts * noise**2).sum())
+    exact = edges if edges.dtype.kind == "f" else edges_64
+    return Threshold(
+        value.astype(exact.dtype)[()],
+        index.astype(xp.int32)[()],
+        divergence[()],
+        (counts * beyond).sum() / counts.sum(),
+        sqnr,
+    )
+
+
+def check_found(threshold: Threshold, what: str) -> Threshold:
+    """Raise InfeasibleError where there is no threshold, as far as values can be looked at."""
+    if is_concrete(threshold.value):
+        missing = np.isnan(np.asarray(threshold.value, dtype=np.float64))
+        if missing.any():
+            where = f" (histograms {np.flatnonzero(missing)[:10].tolist()} of the batch)" if missing.ndim else ""
+            raise InfeasibleError(f"`hist` must have {what}{where}")
+    return threshold

@@ -1,0 +1,216 @@
+"""Other ways to choose T, with the signature of :func:`klquant.optimal_threshold`: max, percentile, mse.
+
+All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. The mse criterion folds the histogram to |x| and
+sums it up from the outside: with n(b) counts and s(b) their sum at or beyond bin b, and level q beginning at bin b_q::
+
+    sum h (x - q(x) step)^2 = sum h x^2 - 2 step sum_q s(b_q) + step^2 sum_q (2 q - 1) n(b_q)
+"""
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from klquant._namespace import Array, compiled, first_true, is_concrete, map_batch
+from klquant._result import Threshold, check_found, describe
+from klquant._validate import check_histogram
+from klquant.errors import InvalidInputError
+
+
+def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
+    """Take the largest observed value: T is the outer edge of the outermost bin that is not empty.
+
+    Parameters
+    ----------
+    hist, edges, num_quantized_bins
+        As for :func:`klquant.optimal_threshold`.
+
+    Returns
+    -------
+    Threshold
+        Nothing is clipped.
+
+    Raises
+    ------
+    InfeasibleError
+        For an empty histogram.
+    InvalidInputError, ArrayTypeError
+        As for :func:`klquant.optimal_threshold`.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> float(klquant.max_threshold(np.array([0, 4, 9, 4, 1, 0, 0]), np.linspace(-7, 7, 8), num_quantized_bins=3))
+    5.0
+    """
+    return percentile_threshold(hist, edges, percentile=100.0, num_quantized_bins=num_quantized_bins)
+
+
+def percentile_threshold(
+    hist: Array, edges: Array, *, percentile: float = 99.99, num_quantized_bins: int = 255
+) -> Threshold:
+    """Take the T that `percentile` percent of the values do not exceed in absolute value, linear inside the bin.
+
+    Parameters
+    ----------
+    hist, edges, num_quantized_bins
+        As for :func:`klquant.optimal_threshold`.
+    percentile : float, above 0 and at most 100
+
+    Returns
+    -------
+    Threshold
+
+    Raises
+    ------
+    InfeasibleError
+        For an empty histogram.
+    InvalidInputError, ArrayTypeError
+        For another `percentile`; and as for :func:`klquant.optimal_threshold`.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> hist, edges = np.array([1, 1, 0, 1, 1]), np.linspace(-5, 5, 6)
+    >>> float(klquant.percentile_threshold(hist, edges, percentile=75, num_quantized_bins=3))
+    4.0
+    """
+    check_histogram(hist, edges, num_quantized_bins)
+    if not 0 < percentile <= 100:
+        raise InvalidInputError(f"`percentile` must be above 0 and at most 100, got {percentile}")
+    found = _percentile(hist, edges, percentile=float(percentile), num_quantized_bins=int(num_quantized_bins))
+    return check_found(found, "counts, got an empty histogram")
+
+
+def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
+    """Take the edge T with the smallest expected squared error of rounding and clipping.
+
+    Parameters
+    ----------
+    hist, edges, num_quantized_bins
+        As for :func:`klquant.optimal_threshold`; the bins must have equal widths.
+
+    Returns
+    -------
+    Threshold
+        `index` counts all positive edges, from the narrowest.
+
+    Raises
+    ------
+    InfeasibleError
+        For an empty histogram.
+    InvalidInputError, ArrayTypeError
+        For bins of different widths; and as for :func:`klquant.optimal_threshold`.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> hist, edges = klquant.histogram(np.random.default_rng(0).laplace(size=100_000), num_bins=2001)
+    >>> print(f"{klquant.mse_threshold(hist, edges).value:.3f} of {edges[-1]:.3f}")
+    10.145 of 11.949
+    """
+    _check_equal_bins(hist, edges, num_quantized_bins)
+    found = _mse_search(hist, edges, num_quantized_bins=int(num_quantized_bins))
+    return check_found(found, "counts, got an empty histogram")
+
+
+def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Array:
+    """Return the expected squared error for every positive edge as T, with all values at their bins' centres.
+
+    Parameters
+    ----------
+    hist, edges, num_quantized_bins
+        As for :func:`klquant.optimal_threshold`; the bins must have equal widths.
+
+    Returns
+    -------
+    array, shape (..., num_bins // 2 + 1), float64, in squared units of the edges
+        NaN for an empty histogram.
+
+    Raises
+    ------
+    InvalidInputError, ArrayTypeError
+        For bins of different widths; and as for :func:`klquant.optimal_threshold`.
+
+    Notes
+    -----
+    Exact to the rounding of float64 (relative to the mean square). Cost: num_bins * num_quantized_bins / 2 additions.
+
+    Examples
+    --------
+    >>> import numpy as np, klquant
+    >>> klquant.mse_curve(np.array([1, 2, 0, 2, 1]), np.linspace(-5, 5, 6), num_quantized_bins=3).tolist()
+    [3.6666666666666665, 1.0, 3.0]
+    """
+    _check_equal_bins(hist, edges, num_quantized_bins)
+    return _mse_errors(hist, edges, num_quantized_bins=int(num_quantized_bins))
+
+
+def _check_equal_bins(hist: Array, edges: Array, num_quantized_bins: int) -> None:
+    check_histogram(hist, edges, num_quantized_bins)
+    if is_concrete(edges):
+        bounds = np.asarray(edges, dtype=np.float64)
+        drift = np.abs(np.diff(bounds) * (bounds.shape[-1] - 1) / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
+        if drift > 1e-2:
+            raise InvalidInputError(f"`edges` must be equally spaced for the mse criterion, got widths {drift:.1%} off")
+
+
+@compiled
+def _percentile(hist: Array, edges: Array, *, xp: ModuleType, percentile: float, num_quantized_bins: int) -> Threshold:
+    def one(hist: Array, edges: Array) -> Threshold:
+        folded, outer = _fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
+        below = xp.cumsum(folded)
+        target = percentile / 100 * below[-1]
+        k = first_true(below >= target, xp=xp)
+        inner = xp.where(k == 0, 0.0, outer[k - 1])
+        value = outer[k] - (below[k] - target) / folded[k] * (outer[k] - inner)
+        value = xp.where(below[-1] > 0, value, xp.nan)
+        nothing = xp.asarray(-1), xp.asarray(xp.nan)
+        return describe(hist, edges, value, *nothing, num_quantized_bins=num_quantized_bins, xp=xp)
+
+    return map_batch(one, hist, edges, xp=xp)
+
+
+@compiled
+def _mse_search(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
+    def one(hist: Array, edges: Array) -> Threshold:
+        errors = _squared_errors(hist, edges, num_quantized_bins, xp=xp)
+        index = xp.where(xp.isnan(errors[0]), -1, first_true(errors == errors.min(), xp=xp))
+        value = xp.where(index < 0, xp.nan, edges[edges.shape[0] // 2 + index])
+        return describe(hist, edges, value, index, xp.asarray(xp.nan), num_quantized_bins=num_quantized_bins, xp=xp)
+
+    return map_batch(one, hist, edges, xp=xp)
+
+
+@compiled
+def _mse_errors(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Array:
+    return map_batch(lambda h, e: _squared_errors(h, e, num_quantized_bins, xp=xp), hist, edges, xp=xp)
+
+
+def _squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: ModuleType) -> Array:
+    folded = _fold(hist, xp=xp)
+    num, qmax = folded.shape[0], num_quantized_bins // 2
+    distance = xp.arange(num).astype(xp.float64)  # in bins
+    from_outside = [xp.concatenate([xp.cumsum(v[::-1])[::-1], xp.zeros(1)]) for v in (folded, folded * distance)]
+    begin = xp.asarray(_level_begins(num, qmax))
+    counts, sums = (total[begin] for total in from_outside)  # (qmax, candidates)
+    step = (xp.arange(num) + 0.5) / qmax
+    odd = 2.0 * xp.arange(1, qmax + 1) - 1
+    squared = (folded * distance**2).sum() - 2 * step * sums.sum(axis=0) + step**2 * (odd @ counts)
+    width = (edges[-1] - edges[0]).astype(xp.float64) / hist.shape[0]
+    return xp.maximum(squared, 0.0) / folded.sum() * width**2
+
+
+@functools.lru_cache(maxsize=32)
+def _level_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Return the first bin (by distance) that rounds to level q, for q = 1 .. qmax and each candidate T."""
+    halves = (2 * np.arange(1, qmax + 1)[:, None] - 1) * (2 * np.arange(num) + 1)  # (q - 1/2) T, in 1 / (4 qmax) bins
+    begins: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(-(-halves // (4 * qmax)), num)
+    return begins
+
+
+def _fold(hist: Array, *, xp: ModuleType) -> Array:
+    """Return the counts by distance from the centre bin, float64, shape (num_bins // 2 + 1,)."""
+    counts, centre = hist.astype(xp.float64), hist.shape[-1] // 2
+    return xp.concatenate([counts[centre : centre + 1], counts[centre + 1 :] + counts[centre - 1 :: -1]])

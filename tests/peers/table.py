@@ -1,0 +1,70 @@
+"""The table of results: printed at the end of a run, and as JSON."""
+
+import json
+import operator
+import statistics
+from typing import NamedTuple
+
+RELATIONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
+
+
+class Row(NamedTuple):
+    name: str
+    seconds: tuple[float, ...] = ()
+    ratio: float | None = None
+    label: str = ""
+    wanted: tuple[str, float] | None = None  # for the ratio, or for the milliseconds where there is none
+    note: str = ""
+
+    def cells(self):
+        median = statistics.median(self.seconds) * 1e3 if self.seconds else None
+        judged = median if self.ratio is None else self.ratio
+        verdict = ""
+        if self.wanted and judged is not None:
+            verdict = "pass" if RELATIONS[self.wanted[0]](judged, self.wanted[1]) else "LOSES"
+        return {
+            "row": self.name,
+            "median_ms": median,
+            "min_ms": min(self.seconds) * 1e3 if self.seconds else None,
+            "rounds": len(self.seconds),
+            "ratio": self.ratio,
+            "ratio_of": self.label,
+            "wanted": "{} {:g}".format(*self.wanted) if self.wanted else "",
+            "verdict": verdict,
+            "note": self.note,
+        }
+
+
+class Report:
+    """Collects the rows, and as a pytest plugin prints them at the end of the run.
+
+    Times are medians, of the CPU time of the process unless the row says that it is wall-clock time.
+    """
+
+    def __init__(self, provenance):
+        self.rows = []
+        self.provenance = provenance
+
+    def add(self, *args, **fields):
+        self.rows.append(Row(*args, **fields))
+
+    def as_json(self):
+        rows = [row.cells() for row in self.rows]
+        return json.dumps({"provenance": self.provenance, "rows": rows}, indent=1)
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.section("threshold search")
+        layout = "{:<64} {:>9} {:>8} {:<20} {:>7}  {}"
+        terminalreporter.write_line(layout.format("row", "CPU ms", "ratio", "", "wanted", ""))
+        for cells in (row.cells() for row in self.rows):
+            result = ", ".join(filter(None, (cells["verdict"], cells["note"])))
+            numbers = _number(cells["median_ms"]), _number(cells["ratio"])
+            line = layout.format(cells["row"], *numbers, cells["ratio_of"], cells["wanted"], result)
+            terminalreporter.write_line(line.rstrip())
+        terminalreporter.write_line("; ".join(f"{key} {value}" for key, value in self.provenance.items()))
+
+
+def _number(value):
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
