@@ -9,7 +9,13 @@ import numpy as np
 import klquant
 from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError
 
-Criterion: TypeAlias = Literal["entropy", "max"]
+Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
+_SEARCHES = {
+    "entropy": klquant.optimal_threshold,
+    "max": klquant.max_threshold,
+    "percentile": klquant.percentile_threshold,
+    "mse": klquant.mse_threshold,
+}
 
 
 class LayerThreshold(NamedTuple):
@@ -20,9 +26,11 @@ class LayerThreshold(NamedTuple):
     threshold: float
     """T, in units of the activation; the scale is T / 127."""
     divergence: float
-    """KL divergence at T in nats; NaN where no search was made."""
+    """KL divergence at T in nats; NaN for other criteria than entropy, and where no search was made."""
     clipped: float
-    """Share of all observed values in bins beyond T."""
+    """Share of all observed values beyond T."""
+    sqnr_db: float
+    """Expected signal to quantization noise ratio of the tensor at T, in dB."""
 
 
 def search_thresholds(
@@ -35,8 +43,9 @@ def search_thresholds(
     amax, histograms : mapping
         The results of passes 1 and 2. The histograms are not changed: the centre bin, which holds the zeros, is
         cleared in a copy before the search.
-    criterion : {"entropy", "max"}
-        Minimise the KL divergence, or take amax.
+    criterion : {"entropy", "max", "percentile", "mse"}
+        Minimise the KL divergence, take amax, take the 99.99th percentile of the non-zero values, or minimise the
+        expected squared error.
 
     Returns
     -------
@@ -49,30 +58,27 @@ def search_thresholds(
         Naming the layer, for a tensor that is always 0 (it gets scale 1) and for one where no threshold is
         feasible (it gets T = amax).
     """
-    if criterion not in ("entropy", "max"):
-        raise InvalidInputError(f"`criterion` must be 'entropy' or 'max', got {criterion!r}")
+    if criterion not in _SEARCHES:
+        raise InvalidInputError(f"`criterion` must be one of {', '.join(_SEARCHES)}, got {criterion!r}")
     return {name: _search(name, largest, histograms.get(name), criterion) for name, largest in amax.items()}
 
 
 def _search(name: str, amax: float, histogram: klquant.Histogram | None, criterion: Criterion) -> LayerThreshold:
     if amax == 0:
         _warn(name, "all its values are 0; it gets scale 1")
-        return LayerThreshold(0.0, 127.0, float("nan"), 0.0)
+        return LayerThreshold(0.0, 127.0, float("nan"), 0.0, float("inf"))
     if histogram is None:
         raise InvalidInputError(f"layer `{name}` has an amax and no histogram; collect both from the same data")
-    if criterion == "max":
-        return LayerThreshold(amax, amax, float("nan"), 0.0)
     hist = np.array(histogram.hist)
-    hist[len(hist) // 2] = 0
+    zeros, hist[len(hist) // 2] = hist[len(hist) // 2], 0
     try:
-        found = klquant.optimal_threshold(hist, histogram.edges)
+        found = _SEARCHES[criterion](hist, histogram.edges)
     except InfeasibleError:
         _warn(name, f"no threshold is feasible; it gets T = amax = {amax}")
-        return LayerThreshold(amax, amax, float("nan"), 0.0)
-    clipped = histogram.hist[abs(histogram.edges[:-1] + histogram.edges[1:]) / 2 > found.value].sum()
-    return LayerThreshold(
-        amax, float(found.value), float(found.divergence), float(clipped) / float(histogram.hist.sum())
-    )
+        return LayerThreshold(amax, amax, float("nan"), 0.0, float("nan"))
+    share = 1 - int(zeros) / int(histogram.hist.sum())  # of the values that took part in the search
+    clipped, threshold = float(found.clipped) * share, amax if criterion == "max" else float(found.value)
+    return LayerThreshold(amax, threshold, float(found.divergence), clipped, float(found.sqnr_db))
 
 
 def _warn(name: str, what: str) -> None:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
-from torch.nn.utils.parametrize import is_parametrized
 
 from .calls import Call, count_uses, record_calls
 from .layers import BATCH_NORMS, RELUS, TRANSPOSED, WEIGHTED, LayerReLU, replace_module, weighted_layers
-from .running import Forward, call_model, check_eval
+from .running import Forward, call_model, check_eval, copy_model
 
+_NO_LAYER = "no convolution or linear layer feeds it (subclasses and parametrized ones are left alone)"
 _RELU_FUNCTIONS = {torch.relu, torch.Tensor.relu, nn.functional.relu}
 
 
@@ -68,19 +68,22 @@ def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_mod
     statistics and after a linear layer on anything but (batch, features).
     """
     check_eval(model)
-    model = copy.deepcopy(model)
-    calls = record_calls(model, lambda: forward(model, batch))
-    uses = count_uses(model)
+    folded = copy_model(model)
+    calls, expected = record_calls(folded, lambda: forward(folded, batch))
+    uses = count_uses(folded)
     folds = []
-    for name, norm in [(name, m) for name, m in model.named_modules() if type(m) in BATCH_NORMS]:
+    for name, norm in [(name, m) for name, m in folded.named_modules() if type(m) in BATCH_NORMS]:
         feeding = _feeding_call(name, calls)
-        layer = model.get_submodule(feeding.module) if feeding else None
+        layer = folded.get_submodule(feeding.module) if feeding else None
         reason = _why_not(name, norm, layer, feeding, calls, uses)
         if not reason:
             _fuse(layer, norm)
-            model = replace_module(model, norm, nn.Identity().eval())
-        folds.append(Fold(name, "batch_norm", feeding.module if feeding else None, reason))
-    return model, folds
+            folded = replace_module(folded, norm, nn.Identity().eval())
+            norm.forward = _identity  # for models that also hold it where no name is registered, as in a plain list
+        folds.append(
+            Fold(name, "batch_norm", feeding.module if feeding and not isinstance(layer, RELUS) else None, reason)
+        )
+    return _unless_changed(model, folded, folds, expected, lambda copied: forward(copied, batch))
 
 
 def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:
@@ -105,16 +108,50 @@ def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) ->
         If a module is in training mode.
     """
     check_eval(model)
-    model = copy.deepcopy(model)
-    calls = record_calls(model, lambda: forward(model, batch))
+    folded = copy_model(model)
+    calls, expected = record_calls(folded, lambda: forward(folded, batch))
     folds = []
-    for name, layer in list(weighted_layers(model)):
-        relu = None if isinstance(layer, LayerReLU) else _following_relu(model, calls[name])
+    for name, layer in list(weighted_layers(folded)):
+        relu = None if isinstance(layer, LayerReLU) else _following_relu(folded, layer, calls[name])
         if relu is not None:
             relu_name, relu_module = relu
-            model = replace_module(model, layer, LayerReLU(layer, copy.deepcopy(relu_module)))
+            folded = replace_module(folded, layer, LayerReLU(layer, copy.deepcopy(relu_module)))
             folds.append(Fold(relu_name or name, "relu", name, reason=""))
-    return model, folds
+    return _unless_changed(model, folded, folds, expected, lambda copied: forward(copied, batch))
+
+
+def _identity(x: torch.Tensor) -> torch.Tensor:
+    """Stand in for the forward of a folded BatchNorm."""
+    return x
+
+
+def _unless_changed(
+    model: nn.Module,
+    folded: nn.Module,
+    folds: list[Fold],
+    expected: list[torch.Tensor],
+    run: Callable[[nn.Module], Any],
+) -> tuple[nn.Module, list[Fold]]:
+    """Return the folded model, or an unfolded copy if its output on the batch is another one.
+
+    The last defence, against uses that no recording sees: compiled functions, modules kept in plain lists, ...
+    """
+    if not any(not fold.reason for fold in folds):
+        return folded, folds
+    got = record_calls(folded, lambda: run(folded)).output
+    if len(got) == len(expected) and all(map(_nearly_equal, got, expected)):
+        return folded, folds
+    reason = "folding changed the output of the model"
+    return copy_model(model), [fold if fold.reason else fold._replace(reason=reason) for fold in folds]
+
+
+def _nearly_equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    if got.shape != expected.shape or not got.is_floating_point():
+        return torch.equal(got, expected)
+    tolerance = 1000 * torch.finfo(got.dtype).eps * float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(
+        got.double(), expected.double(), rtol=0, atol=min(tolerance, 0.05 * (1 + tolerance)), equal_nan=True
+    )
 
 
 def _feeding_call(norm: str, calls: dict[str, list[Call]]) -> Call | None:
@@ -129,7 +166,7 @@ def _feeding_call(norm: str, calls: dict[str, list[Call]]) -> Call | None:
 def _why_not(name: str, norm: Any, layer: Any, feeding: Call | None, calls: dict[str, list[Call]], uses: Any) -> str:
     """Return why the BatchNorm cannot be folded, or nothing."""
     if layer is None or feeding is None or type(layer) not in WEIGHTED:
-        return "never called" if not calls[name] else "no convolution or linear layer feeds it"
+        return "never called" if not calls[name] else _NO_LAYER
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
     if len(calls[name]) != 1 or len(calls[feeding.module]) != 1:
@@ -142,15 +179,19 @@ def _why_not(name: str, norm: Any, layer: Any, feeding: Call | None, calls: dict
 
 
 def _why_not_layer(norm: Any, layer: Any, feeding: Call) -> str:
-    if is_parametrized(layer) or not isinstance(layer.weight, nn.Parameter):
-        return "its layer computes its weights from others (parametrized)"
-    if layer._forward_hooks or layer._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks:
+    if not isinstance(layer.weight, nn.Parameter):
+        return "its layer computes its weights from others"
+    if _has_hooks(layer) or _has_hooks(norm):
         return "hooks are registered on it or its layer"
     if type(layer) in TRANSPOSED and layer.groups != 1:
         return "a grouped transposed convolution has no weight axis for its output channels"
-    if isinstance(layer, nn.Linear) and feeding.output_ndim != 2:
-        return "after a linear layer only (batch, features) has its features where BatchNorm has its channels"
+    if feeding.output_ndim != layer.weight.ndim:  # 2 for linear layers; convolutions without a batch have one less
+        return "dimension 1 does not hold the channels after a linear layer or convolution with other batch dimensions"
     return ""
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fuse(layer: Any, norm: Any) -> None:
@@ -159,20 +200,21 @@ def _fuse(layer: Any, norm: Any) -> None:
     options = {} if isinstance(layer, nn.Linear) else {"transpose": type(layer) in TRANSPOSED}
     tensors = (layer.weight, layer.bias, norm.running_mean, norm.running_var)
     weight, bias, mean, var = (None if t is None else t.detach().double() for t in tensors)
-    gamma, beta = (None if t is None else t.detach().double() for t in (norm.weight, norm.bias))
-    weight, bias = fuse(weight, bias, mean, var, norm.eps, gamma, beta, **options)
+    gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight.detach()
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias.detach()
+    weight, bias = fuse(weight, bias, mean, var, norm.eps, gamma.double(), beta.double(), **options)
     layer.weight, layer.bias = (
         nn.Parameter(t.detach().to(layer.weight.dtype), layer.weight.requires_grad) for t in (weight, bias)
     )
 
 
-def _following_relu(model: nn.Module, layer_calls: list[Call]) -> tuple[str, nn.Module] | None:
+def _following_relu(model: nn.Module, layer: nn.Module, layer_calls: list[Call]) -> tuple[str, nn.Module] | None:
     """Return name and module of the ReLU that alone consumes all outputs of a layer; no name for a function."""
     consumers = {consumer for call in layer_calls for consumer in call.consumers}
-    if len(consumers) != 1 or any(len(call.consumers) != 1 for call in layer_calls):
+    if len(consumers) != 1 or any(len(call.consumers) != 1 for call in layer_calls) or _has_hooks(layer):
         return None
     name, function = consumers.pop()
     if name is not None:
         module = model.get_submodule(name)
-        return (name, module) if type(module) in RELUS else None
+        return (name, module) if type(module) in RELUS and not _has_hooks(module) else None
     return ("", nn.ReLU().eval()) if function in _RELU_FUNCTIONS else None

@@ -46,10 +46,25 @@ class LayerReLU(LayerWrapper):
 
 def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield qualified name and module of each layer that is quantized, in the user's names."""
-    joined = {id(module.layer) for module in model.modules() if isinstance(module, LayerReLU)}
+    joined = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
     for name, module in model.named_modules():
-        if isinstance(module, LayerReLU) or (type(module) in WEIGHTED and id(module) not in joined):
+        if isinstance(module, LayerReLU) or (_is_quantizable(module) and id(module) not in joined):
             yield name, module
+
+
+def skipped_layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers with weights that stay in floating point, by qualified name, and why."""
+    skipped = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            skipped[name] = "the projections inside attention are not quantized"
+        elif isinstance(module, WEIGHTED) and not _is_quantizable(module) and name.rpartition(".")[0] not in skipped:
+            skipped[name] = f"{type(module).__name__} is no plain layer, or computes its weights from others"
+    return skipped
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    return type(module) in WEIGHTED and "weight" in module._parameters
 
 
 def inner_layer(layer: Layer) -> Any:
@@ -65,7 +80,7 @@ def channel_axis(layer: nn.Module) -> int:
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Put `new` wherever `old` is registered, under all its names; return the model, or `new` if that was all of it."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() hides a second name of the same module
             if child is old and parent is not new:
                 setattr(parent, name, new)
     return new if model is old else model

@@ -50,6 +50,8 @@ def collect_amax(
     InvalidInputError
         For NaN or infinity (named with layer and batch), no batches, a model in training mode.
     """
+    if not max_amax > 0:
+        raise InvalidInputError(f"`max_amax` must be positive, got {max_amax}")
     found: dict[str, float] = {}
 
     def observer(name: str, tensor: torch.Tensor) -> None:

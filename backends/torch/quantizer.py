@@ -1,6 +1,7 @@
 """All stages in their order: the class that knows which one a model has reached, and the call that does them all."""
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -9,12 +10,13 @@ import torch
 from torch import nn
 
 import klquant
-from klquant.errors import InvalidInputError, StageError
+from klquant.errors import CalibrationWarning, InvalidInputError, StageError
 
 from .calibration import Criterion, LayerThreshold, search_thresholds
 from .folding import Fold, fold_batch_norm, fold_relu
+from .layers import skipped_layers
 from .observing import MAX_AMAX, collect_amax, collect_histograms
-from .running import Forward, Observe, call_model, check_eval
+from .running import Forward, Observe, call_model, check_eval, check_observe
 from .simulation import quantize_weights, simulate
 
 logger = logging.getLogger("klquant")
@@ -93,9 +95,10 @@ class Quantizer:
         forward: Forward = call_model,
         progress: bool = False,
     ) -> None:
-        if observe not in ("inputs", "outputs"):
-            raise InvalidInputError(f"`observe` must be 'inputs' or 'outputs', got {observe!r}")
+        check_observe(observe)
         check_eval(model)
+        if num_bins % 2 == 0 or num_bins < 255:
+            raise InvalidInputError(f"`num_bins` must be odd and at least 255, got {num_bins}")
         self.stage = Stage.LOADED
         self._model = model
         self._observe = observe
@@ -145,8 +148,15 @@ class Quantizer:
     def simulate(self) -> Quantized:
         """Return a model that simulates INT8 inference, with all that was found on the way."""
         self._need(Stage.CALIBRATED)
+        for name, reason in self._left_alone().items():
+            warnings.warn(f"layer `{name}` stays in floating point: {reason}", CalibrationWarning, stacklevel=2)
         model = simulate(self._folded, self._weight_scales, self._thresholds, observe=self._observe)
         return Quantized(model, self._thresholds, self._weight_scales, self._histograms, self._folds)
+
+    def _left_alone(self) -> dict[str, str]:
+        uncalled = {name: "it was never called" for name in self._weight_scales if name not in self._thresholds}
+        left = {**skipped_layers(self._folded), **uncalled}
+        return left if left or self._thresholds else {"": "the model has no layer that can be quantized"}
 
     def _options(self) -> dict[str, Any]:
         return {"observe": self._observe, "forward": self._forward, "progress": self._progress}
@@ -175,7 +185,8 @@ def quantize(
         It is not changed.
     batches : re-iterable
         Calibration data, gone through twice: a list of batches, a DataLoader, ...
-    criterion : {"entropy", "max"}
+    criterion : {"entropy", "max", "percentile", "mse"}
+        How T is chosen, see :func:`search_thresholds`.
     **options
         Those of :class:`Quantizer`.
 

@@ -1,5 +1,6 @@
 """Run a model over calibration data: batches of any form, progress, hooks that always come off again."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -8,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from klquant.errors import InvalidInputError, KLQuantError
 
@@ -18,12 +20,30 @@ Observe: TypeAlias = Literal["inputs", "outputs"]
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call the model with a tensor, with the items of a tuple or list, or with the entries of a mapping by name."""
+    """Call the model with a tensor, with the items of a tuple or list, or with the entries of a mapping by name.
+
+    The tensors are copied first: a model may change its input in place, and the batch is needed again.
+    """
+    batch = tree_map_only(torch.Tensor, torch.clone, batch)
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         return model(*batch)
     return model(batch)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy, or say why there is none."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
+
+
+def check_observe(observe: str) -> None:
+    """Refuse all but the two places."""
+    if observe not in ("inputs", "outputs"):
+        raise InvalidInputError(f"`observe` must be 'inputs' or 'outputs', got {observe!r}")
 
 
 def check_eval(model: nn.Module) -> None:
@@ -51,6 +71,7 @@ def run_observed(
     An error of the observer is raised again with the names of layer and batch.
     """
     check_eval(model)
+    check_observe(observe)
     number = -1
 
     def observed(name: str, tensor: Any) -> None:

@@ -1,6 +1,5 @@
 """INT8 inference simulated: weights and activations pass through quantize and dequantize where an engine would."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from klquant.errors import InvalidInputError
 
 from .calibration import LayerThreshold
 from .layers import LayerWrapper, channel_axis, inner_layer, replace_module, weighted_layers
-from .running import Observe
+from .running import Observe, check_observe, copy_model
 
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 QMAX = 127
@@ -26,12 +25,23 @@ class QuantizedLayer(LayerWrapper):
         self.scale: torch.Tensor
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=inner_layer(layer).weight.device))
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # PyTorch's fused kernels (TransformerEncoderLayer) go round layers by their weights, but not if they have hooks
+        self.register_forward_pre_hook(_keep_calling)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the layer's output as INT8 arithmetic would give it."""
         if self.observe == "inputs":
-            result: torch.Tensor = self.layer(fake_quantize(x, self.scale), *args, **kwargs)
+            if args:
+                args = (fake_quantize(args[0], self.scale), *args[1:])
+            else:
+                kwargs["input"] = fake_quantize(kwargs["input"], self.scale)
+            result: torch.Tensor = self.layer(*args, **kwargs)
             return result
-        return fake_quantize(self.layer(x, *args, **kwargs), self.scale)
+        return fake_quantize(self.layer(*args, **kwargs), self.scale)
+
+
+def _keep_calling(module: nn.Module, args: Any) -> None:
+    pass
 
 
 def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = None) -> torch.Tensor:
@@ -52,9 +62,11 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = No
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     steps = scale.to(wide.dtype)
     if axis is not None:
-        steps = steps.reshape([-1 if k == axis else 1 for k in range(x.ndim)])
+        steps = steps.reshape([-1 if k == axis % x.ndim else 1 for k in range(x.ndim)])
+    elif steps.ndim:
+        raise InvalidInputError(f"`scale` must be 0-d when `axis` is not given, got shape {tuple(steps.shape)}")
     levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(-QMAX, QMAX)
-    return (levels * steps).to(x.dtype)
+    return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
 def quantize_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -111,8 +123,14 @@ def simulate(
     torch.nn.Module
         Each quantized layer is a :class:`QuantizedLayer` under its old name.
     """
-    model = copy.deepcopy(model)
-    for name, layer in list(weighted_layers(model)):
+    check_observe(observe)
+    model = copy_model(model)
+    layers = dict(weighted_layers(model))
+    if unknown := thresholds.keys() - layers.keys():
+        raise InvalidInputError(
+            f"`thresholds` must be those of this model, got layers that it lacks: {sorted(unknown)}"
+        )
+    for name, layer in layers.items():
         if name not in thresholds:
             continue
         inner = inner_layer(layer)

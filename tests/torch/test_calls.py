@@ -11,7 +11,7 @@ X = torch.ones(2, 3)
 
 
 def record(model, *args):
-    return record_calls(model, lambda: model(*args))
+    return record_calls(model, lambda: model(*args)).calls
 
 
 def consumers_of_fc(use, **modules):

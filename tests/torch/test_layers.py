@@ -109,7 +109,6 @@ def test_a_layer_can_be_replaced_by_its_own_wrapper():
     assert wrapped.layer is layer
 
 
-@pytest.mark.xfail(strict=True, reason="named_children() skips the second name of a module in one parent")
 def test_a_module_with_two_names_in_one_parent_is_replaced_under_both():
     old, new = nn.Linear(2, 2), nn.Identity()
     model = nn.Sequential(old, nn.ReLU(), old)

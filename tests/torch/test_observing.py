@@ -256,14 +256,12 @@ def test_weights_of_a_network_with_large_values_keep_small_and_large_counts_apar
 # --- found wrong while these tests were written ---
 
 
-@pytest.mark.xfail(strict=True, reason="anything but 'inputs' is taken for 'outputs'")
 @pytest.mark.parametrize("collect", [collect_amax, lambda m, b, **o: collect_histograms(m, b, {}, **o)])
 def test_a_misspelt_observe_is_refused(collect):
     with pytest.raises(InvalidInputError, match="`observe` must be"):
         collect(mlp(), [X], observe="input")
 
 
-@pytest.mark.xfail(strict=True, reason="the cap is not checked")
 @pytest.mark.parametrize("cap", [0, -1.0, float("nan")])
 def test_a_cap_that_is_not_positive_is_refused(cap):
     with pytest.raises(InvalidInputError, match="max_amax"):

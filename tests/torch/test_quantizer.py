@@ -19,6 +19,7 @@ from klquant.backends.torch.simulation import QuantizedLayer
 from networks import Broken, Net, batch, fingerprint, is_same, mlp, outputs
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from klquant.errors import CalibrationWarning, InvalidInputError, StageError
 
@@ -230,7 +231,8 @@ def test_forward_is_used_in_every_stage():
 
 def test_a_layer_that_is_never_called_stays_in_floating_point():
     model = Net(lambda net, x: net.fc(x), fc=nn.Linear(4, 4), idle=nn.Linear(4, 4)).eval()
-    result = quantize(model, DATA, **OPTIONS)
+    with pytest.warns(CalibrationWarning, match="layer `idle` stays in floating point: it was never called"):
+        result = quantize(model, DATA, **OPTIONS)
     assert list(result.thresholds) == ["fc"]
     assert type(result.model.idle) is nn.Linear
     assert is_same(result.model.idle.weight.detach(), model.idle.weight.detach())
@@ -330,9 +332,6 @@ def test_the_data_are_as_before():
 # --- found wrong while these tests were written ---
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="only the first name in one parent is replaced and observed"
-)
 def test_all_calls_of_a_layer_that_a_list_repeats_are_quantized():
     fc, relu = nn.Linear(4, 4), nn.ReLU()
     result = quantize(nn.Sequential(fc, relu, fc, relu).eval(), DATA, **OPTIONS)
@@ -340,7 +339,22 @@ def test_all_calls_of_a_layer_that_a_list_repeats_are_quantized():
     assert isinstance(result.model[2], QuantizedLayer)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="only the first batch is looked at")
+def test_a_parametrized_layer_stays_in_floating_point_and_is_named():
+    odd = parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.warns(CalibrationWarning, match="layer `1` stays in floating point: ParametrizedLinear"):
+        result = quantize(nn.Sequential(nn.Linear(4, 4), odd).eval(), DATA, **OPTIONS)
+    assert list(result.thresholds) == ["0"]
+
+
+def test_attention_is_named_as_left_in_floating_point():
+    model = Net(lambda net, x: net.attend(x, x, x)[0], attend=nn.MultiheadAttention(4, 2)).eval()
+    with pytest.warns(CalibrationWarning, match="layer `attend` stays in floating point: the projections"):
+        quantize(model, DATA, **OPTIONS)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="one batch decides what is folded: a limit that the README states"
+)
 def test_a_relu_that_follows_only_in_one_branch_is_not_joined():
     model = Net(lambda net, x: F.relu(net.fc(x)) if x.sum() > 0 else net.fc(x), fc=nn.Linear(4, 4)).eval()
     data = [DATA[0].abs(), -DATA[1].abs()]
@@ -348,16 +362,12 @@ def test_a_relu_that_follows_only_in_one_branch_is_not_joined():
     assert outputs(quantize(model, data, **OPTIONS).model, data[1]).min() < -0.5
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="each of the four runs changes the data again")
 def test_a_model_that_changes_its_input_in_place_is_calibrated_on_the_data_as_given():
     model = Net(lambda net, x: net.fc(x.div_(2)), fc=nn.Linear(4, 4)).eval()
     expected = torch.cat(DATA).abs().max().item() / 2
     assert quantize(model, [x.clone() for x in DATA], **OPTIONS).thresholds["fc"].amax == expected
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="no thresholds, no warning: the result is the float model"
-)
 def test_a_model_of_which_nothing_is_quantized_is_reported():
     inner = nn.Sequential(nn.Linear(4, 4)).eval()
     model = Net(lambda net, x: inner(x), inner=inner).eval()  # a closure escapes the copy
@@ -365,7 +375,6 @@ def test_a_model_of_which_nothing_is_quantized_is_reported():
         quantize(model, DATA, **OPTIONS)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="only seen in pass 2")
 def test_an_even_number_of_bins_is_refused_before_the_data_are_run():
     with pytest.raises(InvalidInputError, match="num_bins"):
         Quantizer(mlp(), num_bins=400)
