@@ -60,7 +60,10 @@ def search_thresholds(
     """
     if criterion not in _SEARCHES:
         raise InvalidInputError(f"`criterion` must be one of {', '.join(_SEARCHES)}, got {criterion!r}")
-    return {name: _search(name, largest, histograms.get(name), criterion) for name, largest in amax.items()}
+    thresholds = {}
+    for name, largest in amax.items():  # a comprehension would be a frame of its own, and the warnings point there
+        thresholds[name] = _search(name, largest, histograms.get(name), criterion)
+    return thresholds
 
 
 def _search(name: str, amax: float, histogram: klquant.Histogram | None, criterion: Criterion) -> LayerThreshold:

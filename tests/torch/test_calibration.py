@@ -1,10 +1,9 @@
 import math
-import sys
 import warnings
 
 import numpy as np
 import pytest
-from klquant.backends.torch import LayerThreshold, search_thresholds
+from klquant.backends.torch import search_thresholds
 
 import klquant
 from klquant.errors import CalibrationWarning, InvalidInputError
@@ -131,7 +130,6 @@ def test_nothing_observed_gives_no_thresholds():
 # --- found wrong while these tests were written ---
 
 
-@pytest.mark.xfail(sys.version_info < (3, 12), strict=True, reason="before 3.12 a comprehension is a frame of its own")
 def test_the_warning_points_at_the_caller():
     with pytest.warns(CalibrationWarning) as caught:
         search_thresholds({"fc": 0.0}, {})
