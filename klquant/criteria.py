@@ -17,6 +17,8 @@ from klquant._result import Threshold, check_found, describe
 from klquant._validate import check_histogram
 from klquant.errors import InvalidInputError
 
+TIE = 1e-13  # of the mean square: squared errors closer than this are equal as far as float64 tells, the first wins
+
 
 def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
     """Take the largest observed value: T is the outer edge of the outermost bin that is not empty.
@@ -176,7 +178,9 @@ def _percentile(hist: Array, edges: Array, *, xp: ModuleType, percentile: float,
 def _mse_search(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
         errors = _squared_errors(hist, edges, num_quantized_bins, xp=xp)
-        index = xp.where(xp.isnan(errors[0]), -1, first_true(errors == errors.min(), xp=xp))
+        centres = (edges[1:] + edges[:-1]).astype(xp.float64) / 2
+        square = (hist * centres**2).sum() / hist.astype(xp.float64).sum()
+        index = xp.where(xp.isnan(errors[0]), -1, first_true(errors <= errors.min() + TIE * square, xp=xp))
         value = xp.where(index < 0, xp.nan, edges[edges.shape[0] // 2 + index])
         return describe(hist, edges, value, index, xp.asarray(xp.nan), num_quantized_bins=num_quantized_bins, xp=xp)
 

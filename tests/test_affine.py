@@ -25,9 +25,11 @@ def test_scale_of_a_known_tensorrt_cache_entry():
 
 
 def test_scale_takes_the_threshold_as_it_was_found(eager):
-    hist, edges = klquant.histogram(eager.asarray([-1.0, 0.25, 0.5], F32), num_bins=3, amax=1.0)
+    hist, edges = klquant.histogram(eager.asarray([-7.0, -1.0, 0.0, 2.0, 3.0], F32), num_bins=7)
     threshold = klquant.optimal_threshold(hist, edges, num_quantized_bins=3)
-    assert klquant.scale(float(threshold), num_quantized_bins=3) == 1.0
+    assert float(threshold) in (3, 5, 7)
+    assert klquant.scale(float(threshold), num_quantized_bins=3) == float(threshold)
+    assert float(klquant.scale(threshold.value, num_quantized_bins=3)) == float(threshold)
 
 
 @pytest.mark.parametrize(
