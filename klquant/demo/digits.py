@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -52,6 +53,6 @@ def load_network(weights: Path = WEIGHTS) -> nn.Module:
     network = digits_vgg()
     try:
         network.load_state_dict(load_file(weights))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InvalidInputError(f"`{weights}` must hold the weights of the demo network: {error}") from error
     return network.eval()

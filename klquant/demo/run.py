@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,7 +46,7 @@ class DemoResult(NamedTuple):
             "observe": self.observe,
             "calibration_images": NUM_CALIBRATION,
             "accuracy": {name: entry._asdict() for name, entry in self.accuracy.items()},
-            "layers": {name: entry._asdict() for name, entry in self.layers.items()},
+            "layers": {name: _finite(entry._asdict()) for name, entry in self.layers.items()},
         }
         return json.dumps(content, indent=2)
 
@@ -74,9 +75,9 @@ def write_report(result: DemoResult, folder: Path) -> list[Path]:
 
     paths = [folder / "report.json"]
     write_atomic(paths[0], result.as_json().encode())
-    for name, layer in result.layers.items():
+    for name, histogram in result.histograms.items():
         paths.append(folder / f"{name}.png")
-        write_atomic(paths[-1], plot_layer(name, layer, result.histograms[name]))
+        write_atomic(paths[-1], plot_layer(name, result.layers[name], histogram))
     return paths
 
 
@@ -93,6 +94,11 @@ def summarize(layers: Mapping[str, LayerThreshold]) -> list[tuple[str, ...]]:
         )
         for name, layer in layers.items()
     ]
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Return null for what JSON has no number for."""
+    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 
 def _judge(model: nn.Module, reference: torch.Tensor, digits: Digits) -> Accuracy:
