@@ -77,6 +77,7 @@ def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: 
     10.345
     """
     _check_numpy(hist=hist, edges=edges)
+    check_vector("hist", hist)
     check_histogram(hist, edges, num_quantized_bins)
     counts, centre = hist.astype(np.float64), hist.size // 2
     candidates = range(num_quantized_bins // 2, centre + 1)

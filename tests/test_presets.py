@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from namespaces import JAX, needs_jax
 
-from klquant import ArrayTypeError, InfeasibleError, InvalidInputError, Threshold, presets
+from klquant import ArrayTypeError, InfeasibleError, InvalidInputError, presets
 
 EPS = 0.0001
 
@@ -370,7 +370,7 @@ def valid(find, bins=301):
 def test_dtypes(find, hist_dtype, edges_dtype):
     hist, edges = valid(find)
     found = find(hist.astype(hist_dtype), edges.astype(edges_dtype))
-    assert isinstance(found, Threshold)
+    assert isinstance(found, presets.PresetThreshold)
     assert (found.value.dtype, found.index.dtype, found.divergence.dtype) == (edges_dtype, np.int32, np.float64)
     assert int(found.index) == int(find(hist, edges).index)
     assert float(found) == pytest.approx(float(find(hist, edges)), rel=1e-6)

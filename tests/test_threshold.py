@@ -15,7 +15,7 @@ def golden_on(xp, *bins):
     return [pytest.param(xp, *p.values, id=f"{xp.name}-{p.id}", marks=library.marks) for p in golden(*bins)]
 
 
-@pytest.mark.parametrize(("xp", "case"), golden_on(NUMPY) + golden_on(JAX, 257, 1001, 2001))
+@pytest.mark.parametrize(("xp", "case"), golden_on(NUMPY) + golden_on(JAX, 257, 1001, 2001, 12001))
 def test_golden_thresholds(xp, case):
     hist, edges = xp.asarray(case.hist), xp.asarray(case.edges)
     if not case.feasible:

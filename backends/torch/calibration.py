@@ -1,5 +1,6 @@
 """From histograms to one threshold for every layer."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias
@@ -29,7 +30,7 @@ class LayerThreshold(NamedTuple):
     """KL divergence at T in nats; NaN for other criteria than entropy, and where no search was made."""
     clipped: float
     """Share of all observed values beyond T."""
-    sqnr_db: float
+    sqnr_db: float = math.nan
     """Expected signal to quantization noise ratio of the tensor at T, in dB."""
 
 
