@@ -212,3 +212,17 @@ def test_vmap_searches_each_row():
     expected = [int(search(NUMPY, hist, num_quantized_bins=3).index) for hist in hists[:2]]
     assert np.asarray(found.index).tolist() == [*expected, -1]
     assert isnan(found.value[2])
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.05, 0.1, 0.4])
+@pytest.mark.parametrize("filled", [[16], [15, 17], [10, 16, 20], [0, 32], [16, 17, 18, 30]])
+def test_candidates_that_would_lose_a_whole_count_are_infeasible(xp, eps, filled):
+    """The counts are large, so that only the rule eps1 < 1 makes the difference, and not what is left of them."""
+    hist = np.zeros(33, int)
+    hist[filled] = 1000
+    curve = xp.call(
+        klquant.divergence_curve, xp.asarray(hist), xp.asarray(even_edges(33)), num_quantized_bins=5, eps=eps
+    )
+    expected = reference.divergence_curve(hist, 5, eps)
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
