@@ -1,1 +1,1 @@
-"""Adapters to frameworks; each is imported on its own: ``import klquant.backends.torch``."""
+"""Adapters to frameworks, one package each, and what they share: thresholds, settings, the calibration file."""

@@ -14,6 +14,8 @@ from klquant.errors import (
     InvalidInputError,
     KLQuantError,
     MissingDependencyError,
+    ModelError,
+    PeerError,
     StageError,
 )
 from klquant.histogram import Histogram, histogram, merge
@@ -30,6 +32,8 @@ __all__ = [
     "InvalidInputError",
     "KLQuantError",
     "MissingDependencyError",
+    "ModelError",
+    "PeerError",
     "StageError",
     "Threshold",
     "dequantize",

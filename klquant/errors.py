@@ -25,6 +25,14 @@ class StageError(KLQuantError, RuntimeError):
     """A calibration stage was asked for before the stage that it needs."""
 
 
+class ModelError(KLQuantError, RuntimeError):
+    """The model itself failed on a batch; its own error is the cause."""
+
+
+class PeerError(KLQuantError, RuntimeError):
+    """Another of the processes that calibrate together failed; it says why."""
+
+
 class MissingDependencyError(KLQuantError, ImportError):
     """An optional dependency is needed and not installed."""
 

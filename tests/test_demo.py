@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from klquant.backends.files import write_atomic
 
 from klquant import InvalidInputError
 from klquant.cli import cli
 from klquant.demo.digits import NUM_TEST, WEIGHTS, digits_vgg, load_images, load_network
-from klquant.demo.files import write_atomic
 from klquant.demo.run import NUM_CALIBRATION, run_demo, summarize
 from klquant.demo.training import save_weights, train
 

@@ -16,6 +16,8 @@ NAMES = {
     "InvalidInputError",
     "KLQuantError",
     "MissingDependencyError",
+    "ModelError",
+    "PeerError",
     "StageError",
     "Threshold",
     "dequantize",

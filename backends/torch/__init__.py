@@ -10,25 +10,51 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.backends.torch needs PyTorch: pip install 'klquant[torch]'") from error
 
-from .calibration import LayerThreshold, search_thresholds
-from .folding import Fold, fold_batch_norm, fold_relu
+from ..calibration import Calibration
+from ..settings import LayerOptions, Settings
+from ..thresholds import LayerThreshold, search_thresholds
+from .bias_correction import correct_bias
+from .diagnosis import Diagnosis, LayerDiagnosis, diagnose
+from .equalization import Equalized, apply_equalization, equalize
+from .folding import Examination, examine, fold_batch_norm, fold_relu, plan_folds
+from .fusing import Fold, apply_folds
 from .observing import collect_amax, collect_histograms
-from .quantizer import Quantized, Quantizer, Stage, quantize
+from .pipeline import quantize, requantize
+from .quantizer import Quantizer
+from .selection import Choice, choose_criterion
 from .simulation import fake_quantize, quantize_weights, simulate
+from .stages import Quantized, Stage
 
 __all__ = [
+    "Calibration",
+    "Choice",
+    "Diagnosis",
+    "Equalized",
+    "Examination",
     "Fold",
+    "LayerDiagnosis",
+    "LayerOptions",
     "LayerThreshold",
     "Quantized",
     "Quantizer",
+    "Settings",
     "Stage",
+    "apply_equalization",
+    "apply_folds",
+    "choose_criterion",
     "collect_amax",
     "collect_histograms",
+    "correct_bias",
+    "diagnose",
+    "equalize",
+    "examine",
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
+    "plan_folds",
     "quantize",
     "quantize_weights",
+    "requantize",
     "search_thresholds",
     "simulate",
 ]

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .calibration import LayerThreshold
+from ..thresholds import LayerThreshold
 from .layers import weighted_layers
-from .running import Observe
-from .simulation import QMAX, fake_quantize, simulate
+from .running import Where
+from .simulation import fake_quantize, simulate
 
 
 class Sums(NamedTuple):
@@ -56,7 +56,8 @@ def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:
 
 def fake_quantize_at(x: torch.Tensor, layer: LayerThreshold) -> torch.Tensor:
     """Return an activation as INT8 represents it at the threshold of its layer."""
-    return fake_quantize(x, torch.tensor(layer.threshold / QMAX, dtype=torch.float32, device=x.device))
+    scale = torch.tensor(layer.scale, dtype=torch.float32, device=x.device)
+    return fake_quantize(x, scale, num_bits=layer.num_bits)
 
 
 class Call(NamedTuple):
@@ -103,7 +104,7 @@ class SwitchableModel:
         model: nn.Module,
         weight_scales: Mapping[str, torch.Tensor],
         thresholds: Mapping[str, LayerThreshold],
-        observe: Observe,
+        observe: Where,
     ) -> None:
         simulated = simulate(model, weight_scales, thresholds, observe=observe)
         floats, modules = dict(weighted_layers(model)), dict(simulated.named_modules())

@@ -10,10 +10,10 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from .calibration import LayerThreshold
+from ..thresholds import LayerThreshold
 from .measuring import NOTHING, LayerSums, Measurements, Run
 from .progress import progress_bar
-from .running import Forward, Observe, call_model, check_eval
+from .running import Forward, Where, call_model, check_eval
 
 
 class LayerDiagnosis(NamedTuple):
@@ -70,7 +70,7 @@ def diagnose(
     thresholds: Mapping[str, LayerThreshold],
     batches: Iterable[Any],
     *,
-    observe: Observe = "inputs",
+    observe: Where = "inputs",
     forward: Forward = call_model,
     progress: bool = False,
     sensitivity: bool = True,
@@ -85,7 +85,7 @@ def diagnose(
         As for :func:`simulate`. Only layers with a threshold are diagnosed.
     batches : iterable
         Gone through once; calibration data or, better, other data.
-    observe : {"inputs", "outputs"}
+    observe : {"inputs", "outputs"}, or a mapping of layer names to these
         Where the thresholds were collected.
     forward : callable (model, batch) -> output
         How to run the model on a batch; the floating point tensors in what it returns are compared.

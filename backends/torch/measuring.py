@@ -9,11 +9,11 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from .calibration import LayerThreshold
+from ..thresholds import LayerThreshold
 from .calls import tensors_in
 from .comparing import Call, Sums, SwitchableModel, compare, each_call, fake_quantize_at
 from .layers import inner_layer
-from .running import Forward, Observe
+from .running import Forward, Where, observed_at
 
 NOTHING = Sums()
 
@@ -79,7 +79,7 @@ class Measurements:
         model: nn.Module,
         weight_scales: Mapping[str, torch.Tensor],
         thresholds: Mapping[str, LayerThreshold],
-        observe: Observe,
+        observe: Where,
     ) -> None:
         self._float_model, self._thresholds, self._observe = model, thresholds, observe
         self._switchable = SwitchableModel(model, weight_scales, thresholds, observe)
@@ -92,7 +92,7 @@ class Measurements:
 
         def keep(call: Call) -> None:
             kept[call.layer].append(call.output.clone())  # what follows may write to it
-            tensor = call.input if self._observe == "inputs" else call.output
+            tensor = call.output if observed_at(call.layer, self._observe) == "outputs" else call.input
             approximation = fake_quantize_at(tensor, self._thresholds[call.layer])
             self._add(call.layer, "activation", compare(tensor, approximation))
             self._set(call.layer, calls=self.layers[call.layer].calls + 1)

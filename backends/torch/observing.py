@@ -1,7 +1,9 @@
-"""The two passes over the calibration data: the range of every observed tensor, then its histogram."""
+"""The passes over the calibration data: the range of every observed tensor, then its histogram, or both in one."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -9,17 +11,45 @@ from torch import nn
 import klquant
 from klquant.errors import InvalidInputError
 
-from .running import Forward, Observe, call_model, run_observed
+from ..settings import MAX_AMAX, Settings
+from .checkpoint import Checkpoint, Progress, skip
+from .distributed import Group, failing_together, join_all, total
+from .layers import weighted_layers
+from .running import Forward, Where, call_model, run_observed, tracked
+from .statistics import (
+    Statistics,
+    growing_histogram,
+    join,
+    nothing,
+    observe_growing,
+    observe_histogram,
+    observe_range,
+)
 
-MAX_AMAX = 204800.0  # against absurd outliers
-_DRIFT = 1.01  # float kernels may round differently from pass to pass; different data exceed this
+
+class Run(NamedTuple):
+    """How the model is run over the data."""
+
+    observe: Where = "inputs"
+    forward: Forward = call_model
+    progress: bool = False
+    group: Group = None
+    """Processes that calibrate together."""
+    checkpoint: Checkpoint | None = None
+
+
+class Pass(NamedTuple):
+    """What a pass over the data of all processes found."""
+
+    statistics: Statistics
+    num_batches: int
 
 
 def collect_amax(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    observe: Observe = "inputs",
+    observe: Where = "inputs",
     max_amax: float = MAX_AMAX,
     forward: Forward = call_model,
     progress: bool = False,
@@ -31,8 +61,9 @@ def collect_amax(
     model : torch.nn.Module, in eval mode
     batches : iterable
         Tensors, tuples or mappings of tensors, of any batch size.
-    observe : {"inputs", "outputs"}
-        Whether to look at what enters each quantized layer, or at what leaves it (after its folded ReLU).
+    observe : {"inputs", "outputs"}, or a mapping of layer names to these
+        Whether to look at what enters each quantized layer, or at what leaves it (after its folded ReLU). Of a
+        mapping, layers that it lacks are not observed.
     max_amax : float
         Larger values are capped to this.
     forward : callable (model, batch) -> output
@@ -49,21 +80,13 @@ def collect_amax(
     ------
     InvalidInputError
         For NaN or infinity (named with layer and batch), no batches, a model in training mode.
+    ModelError
+        If the model fails on a batch; its own error is the cause.
     """
     if not max_amax > 0:
         raise InvalidInputError(f"`max_amax` must be positive, got {max_amax}")
-    found: dict[str, float] = {}
-
-    def observer(name: str, tensor: torch.Tensor) -> None:
-        amax = _largest(tensor)
-        if not amax < float("inf"):
-            raise InvalidInputError(f"activations must be finite, got {amax}")
-        found[name] = max(found.get(name, 0.0), amax)
-
-    run_observed(
-        model, batches, observer, observe=observe, forward=forward, progress="pass 1: ranges" if progress else ""
-    )
-    return {name: min(amax, max_amax) for name, amax in found.items()}
+    found = ranges(model, batches, Run(observe, forward, progress)).statistics
+    return capped(found.amax, max_amax)
 
 
 def collect_histograms(
@@ -71,7 +94,7 @@ def collect_histograms(
     batches: Iterable[Any],
     amax: Mapping[str, float],
     *,
-    observe: Observe = "inputs",
+    observe: Where = "inputs",
     num_bins: int = 4001,
     max_amax: float = MAX_AMAX,
     forward: Forward = call_model,
@@ -96,27 +119,83 @@ def collect_histograms(
     ------
     InvalidInputError
         If the data are not those of pass 1: a layer without amax, or values beyond it.
+    ModelError
+        If the model fails on a batch.
     """
-    histograms: dict[str, klquant.Histogram] = {}
+    found = counts(model, batches, amax, num_bins, max_amax, Run(observe, forward, progress)).statistics
+    return with_edges(found, amax)
+
+
+def ranges(model: nn.Module, batches: Iterable[Any], run: Run) -> Pass:
+    """Make pass 1."""
+    return _go_through(model, batches, observe_range, "ranges", "pass 1: ranges", run)
+
+
+def counts(
+    model: nn.Module, batches: Iterable[Any], amax: Mapping[str, float], num_bins: int, max_amax: float, run: Run
+) -> Pass:
+    """Make pass 2, over the ranges of pass 1."""
+    see = functools.partial(observe_histogram, amax=amax, num_bins=num_bins, max_amax=max_amax)
+    over = hashlib.sha256(repr(sorted(amax.items())).encode()).hexdigest()  # counts over other ranges do not add up
+    return _go_through(model, batches, see, f"counts over {over}", "pass 2: histograms", run)
+
+
+def growing_counts(model: nn.Module, batches: Iterable[Any], settings: Settings, run: Run) -> Pass:
+    """Make the only pass: ranges that grow by powers of three."""
+    see = functools.partial(observe_growing, num_bins=settings.num_bins, max_amax=settings.max_amax)
+    return _go_through(model, batches, see, "growing counts", "one pass: histograms", run)
+
+
+def capped(amax: Mapping[str, float], max_amax: float) -> dict[str, float]:
+    """Return the ranges, none beyond the cap."""
+    return {name: min(value, max_amax) for name, value in amax.items()}
+
+
+def with_edges(found: Statistics, amax: Mapping[str, float]) -> dict[str, klquant.Histogram]:
+    """Return the histograms of pass 2."""
+    empty = torch.zeros(0).numpy()
+    return {
+        name: klquant.Histogram(hist, klquant.histogram(empty, num_bins=len(hist), amax=amax[name]).edges)
+        for name, hist in found.hist.items()
+    }
+
+
+def cut_to_range(found: Statistics, max_amax: float) -> dict[str, klquant.Histogram]:
+    """Return the histograms of the only pass."""
+    return {name: growing_histogram(found, name, max_amax) for name in found.hist}
+
+
+def _go_through(
+    model: nn.Module,
+    batches: Iterable[Any],
+    see: Callable[[Statistics, str, torch.Tensor], None],
+    key: str,
+    description: str,
+    run: Run,
+) -> Pass:
+    """Collect statistics batch by batch, from where the checkpoint stands, and join those of all processes."""
+    checkpoint = run.checkpoint or Checkpoint()
+    done, batch = checkpoint.start(key), nothing()
 
     def observer(name: str, tensor: torch.Tensor) -> None:
-        if name not in amax:
-            raise InvalidInputError("expected the data of pass 1, got a layer that was not called there")
-        largest = _largest(tensor)
-        if largest > _DRIFT * amax[name] and amax[name] < max_amax:
-            raise InvalidInputError(f"expected the data of pass 1 with amax = {amax[name]}, got a value of {largest}")
-        if amax[name] == 0:
-            return
-        values = tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
-        counted = klquant.histogram(values, num_bins=num_bins, amax=amax[name])
-        histograms[name] = klquant.merge(histograms[name], counted) if name in histograms else counted
+        see(batch, name, tensor)
 
-    run_observed(
-        model, batches, observer, observe=observe, forward=forward, progress="pass 2: histograms" if progress else ""
-    )
-    return histograms
+    def after_batch(item: Any) -> None:
+        nonlocal done, batch
+        done = Progress(join(done.statistics, batch), done.num_batches + 1, checkpoint.digest(item))
+        checkpoint.keep(key, done)
+        batch = nothing()
 
-
-def _largest(tensor: torch.Tensor) -> float:
-    """Return max |x|; NaN if there is one, 0 for an empty tensor."""
-    return float(torch.stack(tensor.aminmax()).abs().max()) if tensor.numel() else 0.0
+    with failing_together(run.group):
+        remaining = skip(tracked(batches, description if run.progress else ""), done)
+        try:
+            options: dict[str, Any] = {"observe": run.observe, "forward": run.forward}
+            run_observed(model, remaining, observer, after_batch=after_batch, first=done.num_batches, **options)
+        finally:
+            checkpoint.write()
+    found = join_all(done.statistics, [name for name, _ in weighted_layers(model)], run.group)
+    num_batches = total(done.num_batches, run.group)
+    if num_batches == 0:
+        raise InvalidInputError("expected at least one calibration batch, got none")
+    checkpoint.finish(key)
+    return Pass(found, num_batches)

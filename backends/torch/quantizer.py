@@ -1,83 +1,67 @@
-"""All stages in their order: the class that knows which one a model has reached, and the call that does them all."""
+"""All stages in their order: the class that knows which one a model has reached."""
 
+import hashlib
 import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from enum import IntEnum
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import klquant
-from klquant.errors import CalibrationWarning, InvalidInputError, StageError
+from klquant.errors import InvalidInputError
 
-from .calibration import Criterion, LayerThreshold, search_thresholds
-from .folding import Fold, fold_batch_norm, fold_relu
-from .layers import skipped_layers
-from .observing import MAX_AMAX, collect_amax, collect_histograms
-from .running import Forward, Observe, call_model, check_eval, check_observe
+from ..calibration import Calibration
+from ..settings import Choice, LayerOptions, Settings
+from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
+from .bias_correction import correct_bias
+from .checkpoint import Checkpoint
+from .diagnosis import Diagnosis, diagnose
+from .distributed import Group, failing_together, rank_of, share
+from .equalization import Equalized, apply_equalization, equalize
+from .fingerprint import fingerprint
+from .folding import examine
+from .fusing import Fold, apply_folds
+from .layers import weighted_layers
+from .observing import Run, capped, counts, cut_to_range, growing_counts, ranges, with_edges
+from .running import Forward, call_model, check_eval
+from .selection import choose_criterion
 from .simulation import quantize_weights, simulate
+from .stages import EXCLUDED, NEVER_CALLED, Quantized, Stage, check_stage, warn_of_floats
 
 logger = logging.getLogger("klquant")
-
-
-class Stage(IntEnum):
-    """What has been done to a model."""
-
-    LOADED = 0
-    FOLDED = 1
-    WEIGHTS_QUANTIZED = 2
-    AMAX_COLLECTED = 3
-    HISTOGRAMS_COLLECTED = 4
-    CALIBRATED = 5
-
-
-_HOW_TO_REACH = {
-    Stage.FOLDED: "fold(batch)",
-    Stage.WEIGHTS_QUANTIZED: "quantize_weights()",
-    Stage.AMAX_COLLECTED: "collect_amax(batches)",
-    Stage.HISTOGRAMS_COLLECTED: "collect_histograms(batches)",
-    Stage.CALIBRATED: "search_thresholds()",
-}
-
-
-class Quantized(NamedTuple):
-    """The result of :func:`quantize`."""
-
-    model: nn.Module
-    """Simulates INT8 inference; use it like the model it came from."""
-    thresholds: dict[str, LayerThreshold]
-    """amax, T, divergence and clipped share of each layer, by qualified name."""
-    weight_scales: dict[str, torch.Tensor]
-    """Scale per output channel of each layer's weights."""
-    histograms: dict[str, klquant.Histogram]
-    """What was observed, with the zeros."""
-    folds: list[Fold]
-    """What became of each BatchNorm and ReLU."""
 
 
 class Quantizer:
     """Take a model through the stages of calibration, one call each, in this order.
 
-    ``fold``, ``quantize_weights``, ``collect_amax``, ``collect_histograms``, ``search_thresholds``, ``simulate``.
-    A call before its turn raises a StageError that names the missing one; repeating a stage discards the later
-    ones. All work is done on copies: the model that is given never changes.
+    ``fold``, ``quantize_weights``, ``collect_amax``, ``collect_histograms``, ``search_thresholds``, ``simulate``;
+    ``equalize`` may follow ``fold``. A call before its turn raises a StageError that names the missing one; repeating
+    a stage discards the later ones. All work is done on copies: the model that is given never changes.
 
     Parameters
     ----------
     model : torch.nn.Module, in eval mode
-    observe : {"inputs", "outputs"}
-        Quantize what enters each layer, as engines do, or what leaves each (folded) layer.
-    num_bins : int, odd
-        Histogram bins per tensor.
-    max_amax : float
-        Cap on the observed range, against absurd outliers.
     forward : callable (model, batch) -> output
         How to run the model on a batch; by default tensors are passed as they are, tuples and lists as
         positional arguments, mappings as keyword arguments.
     progress : bool
         Show bars on a terminal.
+    process_group : torch.distributed.ProcessGroup, optional
+        Processes that calibrate together, each on its own part of the data, one of them at least with some: all end
+        with the same thresholds. Every process must make the same calls.
+    resume : path, optional
+        File in which the statistics are kept while they are collected. If it is there, a calibration that was cut off
+        goes on from it; the data must come in the same order. Of several processes each has its own.
+    checkpoint_seconds : float
+        How often that file is written, at most.
+    **settings
+        Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": what enters
+        each layer is quantized, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
+        ``max_amax`` (204800, a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream and loses up to a
+        factor 3 of resolution), ``include`` and ``exclude`` (name patterns of layers), ``overrides`` (LayerOptions by
+        name pattern).
 
     Attributes
     ----------
@@ -89,133 +73,184 @@ class Quantizer:
         self,
         model: nn.Module,
         *,
-        observe: Observe = "inputs",
-        num_bins: int = 4001,
-        max_amax: float = MAX_AMAX,
         forward: Forward = call_model,
         progress: bool = False,
+        process_group: Group = None,
+        resume: str | Path | None = None,
+        checkpoint_seconds: float = 10.0,
+        **settings: Any,
     ) -> None:
-        check_observe(observe)
         check_eval(model)
-        if num_bins % 2 == 0 or num_bins < 255:
-            raise InvalidInputError(f"`num_bins` must be odd and at least 255, got {num_bins}")
         self.stage = Stage.LOADED
         self._model = model
-        self._observe = observe
-        self._num_bins = num_bins
-        self._max_amax = max_amax
-        self._forward = forward
-        self._progress = progress
+        self._run = Run(forward=forward, progress=progress, group=process_group)
+        self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
+        self._found = Calibration.of(Settings.make(**settings))
 
-    def fold(self, batch: Any) -> list[Fold]:
-        """Fold BatchNorm and ReLU into the layers that feed them, as one run on `batch` shows."""
-        self._folded, norms = fold_batch_norm(self._model, batch, forward=self._forward)
-        self._folded, relus = fold_relu(self._folded, batch, forward=self._forward)
-        self._folds = norms + relus
-        self._reached(Stage.FOLDED)
-        return self._folds
+    @classmethod
+    def from_calibration(cls, model: nn.Module, calibration: Calibration, **options: Any) -> "Quantizer":
+        """Return a quantizer at the stage that a calibration of this model had reached; no data are needed.
+
+        Raises InvalidInputError, naming the layers, if it is a calibration of another model.
+        """
+        quantizer = cls(model, **options, **calibration.settings._asdict())
+        calibration.check_fits(fingerprint(model))
+        quantizer._fold([Fold(**fold) for fold in calibration.transforms["fold"]], {})
+        quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])
+        quantizer.quantize_weights()
+        quantizer._reached(Stage.CALIBRATED if calibration.thresholds else Stage.HISTOGRAMS_COLLECTED, calibration)
+        return quantizer
+
+    def fold(self, batch: Any = None) -> list[Fold]:
+        """Fold BatchNorm and ReLU, as a run on one batch shows; of several processes one must have a batch."""
+        check_eval(self._model)
+        with failing_together(self._run.group):
+            seen = None if batch is None else examine(self._model, batch, forward=self._run.forward)
+        found = share(seen and [[fold._asdict() for fold in seen.folds], seen.skipped], self._run.group)
+        if found is None:
+            raise InvalidInputError("expected at least one calibration batch, got none")
+        return self._fold([Fold(**fold) for fold in found[0]], found[1])
+
+    def equalize(self, batch: Any = None) -> list[Equalized]:
+        """Equalize the ranges of neighbouring layers, as a run on one batch shows; see :func:`equalize`."""
+        self._need(Stage.FOLDED)
+        with failing_together(self._run.group):
+            found = None if batch is None else equalize(self._folded, batch, forward=self._run.forward)[1]
+        shared = share(found and [pair._asdict() for pair in found], self._run.group)
+        return self._equalize([Equalized(**pair) for pair in shared or []])
 
     def quantize_weights(self) -> dict[str, torch.Tensor]:
         """Find the scale of each output channel of each layer's weights."""
         self._need(Stage.FOLDED)
-        self._weight_scales = quantize_weights(self._folded)
+        self._weight_scales = quantize_weights(self._folded, num_bits=self._num_bits(self._found.settings))
         self._reached(Stage.WEIGHTS_QUANTIZED)
         return self._weight_scales
 
     def collect_amax(self, batches: Iterable[Any]) -> dict[str, float]:
         """Pass 1: the range of every observed tensor. The weights are still in floating point, as on an engine."""
         self._need(Stage.WEIGHTS_QUANTIZED)
-        self._amax = collect_amax(self._folded, batches, max_amax=self._max_amax, **self._options())
-        self._reached(Stage.AMAX_COLLECTED)
-        return self._amax
+        if self._found.settings.passes == 1:
+            raise InvalidInputError("`collect_amax` needs passes=2, got passes=1; call collect_histograms(batches)")
+        found, num_batches = ranges(self._folded, batches, self._run)
+        amax = capped(found.amax, self._found.settings.max_amax)
+        self._reached(Stage.AMAX_COLLECTED, amax=amax, calls=found.calls, num_batches=num_batches)
+        return amax
 
     def collect_histograms(self, batches: Iterable[Any]) -> dict[str, klquant.Histogram]:
-        """Pass 2 over the same data: the histogram of every observed tensor."""
-        self._need(Stage.AMAX_COLLECTED)
-        self._histograms = collect_histograms(
-            self._folded, batches, self._amax, num_bins=self._num_bins, max_amax=self._max_amax, **self._options()
-        )
-        self._reached(Stage.HISTOGRAMS_COLLECTED)
-        return self._histograms
+        """Pass 2 over the same data, or the only one: the histogram of every observed tensor."""
+        settings, amax = self._found.settings, self._found.amax
+        self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
+        new: dict[str, Any] = {}
+        if settings.passes == 1:
+            found, number = growing_counts(self._folded, batches, settings, self._run)
+            new = {"amax": capped(found.amax, settings.max_amax), "calls": found.calls, "num_batches": number}
+            histograms = cut_to_range(found, settings.max_amax)
+        else:
+            found, number = counts(self._folded, batches, amax, settings.num_bins, settings.max_amax, self._run)
+            histograms = with_edges(found, amax)
+        self._reached(Stage.HISTOGRAMS_COLLECTED, histograms=histograms, **new)
+        return histograms
 
-    def search_thresholds(self, *, criterion: Criterion = "entropy") -> dict[str, LayerThreshold]:
-        """Choose T for every observed tensor; may be called again with another criterion."""
+    def search_thresholds(
+        self, *, criterion: Choice = "entropy", num_bits: int | None = None, batches: Iterable[Any] | None = None
+    ) -> dict[str, LayerThreshold]:
+        """Choose T for every observed tensor; may be called again with another criterion or number of bits.
+
+        ``criterion="auto"`` takes for each tensor the criterion with the least error of its layer's output on
+        `batches`, see :func:`choose_criterion`.
+        """
         self._need(Stage.HISTOGRAMS_COLLECTED)
-        self._thresholds = search_thresholds(self._amax, self._histograms, criterion=criterion)
-        self._reached(Stage.CALIBRATED)
-        return self._thresholds
+        settings = self._found.settings.with_bits(num_bits)
+        scales = quantize_weights(self._folded, num_bits=self._num_bits(settings))
+        options = settings.resolve(self._found.amax)
+        if criterion == "auto":
+            options, criterion = self._auto(options, scales, batches), "entropy"
+        found = search_thresholds(self._found.amax, self._found.histograms, criterion=criterion, options=options)
+        self._weight_scales = scales
+        self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
+        return found
 
     def simulate(self) -> Quantized:
         """Return a model that simulates INT8 inference, with all that was found on the way."""
         self._need(Stage.CALIBRATED)
-        for name, reason in self._left_alone().items():
-            warnings.warn(f"layer `{name}` stays in floating point: {reason}", CalibrationWarning, stacklevel=2)
-        model = simulate(self._folded, self._weight_scales, self._thresholds, observe=self._observe)
-        return Quantized(model, self._thresholds, self._weight_scales, self._histograms, self._folds)
+        found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
+        warn_of_floats(found)
+        model = simulate(self._folded, self._weight_scales, found.thresholds, observe=self._run.observe)
+        return Quantized(model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found)
 
-    def _left_alone(self) -> dict[str, str]:
-        uncalled = {name: "it was never called" for name in self._weight_scales if name not in self._thresholds}
-        left = {**skipped_layers(self._folded), **uncalled}
-        return left if left or self._thresholds else {"": "the model has no layer that can be quantized"}
+    def correct_bias(self, quantized: Quantized, batches: Iterable[Any]) -> Quantized:
+        """Return what :meth:`simulate` gave with the biases corrected for rounding; see :func:`correct_bias`."""
+        if self._run.group is not None:
+            raise InvalidInputError("bias correction needs all data in one process, got a process group")
+        run: dict[str, Any] = {"forward": self._run.forward, "progress": self._run.progress}
+        return quantized._replace(model=correct_bias(quantized.model, self._folded, batches, **run)[0])
 
-    def _options(self) -> dict[str, Any]:
-        return {"observe": self._observe, "forward": self._forward, "progress": self._progress}
+    def diagnose(self, batches: Iterable[Any], *, sensitivity: bool = True) -> Diagnosis:
+        """Compare the quantized model with the float model, layer by layer; see :func:`diagnose`."""
+        self._need(Stage.CALIBRATED)
+        found = (self._folded, self._weight_scales, self._found.thresholds, batches)
+        return diagnose(*found, sensitivity=sensitivity, **self._how_to_run())
+
+    @property
+    def calibration(self) -> Calibration:
+        """All that was found so far, to be saved; from the stage HISTOGRAMS_COLLECTED on."""
+        self._need(Stage.HISTOGRAMS_COLLECTED)
+        found = self._found
+        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
+        return found._replace(model=fingerprint(self._model), skipped={**found.skipped, **uncalled})
+
+    def _fold(self, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
+        self._folded, settings = apply_folds(self._model, folds), self._found.settings
+        names = [name for name, _ in weighted_layers(self._folded)]
+        settings.check_patterns(names)
+        self._options = settings.resolve(names)
+        observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
+        self._run = self._run._replace(observe=observe, checkpoint=self._open_checkpoint())
+        transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
+        excluded = {name: EXCLUDED for name in names if name not in self._options}
+        self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
+        return folds
+
+    def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
+        self._folded = apply_equalization(self._folded, pairs)
+        transforms = {**self._found.transforms, "equalize": [pair._asdict() for pair in pairs]}
+        self._reached(Stage.FOLDED, transforms=transforms)
+        return pairs
+
+    def _auto(
+        self, options: dict[str, LayerOptions], scales: dict[str, torch.Tensor], batches: Iterable[Any] | None
+    ) -> dict[str, LayerOptions]:
+        """Return the options with the criterion that serves each layer best, where none was asked for."""
+        chosen = None
+        if batches is not None:
+            candidates = candidate_thresholds(self._found.amax, self._found.histograms, options)
+            found = choose_criterion(self._folded, scales, candidates, batches, **self._how_to_run())
+            chosen = {name: choice.criterion for name, choice in found.items()}
+        chosen = share(chosen, self._run.group)
+        if chosen is None:
+            raise InvalidInputError("criterion='auto' needs `batches`, got none")
+        return {name: layer.over(LayerOptions(chosen.get(name))) for name, layer in options.items()}
+
+    def _open_checkpoint(self) -> Checkpoint | None:
+        if self._resume is None:
+            return None
+        path = Path(self._resume)
+        if self._run.group is not None:
+            path = path.with_name(f"{path.name}.rank{rank_of(self._run.group)}")
+        model = {name: layer.digest for name, layer in fingerprint(self._model).items()}
+        identity = hashlib.sha256(repr((model, self._found.settings.as_json())).encode()).hexdigest()
+        return Checkpoint(path, identity, self._checkpoint_seconds)
+
+    def _num_bits(self, settings: Settings) -> dict[str, int]:
+        return {name: chosen.num_bits or settings.num_bits for name, chosen in settings.resolve(self._options).items()}
+
+    def _how_to_run(self) -> dict[str, Any]:
+        return {"observe": self._run.observe, "forward": self._run.forward, "progress": self._run.progress}
 
     def _need(self, stage: Stage) -> None:
-        if self.stage < stage:
-            missing = Stage(self.stage + 1)
-            raise StageError(
-                f"expected stage {stage.name}, got a model at stage {self.stage.name}; "
-                f"call {_HOW_TO_REACH[missing]} first"
-            )
+        check_stage(self.stage, stage)
 
-    def _reached(self, stage: Stage) -> None:
+    def _reached(self, stage: Stage, found: Calibration | None = None, **new: Any) -> None:
         self.stage = stage
+        self._found = (found or self._found)._replace(**new)
         logger.info("stage %s reached", stage.name)
-
-
-def quantize(
-    model: nn.Module, batches: Iterable[Any], *, criterion: Criterion = "entropy", **options: Any
-) -> Quantized:
-    """Calibrate a model on data and return it as INT8 inference would compute it.
-
-    Parameters
-    ----------
-    model : torch.nn.Module, in eval mode
-        It is not changed.
-    batches : re-iterable
-        Calibration data, gone through twice: a list of batches, a DataLoader, ...
-    criterion : {"entropy", "max", "percentile", "mse"}
-        How T is chosen, see :func:`search_thresholds`.
-    **options
-        Those of :class:`Quantizer`.
-
-    Returns
-    -------
-    Quantized
-        `model` simulates INT8; `thresholds`, `weight_scales`, `histograms` and `folds` tell what was found.
-
-    Raises
-    ------
-    InvalidInputError
-        For a generator or iterator (it can be gone through only once), no batches, NaN or infinity in an
-        activation (naming layer and batch), a model in training mode.
-    """
-    if isinstance(batches, Iterator):
-        raise InvalidInputError(
-            f"`batches` must be an iterable that can be gone through twice, got the one-shot {type(batches).__name__}; "
-            "pass a list or a DataLoader"
-        )
-    quantizer = Quantizer(model, **options)
-    quantizer.fold(_first(batches))
-    quantizer.quantize_weights()
-    quantizer.collect_amax(batches)
-    quantizer.collect_histograms(batches)
-    quantizer.search_thresholds(criterion=criterion)
-    return quantizer.simulate()
-
-
-def _first(batches: Iterable[Any]) -> Any:
-    for batch in batches:
-        return batch
-    raise InvalidInputError("expected at least one calibration batch, got none")

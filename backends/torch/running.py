@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -11,12 +11,14 @@ from rich.progress import track
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from klquant.errors import InvalidInputError, KLQuantError
+from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
+from ..settings import Observe
 from .layers import weighted_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
-Observe: TypeAlias = Literal["inputs", "outputs"]
+Where: TypeAlias = Observe | Mapping[str, Observe]  # for all layers, or for each that is observed
+Observer: TypeAlias = Callable[[str, torch.Tensor], None]
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
@@ -40,12 +42,6 @@ def copy_model(model: nn.Module) -> nn.Module:
         raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
 
 
-def check_observe(observe: str) -> None:
-    """Refuse all but the two places."""
-    if observe not in ("inputs", "outputs"):
-        raise InvalidInputError(f"`observe` must be 'inputs' or 'outputs', got {observe!r}")
-
-
 def check_eval(model: nn.Module) -> None:
     """Refuse a model of which any part is in training mode."""
     if not isinstance(model, nn.Module):
@@ -57,55 +53,77 @@ def check_eval(model: nn.Module) -> None:
             )
 
 
+def observed_at(name: str, observe: Where) -> Observe | None:
+    """Return where a layer is observed, if it is."""
+    place = observe if isinstance(observe, str) else observe.get(name)
+    if place not in ("inputs", "outputs", None):
+        raise InvalidInputError(f"`observe` must be 'inputs' or 'outputs', got {place!r}")
+    return place
+
+
 def run_observed(
     model: nn.Module,
     batches: Iterable[Any],
-    observer: Callable[[str, torch.Tensor], None],
+    observer: Observer,
     *,
-    observe: Observe = "inputs",
+    observe: Where = "inputs",
     forward: Forward = call_model,
-    progress: str = "",
-) -> None:
+    after_batch: Callable[[Any], None] | None = None,
+    first: int = 0,
+) -> int:
     """Run all batches and call ``observer(layer, tensor)`` for every observed tensor, with float tensors only.
 
-    An error of the observer is raised again with the names of layer and batch.
+    Errors say in which layer and batch: those of the observer as they are, those of the model as a ModelError.
+    ``after_batch(batch)`` is called when a batch is done; `first` is the number of the first one. Returns how many
+    batches were run.
     """
     check_eval(model)
-    check_observe(observe)
-    number = -1
+    number, entered, done = first, "", 0
 
     def observed(name: str, tensor: Any) -> None:
+        nonlocal entered
+        entered = f"layer `{name}`, "
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            raise InvalidInputError(f"layer `{name}`, batch {number}: expected a float tensor, got {_kind(tensor)}")
+            raise InvalidInputError(f"{entered}batch {number}: expected a float tensor, got {_kind(tensor)}")
         try:
             observer(name, tensor.detach())
         except KLQuantError as error:
-            raise type(error)(f"layer `{name}`, batch {number}: {error}") from error
+            raise type(error)(f"{entered}batch {number}: {error}") from error
 
     with torch.no_grad(), _hooks(model, observed, observe):
-        for number, batch in enumerate(_tracked(batches, progress)):  # noqa: B007 the observer reads it
-            forward(model, batch)
-    if number < 0:
-        raise InvalidInputError("expected at least one calibration batch, got none")
+        for number, batch in enumerate(batches, start=first):
+            try:
+                forward(model, batch)
+            except KLQuantError:
+                raise
+            except Exception as error:
+                at = f"{entered}batch {number}: the model failed there or later"
+                raise ModelError(f"{at}, with {type(error).__name__}: {error}") from error
+            if after_batch:
+                after_batch(batch)
+            entered, done = "", done + 1
+    return done
+
+
+def tracked(batches: Iterable[Any], description: str) -> Iterable[Any]:
+    """Yield the batches, with a progress bar if there is a description and a terminal."""
+    console = Console(stderr=True)
+    return track(batches, description, console=console, disable=not (description and console.is_terminal))
 
 
 def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _tracked(batches: Iterable[Any], description: str) -> Iterable[Any]:
-    console = Console(stderr=True)
-    return track(batches, description, console=console, disable=not (description and console.is_terminal))
-
-
 @contextmanager
-def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Observe) -> Iterator[None]:
+def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Where) -> Iterator[None]:
     handles = []
     try:
         for name, layer in weighted_layers(model):
-            if observe == "inputs":
+            place = observed_at(name, observe)
+            if place == "inputs":
                 handles.append(layer.register_forward_pre_hook(_on_input(name, observed), with_kwargs=True))
-            else:
+            elif place == "outputs":
                 handles.append(layer.register_forward_hook(_on_output(name, observed)))
         yield
     finally:

@@ -9,10 +9,10 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from .calibration import LayerThreshold
+from ..thresholds import LayerThreshold
 from .comparing import Call, SwitchableModel, compare, each_call, fake_quantize_at
 from .progress import progress_bar
-from .running import Forward, Observe, call_model, check_eval
+from .running import Forward, Where, call_model, check_eval, observed_at
 
 PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals
 
@@ -31,7 +31,7 @@ def choose_criterion(
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     batches: Iterable[Any],
     *,
-    observe: Observe = "inputs",
+    observe: Where = "inputs",
     forward: Forward = call_model,
     progress: bool = False,
 ) -> dict[str, Choice]:
@@ -99,7 +99,7 @@ def _output_errors(
     weight_scales: Mapping[str, torch.Tensor],
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     batches: Iterable[Any],
-    observe: Observe,
+    observe: Where,
     forward: Forward,
     progress: bool,
 ) -> dict[str, dict[str, float]]:
@@ -111,10 +111,10 @@ def _output_errors(
 
     def observer(call: Call) -> None:
         for threshold, layer in distinct[call.layer].items():
-            if observe == "inputs":
-                output = call.again(switchable.quantized[call.layer].layer, fake_quantize_at(call.input, layer))
-            else:
+            if observed_at(call.layer, observe) == "outputs":
                 output = fake_quantize_at(call.output, layer)
+            else:
+                output = call.again(switchable.quantized[call.layer].layer, fake_quantize_at(call.input, layer))
             errors[call.layer][threshold] += compare(call.output, output).noise
 
     number = -1

@@ -8,20 +8,21 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from .calibration import LayerThreshold
+from ..settings import Observe
+from ..thresholds import LayerThreshold
 from .layers import LayerWrapper, channel_axis, inner_layer, replace_module, weighted_layers
-from .running import Observe, check_observe, copy_model
+from .running import Where, copy_model, observed_at
 
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
-QMAX = 127
 
 
 class QuantizedLayer(LayerWrapper):
     """A layer whose input (or output) and weights take only the values that INT8 can represent."""
 
-    def __init__(self, layer: nn.Module, scale: float, observe: Observe) -> None:
+    def __init__(self, layer: nn.Module, scale: float, observe: Observe, num_bits: int = 8) -> None:
         super().__init__(layer)
         self.observe = observe
+        self.num_bits = num_bits
         self.scale: torch.Tensor
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=inner_layer(layer).weight.device))
 
@@ -32,19 +33,22 @@ class QuantizedLayer(LayerWrapper):
         """Return the layer's output as INT8 arithmetic would give it."""
         if self.observe == "inputs":
             if args:
-                args = (fake_quantize(args[0], self.scale), *args[1:])
+                args = (self._rounded(args[0]), *args[1:])
             else:
-                kwargs["input"] = fake_quantize(kwargs["input"], self.scale)
+                kwargs["input"] = self._rounded(kwargs["input"])
             result: torch.Tensor = self.layer(*args, **kwargs)
             return result
-        return fake_quantize(self.layer(*args, **kwargs), self.scale)
+        return self._rounded(self.layer(*args, **kwargs))
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return fake_quantize(x, self.scale, num_bits=self.num_bits)
 
 
 def _keep_calling(module: nn.Module, args: Any) -> None:
     pass
 
 
-def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = None) -> torch.Tensor:
+def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = None, num_bits: int = 8) -> torch.Tensor:
     """Return ``clamp(round_half_even(x / scale), -127, 127) * scale``, as :func:`klquant.fake_quantize` on tensors.
 
     Parameters
@@ -54,6 +58,8 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = No
         0 marks a dead channel: all zeros.
     axis : int, optional
         Channel axis of `x`.
+    num_bits : int
+        The levels are -127 .. 127 for 8.
 
     Returns
     -------
@@ -65,17 +71,24 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = No
         steps = steps.reshape([-1 if k == axis % x.ndim else 1 for k in range(x.ndim)])
     elif steps.ndim:
         raise InvalidInputError(f"`scale` must be 0-d when `axis` is not given, got shape {tuple(steps.shape)}")
-    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(-QMAX, QMAX)
+    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(-qmax(num_bits), qmax(num_bits))
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
-def quantize_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def qmax(num_bits: int) -> int:
+    """Return the highest level: 127 for 8 bits."""
+    return (1 << (num_bits - 1)) - 1
+
+
+def quantize_weights(model: nn.Module, *, num_bits: int | Mapping[str, int] = 8) -> dict[str, torch.Tensor]:
     """Return the scales of the weights of each layer: ``max |w_c| / 127`` per output channel.
 
     Parameters
     ----------
     model : torch.nn.Module
         Folded, if it is to be: folding changes the weights. It is not changed.
+    num_bits : int, or mapping of layer names to int
+        Of a mapping, layers that it lacks are left out.
 
     Returns
     -------
@@ -90,12 +103,15 @@ def quantize_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     scales = {}
     for name, layer in weighted_layers(model):
+        bits = num_bits if isinstance(num_bits, int) else num_bits.get(name)
+        if bits is None:
+            continue
         weight = inner_layer(layer).weight.detach()
         if not weight.isfinite().all():
             raise InvalidInputError(f"layer `{name}`: weights must be finite, got NaN or infinity")
         others = [k for k in range(weight.ndim) if k != channel_axis(inner_layer(layer))]
         amax = weight.float().abs().amax(others)
-        scales[name] = torch.where(amax < DEAD_CHANNEL, 0.0, amax / QMAX)
+        scales[name] = torch.where(amax < DEAD_CHANNEL, 0.0, amax / qmax(bits))
     return scales
 
 
@@ -104,7 +120,7 @@ def simulate(
     weight_scales: Mapping[str, torch.Tensor],
     thresholds: Mapping[str, LayerThreshold],
     *,
-    observe: Observe = "inputs",
+    observe: Where = "inputs",
 ) -> nn.Module:
     """Return a copy of the model that computes what an INT8 engine would, in floating point.
 
@@ -115,7 +131,7 @@ def simulate(
     weight_scales, thresholds : mapping
         The results of :func:`quantize_weights` and :func:`search_thresholds`. A layer without a threshold (one
         that was never called) stays in floating point.
-    observe : {"inputs", "outputs"}
+    observe : {"inputs", "outputs"}, or a mapping of layer names to these
         Where the thresholds were collected.
 
     Returns
@@ -123,19 +139,16 @@ def simulate(
     torch.nn.Module
         Each quantized layer is a :class:`QuantizedLayer` under its old name.
     """
-    check_observe(observe)
     model = copy_model(model)
     layers = dict(weighted_layers(model))
     if unknown := thresholds.keys() - layers.keys():
         raise InvalidInputError(
             f"`thresholds` must be those of this model, got layers that it lacks: {sorted(unknown)}"
         )
-    for name, layer in layers.items():
-        if name not in thresholds:
-            continue
-        inner = inner_layer(layer)
-        weight = fake_quantize(inner.weight.detach(), weight_scales[name], axis=channel_axis(inner))
+    for name, found in thresholds.items():
+        inner, place = inner_layer(layers[name]), observed_at(name, observe) or "inputs"
+        axis, bits = channel_axis(inner), found.num_bits
+        weight = fake_quantize(inner.weight.detach(), weight_scales[name], axis=axis, num_bits=bits)
         inner.weight = nn.Parameter(weight, requires_grad=False)
-        scale = thresholds[name].threshold / QMAX
-        model = replace_module(model, layer, QuantizedLayer(layer, scale, observe))
+        model = replace_module(model, layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
     return model

@@ -5,15 +5,15 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 import klquant
+from klquant.backends.files import write_atomic
 from klquant.backends.torch import LayerThreshold, Quantizer
 from klquant.demo.digits import Digits
-from klquant.demo.files import write_atomic
 
 logger = logging.getLogger("klquant.demo")
 
@@ -96,9 +96,9 @@ def summarize(layers: Mapping[str, LayerThreshold]) -> list[tuple[str, ...]]:
     ]
 
 
-def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
     """Return null for what JSON has no number for."""
-    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    return {k: None if isinstance(value, float) and not math.isfinite(value) else value for k, value in fields.items()}
 
 
 def _judge(model: nn.Module, reference: torch.Tensor, digits: Digits) -> Accuracy:

@@ -12,8 +12,8 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import nn
 
+from klquant.backends.files import write_atomic
 from klquant.demo.digits import Digits, digits_vgg, load_images
-from klquant.demo.files import write_atomic
 
 EPOCHS = 60
 BATCH_SIZE = 64

@@ -6,7 +6,7 @@ from networks import Broken, Net, batch, eighths, exact, fingerprint, is_same, m
 from torch import nn
 
 import klquant
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 
 X = eighths(12, 4)
 NUM_BINS = 301
@@ -212,9 +212,9 @@ def failing_forward(model, x):
     [
         (lambda: [X, X], {}, None),
         (failing_data, {}, Broken),
-        (lambda: [X], {"forward": failing_forward}, Broken),
+        (lambda: [X], {"forward": failing_forward}, ModelError),
         (lambda: [X, X * float("nan")], {}, InvalidInputError),
-        (lambda: [X[:, :2]], {}, RuntimeError),
+        (lambda: [X[:, :2]], {}, ModelError),
     ],
     ids=["well", "data fail", "forward fails", "NaN", "model fails"],
 )

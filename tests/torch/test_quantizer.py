@@ -21,8 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from klquant.errors import CalibrationWarning, InvalidInputError, StageError
+from klquant.errors import CalibrationWarning, InvalidInputError, ModelError, StageError
 
+# a few hundred values are clipped hard by the entropy criterion, and a warning says so
+pytestmark = pytest.mark.filterwarnings("ignore:layer `.*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 DATA = [batch(40, 4, seed=k, dtype=torch.float32) for k in range(3)]
 OPTIONS = {"num_bins": 401}
 STAGES = [
@@ -150,7 +152,9 @@ def test_each_stage_returns_what_the_result_holds():
         ("relu", "first", ""),
     ]
     assert (result.folds, result.thresholds) == (folds, thresholds)
-    assert result.weight_scales is scales
+    assert {name: scale.tolist() for name, scale in result.weight_scales.items()} == {
+        name: scale.tolist() for name, scale in scales.items()
+    }
     assert result.histograms is histograms
     assert {name: found.amax for name, found in thresholds.items()} == amax
 
@@ -295,12 +299,12 @@ WRONG = {
     "nothing": (lambda: DATA, dict, None),
     "forward at once": (lambda: DATA, lambda: {"forward": failing_after(0)}, Broken),
     "forward while joining ReLU": (lambda: DATA, lambda: {"forward": failing_after(1)}, Broken),
-    "forward in pass 1": (lambda: DATA, lambda: {"forward": failing_after(3)}, Broken),
-    "forward in pass 2": (lambda: DATA, lambda: {"forward": failing_after(6)}, Broken),
+    "forward in pass 1": (lambda: DATA, lambda: {"forward": failing_after(3)}, ModelError),
+    "forward in pass 2": (lambda: DATA, lambda: {"forward": failing_after(6)}, ModelError),
     "data at once": (lambda: failing_data(0), dict, Broken),
     "data later": (lambda: failing_data(2), dict, Broken),
     "NaN": (lambda: [DATA[0], DATA[1] * float("nan")], dict, InvalidInputError),
-    "wrong shape": (lambda: [DATA[0], DATA[1][:, :3]], dict, RuntimeError),
+    "wrong shape": (lambda: [DATA[0], DATA[1][:, :3]], dict, ModelError),
 }
 
 

@@ -3,11 +3,11 @@ from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
 import torch
-from klquant.backends.torch.running import call_model, check_eval, run_observed
+from klquant.backends.torch.running import call_model, check_eval, run_observed, tracked
 from networks import Broken, Net, batch, fingerprint, mlp, num_hooks
 from torch import nn
 
-from klquant.errors import InfeasibleError, InvalidInputError
+from klquant.errors import InfeasibleError, InvalidInputError, ModelError
 
 X = batch(5, 4, dtype=torch.float32)
 Pair = namedtuple("Pair", "a b")
@@ -105,10 +105,16 @@ def test_batches_are_taken_in_order_one_at_a_time():
     assert torch.equal(torch.cat([tensor for what, tensor in log if what == "seen"]), X[:3])
 
 
-@pytest.mark.parametrize("empty", [[], (), iter([])])
-def test_no_batches_are_an_error(empty):
-    with pytest.raises(InvalidInputError, match="at least one calibration batch, got none"):
-        seen(mlp(), empty)
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_the_number_of_batches_is_returned(number):
+    assert run_observed(mlp(), iter([X] * number), lambda name, tensor: None) == number
+
+
+def test_what_comes_after_a_batch_gets_it_when_it_is_done():
+    log = []
+    run_observed(mlp(), [X, -X], lambda name, tensor: log.append(name), after_batch=lambda item: log.append(item))
+    assert [item if isinstance(item, str) else "batch" for item in log] == ["first", "second", "batch"] * 2
+    assert torch.equal(log[5], -X)
 
 
 def test_a_model_in_training_mode_is_not_run():
@@ -164,20 +170,44 @@ def test_hooks_come_off_whatever_happens(observe, where):
     if where == "nowhere":
         run()
     else:
-        with pytest.raises(Broken):
+        with pytest.raises(Broken if where == "batches" else ModelError):
             run()
     assert set(counts) == {2}  # one for each layer, while it ran
     assert fingerprint(model) == before
     assert torch.is_grad_enabled()
 
 
-def test_a_failing_model_raises_its_own_error():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+def test_the_error_of_a_failing_model_is_chained_and_placed():
+    with pytest.raises(ModelError, match="layer `first`, batch 1: the model failed there or later, with RuntimeError: ma"):
+        seen(mlp(), [X, torch.ones(2, 5)])
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         seen(mlp(), [torch.ones(2, 5)])
+    assert type(caught.value.__cause__) is RuntimeError
+
+
+def test_an_error_before_any_layer_names_the_batch():
+    model = Net(lambda net, x: net.fc(x["a"]), fc=nn.Linear(4, 4)).eval()
+    with pytest.raises(ModelError, match="^batch 7: the model failed there or later, with KeyError: 'a'"):
+        seen(model, [({"b": X},)], first=7)
+
+
+def test_an_interrupt_is_not_swallowed():
+    def forward(model, x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        seen(mlp(), [X], forward=forward)
+
+
+def test_layers_may_be_observed_in_different_places_or_not_at_all():
+    model = mlp()
+    ((name, tensor),) = seen(model, [X], observe={"second": "outputs"})
+    assert name == "second"
+    assert torch.equal(tensor, model(X))
 
 
 def test_progress_is_silent_off_a_terminal(capfd):
-    seen(mlp(), [X], progress="pass 1")
+    assert list(tracked([1, 2], "pass 1")) == [1, 2]
     assert capfd.readouterr() == ("", "")
 
 
@@ -186,5 +216,5 @@ def test_progress_is_shown_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stderr, "write", lambda text: written.append(text) or len(text))
     monkeypatch.setenv("TERM", "xterm")
-    seen(mlp(), [X], progress="pass 1: ranges")
+    assert list(tracked([1, 2], "pass 1: ranges")) == [1, 2]
     assert "pass 1: ranges" in "".join(written)

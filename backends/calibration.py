@@ -1,0 +1,148 @@
+"""What a calibration found, as data: saved to one file, and searched again later without the calibration data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import klquant
+from klquant.errors import InvalidInputError
+
+from .files import load_npz, save_npz
+from .settings import Criterion, Settings
+from .thresholds import LayerThreshold, search_thresholds
+
+SCHEMA = 1
+_KIND = "calibration"
+_NUMBERS = ("amax", "threshold", "divergence", "clipped", "sqnr_db")
+
+
+class Fingerprint(NamedTuple):
+    """What tells one layer of a model from another."""
+
+    kind: str
+    """Its class, shapes and dtypes."""
+    digest: str
+    """SHA-256 over its parameters and buffers."""
+
+
+class Calibration(NamedTuple):
+    """Everything that was found about a model and its calibration data."""
+
+    settings: Settings
+    model: dict[str, Fingerprint]
+    """Of every layer with parameters, by qualified name."""
+    amax: dict[str, float]
+    """Largest absolute value of every observed tensor."""
+    histograms: dict[str, klquant.Histogram]
+    """With the zeros; tensors that are always 0 have none."""
+    thresholds: dict[str, LayerThreshold]
+    """As last searched; empty before the first search."""
+    calls: dict[str, int]
+    """How often the model called each layer for one batch; the statistics of all calls are joined."""
+    num_batches: int
+    """Of all processes together."""
+    transforms: dict[str, list[dict[str, Any]]]
+    """What was done to the model before it was observed, by name of the stage, and what not and why."""
+    skipped: dict[str, str]
+    """Layers that stay in floating point, and why."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Calibration":
+        """Return the calibration that has found nothing yet."""
+        return cls(settings, {}, {}, {}, {}, {}, 0, {}, {})
+
+    def search_thresholds(
+        self, *, criterion: Criterion = "entropy", num_bits: int | None = None
+    ) -> dict[str, LayerThreshold]:
+        """Choose T for every tensor; see :func:`klquant.backends.thresholds.search_thresholds`."""
+        options = self.settings.with_bits(num_bits).resolve(self.amax)
+        return search_thresholds(self.amax, self.histograms, criterion=criterion, options=options)
+
+    def check_fits(self, model: Mapping[str, Fingerprint]) -> None:
+        """Raise InvalidInputError, naming the layers, if this calibration is of another model."""
+        differing = [f"`{name}` is only in the calibration" for name in self.model if name not in model]
+        differing += [f"`{name}` is only in the model" for name in model if name not in self.model]
+        for name in self.model.keys() & model.keys():
+            ours, theirs = self.model[name], model[name]
+            if ours.kind != theirs.kind:
+                differing.append(f"`{name}` is {theirs.kind}, was calibrated as {ours.kind}")
+            elif ours.digest != theirs.digest:
+                differing.append(f"`{name}` has other weights")
+        if differing:
+            shown = "; ".join(sorted(differing)[:10]) + ("; ..." if len(differing) > 10 else "")
+            raise InvalidInputError(
+                f"the calibration must be of this model, got {len(differing)} differing layers: {shown}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it to one npz file, whole or not at all."""
+        names = list(self.amax)
+        meta = {
+            "versions": {"klquant": klquant.__version__, "numpy": np.__version__},
+            "settings": self.settings.as_json(),
+            "model": self.model,
+            "layers": names,
+            "calls": self.calls,
+            "num_batches": self.num_batches,
+            "transforms": self.transforms,
+            "skipped": self.skipped,
+            "chosen": {name: (found.criterion, found.num_bits) for name, found in self.thresholds.items()},
+        }
+        rows = [[getattr(found, field) for field in _NUMBERS] for found in self.thresholds.values()]
+        arrays = {f"hist_{k}": self.histograms[name].hist for k, name in enumerate(names) if name in self.histograms}
+        arrays["range"] = np.array([_range_of(self.histograms.get(name)) for name in names], np.float64)
+        arrays["amax"] = np.array([self.amax[name] for name in names], np.float64)
+        arrays["thresholds"] = np.array(rows, np.float64).reshape(len(rows), len(_NUMBERS))
+        save_npz(Path(path), _KIND, SCHEMA, meta, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        InvalidInputError
+            For a damaged or foreign file. A missing one is a FileNotFoundError.
+        """
+        meta, arrays = load_npz(Path(path), _KIND, SCHEMA)
+        try:
+            return _read(meta, arrays)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise InvalidInputError(
+                f"`{path}` must be a klquant calibration file, got a damaged one: {error}"
+            ) from error
+
+
+def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> Calibration:
+    names = [str(name) for name in meta["layers"]]
+    amax, ranges = (arrays[key].astype(np.float64, casting="safe") for key in ("amax", "range"))
+    chosen = zip(meta["chosen"].items(), arrays["thresholds"].tolist(), strict=True)
+    return Calibration(
+        settings=Settings.make(**meta["settings"]),
+        model={name: Fingerprint(*map(str, layer)) for name, layer in meta["model"].items()},
+        amax=dict(zip(names, amax.tolist(), strict=True)),
+        histograms={
+            name: _histogram(arrays[f"hist_{k}"], float(ranges[k]))
+            for k, name in enumerate(names)
+            if f"hist_{k}" in arrays
+        },
+        thresholds={name: LayerThreshold(*row, *kind) for (name, kind), row in chosen},
+        calls={str(name): int(number) for name, number in meta["calls"].items()},
+        num_batches=int(meta["num_batches"]),
+        transforms=meta["transforms"],
+        skipped={str(name): str(reason) for name, reason in meta["skipped"].items()},
+    )
+
+
+def _range_of(histogram: klquant.Histogram | None) -> float:
+    return 0.0 if histogram is None else float(histogram.edges[-1])
+
+
+def _histogram(hist: "np.ndarray[Any, Any]", amax: float) -> klquant.Histogram:
+    """Return the histogram with the edges that klquant gives to this range."""
+    if hist.ndim != 1 or hist.dtype != np.int64 or hist.min() < 0:
+        raise ValueError(f"counts of {hist.dtype}, shape {hist.shape}")
+    empty = klquant.histogram(np.zeros(0), num_bins=len(hist), amax=amax)
+    return klquant.Histogram(hist, empty.edges)

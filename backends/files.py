@@ -1,0 +1,65 @@
+"""Files that are either written whole or not at all, and read without running anything that is in them."""
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from klquant.errors import InvalidInputError
+
+Arrays: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
+_META = "meta"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename: a reader never sees half a file, also after a crash or on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
+
+
+def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write arrays, and what JSON can hold, as one npz file that says what it is."""
+    text = json.dumps({"klquant": kind, "schema": schema, **meta}, allow_nan=False)
+    buffer = io.BytesIO()
+    content: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
+    np.savez_compressed(buffer, **content)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[str, "np.ndarray[Any, Any]"]]:
+    """Return what JSON held and the arrays of a file of this kind; nothing in it is unpickled.
+
+    Raises
+    ------
+    InvalidInputError
+        For a damaged file, another kind, or a newer schema; naming the file. A missing one is a FileNotFoundError.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = dict(content)
+        meta = json.loads(arrays.pop(_META).tobytes())
+        found = meta.get("klquant"), meta.get("schema")
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"`{path}` must be a klquant {kind} file, got a damaged or foreign one: {error}"
+        ) from error
+    if found != (kind, schema):
+        raise InvalidInputError(f"`{path}` must be a klquant {kind} file of schema {schema}, got {found}")
+    return meta, arrays

@@ -1,0 +1,90 @@
+"""Calibrate over several processes: each sees its own part of the data, all end with the same statistics, bit for bit.
+
+Without a process group every function here returns what it was given. What is sent are numbers and JSON, no pickles.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from klquant.errors import PeerError
+
+from .statistics import Statistics, at_level
+
+Group: TypeAlias = Any  # a torch.distributed.ProcessGroup, or None for this process alone
+
+
+def rank_of(group: Group) -> int:
+    """Return the number of this process in the group."""
+    return 0 if group is None else int(dist.get_rank(group))
+
+
+def total(number: int, group: Group) -> int:
+    """Return the sum of a number over all processes."""
+    return int(_reduced(np.array([number]), dist.ReduceOp.SUM, group)[0])
+
+
+def share(value: Any, group: Group) -> Any:
+    """Return what the first process that has a value (not None) holds, as JSON gives it back; None if nobody has."""
+    if group is None:
+        return value
+    has = np.zeros(dist.get_world_size(group), np.int64)
+    text = json.dumps(value).encode()
+    has[rank_of(group)] = 0 if value is None else len(text)
+    lengths = _reduced(has, dist.ReduceOp.SUM, group)
+    if not lengths.any():
+        return None
+    source = int(np.flatnonzero(lengths)[0])
+    sent = np.frombuffer(text, np.uint8) if source == rank_of(group) else np.zeros(int(lengths[source]), np.uint8)
+    return json.loads(_reduced(sent.astype(np.int64), dist.ReduceOp.SUM, group).astype(np.uint8).tobytes())
+
+
+def join_all(statistics: Statistics, names: Sequence[str], group: Group) -> Statistics:
+    """Return the statistics of the data of all processes; `names` are the layers of the model, in the same order."""
+    if group is None:
+        return statistics
+    fields = (statistics.amax, statistics.calls, statistics.level)
+    own = np.array([[field.get(name, -np.inf) for name in names] for field in fields], np.float64)
+    amax, calls, level = _reduced(own, dist.ReduceOp.MAX, group)
+    bins = int(_reduced(np.array([max(map(len, statistics.hist.values()), default=0)]), dist.ReduceOp.MAX, group)[0])
+    counts = np.zeros((len(names), bins), np.int64)
+    levels = {name: int(k) for name, k in zip(names, level, strict=True) if np.isfinite(k)}
+    for row, name in zip(counts, names, strict=True):
+        if name in statistics.hist:
+            row[:] = at_level(statistics, name, levels.get(name, 0))
+    counts = _reduced(counts, dist.ReduceOp.SUM, group) if bins else counts
+    return Statistics(
+        {name: float(k) for name, k in zip(names, amax, strict=True) if np.isfinite(k)},
+        {name: int(k) for name, k in zip(names, calls, strict=True) if np.isfinite(k)},
+        {name: row for name, row in zip(names, counts, strict=True) if row.any()},
+        levels,
+    )
+
+
+@contextmanager
+def failing_together(group: Group) -> Iterator[None]:
+    """Let an error in one process end all of them with an error, instead of leaving the others waiting."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = share(None if failure is None else [rank_of(group), f"{type(failure).__name__}: {failure}"], group)
+    if failure is not None:
+        raise failure
+    if failed is not None:
+        raise PeerError(f"process {failed[0]} of the group failed: {failed[1]}")
+
+
+def _reduced(values: "np.ndarray[Any, Any]", operation: Any, group: Group) -> "np.ndarray[Any, Any]":
+    if group is None:
+        return values
+    device = "cuda" if "nccl" in str(dist.get_backend(group)) else "cpu"
+    tensor = torch.from_numpy(values.copy()).to(device)
+    dist.all_reduce(tensor, op=operation, group=group)
+    return tensor.cpu().numpy()
