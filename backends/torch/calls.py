@@ -52,19 +52,24 @@ class Recording(NamedTuple):
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """Run the model and return who used the output of what. The model is left as it was."""
     interesting = {name: m for name, m in model.named_modules() if type(m) in (*WEIGHTED, *BATCH_NORMS, *RELUS)}
-    with torch.no_grad(), recording(model, interesting) as seen:
+    with torch.no_grad(), recording(model, interesting, products=True) as seen:
         run()
     return seen
 
 
 @contextmanager
-def recording(model: nn.Module, interesting: Iterable[str]) -> Iterator[Recording]:
-    """Record the calls of the named modules while the context is open; what it yields is complete at the end."""
+def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = False) -> Iterator[Recording]:
+    """Record the calls of the named modules while the context is open; what it yields is complete at the end.
+
+    For `products` every module is hooked, to tell which one multiplied; it takes longer.
+    """
     seen = Recording({name: [] for name in interesting}, [], {})
     recorder = _Recorder(seen)
     handles = []
     try:
         for name, module in model.named_modules():
+            if name and name not in seen.calls and not products:
+                continue
             entering, leaving = recorder.hooks(name)
             handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
             handles.append(module.register_forward_hook(leaving, always_call=True))

@@ -9,7 +9,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from klquant.errors import InvalidInputError
 
-from .layers import BATCH_NORMS, TRANSPOSED, WEIGHTED, LayerReLU, channel_axis, is_quantizable, replace_module
+from .layers import (
+    BATCH_NORMS,
+    TRANSPOSED,
+    WEIGHTED,
+    LayerReLU,
+    channel_axis,
+    is_quantizable,
+    replace_module,
+    without_nested_tensors,
+)
 from .running import check_eval, copy_model
 
 RELU_MODULES = {"relu": nn.ReLU, "relu6": nn.ReLU6}
@@ -50,7 +59,7 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
         If the model lacks a module that `folds` names, or it is of another type or size; or in training mode.
     """
     check_eval(model)
-    folded = copy_model(model)
+    folded = without_nested_tensors(copy_model(model))
     modules = dict(folded.named_modules(remove_duplicate=False))
     todo = [fold for fold in folds if not fold.reason]
     for fold in todo:

@@ -122,3 +122,11 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Modul
     old.__class__ = type(new)
     old.__dict__ = new.__dict__
     return model
+
+
+def without_nested_tensors(model: nn.Module) -> nn.Module:
+    """Have the encoder of a transformer take its slow path, in which layers see ordinary tensors; return the model."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # else a padding mask makes it pack the batch
+    return model

@@ -716,6 +716,25 @@ def test_a_module_that_is_skipped_is_not_named_again_for_what_it_computes():
     assert "projections" in skipped["attend"]
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_the_fast_path_of_a_transformer_encoder_does_not_hide_its_layers(norm_first):
+    """In eval mode it computes everything in one kernel, and packs a padded batch into a nested tensor."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    model = ready(nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first))
+    given = {"src": batch(3, 5, 8), "src_key_padding_mask": torch.arange(5) >= torch.tensor([[3], [5], [4]])}
+    used, before = ~given["src_key_padding_mask"], fingerprint(model)
+    found = examine(model, given)
+    assert [(fold.module, fold.kind) for fold in found.folds] == [(f"layers.{k}.linear1", "relu") for k in range(2)]
+    assert list(found.skipped) == [f"layers.{k}.self_attn" for k in range(2)]
+    folded, called = apply_folds(model, found.folds), []
+    for name in ("linear1", "linear2"):
+        folded.layers[1].get_submodule(name).register_forward_hook(lambda module, args, y: called.append(y.is_nested))
+    expected, got = outputs(model, **given)[used], outputs(folded, **given)[used]
+    assert (got - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert called == [False, False]
+    assert fingerprint(model) == before
+
+
 def test_an_examination_can_be_written_down():
     found = examine(plan_model(), batch(2, 3, 9))
     assert json.loads(json.dumps(found._asdict())) == {"folds": [list(fold) for fold in PLAN], "skipped": {}}
