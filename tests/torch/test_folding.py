@@ -716,6 +716,7 @@ def test_a_module_that_is_skipped_is_not_named_again_for_what_it_computes():
     assert "projections" in skipped["attend"]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_the_fast_path_of_a_transformer_encoder_does_not_hide_its_layers(norm_first):
     """In eval mode it computes everything in one kernel, and packs a padded batch into a nested tensor."""
