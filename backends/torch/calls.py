@@ -1,27 +1,23 @@
 """What really consumed a layer's output, recorded in one run of the model.
 
 The order in which attributes were registered tells nothing about the order of calls, and many models cannot be
-traced symbolically. So one batch is run with hooks on the modules of interest and a torch-function mode that
-sees everything else that touches a tensor.
+traced symbolically. So one batch is run with hooks on the modules and a torch-function mode that sees everything
+else that touches a tensor.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .functions import METADATA, product_name, relu_kind
 from .layers import BATCH_NORMS, RELUS, WEIGHTED
 
-# reading these does not use the values of a tensor
-_METADATA = {
-    getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout")
-} | {
-    getattr(torch.Tensor, name)
-    for name in ("size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "__len__")
-}
 OUTPUT = "output"  # stands for the model's own output among the consumers
 
 
@@ -30,6 +26,8 @@ class Consumer(NamedTuple):
 
     module: str | None
     function: Any = None
+    relu: str = ""
+    """`relu` or `relu6` where the function is one."""
 
 
 class Call(NamedTuple):
@@ -41,38 +39,46 @@ class Call(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """What one run of a model showed."""
+    """What a run of a model showed."""
 
     calls: dict[str, list[Call]]
     """The calls of each layer, BatchNorm and ReLU module; empty where it was not called."""
     output: list[torch.Tensor]
     """The tensors that the model returned."""
+    products: dict[str, list[str]]
+    """Functions that multiply weights or activations outside the layers, by the innermost module that called them."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """Run the model and return who used the output of what. The model is left as it was."""
-    recorder = _Recorder()
-    output: list[torch.Tensor] = []
     interesting = {name: m for name, m in model.named_modules() if type(m) in (*WEIGHTED, *BATCH_NORMS, *RELUS)}
+    with torch.no_grad(), recording(model, interesting, products=True) as seen:
+        run()
+    return seen
 
-    def returned(module: nn.Module, args: Any, result: Any) -> None:
-        output.extend(tensors_in(result))
 
-    handles = [model.register_forward_hook(returned)]
+@contextmanager
+def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = False) -> Iterator[Recording]:
+    """Record the calls of the named modules while the context is open; what it yields is complete at the end.
+
+    For `products` every module is hooked, to tell which one multiplied; it takes longer.
+    """
+    seen = Recording({name: [] for name in interesting}, [], {})
+    recorder = _Recorder(seen)
+    handles = []
     try:
-        for name, module in interesting.items():
-            handles.append(module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(recorder.leaving(name), always_call=True))
-        with torch.no_grad(), recorder:
-            run()
+        for name, module in model.named_modules():
+            if name and name not in seen.calls and not products:
+                continue
+            entering, leaving = recorder.hooks(name)
+            handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
+            handles.append(module.register_forward_hook(leaving, always_call=True))
+        with recorder:
+            yield seen
     finally:
         for handle in handles:
             handle.remove()
-    recorder.consume(output, Consumer(None, OUTPUT))
-    calls: dict[str, list[Call]] = {name: [] for name in interesting}
-    for call in recorder.calls:
-        calls[call.module].append(call)
-    return Recording(calls, output)
+    recorder.consume(seen.output, Consumer(None, OUTPUT))
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -94,36 +100,59 @@ def count_uses(model: nn.Module) -> Counter[int]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, seen: Recording) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self._seen = seen
+        self._entered: list[str] = []
         self._depth = 0  # inside a module of interest nothing is recorded
-        self._produced: dict[int, tuple[torch.Tensor, Call]] = {}  # the tensor is kept so that its id stays its own
+        # weak, or all activations of a run would stay in memory
+        self._produced: dict[int, tuple[weakref.ref[torch.Tensor], Call]] = {}
 
     def consume(self, values: Iterable[torch.Tensor], consumer: Consumer) -> None:
         for value in values:
-            if id(value) in self._produced:
-                self._produced[id(value)][1].consumers.append(consumer)
+            produced, call = self._produced.get(id(value), (None, None))
+            if produced is not None and produced() is value and call is not None:
+                call.consumers.append(consumer)
 
-    def entering(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._depth == 0:
+    def hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Return what is to be called when the module is entered and left."""
+        interesting = name in self._seen.calls
+
+        def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if interesting and self._depth == 0:
                 self.consume(tensors_in((args, kwargs)), Consumer(name))
-            self._depth += 1
+            self._entered.append(name)
+            self._depth += interesting
 
-        return hook
+        def leaving(module: nn.Module, args: Any, output: Any) -> None:
+            if self._entered[-1:] != [name]:
+                return  # an earlier hook of the module raised an error before it was entered
+            self._entered.pop()
+            self._depth -= interesting
+            if interesting and self._depth == 0:
+                self._produce(name, output)
+            if name == "":
+                self._seen.output.extend(tensors_in(output))
 
-    def leaving(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._depth -= 1
-            for tensor in tensors_in(output):  # none if the module raised an error
-                call = Call(name, tensor.ndim, [])
-                self.calls.append(call)
-                self._produced[id(tensor)] = (tensor, call)
+        return entering, leaving
 
-        return hook
+    def _produce(self, name: str, output: Any) -> None:
+        for tensor in tensors_in(output):  # none if the module raised an error
+            call = Call(name, tensor.ndim, [])
+            self._seen.calls[name].append(call)
+            self._produced[id(tensor)] = (weakref.ref(tensor), call)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._depth == 0 and func not in _METADATA:
-            self.consume(tensors_in((args, kwargs)), Consumer(None, func))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self._depth or func in METADATA:
+            return func(*args, **kwargs)
+        relu = relu_kind(func, args, kwargs)
+        self.consume(tensors_in((args, kwargs)), Consumer(None, func, relu))
+        if self._entered and (product := product_name(func)):
+            self._seen.products.setdefault(self._entered[-1], []).append(product)
+        result = func(*args, **kwargs)
+        if relu:
+            self._produced.pop(
+                id(result), None
+            )  # after a ReLU in place the tensor is no longer what the layer returned
+        return result

@@ -5,6 +5,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from klquant.errors import InvalidInputError
 
 Layer: TypeAlias = nn.Module  # a convolution or linear layer, bare or as LayerReLU
 
@@ -13,6 +16,15 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RELUS = (nn.ReLU, nn.ReLU6)
+
+_CLOSED = (nn.MultiheadAttention, torch.jit.ScriptModule)
+_SKIPPED: dict[Any, str] = {
+    nn.MultiheadAttention: "the projections inside attention are not quantized",
+    torch.jit.ScriptModule: "the layers inside TorchScript are not quantized",
+    (nn.Embedding, nn.EmbeddingBag): "the table of an embedding is not quantized",
+    (nn.RNNBase, nn.RNNCellBase): "recurrent layers are not quantized",
+    nn.Bilinear: "bilinear layers are not quantized",
+}
 
 
 class LayerWrapper(nn.Module):
@@ -48,23 +60,43 @@ def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield qualified name and module of each layer that is quantized, in the user's names."""
     joined = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
     for name, module in model.named_modules():
-        if isinstance(module, LayerReLU) or (_is_quantizable(module) and id(module) not in joined):
+        if isinstance(module, LayerReLU) or (is_quantizable(module) and id(module) not in joined):
             yield name, module
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:
-    """Return the layers with weights that stay in floating point, by qualified name, and why."""
-    skipped = {}
+    """Return the modules with weights that stay in floating point, by qualified name, and why."""
+    skipped: dict[str, str] = {}
+    closed: tuple[str, ...] = ()  # what lies inside these is named with them
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            skipped[name] = "the projections inside attention are not quantized"
-        elif isinstance(module, WEIGHTED) and not _is_quantizable(module) and name.rpartition(".")[0] not in skipped:
-            skipped[name] = f"{type(module).__name__} is no plain layer, or computes its weights from others"
+        if not name.startswith(closed) and (reason := _why_skipped(module)):
+            skipped[name] = reason
+            if isinstance(module, _CLOSED):
+                closed = (*closed, f"{name}." if name else "")
     return skipped
 
 
-def _is_quantizable(module: nn.Module) -> bool:
+def _why_skipped(module: nn.Module) -> str:
+    for kinds, reason in _SKIPPED.items():
+        if isinstance(module, kinds):
+            return reason
+    if isinstance(module, WEIGHTED) and not is_quantizable(module):
+        return f"{type(module).__name__} is no plain layer, or computes its weights from others"
+    return ""
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Tell whether a module is a layer of a known kind that holds its weight itself."""
     return type(module) in WEIGHTED and "weight" in module._parameters
+
+
+def check_initialized(model: nn.Module) -> None:
+    """Refuse lazy modules that have no weights yet."""
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise InvalidInputError(
+                f"expected a model with all its weights, got `{name}`: a {type(module).__name__} that was never run"
+            )
 
 
 def inner_layer(layer: Layer) -> Any:
@@ -78,9 +110,23 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put `new` wherever `old` is registered, under all its names; return the model, or `new` if that was all of it."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() hides a second name of the same module
-            if child is old and parent is not new:
-                setattr(parent, name, new)
-    return new if model is old else model
+    """Make the object `old` what `new` is, which may wrap it, and return the model.
+
+    So whoever holds `old` has the new module: parents under any name, plain lists, the caller of a model that is itself
+    `old`.
+    """
+    inner = object.__new__(type(old))
+    inner.__dict__ = old.__dict__
+    for parent in new.modules():
+        parent._modules.update({name: inner for name, child in parent._modules.items() if child is old})
+    old.__class__ = type(new)
+    old.__dict__ = new.__dict__
+    return model
+
+
+def without_nested_tensors(model: nn.Module) -> nn.Module:
+    """Have the encoder of a transformer take its slow path, in which layers see ordinary tensors; return the model."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # else a padding mask makes it pack the batch
+    return model

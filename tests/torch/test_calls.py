@@ -81,11 +81,43 @@ def test_each_use_by_a_function_counts_once(use):
     assert consumers[0].function not in (None, OUTPUT)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda y: y.add_(1), lambda y: y.__iadd__(1), lambda y: F.relu(y, inplace=True), torch.relu_]
-)
+@pytest.mark.parametrize("change", [lambda y: y.add_(1), lambda y: y.__iadd__(1), F.leaky_relu_])
 def test_changing_a_tensor_in_place_is_a_use_and_so_is_what_comes_after(change):
     assert len(consumers_of_fc(lambda net, y: change(y))) == 2
+
+
+@pytest.mark.parametrize(
+    ("relu", "kind"),
+    [
+        (lambda y: F.relu(y, inplace=True), "relu"),
+        (lambda y: F.relu(input=y, inplace=True), "relu"),
+        (torch.relu_, "relu"),
+        (F.relu_, "relu"),
+        (lambda y: y.relu_(), "relu"),
+        (lambda y: F.relu6(y, inplace=True), "relu6"),
+        (lambda y: F.hardtanh_(y, 0, 6), "relu6"),
+        (lambda y: F.hardtanh(y, 0.0, max_val=6.0, inplace=True), "relu6"),
+        (nn.Hardtanh(0, 6, inplace=True), "relu6"),
+    ],
+)
+def test_after_a_relu_in_place_the_tensor_is_no_longer_that_of_the_layer(relu, kind):
+    (consumer,) = consumers_of_fc(lambda net, y: relu(y) + y.exp())
+    assert (consumer.module, consumer.relu) == (None, kind)
+
+
+def test_a_use_before_a_relu_in_place_counts_and_so_does_a_view():
+    assert len(consumers_of_fc(lambda net, y: y.exp() + y.relu_())) == 2
+    assert len(consumers_of_fc(lambda net, y: y.view(-1).relu_())) == 1
+    (consumer,) = consumers_of_fc(lambda net, y: y.view(-1).relu_())
+    assert consumer.relu == ""
+
+
+@pytest.mark.parametrize(
+    "use", [F.leaky_relu, F.hardtanh, lambda y: F.hardtanh(y, 0, 5), lambda y: F.hardtanh(y, max_val=6)]
+)
+def test_other_functions_are_no_relu(use):
+    (consumer,) = consumers_of_fc(lambda net, y: use(y))
+    assert consumer.relu == ""
 
 
 def test_two_uses_in_one_function_count_twice():

@@ -1,11 +1,13 @@
 import copy
+import json
 import types
 import warnings
 
 import pytest
 import torch
 from klquant.backends.torch import fold_batch_norm, fold_relu
-from klquant.backends.torch.folding import Fold
+from klquant.backends.torch.folding import Examination, Fold, examine, plan_folds
+from klquant.backends.torch.fusing import apply_folds
 from klquant.backends.torch.layers import LayerReLU
 from networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
 from torch import nn
@@ -336,6 +338,14 @@ JOINED = {
     "F.relu": (lambda net, x: F.relu(net.conv(x)), {}),
     "torch.relu": (lambda net, x: torch.relu(net.conv(x)), {}),
     "method": (lambda net, x: net.conv(x).relu(), {}),
+    "F.relu in place": (lambda net, x: F.relu(net.conv(x), inplace=True), {}),
+    "torch.relu in place": (lambda net, x: torch.relu_(net.conv(x)), {}),
+    "method in place": (lambda net, x: net.conv(x).relu_(), {}),
+    "in place, then used twice": (after_conv(lambda net, y: F.relu(y, inplace=True) + y), {}),
+    "F.relu6": (lambda net, x: F.relu6(net.conv(x)), {}),
+    "F.relu6 in place": (lambda net, x: F.relu6(net.conv(x), inplace=True), {}),
+    "hardtanh to ReLU6": (lambda net, x: F.hardtanh(net.conv(x), 0, 6), {}),
+    "Hardtanh module to ReLU6": (lambda net, x: net.act(net.conv(x)), {"act": nn.Hardtanh(0, 6, inplace=True)}),
     "through an identity": (lambda net, x: net.relu(net.skip(net.conv(x))), {"relu": nn.ReLU(), "skip": nn.Identity()}),
     "layer called twice": (lambda net, x: net.relu(net.conv(net.relu(net.conv(x)))), {"relu": nn.ReLU()}),
     "relu output used twice": (after_conv(lambda net, y: torch.cat([net.relu(y)] * 2)), {"relu": nn.ReLU()}),
@@ -352,6 +362,12 @@ SEPARATE = {
     "one call kept aside": (lambda net, x: [F.relu(net.conv(-x)), setattr(net, "kept", net.conv(x))][0], {}),
     "two different": (lambda net, x: F.relu6(net.conv(x)) + F.relu(net.conv(-x)), {}),
     "norm between": (lambda net, x: net.relu(net.norm(net.conv(x))), {"relu": nn.ReLU()}),
+    "view changed in place": (after_conv(lambda net, y: [y.view(-1).relu_(), y][1]), {}),
+    "half changed in place": (after_conv(lambda net, y: [y.chunk(2)[0].relu_(), y][1]), {}),
+    "used before a relu in place": (after_conv(lambda net, y: y.exp() + y.relu_()), {}),
+    "kept before a relu in place": (after_conv(lambda net, y: [z := y.clone(), F.relu(y, inplace=True) - z][1]), {}),
+    "hardtanh": (lambda net, x: F.hardtanh(net.conv(x)), {}),
+    "hardtanh to 5": (lambda net, x: F.hardtanh(net.conv(x), 0, 5), {}),
     "leaky": (lambda net, x: net.relu(net.conv(x)), {"relu": nn.LeakyReLU()}),
     "never called": (lambda net, x: x, {}),
 }
@@ -364,11 +380,12 @@ def test_a_layer_is_joined_with_its_relu(case):
     x = 5 * batch(2, 3, 5)
     expected = outputs(model, x)
     joined, folds = fold_relu(model, x)
-    assert folds == [Fold("relu" if "relu" in modules else "conv", "relu", "conv", "")]
+    kind = "relu6" if "ReLU6" in case or "relu6" in case else "relu"
+    assert folds == [Fold("relu" if "relu" in modules else "conv", kind, "conv", "")]
     assert isinstance(joined.conv, LayerReLU)
     low, high = outputs(joined.conv, x).aminmax()
     assert low == 0
-    assert (high == 6) == (case == "ReLU6")
+    assert (high == 6) == (kind == "relu6")
     assert is_same(outputs(joined, x), expected)
     assert joined.conv.weight is joined.conv.layer.weight
 
@@ -499,14 +516,6 @@ def test_the_output_of_the_model_counts_also_where_forward_returns_nothing():
     torch.testing.assert_close(outputs(fold_batch_norm(model, x, forward=forward)[0], x), outputs(model, x))
 
 
-def test_a_functional_relu_in_place_is_left_alone():
-    """Its result is the same tensor, so that what uses it next looks like a second use of the layer."""
-    model = pair(lambda net, x: F.relu(net.conv(x), inplace=True))
-    joined, folds = fold_relu(model, batch(2, 3, 5))
-    assert folds == []
-    assert is_same(outputs(joined, batch(2, 3, 5)), outputs(model, batch(2, 3, 5)))
-
-
 def test_hooks_of_a_relu_run_once():
     model = pair(lambda net, x: net.relu(net.conv(x)), relu=nn.ReLU())
     model.relu.register_forward_hook(lambda module, args, output: output * 2)
@@ -526,3 +535,207 @@ def test_a_parametrized_layer_is_refused_with_the_reason():
     folded, (fold,) = fold_batch_norm(model, x)
     assert is_same(outputs(folded, x), outputs(model, x))
     assert "parametrized" in fold.reason
+
+
+# --- deciding and applying apart ---
+
+
+def plan_model():
+    """Return a network of which a BatchNorm and ReLUs of every form can be folded, and another BatchNorm cannot."""
+
+    def run(net, x):
+        y = F.relu6(net.norm(net.conv(x)))
+        y = net.act(net.second(y))
+        y = net.relu6(net.third(y))
+        return net.free(net.fourth(y).relu_() + x)
+
+    parts = {f"{name}": nn.Conv1d(3, 3, 3, padding=1) for name in ("second", "third", "fourth")}
+    return pair(run, **parts, act=nn.ReLU(inplace=True), relu6=nn.ReLU6(), free=nn.BatchNorm1d(3))
+
+
+PLAN = [
+    Fold("norm", "batch_norm", "conv", ""),
+    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it (subclasses and parametrized ones are "
+         "left alone)"),
+    Fold("conv", "relu6", "conv", ""),
+    Fold("act", "relu", "second", ""),
+    Fold("relu6", "relu6", "third", ""),
+    Fold("fourth", "relu", "fourth", ""),
+]  # fmt: skip
+
+
+def test_a_plan_comes_from_one_batch_and_is_applied_without_any():
+    model, x = plan_model(), 4 * batch(2, 3, 9)
+    before = fingerprint(model)
+    folds = plan_folds(model, x)
+    assert folds == PLAN
+    written = json.loads(json.dumps(folds))
+    folded = apply_folds(plan_model(), [Fold(*entry) for entry in written])
+    assert [type(folded.get_submodule(fold.into)) for fold in PLAN[2:]] == [LayerReLU] * 4
+    assert [type(layer.relu) for layer in (folded.conv, folded.third, folded.fourth)] == [nn.ReLU6, nn.ReLU6, nn.ReLU]
+    for other in (x, 4 * batch(3, 3, 9, seed=1)):
+        expected = outputs(model, other)
+        assert (outputs(folded, other) - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert fingerprint(model) == before
+
+
+def test_a_plan_is_that_of_the_two_functions_one_after_the_other():
+    model, x = plan_model(), 4 * batch(2, 3, 9)
+    folded, norms = fold_batch_norm(model, x)
+    joined, relus = fold_relu(folded, x)
+    assert plan_folds(model, x) == norms + relus
+    assert is_same(outputs(joined, x), outputs(apply_folds(model, PLAN), x))
+
+
+def test_nothing_is_applied_that_was_left_alone():
+    model, x = plan_model(), batch(2, 3, 9)
+    same = apply_folds(model, [fold._replace(reason="left alone") for fold in PLAN])
+    assert same is not model
+    assert [type(m) for m in same.modules()] == [type(m) for m in model.modules()]
+    assert is_same(outputs(same, x), outputs(model, x))
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        (Fold("gone", "batch_norm", "conv", ""), "got none with the name `gone`"),
+        (Fold("norm", "batch_norm", "gone", ""), "got none with the name `gone`"),
+        (Fold("norm", "batch_norm", None, ""), "got none with the name `None`"),
+        (Fold("act", "batch_norm", "conv", ""), "got a ReLU at `act`"),
+        (Fold("norm", "batch_norm", "act", ""), "got a ReLU at `act`"),
+        (Fold("norm", "relu", "conv", ""), "got a BatchNorm1d at `norm`"),
+        (Fold("act", "relu6", "conv", ""), "got a ReLU at `act`"),
+        (Fold("act", "relu", "norm", ""), "got a BatchNorm1d at `norm`"),
+        (Fold("wide", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `wide`"),
+        (Fold("bare", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `bare`"),
+        (Fold("act", "gelu", "conv", ""), "got 'gelu'"),
+        (Fold("norm", "batch_norm", "pruned", ""), "`pruned` must hold its weight itself"),
+    ],
+)
+def test_folds_of_another_model_are_refused_by_name(fold, message):
+    model = plan_model()
+    model.wide, model.bare = nn.BatchNorm1d(4).eval(), nn.BatchNorm1d(3, track_running_stats=False).eval()
+    model.pruned = nn.Conv1d(3, 3, 3).eval()
+    prune.l1_unstructured(model.pruned, "weight", amount=0.3)
+    outputs(model.pruned, torch.ones(1, 3, 5))  # its weight can be copied only after a run without gradients
+    with pytest.raises(InvalidInputError, match=message):
+        apply_folds(model, [fold])
+
+
+def test_two_norms_in_a_row_can_be_applied_one_after_the_other():
+    model = ready(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)))
+    folded = apply_folds(model, [Fold("1", "batch_norm", "0", ""), Fold("2", "batch_norm", "0", "")])
+    torch.testing.assert_close(outputs(folded, batch(5, 4)), outputs(model, batch(5, 4)))
+
+
+def test_only_the_fold_that_is_to_blame_is_left_alone():
+    """The use of one layer by a scripted function is seen by its effect alone."""
+    good = {f"{kind}{k}": make(3, 3) if kind == "fc" else make(3) for k in range(5) for kind, make in
+            (("fc", nn.Linear), ("norm", nn.BatchNorm1d))}  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        add = torch.jit.script(scripted_add)
+
+    def run(net, x):
+        for k in range(5):
+            y = net.get_submodule(f"fc{k}")(x)
+            x = F.relu(net.get_submodule(f"norm{k}")(y))
+            x = add(x, y) if k == 3 else x
+        return net.last(x)
+
+    model, x = ready(Net(run, **good, last=nn.Linear(3, 3))), batch(70, 3)
+    folds = plan_folds(model, x)
+    blamed = [fold for fold in folds if fold.reason]
+    assert [(fold.module, fold.kind, fold.reason) for fold in blamed] == [
+        ("norm3", "batch_norm", "folding changed the output of the model"),
+        ("fc3", "relu", "folding changed the output of the model"),
+    ]
+    assert len(folds) == 10
+    torch.testing.assert_close(outputs(apply_folds(model, folds), x), outputs(model, x))
+
+
+def test_a_model_that_does_not_repeat_itself_is_left_alone_with_that_reason():
+    model = pair(lambda net, x: F.dropout(norm_of_conv(net, x), 0.5, training=True))
+    (fold,) = plan_folds(model, batch(4, 3, 9))
+    assert "another one each time" in fold.reason
+
+
+def test_lazy_layers_are_refused_by_name():
+    with pytest.raises(InvalidInputError, match="`0`: a LazyLinear"):
+        examine(nn.Sequential(nn.LazyLinear(2)).eval(), batch(2, 3))
+
+
+# --- what computes in floating point ---
+
+
+def functional(use, **modules):
+    return ready(Net(use, fc=nn.Linear(4, 4), **modules))
+
+
+PRODUCTS = {
+    "linear": lambda net, x: F.linear(x, net.kernel),
+    "conv1d": lambda net, x: F.conv1d(x, net.kernel[:, :, None]),
+    "conv_transpose1d": lambda net, x: F.conv_transpose1d(x, net.kernel[:, :, None]),
+    "matmul": lambda net, x: x @ net.kernel,
+    "bmm": lambda net, x: x.bmm(x),
+    "baddbmm": lambda net, x: torch.baddbmm(x, x, x),
+    "mm": lambda net, x: torch.ops.aten.mm(x[0], net.kernel),
+    "addmm": lambda net, x: x[0].addmm_(x[0], net.kernel),
+    "einsum": lambda net, x: torch.einsum("bij,jk", x, net.kernel),
+    "bilinear": lambda net, x: F.bilinear(x, x, net.kernel.expand(4, 4, 4)),
+    "embedding": lambda net, x: F.embedding(x.long().abs() % 4, net.kernel),
+    "scaled_dot_product_attention": lambda net, x: F.scaled_dot_product_attention(x, x, x),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_outside_layers_are_named_with_the_module_that_computes_them(name):
+    inner = functional(PRODUCTS[name])
+    inner.kernel = nn.Parameter(torch.eye(4, dtype=torch.float64))
+    model = functional(lambda net, x: net.inner(net.fc(x)), inner=nn.Sequential(inner)).eval()
+    before = fingerprint(model)
+    assert examine(model, batch(4, 4, 4)) == Examination([], {"inner.0": f"{name} computes in floating point"})
+    assert fingerprint(model) == before
+
+
+def test_functions_are_named_once_in_the_order_of_their_calls_and_the_root_has_the_empty_name():
+    model = functional(lambda net, x: net.fc(x) @ x.bmm(x) @ x)
+    assert examine(model, batch(4, 4, 4)).skipped == {"": "bmm, matmul computes in floating point"}
+
+
+def test_what_is_done_outside_the_model_is_not_the_models():
+    model = functional(lambda net, x: net.fc(x))
+    assert examine(model, batch(4, 4), forward=lambda model, x: model(x @ x)).skipped == {}
+
+
+def test_a_module_that_is_skipped_is_not_named_again_for_what_it_computes():
+    odd = parametrizations.orthogonal(nn.Linear(4, 4))
+    model = functional(lambda net, x: net.odd(net.attend(x, x, x)[0]), attend=nn.MultiheadAttention(4, 2), odd=odd)
+    skipped = examine(model, batch(5, 4, 4)).skipped
+    assert list(skipped) == ["attend", "odd"]
+    assert "projections" in skipped["attend"]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_the_fast_path_of_a_transformer_encoder_does_not_hide_its_layers(norm_first):
+    """In eval mode it computes everything in one kernel, and packs a padded batch into a nested tensor."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    model = ready(nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first))
+    given = {"src": batch(3, 5, 8), "src_key_padding_mask": torch.arange(5) >= torch.tensor([[3], [5], [4]])}
+    used, before = ~given["src_key_padding_mask"], fingerprint(model)
+    found = examine(model, given)
+    assert [(fold.module, fold.kind) for fold in found.folds] == [(f"layers.{k}.linear1", "relu") for k in range(2)]
+    assert list(found.skipped) == [f"layers.{k}.self_attn" for k in range(2)]
+    folded, called = apply_folds(model, found.folds), []
+    for name in ("linear1", "linear2"):
+        folded.layers[1].get_submodule(name).register_forward_hook(lambda module, args, y: called.append(y.is_nested))
+    expected, got = outputs(model, **given)[used], outputs(folded, **given)[used]
+    assert (got - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert called == [False, False]
+    assert fingerprint(model) == before
+
+
+def test_an_examination_can_be_written_down():
+    found = examine(plan_model(), batch(2, 3, 9))
+    assert json.loads(json.dumps(found._asdict())) == {"folds": [list(fold) for fold in PLAN], "skipped": {}}

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -8,16 +9,27 @@ from klquant.backends.torch.layers import (
     LayerReLU,
     LayerWrapper,
     channel_axis,
+    check_initialized,
     inner_layer,
     replace_module,
+    skipped_layers,
     weighted_layers,
 )
 from networks import Net, is_same, outputs
 from torch import nn
+from torch.nn.utils import parametrizations
+
+from klquant.errors import InvalidInputError
 
 
 class OddLinear(nn.Linear):
     """What a subclass computes is not known."""
+
+
+def traced(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and models hold it
+        return torch.jit.trace(model, torch.ones(1, 2))
 
 
 def joined(layer):
@@ -88,30 +100,70 @@ def test_a_wrapper_can_be_copied_and_pickled(copied):
 
 def test_a_module_is_replaced_in_all_places_and_nothing_else_is():
     old, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    model = nn.Sequential(old, nn.Sequential(other, nn.Sequential(old)), nn.ModuleDict({"x": old}))
-    new = nn.Identity()
-    assert replace_module(model, old, new) is model
-    assert model[0] is model[1][1][0] is model[2]["x"] is new
+    model = nn.Sequential(old, nn.Sequential(other, nn.Sequential(old)), nn.ModuleDict({"x": old}), old)
+    model.stages = [(old, other)]
+    assert replace_module(model, old, nn.Tanh()) is model
+    held = (model[0], model[1][1][0], model[2]["x"], model[3], model.stages[0][0])
+    assert [type(module) for module in held] == [nn.Tanh] * 5
+    assert is_same(model[0](torch.ones(2)), torch.ones(2).tanh())
     assert model[1][0] is other
+    assert type(other) is nn.Linear
+    assert not list(model[0].parameters())
 
 
-def test_replacing_the_root_returns_the_new_module():
-    old, new = nn.Linear(2, 2), nn.Identity()
-    assert replace_module(old, old, new) is new
+def test_the_root_is_replaced_too():
+    root = nn.Linear(2, 2)
+    assert replace_module(root, root, nn.Tanh()) is root
+    assert type(root) is nn.Tanh
 
 
 def test_a_layer_can_be_replaced_by_its_own_wrapper():
     layer = nn.Linear(2, 2)
-    model = nn.Sequential(layer)
-    wrapped = joined(layer)
-    replace_module(model, layer, wrapped)
-    assert model[0] is wrapped
-    assert wrapped.layer is layer
+    model = nn.Sequential(layer, layer)
+    weight, expected = layer.weight, outputs(layer, torch.ones(1, 2)).relu()
+    replace_module(model, layer, joined(layer))
+    assert type(model[0]) is LayerReLU
+    assert model[0] is model[1]
+    assert type(model[0].layer) is nn.Linear
+    assert model[0].layer.weight is weight
+    assert is_same(outputs(model[0], torch.ones(1, 2)), expected)
+    assert list(weighted_layers(model)) == [("0", model[0])]
+    assert list(model.state_dict()) == ["0.layer.weight", "0.layer.bias", "1.layer.weight", "1.layer.bias"]
 
 
-def test_a_module_with_two_names_in_one_parent_is_replaced_under_both():
-    old, new = nn.Linear(2, 2), nn.Identity()
-    model = nn.Sequential(old, nn.ReLU(), old)
-    replace_module(model, old, new)
-    assert model[0] is new
-    assert model[2] is new
+def test_what_is_skipped_has_a_name_and_a_reason():
+    model = Net(
+        None,
+        fc=nn.Linear(2, 2),
+        norm=nn.LayerNorm(2),
+        odd=OddLinear(2, 2),
+        attend=nn.MultiheadAttention(4, 2),
+        words=nn.Embedding(3, 2),
+        bag=nn.EmbeddingBag(3, 2),
+        deep=nn.Sequential(nn.LSTM(2, 2), nn.GRU(2, 2), nn.RNN(2, 2), nn.LSTMCell(2, 2), nn.GRUCell(2, 2)),
+        both=nn.Bilinear(2, 2, 2),
+        lazy=nn.LazyLinear(2),
+        normed=parametrizations.weight_norm(nn.Linear(2, 2)),
+        compiled=traced(nn.Sequential(nn.Linear(2, 2), OddLinear(2, 2))),
+    )
+    reasons = skipped_layers(model)
+    deep = [f"deep.{k}" for k in range(5)]
+    assert list(reasons) == ["odd", "attend", "words", "bag", *deep, "both", "lazy", "normed", "compiled"]
+    assert "OddLinear" in reasons["odd"]
+    assert "projections" in reasons["attend"]
+    assert "embedding" in reasons["words"]
+    assert "recurrent" in reasons["deep.3"]
+    assert "TorchScript" in reasons["compiled"]
+
+
+def test_a_skipped_root_hides_what_is_inside_it_and_has_the_empty_name():
+    assert list(skipped_layers(nn.MultiheadAttention(4, 2))) == [""]
+    assert list(skipped_layers(nn.Embedding(4, 2))) == [""]
+
+
+def test_lazy_modules_are_refused_by_name_until_they_have_weights():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(InvalidInputError, match="`1`: a LazyLinear that was never run"):
+        check_initialized(model)
+    outputs(model, torch.ones(1, 2))
+    check_initialized(model)

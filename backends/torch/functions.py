@@ -1,0 +1,49 @@
+"""What is known of the functions that a model calls outside its modules."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+# reading these does not use the values of a tensor
+METADATA = {
+    getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout")
+} | {
+    getattr(torch.Tensor, name)
+    for name in ("size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "__len__")
+}
+
+_RELU = {torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, functional.relu}
+_HARDTANH = {functional.hardtanh, functional.hardtanh_}
+
+# names are the same in torch, torch.Tensor, torch.linalg, torch.nn.functional and torch.ops.aten
+_PRODUCTS = {
+    *("linear", "bilinear", "embedding", "embedding_bag"),
+    *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)),
+    *("conv_tbc", "convolution", "_convolution"),
+    *("matmul", "mm", "bmm", "mv", "dot", "vdot", "vecdot", "inner", "einsum", "tensordot", "multi_dot"),
+    *("addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "_grouped_mm", "grouped_mm"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward"),
+}
+_OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__imatmul__": "matmul"}
+
+
+def relu_kind(function: Any, args: Any, kwargs: Any) -> str:
+    """Return `relu` or `relu6` if the call is one, in place or not."""
+    if function in _RELU:
+        return "relu"
+    if function is functional.relu6:
+        return "relu6"
+    if function in _HARDTANH:
+        low, high = ([*args[1:3], *(kwargs[name] for name in ("min_val", "max_val") if name in kwargs)] + [None] * 2)[
+            :2
+        ]
+        return "relu6" if (low, high) == (0, 6) else ""
+    return ""
+
+
+def product_name(function: Any) -> str:
+    """Return the name of a function that multiplies weights or activations with activations, or nothing."""
+    name = str(getattr(function, "__name__", "")).partition(".")[0]  # operators of torch.ops are called mm.default
+    name = _OPERATORS.get(name, name if name in _PRODUCTS else name.removesuffix("_"))
+    return name if name in _PRODUCTS else ""
