@@ -25,6 +25,7 @@ from klquant._windows import Group, all_windows, counts_between, filled_between,
 
 P_TERMS = 10  # with e_p / h up to P_LIMIT the first term left out is below 1e-16 of h
 P_LIMIT = 1 / 32
+SMALLEST = 1e-300  # of the total: the logarithm of less may be that of 0
 BLOCK_SIZE = 2**16  # entries of a temporary array where candidates are evaluated bin by bin
 
 
@@ -52,6 +53,7 @@ def closed_form_curve(search: Search, *, xp: ModuleType) -> Array:
     anchor, rest = _anchors(search, possible, xp=xp)
     smooth = possible & (window.loss_p <= P_LIMIT * least) & (rest <= SERIES_LIMIT * (least - anchor))
     tiny = xp.where(smooth, window.loss_p, 0.0).max() / P_LIMIT  # smaller weights would swamp the sums of powers
+    tiny = xp.maximum(tiny, SMALLEST * total)
     smooth = smooth & (least >= tiny)
     coarse = possible & ~smooth
 

@@ -44,7 +44,8 @@ def direct_divergence(search: Search, candidates: Array, room: int, *, xp: Modul
     feasible = (chosen.loss_p < 1) & (chosen.loss_q < 1) & ((p == 0) | ((left_p > 0) & (left_q > 0)))
     ratio = excess / left_q  # rounds to -1 where smoothing left next to nothing of p
     log_ratio = xp.where(ratio < -0.5, xp.log(left_p / left_q), xp.log1p(ratio))
-    terms = xp.where((p > 0) & feasible, left_p / total * log_ratio, 0.0)
+    share = left_p / total
+    terms = xp.where((share > 0) & feasible, share * log_ratio, 0.0)
     divergence = terms.sum(axis=1) + log_kept(chosen, total, xp=xp)[:, 0]
     return xp.where(feasible.all(axis=1), xp.maximum(divergence, 0.0), xp.inf)
 

@@ -87,18 +87,30 @@ def from_numpy(array: np.ndarray, *, xp: ModuleType) -> Array:
         return xp.asarray(array)
 
 
-def bincount(index: Array, length: int, *, xp: ModuleType) -> Array:
-    """Count how often each of 0 .. length - 1 occurs; int64, shape (length,)."""
-    if xp is np:
-        return np.bincount(index, minlength=length).astype(np.int64, copy=False)
-    return xp.bincount(index, length=length)
+def count_truncated(x: Array, factor: Array, limit: int, *, clip: bool, xp: ModuleType) -> Array:
+    """Count how often ``x * factor``, rounded towards 0, is each of -limit .. limit.
 
-
-def sum_chunks(function: Callable[[Array], Array], x: Array, *, xp: ModuleType) -> Array:
-    """Return ``function(x)``, for NumPy added up over chunks of `x` that stay in the cache."""
-    if xp is not np or x.shape[0] <= CHUNK:
-        return function(x)
-    return sum(function(x[begin : begin + CHUNK]) for begin in range(0, x.shape[0], CHUNK))
+    Returns int64, shape (2 * limit + 1,). With `clip` what is beyond counts as the nearest; without, nothing may be.
+    NumPy takes chunks that stay in the cache, in buffers made once.
+    """
+    length = 2 * limit + 1
+    if xp is not np:
+        steps = x.astype(xp.float64) * factor
+        steps = xp.clip(steps, -limit, limit) if clip else steps
+        return xp.bincount(steps.astype(xp.int64) + limit, length=length)
+    total = np.zeros(length, np.int64)
+    size = min(CHUNK, x.shape[0])
+    products, whole, index = np.empty(size), np.empty(size, np.int32), np.empty(size, np.intp)
+    for begin in range(0, x.shape[0], CHUNK):
+        part = slice(min(CHUNK, x.shape[0] - begin))
+        products[part] = x[begin : begin + CHUNK]
+        np.multiply(products[part], factor, out=products[part])
+        if clip:
+            np.clip(products[part], -limit, limit, out=products[part])
+        whole[part] = products[part]
+        np.add(whole[part], limit, out=index[part])
+        total += np.bincount(index[part], minlength=length)
+    return total
 
 
 def running_sums(columns: tuple[Array, ...], *, xp: ModuleType) -> tuple[Array, ...]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, bincount, compiled, from_numpy, is_concrete, sum_chunks
+from klquant._namespace import Array, array_namespace, compiled, count_truncated, from_numpy, is_concrete
 from klquant._validate import check_odd, check_positive, check_real
 from klquant.errors import ArrayTypeError, InvalidInputError
 
@@ -65,16 +65,16 @@ def histogram(x: Array, *, num_bins: int = 4001, amax: float | None = None) -> H
     xp = array_namespace(x=x)
     check_odd("num_bins", num_bins)
     check_real("x", x)
-    if is_concrete(x):
-        _check_finite(x)
+    largest = _largest(x) if is_concrete(x) else None
     if amax is None:
-        amax = _range_of(x)
+        amax = _range_of(x, largest)
     check_positive("amax", amax)
     num_bins = int(num_bins)
-    if not np.isfinite(num_bins / float(amax)):
+    half_bins = num_bins / float(amax)  # per unit of x; amax is num_bins of them
+    if not np.isfinite(half_bins):
         raise InvalidInputError(f"`amax` must be large enough to be divided into {num_bins} bins, got {amax}")
-    half_bins = from_numpy(np.asarray(num_bins / float(amax)), xp=xp)  # per unit of x; amax is num_bins of them
-    hist = _count(x.reshape(-1), half_bins, num_bins=num_bins)
+    clip = largest is None or largest * half_bins >= num_bins + 1
+    hist = _count(x.reshape(-1), from_numpy(np.asarray(half_bins), xp=xp), num_bins=num_bins, clip=clip)
     return Histogram(hist, from_numpy(symmetric_edges(float(amax), num_bins), xp=xp))
 
 
@@ -128,18 +128,20 @@ def symmetric_edges(amax: float, num_bins: int) -> np.ndarray:
     return odd / num_bins * amax
 
 
-def _check_finite(x: Array) -> None:
-    if x.size and not np.isfinite(np.asarray(_extremes(x), dtype=np.float64)).all():  # NaN passes through both
+def _largest(x: Array) -> float:
+    """Return max |x|, 0 of nothing."""
+    largest = max(abs(float(bound)) for bound in _extremes(x)) if x.size else 0.0
+    if not np.isfinite(largest):
         raise InvalidInputError(f"`x` must be finite, got {int(_count_bad(x))} NaN or infinite values of {x.size}")
+    return largest
 
 
-def _range_of(x: Array) -> float:
-    if not is_concrete(x):
+def _range_of(x: Array, largest: float | None) -> float:
+    if largest is None:
         raise ArrayTypeError("`amax` must be given when `x` is traced: the edges depend on it")
-    amax = max(abs(float(bound)) for bound in _extremes(x)) if x.size else 0.0
-    if amax == 0:
+    if largest == 0:
         raise InvalidInputError(f"`x` must have a value other than 0, got {x.size} zeros; or pass `amax`")
-    return amax
+    return largest
 
 
 @compiled
@@ -153,12 +155,8 @@ def _count_bad(x: Array, *, xp: ModuleType) -> Array:
 
 
 @compiled
-def _count(x: Array, half_bins: Array, *, xp: ModuleType, num_bins: int) -> Array:
-    def count_half_bins(x: Array) -> Array:
-        steps = xp.clip(x.astype(xp.float64) * half_bins, -num_bins, num_bins)
-        return bincount(steps.astype(xp.int64) + num_bins, 2 * num_bins + 1, xp=xp)  # the cast rounds towards 0
-
-    halves = sum_chunks(count_half_bins, x, xp=xp)
+def _count(x: Array, half_bins: Array, *, xp: ModuleType, num_bins: int, clip: bool) -> Array:
+    halves = count_truncated(x, half_bins, num_bins, clip=clip, xp=xp)
     right, left = (_pair(half, xp=xp) for half in (halves[num_bins + 1 :], halves[num_bins - 1 :: -1]))
     return xp.concatenate([left[::-1], halves[num_bins : num_bins + 1], right])
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from namespaces import JAX, JIT, READ_ONLY, params
+from namespaces import JAX, JIT, READ_ONLY, needs_jax, params
 from strategies import data as reals
 from strategies import fewer
 
@@ -38,6 +38,16 @@ def same(a, b):
 @given(reals(), NUM_BINS, AMAX)
 def test_counts_are_those_of_the_reference(x, num_bins, amax):
     np.testing.assert_array_equal(count(x, num_bins, amax).hist, reference.histogram(x, amax, num_bins))
+
+
+@needs_jax
+@fewer()
+@given(reals(np.float32, limit=1e6), NUM_BINS, AMAX)
+def test_bfloat16_data_are_counted_as_what_they_hold(x, num_bins, amax):
+    rounded = np.asarray(JAX.asarray(x).astype("bfloat16"))
+    np.testing.assert_array_equal(
+        count(rounded, num_bins, amax).hist, reference.histogram(rounded.astype(float), amax, num_bins)
+    )
 
 
 @given(NUM_BINS, AMAX, st.integers(-2, 2))

@@ -50,9 +50,6 @@ def test_the_curve_is_that_of_the_reference_for_any_eps(case, eps):
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.xfail(
-    reason="bug, not found yet: in one of some 2,000 histograms of real weights a divergence of 4.25 came out as 0"
-)
 @given(histograms(shapes=[real_weights]))
 def test_weights_whose_sums_are_rounded_cost_no_digits(case):
     expected = reference.divergence_curve(case.hist, case.num_quantized_bins)

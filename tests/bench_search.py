@@ -53,7 +53,7 @@ else:
 
 @pytest.fixture(scope="module")
 def report(request, one_core):
-    table = Report(machine.provenance(cores=one_core))
+    table = Report(machine.provenance(cores=one_core), title="threshold search")
     request.config.pluginmanager.register(table)
     yield table
     if "KLQUANT_BENCH_JSON" in os.environ:

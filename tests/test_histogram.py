@@ -6,6 +6,7 @@ from namespaces import JAX, JIT, NUMPY, needs_jax, params
 
 import klquant
 from klquant import ArrayTypeError, Histogram, InvalidInputError, reference
+from klquant._namespace import CHUNK
 from klquant.histogram import symmetric_edges
 
 
@@ -63,6 +64,22 @@ def test_every_real_dtype_is_counted_alike(eager, dtype):
 def test_64_bit_data_are_counted_alike(xp, dtype):
     hist = klquant.histogram(xp.asarray([0, 3, 100, 100], dtype), num_bins=5).hist
     np.testing.assert_array_equal(hist, [0, 0, 2, 0, 2])
+
+
+@needs_jax
+def test_bfloat16_is_counted_as_what_it_holds():
+    x = JAX.asarray(np.random.default_rng(5).normal(size=500), np.float32).astype("bfloat16")
+    expected = reference.histogram(np.asarray(x, np.float64), 2.5, 255)
+    np.testing.assert_array_equal(klquant.histogram(x, num_bins=255, amax=2.5).hist, expected)
+    np.testing.assert_array_equal(klquant.histogram(np.asarray(x), num_bins=255, amax=2.5).hist, expected)
+
+
+@pytest.mark.parametrize("amax", [None, 2.0])
+def test_chunks_of_the_cache_lose_nothing_at_their_borders(amax):
+    """More than two chunks of NumPy's, the last one short; some values lie beyond `amax` = 2."""
+    x = np.random.default_rng(4).normal(size=2 * CHUNK + 77).astype(np.float32)
+    hist, edges = klquant.histogram(x, num_bins=255, amax=amax)
+    np.testing.assert_array_equal(hist, reference.histogram(x, edges[-1], 255))
 
 
 @pytest.mark.parametrize("num_bins", [3, 5, 255, 4001])

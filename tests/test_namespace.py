@@ -5,8 +5,8 @@ from namespaces import JAX, needs_jax
 from klquant import ArrayTypeError
 from klquant._namespace import (
     array_namespace,
-    bincount,
     compiled,
+    count_truncated,
     enable_x64,
     first_true,
     from_numpy,
@@ -112,10 +112,14 @@ def test_from_numpy_keeps_the_dtype(eager, dtype):
     np.testing.assert_array_equal(moved, array)
 
 
-def test_bincount_counts_in_64_bits_and_keeps_empty_bins(xp):
-    counts = xp.call(compiled(lambda index, *, xp: bincount(index, 5, xp=xp)), xp.asarray([3, 0, 3, 3]))
+@pytest.mark.parametrize(
+    ("clip", "values"), [(False, [2.5, -2.5, 0.4, -0.4, 1.0]), (True, [9, -1e300, 0.4, -0.4, 1.0])]
+)
+def test_products_are_rounded_towards_0_and_counted_in_64_bits(xp, clip, values):
+    kernel = compiled(lambda x, factor, *, xp: count_truncated(x, factor, 3, clip=clip, xp=xp))
+    counts = xp.call(kernel, xp.asarray(values, np.float64), xp.asarray(1.25))
     assert counts.dtype == np.int64
-    np.testing.assert_array_equal(counts, [1, 0, 0, 3, 0])
+    np.testing.assert_array_equal(counts, [1, 0, 0, 2, 1, 0, 1])
 
 
 def test_only_selected_indices_are_computed(xp):

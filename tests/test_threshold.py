@@ -117,6 +117,30 @@ def test_a_bin_of_the_reference_that_smoothing_uses_up_is_infeasible(hist, feasi
     np.testing.assert_allclose(curve, reference.divergence_curve(np.array(hist), 3, 0.2), rtol=0, atol=1e-14)
 
 
+def test_a_weight_that_smoothing_leaves_next_to_nothing_of_has_its_share(xp):
+    """Of the middle weight 2e-19 is left where three of 33 bins are filled: (p - q) / q rounds to -1."""
+    hist = np.zeros(33)
+    hist[[0, 18, 19]] = 1.0, np.nextafter(1e-3, 1), 1.0
+    curve = np.asarray(
+        xp.call(klquant.divergence_curve, xp.asarray(hist), xp.asarray(even_edges(33)), num_quantized_bins=15)
+    )
+    expected = reference.divergence_curve(hist, 15)
+    assert expected[9] == pytest.approx(4.251722845131722, abs=1e-13)
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("least", [5e-324, 1e-310, 1e-300, 1e-200, 1e-61])
+@pytest.mark.parametrize("eps", [1e-4, 0.1])
+def test_weights_as_small_as_they_get_give_numbers(least, eps):
+    hist = np.random.default_rng(0).integers(1, 50, 33).astype(float)
+    hist[9] = 1e-30  # the loops cannot divide by less than 1e-308
+    expected = reference.divergence_curve(hist, 3, eps)
+    hist[9] = least
+    curve = klquant.divergence_curve(hist, even_edges(33), num_quantized_bins=3, eps=eps)
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("eps", [1e-3, 0.01, 0.03])
 def test_any_number_of_filled_bins_is_summed_to_the_last_digit(eps):
     """Many are summed by a series, few one by one: the limit between the two must leave no gap."""

@@ -41,9 +41,10 @@ class Report:
     Times are medians, of the CPU time of the process unless the row says that it is wall-clock time.
     """
 
-    def __init__(self, provenance):
+    def __init__(self, provenance, title):
         self.rows = []
         self.provenance = provenance
+        self.title = title
 
     def add(self, *args, **fields):
         self.rows.append(Row(*args, **fields))
@@ -53,7 +54,7 @@ class Report:
         return json.dumps({"provenance": self.provenance, "rows": rows}, indent=1)
 
     def pytest_terminal_summary(self, terminalreporter):
-        terminalreporter.section("threshold search")
+        terminalreporter.section(self.title)
         layout = "{:<64} {:>9} {:>8} {:<20} {:>7}  {}"
         terminalreporter.write_line(layout.format("row", "CPU ms", "ratio", "", "wanted", ""))
         for cells in (row.cells() for row in self.rows):
