@@ -1,0 +1,172 @@
+"""Which layer's output enters which layer with nothing between that would notice if its channels were scaled.
+
+As in :mod:`.calls`, what counts is what one run of the model showed; here the tensors are followed also through the
+functions that commute with positive factors per channel, modules or not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .calls import record_calls, tensors_in
+from .layers import inner_layer, weighted_layers
+
+# by name: the function f of a module, torch.f and Tensor.f are the same
+_METADATA = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "size", "dim", "numel", "stride", "__len__"}
+_METADATA |= {"is_contiguous", "is_floating_point"}
+_ELEMENTWISE = {"relu", "relu_", "leaky_relu", "leaky_relu_", "dropout", "dropout1d", "dropout2d", "dropout3d"}
+_POOLS = {f"{kind}_pool{rank}d": rank for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for rank in (1, 2, 3)}
+_FLATTENING = {"flatten", "view", "reshape"}
+_TWICE = "its output is used more than once"
+
+
+@dataclass
+class Chain:
+    """Where the output of a layer went, in one call."""
+
+    first: str
+    second: str | None = None
+    """The layer that it entered, if the chain led to one."""
+    positions: int = 1
+    """How many neighbouring inputs of `second` come from one channel of `first`: more than one after a Flatten."""
+    reason: str = ""
+    """Why the chain must not be scaled; empty where it may be."""
+
+
+@dataclass
+class _Tensor:
+    """A tensor on its way; it is kept so that its id stays its own."""
+
+    value: torch.Tensor
+    chain: Chain
+    axis: int  # of the channels
+    is_used: bool = False
+
+
+def follow_chains(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Chain], set[int], list[torch.Tensor]]:
+    """Run the model; return a chain for each call of a layer, in the order of the calls.
+
+    Also the ids of all tensors that were used outside the layers, and the tensors that the model returned.
+    """
+    tracer = _Tracer()
+    handles = []
+
+    def traced() -> None:
+        with tracer:
+            run()
+
+    try:
+        for name, layer in weighted_layers(model):
+            handles.append(layer.register_forward_pre_hook(tracer.entering(name, layer), with_kwargs=True))
+            handles.append(layer.register_forward_hook(tracer.leaving(name, layer), always_call=True))
+        output = record_calls(model, traced).output
+    finally:
+        for handle in handles:
+            handle.remove()
+    tracer.end(output)
+    return tracer.chains, tracer.used, output
+
+
+class _Tracer(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.chains: list[Chain] = []
+        self.used: set[int] = set()
+        self._depth = 0  # inside a layer nothing is followed
+        self._tensors: dict[int, _Tensor] = {}
+
+    def end(self, output: list[torch.Tensor]) -> None:
+        for tensor in self._use(output):
+            tensor.chain.reason = tensor.chain.reason or "its output leaves the model"
+        for chain in self.chains:
+            if chain.second is None:
+                chain.reason = chain.reason or "its output is not used"
+
+    def entering(self, name: str, layer: nn.Module) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._depth == 0:
+                for tensor in self._use(tensors_in((args, kwargs))):
+                    _arrive(tensor, name, inner_layer(layer))
+            self._depth += 1
+
+        return hook
+
+    def leaving(self, name: str, layer: nn.Module) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._depth -= 1
+            if isinstance(output, torch.Tensor):  # no tensor if the module raised an error
+                chain = Chain(name)
+                self.chains.append(chain)
+                axis = _axis(inner_layer(layer), output.ndim)
+                self._tensors[id(output)] = _Tensor(output, chain, axis)
+                self._pass_relu(chain, layer)
+
+        return hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = _name(func), kwargs or {}
+        if self._depth or name in _METADATA:
+            return func(*args, **kwargs)
+        inputs = list(tensors_in((args, kwargs)))
+        self.used.update(map(id, inputs))
+        shapes = [tensor.shape for tensor in inputs]
+        followed = self._use(inputs)
+        result = func(*args, **kwargs)
+        for tensor in followed:
+            if (
+                len(inputs) == 1
+                and isinstance(result, torch.Tensor)
+                and _commutes(name, shapes[0], result, tensor.axis)
+            ):
+                if name in _FLATTENING:
+                    tensor.chain.positions *= prod(shapes[0][tensor.axis + 1 :])
+                self._tensors[id(result)] = _Tensor(result, tensor.chain, tensor.axis)
+            else:
+                tensor.chain.reason = tensor.chain.reason or f"{name} stands between"
+        return result
+
+    def _use(self, values: Any) -> list[_Tensor]:
+        """Return those that are followed, each marked as used."""
+        followed = [self._tensors[id(value)] for value in values if id(value) in self._tensors]
+        for tensor in followed:
+            if tensor.is_used:
+                tensor.chain.reason = _TWICE
+            tensor.is_used = True
+        return followed
+
+    @staticmethod
+    def _pass_relu(chain: Chain, layer: nn.Module) -> None:
+        relu = type(getattr(layer, "relu", None))
+        if layer is not inner_layer(layer) and relu is not nn.ReLU:
+            chain.reason = f"{relu.__name__} stands between"
+
+
+def _name(func: Any) -> str:
+    name = getattr(func, "__name__", repr(func))
+    return func.__self__.__name__ if name == "__get__" else name
+
+
+def _axis(layer: Any, ndim: int) -> int:
+    """Return the axis of the channels in the input or output of a layer."""
+    rank = 0 if isinstance(layer, nn.Linear) else layer.weight.ndim - 2
+    return ndim - rank - 1
+
+
+def _arrive(tensor: _Tensor, name: str, layer: nn.Module) -> None:
+    chain = tensor.chain
+    chain.second = name
+    if tensor.axis != _axis(layer, tensor.value.ndim):
+        chain.reason = chain.reason or f"its channels are not those of the input of `{name}`"
+
+
+def _commutes(name: str, before: torch.Size, after: torch.Tensor, axis: int) -> bool:
+    if name in _POOLS:
+        return axis == after.ndim - _POOLS[name] - 1
+    if name in _FLATTENING:
+        return after.shape == (*before[:axis], prod(before[axis:]))
+    return name in _ELEMENTWISE

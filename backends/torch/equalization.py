@@ -1,0 +1,178 @@
+"""Cross-layer equalization: scale the channels between two layers so that both are easier to quantize.
+
+After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, Data-Free Quantization Through Weight Equalization and
+Bias Correction, ICCV 2019. Where ReLU(W1 x + b1) enters W2, dividing channel c of W1 and b1 by s_c > 0 and
+multiplying column c of W2 by it changes nothing in exact arithmetic; with powers of two nothing in floating point.
+"""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .calls import count_uses, record_calls
+from .chains import Chain, follow_chains
+from .layers import TRANSPOSED, inner_layer, weighted_layers
+from .running import Forward, call_model, check_eval, copy_model
+
+_MAX_SWEEPS = 100
+
+
+class Equalized(NamedTuple):
+    """What became of the channels between a layer and the next."""
+
+    first: str
+    """Qualified name of the layer whose output channels are concerned."""
+    second: str | None
+    """Qualified name of the layer that they enter, if it is known."""
+    reason: str
+    """Why they were left alone; empty where they were equalized."""
+    largest_factor: float
+    """Largest s_c or 1 / s_c over the channels; 1 where nothing was scaled."""
+
+
+class _Pair(NamedTuple):
+    first: Any
+    second: Any
+    positions: int
+
+
+def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Equalized]]:
+    """Equalize the ranges of the weights on both sides of every channel between two layers.
+
+    ``s_c = sqrt(r1_c / r2_c)``, rounded to a power of two, where r1_c is the largest weight of the first layer's
+    output channel c and r2_c that of the second layer's input channel c; ``W1_c / s_c``, ``b1_c / s_c``,
+    ``W2_c * s_c``, pair by pair until nothing changes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, in eval mode
+        After :func:`fold_batch_norm` and :func:`fold_relu`: a BatchNorm between two layers keeps them apart.
+    batch
+        One batch of input, to see what feeds what.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        An equalized copy, the same function bit for bit unless a number over- or underflows.
+    equalized : list of Equalized
+        One entry for each layer that was called.
+
+    Raises
+    ------
+    InvalidInputError
+        If a module is in training mode.
+
+    Notes
+    -----
+    A pair is equalized only if one run shows a layer that is called once, whose output goes through nothing but
+    ReLU, leaky ReLU, pooling, Dropout, Identity and Flatten, is used once each time, and enters a layer that is called
+    once. Shared or parametrized weights and hooks forbid it. A channel without weights on one side keeps s = 1.
+    """
+    check_eval(model)
+    equalized = copy_model(model)
+    chains, used, expected = follow_chains(equalized, lambda: forward(equalized, batch))
+    layers = dict(weighted_layers(equalized))
+    reasons = _reasons(equalized, chains, layers, used)
+    pairs = [
+        _Pair(inner_layer(layers[chain.first]), inner_layer(layers[str(chain.second)]), chain.positions)
+        for chain in chains
+        if not reasons[chain.first]
+    ]
+    factors = iter(_sweep(pairs))
+    entries = {
+        chain.first: Equalized(chain.first, chain.second, reason, 1.0 if reason else next(factors))
+        for chain in chains
+        for reason in (reasons[chain.first],)
+    }
+    got = record_calls(equalized, lambda: forward(equalized, batch)).output
+    if len(got) == len(expected) and all(map(_agrees, got, expected)):
+        return equalized, list(entries.values())
+    reason = "equalizing changed the output of the model"
+    return copy_model(model), [e if e.reason else Equalized(e.first, e.second, reason, 1.0) for e in entries.values()]
+
+
+def _reasons(model: nn.Module, chains: list[Chain], layers: dict[str, nn.Module], used: set[int]) -> dict[str, str]:
+    """Return by layer why its output channels must be left alone, or nothing."""
+    calls = Counter(chain.first for chain in chains)
+    uses = count_uses(model)
+
+    def reason(chain: Chain) -> str:
+        for name in filter(None, (chain.first, chain.second)):
+            if calls[name] > 1:
+                return f"`{name}` is called more than once"
+            if why := _why_not(layers[name], uses, used):
+                return f"`{name}` {why}"
+        return chain.reason
+
+    return {chain.first: reason(chain) for chain in chains}
+
+
+def _why_not(layer: nn.Module, uses: Counter[int], used: set[int]) -> str:
+    parameters = [p for m in layer.modules() for p in m.parameters(recurse=False)]
+    if any(uses[id(p)] > 1 for p in parameters):
+        return "shares weights with another module"
+    if any(id(p) in used for p in parameters):
+        return "has weights that are used outside it too"
+    if "bias" not in inner_layer(layer)._parameters:
+        return "computes its bias from others"
+    return "has hooks" if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()) else ""
+
+
+def _sweep(pairs: list[_Pair]) -> list[float]:
+    """Equalize all pairs until nothing changes; return the largest factor of each."""
+    totals: list[Any] = [0.0] * len(pairs)
+    for _ in range(_MAX_SWEEPS):
+        steps = [_equalize_pair(pair) for pair in pairs]
+        totals = [total + step for total, step in zip(totals, steps, strict=True)]
+        if not any(step.any() for step in steps):
+            break
+    return [float(total.abs().max().exp2()) for total in totals]
+
+
+def _equalize_pair(pair: _Pair) -> torch.Tensor:
+    """Scale both layers once; return the logarithms of the factors, one per channel."""
+    leaving, entering = _output_axis(pair.first), 3 - _output_axis(pair.second)
+    first, second = _ranges(pair.first, leaving), _ranges(pair.second, entering, pair.positions)
+    exponents = torch.where((first > 0) & (second > 0), (first / second).log2() / 2, 0.0).round()
+    _scale_weight(pair.first, leaving, -exponents)
+    if pair.first.bias is not None:
+        bias = pair.first.bias
+        pair.first.bias = nn.Parameter(bias.detach() * (-exponents).exp2().to(bias.dtype), bias.requires_grad)
+    _scale_weight(pair.second, entering, exponents, pair.positions)
+    return exponents
+
+
+def _output_axis(layer: Any) -> int:
+    """Return the axis of the grouped weight that runs over the output channels; input channels have the other one."""
+    return 2 if type(layer) in TRANSPOSED else 1
+
+
+def _grouped(layer: Any, positions: int = 1) -> tuple[int, ...]:
+    """Return the shape of the weight with axes for groups, output and input channels in a group, and all else."""
+    rows, columns = layer.weight.shape[:2]
+    groups = getattr(layer, "groups", 1)
+    return (groups, rows // groups, columns // positions, layer.weight[0, 0].numel() * positions)
+
+
+def _ranges(layer: Any, axis: int, positions: int = 1) -> torch.Tensor:
+    """Return the largest absolute weight of each channel."""
+    weight: torch.Tensor = layer.weight.detach().double().abs().reshape(_grouped(layer, positions))
+    return weight.amax((3 - axis, 3)).flatten()
+
+
+def _scale_weight(layer: Any, axis: int, exponents: torch.Tensor, positions: int = 1) -> None:
+    shape, weight = _grouped(layer, positions), layer.weight.detach().clone()  # in place: the strides stay
+    factors = exponents.exp2().reshape([shape[0], *(shape[k] if k == axis else 1 for k in (1, 2)), 1])
+    weight.mul_(factors.expand(shape).reshape(weight.shape).to(weight.dtype))
+    layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
+
+
+def _agrees(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    if got.shape != expected.shape or not got.is_floating_point() or not got.numel():
+        return torch.equal(got, expected)
+    tolerance = 1000 * torch.finfo(got.dtype).eps * float(expected.abs().max())
+    return torch.allclose(got, expected, rtol=0, atol=tolerance, equal_nan=True)
