@@ -125,9 +125,7 @@ def measure(network, digits):
 
 def main(arguments):
     digits = load_images()
-    scores = {
-        name: measure(load(name), digits) for name in track(NETWORKS, "measuring", console=Console(stderr=True))
-    }
+    scores = {name: measure(load(name), digits) for name in track(NETWORKS, "measuring", console=Console(stderr=True))}
     if "--json" in arguments:
         print(json.dumps({network: {k: s._asdict() for k, s in each.items()} for network, each in scores.items()}))  # noqa: T201
         return

@@ -1,18 +1,21 @@
 """Trained networks on scikit-learn's digits: a VGG, one with its channels scaled, a residual net, a MobileNetV2.
 
-The weights in tests/data are made anew, in about a minute each, by ``python tests/digits_networks.py``.
+The weights in tests/data are made anew, in a minute or two each, by ``python tests/digits_networks.py``, or one of them
+by ``python tests/digits_networks.py "residual net"``.
 """
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from klquant.demo.digits import load_images, load_network
+from klquant.demo.training import save_weights
 
 DATA = Path(__file__).parent / "data"
 EPOCHS = 60
@@ -133,18 +136,17 @@ def _shifted(images):
     return torch.stack([image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(padded, offsets, strict=True)])
 
 
-def main():
-    """Train both networks and write their weights."""
+def main(names):
+    """Train the networks and write their weights."""
     digits = load_images()
-    for name, (make, file) in TRAINED.items():
+    for name in names or TRAINED:
+        make, file = TRAINED[name]
         network = train(make, digits)
-        save_file(
-            {key: tensor.contiguous() for key, tensor in network.state_dict().items()}, DATA / f"{file}.safetensors"
-        )
+        save_weights(network, DATA / f"{file}.safetensors")
         with torch.no_grad():
             right = (network(digits.test_images).argmax(1) == digits.test_labels).double().mean()
         Console().print(f"{name}: {100 * right:.2f} % of the test images")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
