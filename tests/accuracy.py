@@ -46,7 +46,9 @@ class Recipe(NamedTuple):
 
 class Score(NamedTuple):
     top1: float
-    sqnr_db: float
+    """Share of the test images classified right, in percent."""
+    sqnr_db: float | None
+    """Signal to quantization noise of the logits against FP32, in dB; None for FP32 itself."""
 
 
 RECIPES = {
@@ -111,7 +113,7 @@ def score(model, reference, digits):
     expected, got = (logits(m, digits.test_images) for m in (reference, model))
     top1 = 100 * float((got.argmax(1) == digits.test_labels).double().mean())
     noise = float((got - expected).double().square().sum())
-    return Score(top1, 10 * math.log10(float(expected.double().square().sum()) / noise) if noise else math.inf)
+    return Score(top1, 10 * math.log10(float(expected.double().square().sum()) / noise) if noise else None)
 
 
 def measure(network, digits):
@@ -127,13 +129,17 @@ def main(arguments):
     digits = load_images()
     scores = {name: measure(load(name), digits) for name in track(NETWORKS, "measuring", console=Console(stderr=True))}
     if "--json" in arguments:
-        print(json.dumps({network: {k: s._asdict() for k, s in each.items()} for network, each in scores.items()}))  # noqa: T201
+        numbers = {network: {k: s._asdict() for k, s in each.items()} for network, each in scores.items()}
+        Console().print_json(json.dumps(numbers))
         return
     table = Table("top-1 %, logit SQNR dB", *scores)
     for recipe in ("FP32", *RECIPES):
-        cells = [scores[network][recipe] for network in scores]
-        table.add_row(recipe, *(f"{cell.top1:.2f}  {cell.sqnr_db:5.1f}" for cell in cells))
+        table.add_row(recipe, *(_cell(each[recipe]) for each in scores.values()))
     Console(width=120).print(table)
+
+
+def _cell(score):
+    return f"{score.top1:.2f}" if score.sqnr_db is None else f"{score.top1:.2f}  {score.sqnr_db:.1f}"
 
 
 if __name__ == "__main__":

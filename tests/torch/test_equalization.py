@@ -208,6 +208,16 @@ def reused(net, x):
     return net.second(y.relu()) + y.sum()
 
 
+def returned_too(net, x):
+    y = net.first(x)
+    return net.second(y), y
+
+
+def values_are_read(net, x):
+    y = net.first(x)
+    return net.second(y) * y.max().item()
+
+
 def in_place_after_a_view(net, x):
     y = net.first(x)
     view = y[0]
@@ -228,11 +238,8 @@ LEFT_ALONE = {
     "a part": (lambda net, x: net.second(net.first(x)[:1]), "__getitem__ stands between"),
     "used elsewhere": (reused, "its output is used more than once"),
     "used as a view": (in_place_after_a_view, "its output is used more than once"),
-    "returned too": (lambda net, x: (lambda y: (net.second(y), y))(net.first(x)), "its output is used more than once"),
-    "values are read": (
-        lambda net, x: (lambda y: net.second(y) * y.max().item())(net.first(x)),
-        "is used more than once",
-    ),
+    "returned too": (returned_too, "its output is used more than once"),
+    "values are read": (values_are_read, "its output is used more than once"),
     "first called twice": (lambda net, x: net.second(net.first(net.first(x))), "`first` is called more than once"),
     "second called twice": (lambda net, x: net.second(net.second(net.first(x))), "`second` is called more than once"),
     "weights used outside": (tied, "`first` has weights that are used outside it too"),
