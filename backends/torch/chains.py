@@ -123,7 +123,7 @@ class _Tracer(TorchFunctionMode):
                 and isinstance(result, torch.Tensor)
                 and _commutes(name, shapes[0], result, tensor.axis)
             ):
-                if name in _FLATTENING:
+                if result.ndim == tensor.axis + 1:
                     tensor.chain.positions *= prod(shapes[0][tensor.axis + 1 :])
                 self._tensors[id(result)] = _Tensor(result, tensor.chain, tensor.axis)
             else:
@@ -168,5 +168,5 @@ def _commutes(name: str, before: torch.Size, after: torch.Tensor, axis: int) -> 
     if name in _POOLS:
         return axis == after.ndim - _POOLS[name] - 1
     if name in _FLATTENING:
-        return after.shape == (*before[:axis], prod(before[axis:]))
+        return after.shape == (*before[:axis], prod(before[axis:])) or after.shape[: axis + 1] == before[: axis + 1]
     return name in _ELEMENTWISE

@@ -178,7 +178,9 @@ def test_hooks_come_off_whatever_happens(observe, where):
 
 
 def test_the_error_of_a_failing_model_is_chained_and_placed():
-    with pytest.raises(ModelError, match="layer `first`, batch 1: the model failed there or later, with RuntimeError: ma"):
+    with pytest.raises(
+        ModelError, match="layer `first`, batch 1: the model failed there or later, with RuntimeError: ma"
+    ):
         seen(mlp(), [X, torch.ones(2, 5)])
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         seen(mlp(), [torch.ones(2, 5)])
