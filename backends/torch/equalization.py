@@ -81,7 +81,7 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
     got = record_calls(equalized, lambda: forward(equalized, batch)).output
     if len(got) == len(expected) and all(map(_agrees, got, expected)):
         return equalized, entries
-    undone = {"reason": "equalizing changed the output of the model", "largest_factor": 1.0}
+    undone: dict[str, Any] = {"reason": "equalizing changed the output of the model", "largest_factor": 1.0}
     return copy_model(model), [entry if entry.reason else entry._replace(**undone) for entry in entries]
 
 

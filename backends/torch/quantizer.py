@@ -29,6 +29,7 @@ from .running import Forward, call_model, check_eval
 from .selection import choose_criterion
 from .simulation import quantize_weights, simulate
 from .stages import EXCLUDED, NEVER_CALLED, Quantized, Stage, check_stage, warn_of_floats
+from .watching import watched
 
 logger = logging.getLogger("klquant")
 
@@ -83,7 +84,7 @@ class Quantizer:
         check_eval(model)
         self.stage = Stage.LOADED
         self._model = model
-        self._run = Run(forward=forward, progress=progress, group=process_group)
+        self._forward, self._run = forward, Run(progress=progress, group=process_group)
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
         self._found = Calibration.of(Settings.make(**settings))
 
@@ -105,7 +106,7 @@ class Quantizer:
         """Fold BatchNorm and ReLU, as a run on one batch shows; of several processes one must have a batch."""
         check_eval(self._model)
         with failing_together(self._run.group):
-            seen = None if batch is None else examine(self._model, batch, forward=self._run.forward)
+            seen = None if batch is None else examine(self._model, batch, forward=self._forward)
         found = share(seen and [[fold._asdict() for fold in seen.folds], seen.skipped], self._run.group)
         if found is None:
             raise InvalidInputError("expected at least one calibration batch, got none")
@@ -115,7 +116,7 @@ class Quantizer:
         """Equalize the ranges of neighbouring layers, as a run on one batch shows; see :func:`equalize`."""
         self._need(Stage.FOLDED)
         with failing_together(self._run.group):
-            found = None if batch is None else equalize(self._folded, batch, forward=self._run.forward)[1]
+            found = None if batch is None else equalize(self._folded, batch, forward=self._forward)[1]
         shared = share(found and [pair._asdict() for pair in found], self._run.group)
         return self._equalize([Equalized(**pair) for pair in shared or []])
 
@@ -182,7 +183,7 @@ class Quantizer:
         """Return what :meth:`simulate` gave with the biases corrected for rounding; see :func:`correct_bias`."""
         if self._run.group is not None:
             raise InvalidInputError("bias correction needs all data in one process, got a process group")
-        run: dict[str, Any] = {"forward": self._run.forward, "progress": self._run.progress}
+        run: dict[str, Any] = {"forward": self._forward, "progress": self._run.progress}
         return quantized._replace(model=correct_bias(quantized.model, self._folded, batches, **run)[0])
 
     def diagnose(self, batches: Iterable[Any], *, sensitivity: bool = True) -> Diagnosis:
@@ -205,7 +206,8 @@ class Quantizer:
         settings.check_patterns(names)
         self._options = settings.resolve(names)
         observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
-        self._run = self._run._replace(observe=observe, checkpoint=self._open_checkpoint())
+        forward = watched(self._forward, folds)
+        self._run = self._run._replace(observe=observe, forward=forward, checkpoint=self._open_checkpoint())
         transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
         excluded = {name: EXCLUDED for name in names if name not in self._options}
         self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
@@ -245,7 +247,7 @@ class Quantizer:
         return {name: chosen.num_bits or settings.num_bits for name, chosen in settings.resolve(self._options).items()}
 
     def _how_to_run(self) -> dict[str, Any]:
-        return {"observe": self._run.observe, "forward": self._run.forward, "progress": self._run.progress}
+        return {"observe": self._run.observe, "forward": self._forward, "progress": self._run.progress}
 
     def _need(self, stage: Stage) -> None:
         check_stage(self.stage, stage)
