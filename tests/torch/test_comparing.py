@@ -76,13 +76,13 @@ def test_an_activation_is_quantized_at_the_threshold_of_its_layer():
 def test_each_call_is_reported_and_can_be_repeated():
     """Also with further arguments, and an input given by keyword."""
     up = ready(nn.ConvTranspose1d(2, 2, 3, stride=2))
-    model = Net(lambda net, x: (net.up(x, output_size=[8]), net.up(x, [7]), net.up(input=x)), up=up)
+    model = Net(lambda net, x: (net.up(x, output_size=[8]), net.up(x, [8]), net.up(input=x)), up=up)
     x, calls = batch(1, 2, 3), []
     with each_call({"given": up}, calls.append):
         results = outputs(model, x)
     assert [call.layer for call in calls] == ["given"] * 3
     assert all(call.input is x for call in calls)
-    assert [call.output.shape[-1] for call in calls] == [8, 7, 7]
+    assert [call.output.shape[-1] for call in calls] == [8, 8, 7]
     for call, result in zip(calls, results, strict=True):
         assert call.output is result
         assert torch.equal(call.again(up, x), result)

@@ -11,6 +11,7 @@ from klquant.backends.torch import LayerThreshold, fold_relu, quantize_weights
 from klquant.backends.torch.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from klquant.backends.torch.layers import weighted_layers
 from networks import Broken, Net, batch, fingerprint, num_hooks, outputs, ready
+from rich.progress import Progress
 from torch import nn
 
 from klquant.errors import InvalidInputError
@@ -392,6 +393,13 @@ def test_no_output_outlives_its_batch():
     assert max(alive) <= 1
 
 
+def test_outputs_may_be_written_to_one_place():
+    """As a model captured in a CUDA graph does."""
+    model, place = chain(), torch.empty(40, 4, dtype=torch.float64)
+    found = diagnosed(model, [X], forward=lambda module, x: place.copy_(module(x)))
+    assert found == diagnosed(model, [X])
+
+
 def test_batches_may_be_mappings_and_a_generator():
     model = Net(lambda net, *, x, factor: net.fc(x) * factor, fc=chain(depth=1)[0]).eval()
     batches = ({"x": part, "factor": 2.0} for part in X.split(10))
@@ -435,6 +443,15 @@ def test_progress_is_shown_on_a_terminal_if_asked_for(monkeypatch, shown):
     diagnosed(chain(), list(X.split(20)), progress=shown)
     assert ("diagnosis" in "".join(written)) == shown
     assert ("100%" in "".join(written)) == shown
+
+
+@pytest.mark.parametrize("sensitivity", [True, False])
+def test_the_bar_has_a_step_for_every_run(monkeypatch, sensitivity):
+    totals, steps = [], []
+    monkeypatch.setattr(Progress, "add_task", lambda self, description, total: totals.append(total))
+    monkeypatch.setattr(Progress, "advance", lambda self, task: steps.append(task))
+    diagnosed(chain(), list(X.split(20)), sensitivity=sensitivity)
+    assert totals == [len(steps)] == [2 * (8 if sensitivity else 2)]
 
 
 def test_progress_is_silent_off_a_terminal(capfd):
