@@ -52,7 +52,7 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
         For a damaged file, another kind, or a newer schema; naming the file. A missing one is a FileNotFoundError.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = dict(content)
         meta = json.loads(arrays.pop(_META).tobytes())
         found = meta.get("klquant"), meta.get("schema")

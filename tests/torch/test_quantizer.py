@@ -356,14 +356,13 @@ def test_attention_is_named_as_left_in_floating_point():
         quantize(model, DATA, **OPTIONS)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="one batch decides what is folded: a limit that the README states"
-)
-def test_a_relu_that_follows_only_in_one_branch_is_not_joined():
+def test_a_relu_that_follows_only_in_one_branch_is_refused_or_not_joined():
     model = Net(lambda net, x: F.relu(net.fc(x)) if x.sum() > 0 else net.fc(x), fc=nn.Linear(4, 4)).eval()
     data = [DATA[0].abs(), -DATA[1].abs()]
     assert outputs(model, data[1]).min() < -0.5
-    assert outputs(quantize(model, data, **OPTIONS).model, data[1]).min() < -0.5
+    with pytest.raises(InvalidInputError, match="layer `fc`: expected that its output goes to the ReLU that is folded"):
+        quantize(model, data, **OPTIONS)
+    assert outputs(quantize(model, data[::-1], **OPTIONS).model, data[1]).min() < -0.5
 
 
 def test_a_model_that_changes_its_input_in_place_is_calibrated_on_the_data_as_given():

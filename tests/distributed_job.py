@@ -1,0 +1,59 @@
+"""One of several processes that calibrate together; torchrun starts them, see torch/test_distributed.py.
+
+Arguments: a folder for the results, and JSON: a list of tasks and of how many batches each process gets for them.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from klquant.backends.torch import Quantizer
+from networks import eighths, exact
+from torch import distributed, nn
+
+import klquant
+
+
+def network():
+    """Return a network that computes exactly, so that no split of the batches shows in its sums."""
+    parts = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 5)]
+    return exact(nn.Sequential(*parts))
+
+
+def batches():
+    return [eighths(8, 1, 8, 8, seed=k) for k in range(6)]
+
+
+def calibrate(mine, what, folder):
+    """Make all the calls that calibrate one model."""
+    options = {"resume": folder / "progress"} if what == "resume" else {"passes": 1 if what == "one pass" else 2}
+    quantizer = Quantizer(network(), process_group=distributed.group.WORLD, num_bins=801, **options)
+    quantizer.fold(mine[0] if mine else None)
+    quantizer.quantize_weights()
+    if what != "one pass":
+        quantizer.collect_amax(mine)
+    quantizer.collect_histograms(mine)
+    quantizer.search_thresholds(criterion="auto" if what == "auto" else "entropy", batches=mine or None)
+    return quantizer.calibration
+
+
+def main(folder, tasks):
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    for number, (what, shares) in enumerate(tasks):
+        begin = sum(shares[:rank])
+        mine = batches()[begin : begin + shares[rank]]
+        if what == "a process fails" and rank == 1:
+            mine[-1][0, 0, 0, 0] = float("nan")
+        try:
+            calibrate(mine, what, folder).save(folder / f"{number}.{rank}.npz")
+        except klquant.KLQuantError as error:
+            (folder / f"{number}.{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

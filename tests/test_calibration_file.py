@@ -1,0 +1,168 @@
+"""A calibration is data: it is saved, read back, searched again, and never used for another model."""
+
+import io
+import json
+import math
+import zipfile
+
+import numpy as np
+import pytest
+from klquant.backends.calibration import Calibration, Fingerprint
+from klquant.backends.files import load_npz, save_npz
+from klquant.backends.settings import Settings
+from klquant.backends.thresholds import search_thresholds
+
+import klquant
+from klquant.errors import InvalidInputError
+
+pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
+ODD_NAMES = ["", "a.b/c:d e", "hist_0", "größe\n"]
+
+
+@pytest.fixture
+def calibration():
+    rng = np.random.default_rng(0)
+    data = {name: rng.laplace(size=5000) * 10.0**k for k, name in enumerate(ODD_NAMES)}
+    histograms = {name: klquant.histogram(x, num_bins=801) for name, x in data.items()}
+    amax = {name: float(abs(x).max()) for name, x in data.items()} | {"zero": 0.0}
+    settings = Settings.make(num_bins=801, exclude="head*", overrides={"hist_*": {"criterion": "max"}})
+    model = {name: Fingerprint(f"Linear(weight (3, {k}))", f"{k:064x}") for k, name in enumerate([*amax, "head"])}
+    transforms = {"fold": [{"module": "bn", "kind": "batch_norm", "into": None, "reason": "why"}], "equalize": []}
+    calls = dict.fromkeys(amax, 2)
+    return Calibration(settings, model, amax, histograms, {}, calls, 7, transforms, {"head": "excluded"})
+
+
+def same(a, b):
+    histograms = {name: (h.hist.tolist(), h.edges.tolist()) for name, h in a.histograms.items()}
+    assert histograms == {name: (h.hist.tolist(), h.edges.tolist()) for name, h in b.histograms.items()}
+    assert all(h.hist.dtype == np.int64 for h in b.histograms.values())
+    assert repr(a.thresholds) == repr(b.thresholds)  # NaN is equal to NaN here
+    empty = {"histograms": {}, "thresholds": {}}
+    assert a._replace(**empty) == b._replace(**empty)
+
+
+def test_all_of_it_is_read_back(calibration, tmp_path):
+    calibration.save(tmp_path / "one.npz")
+    same(calibration, Calibration.load(tmp_path / "one.npz"))
+    with pytest.warns(klquant.CalibrationWarning, match="layer `zero`: all its values are 0"):
+        searched = calibration._replace(thresholds=calibration.search_thresholds())
+    assert math.isinf(searched.thresholds["zero"].sqnr_db)
+    searched.save(str(tmp_path / "new folder" / "two.npz"))
+    same(searched, Calibration.load(str(tmp_path / "new folder" / "two.npz")))
+
+
+@pytest.mark.filterwarnings("ignore:layer `zero`")
+@pytest.mark.parametrize("criterion", ["entropy", "mse", "percentile", "max"])
+@pytest.mark.parametrize("num_bits", [None, 4, 9])
+def test_another_criterion_or_number_of_bits_is_chosen_from_the_file(calibration, tmp_path, criterion, num_bits):
+    calibration.save(tmp_path / "c.npz")
+    found = Calibration.load(tmp_path / "c.npz").search_thresholds(criterion=criterion, num_bits=num_bits)
+    for name, histogram in calibration.histograms.items():
+        plain = search_thresholds({name: calibration.amax[name]}, {name: histogram}, criterion=criterion)[name]
+        assert found[name].num_bits == (num_bits or 8)
+        assert found[name].criterion == ("max" if name == "hist_0" else criterion)
+        if num_bits is None and name != "hist_0":
+            assert repr(found[name]) == repr(plain)
+        assert found[name].scale == found[name].threshold / (2 ** ((num_bits or 8) - 1) - 1)
+
+
+def test_a_failed_write_leaves_the_old_file(calibration, tmp_path, monkeypatch):
+    path = tmp_path / "c.npz"
+    calibration.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        calibration._replace(num_batches=8).save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["c.npz"]
+
+
+def test_a_calibration_of_another_model_names_the_layers(calibration):
+    calibration.check_fits(dict(reversed(calibration.model.items())))
+    other = dict(calibration.model)
+    other["hist_0"] = other["hist_0"]._replace(kind="Conv2d(weight (1, 2))")
+    other["zero"] = other["zero"]._replace(digest="0")
+    del other["head"]
+    other["new"] = Fingerprint("Linear", "1")
+    with pytest.raises(InvalidInputError) as caught:
+        calibration.check_fits(other)
+    for part in (
+        "4 differing layers",
+        "`head` is only in the calibration",
+        "`new` is only in the model",
+        "`hist_0` is Conv2d(weight (1, 2)), was calibrated as Linear(weight (3, 2))",
+        "`zero` has other weights",
+    ):
+        assert part in str(caught.value)
+
+
+def test_many_differences_are_not_all_listed(calibration):
+    many = calibration._replace(model={f"layer{k}": Fingerprint("Linear", "") for k in range(50)})
+    with pytest.raises(InvalidInputError, match=r"50 differing layers: .*; \.\.\.$") as caught:
+        many.check_fits({})
+    assert str(caught.value).count("only in the calibration") == 10
+
+
+def rewritten(path, **changes):
+    """Change entries of a file; None drops one."""
+    meta, arrays = load_npz(path, "calibration", 1)
+    meta = {k: v for k, v in meta.items() if k not in ("klquant", "schema")}
+    for key, value in changes.items():
+        target = meta if key in meta else arrays
+        if value is None:
+            del target[key]
+        else:
+            target[key] = value
+    save_npz(path, "calibration", 1, meta, arrays)
+
+
+def plain_array():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+DAMAGE = {
+    "no bytes": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("layer: 3c010a14\n"),
+    "half a file": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "another npz": lambda path: np.savez(path, a=np.zeros(3)),
+    "a pickle": lambda path: np.savez(path, meta=np.array([{"a": 1}], dtype=object)),
+    "a plain array": lambda path: path.write_bytes(plain_array()),
+    "no JSON": lambda path: np.savez(path, meta=np.frombuffer(b"{", np.uint8)),
+    "JSON of another shape": lambda path: np.savez(path, meta=np.frombuffer(b"[1]", np.uint8)),
+    "a checkpoint": lambda path: save_npz(path, "checkpoint", 1, {}, {}),
+    "a newer schema": lambda path: save_npz(path, "calibration", 2, {}, {}),
+    "no amax": lambda path: rewritten(path, amax=None),
+    "other layers": lambda path: rewritten(path, layers=["a"]),
+    "float counts": lambda path: rewritten(path, hist_0=np.ones(801)),
+    "negative counts": lambda path: rewritten(path, hist_0=np.full(801, -1)),
+    "an even number of bins": lambda path: rewritten(path, hist_0=np.ones(800, np.int64)),
+    "a range of NaN": lambda path: rewritten(path, range=np.full(5, np.nan)),
+    "unknown settings": lambda path: rewritten(path, settings={"bins": 3}),
+    "thresholds of nobody": lambda path: rewritten(path, thresholds=np.ones((1, 5))),
+    "calls as text": lambda path: rewritten(path, calls={"a": "often"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_or_foreign_file_is_a_named_error(calibration, tmp_path, damage):
+    path = tmp_path / "c.npz"
+    calibration.save(path)
+    DAMAGE[damage](path)
+    with pytest.raises(InvalidInputError, match=r"c\.npz` must be a klquant calibration file"):
+        Calibration.load(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Calibration.load(tmp_path / "none.npz")
+
+
+def test_the_file_says_what_it_is_and_holds_no_pickle(calibration, tmp_path):
+    calibration.save(tmp_path / "c.npz")
+    with zipfile.ZipFile(tmp_path / "c.npz") as archive:
+        assert all(b"|O" not in archive.read(name)[:128] for name in archive.namelist())
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as content:
+        meta = json.loads(content["meta"].tobytes())
+    assert (meta["klquant"], meta["schema"], meta["versions"]["klquant"]) == ("calibration", 1, klquant.__version__)
