@@ -157,7 +157,5 @@ class _Recorder(TorchFunctionMode):
             self._seen.products.setdefault(self._entered[-1], []).append(product)
         result = func(*args, **kwargs)
         if relu:
-            self._produced.pop(
-                id(result), None
-            )  # after a ReLU in place the tensor is no longer what the layer returned
+            self._produced.pop(id(result), None)  # changed in place it is no longer what the layer returned
         return result
