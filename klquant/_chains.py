@@ -36,12 +36,12 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
         if not at_most(1, needed[number], xp=xp):
             return xp.zeros((2 + terms, columns))
         counts, filled = sliding_windows(search.sums, base, size, width, xp=xp)
-        level = counts / xp.maximum(filled, 1.0) - loss[number]
-        level = xp.where(level > TINY, level, unit)  # empty windows, and weights that only coarse candidates hold
-        log, inverse = xp.log(level / unit), 1.0 / level
+        level = counts / filled - loss[number]  # NaN of an empty window
+        level = xp.where(level > TINY, level, unit)  # these, and weights that only coarse candidates hold
+        log = xp.log(level / unit)
         values = [counts * log, filled * log]
         for _ in range(terms):
-            filled = filled * inverse
+            filled = filled / level
             values.append(filled)
         return strided_sums(values, size, levels - 2, columns, xp=xp)
 
@@ -50,7 +50,8 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
         table = [(number + k, block.size, block.base) for k, block in enumerate(blocks)]
         found = map_rows(functools.partial(chains, width=width, columns=columns), table, xp=xp)
         for chain, block in zip(found, blocks, strict=True):
-            narrow_first = chain[:, : block.candidates][:, ::-1]
-            pieces.append(xp.broadcast_to(narrow_first, (2 + terms, block.candidates)))
+            if columns == 1 < block.candidates:
+                chain = xp.broadcast_to(chain, (2 + terms, block.candidates))
+            pieces.append(chain[:, : block.candidates][:, ::-1])
         number += len(blocks)
     return xp.concatenate(pieces, axis=1)

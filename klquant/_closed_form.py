@@ -12,7 +12,9 @@ tiny weights, are evaluated bin by bin (:mod:`klquant._direct`).
 """
 
 import functools
+import itertools
 import math
+import operator
 from types import ModuleType
 
 import numpy as np
@@ -137,14 +139,15 @@ def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> A
     filled = (search.values > 0) & (search.values >= tiny)
     counts = xp.where(filled, search.values, 1.0)
     log = xp.log(counts / unit)
-    ratio, powers = P_LIMIT * tiny / counts.min(), xp.arange(2, P_TERMS)
-    terms = at_most(P_TERMS, 2 + (ratio**powers / powers**2 > 1e-17).sum(), xp=xp)
-    coefficients = [counts * log, -(log + 1.0)] + [counts ** (1 - k) / (k * (k - 1)) for k in range(2, terms)]
+    ratio, k = P_LIMIT * tiny / counts.min(), xp.arange(2, P_TERMS)
+    terms = at_most(P_TERMS, 2 + (ratio**k / k**2 > 1e-17).sum(), xp=xp)
+    powers = itertools.accumulate([1.0 / counts] * (terms - 2), operator.mul)
+    coefficients = [counts * log, -(log + 1.0)] + [power / (k * (k - 1)) for k, power in enumerate(powers, 2)]
     columns = tuple(xp.where(filled, coefficient, 0.0) for coefficient in coefficients)
-    total = _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
-    for power, running in enumerate(running_sums(columns, xp=xp)):
-        total = total + loss**power * (running[window.stop - 2] - running[window.start])
-    return total
+    between = 0.0
+    for running in reversed(running_sums(columns, xp=xp)):
+        between = between * loss + (running[window.stop - 2] - running[window.start])
+    return between + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
 
 
 def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:

@@ -14,7 +14,11 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from .layers import inner_layer, weighted_layers
+<<<<<<< .merge_file_kT3N7i
 from .running import Forward, call_model, check_eval, copy_model, run_observed, tracked
+=======
+from .running import Forward, call_model, copy_model, run_observed
+>>>>>>> .merge_file_9LdOYR
 from .simulation import QuantizedLayer
 
 
@@ -62,9 +66,8 @@ def correct_bias(
     A layer is linear but for its bias: it is enough to sum up its inputs, in float64, and to run it once on the sums.
     The result is the same for any batches, but for the rounding of float64, and memory does not grow with the data.
     Where outputs are observed (``observe="outputs"``) a layer's input comes rounded from elsewhere or not at all, and
-    only the rounding of the weights is corrected.
+    only the rounding of the weights is corrected. Correcting twice is the same as once.
     """
-    check_eval(reference)
     corrected = copy_model(simulated)
     quantized = {name: m for name, m in corrected.named_modules() if isinstance(m, QuantizedLayer)}
     layers = dict(weighted_layers(reference))
@@ -80,7 +83,9 @@ def correct_bias(
         raise InvalidInputError("expected at least one calibration batch, got none")
     with torch.no_grad():
         means = {name: shift.mean() for name, shift in shifts.items() if shift.was_called}
-    return corrected, {name: _add_to_bias(inner_layer(quantized[name].layer), mean) for name, mean in means.items()}
+    for name, mean in means.items():
+        _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)
+    return corrected, {name: float(mean.abs().max()) for name, mean in means.items()}
 
 
 def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:
@@ -163,7 +168,6 @@ def _apply_linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return output.reshape(len(output), -1)
 
 
-def _add_to_bias(layer: Any, shift: torch.Tensor) -> float:
-    bias = shift if layer.bias is None else layer.bias.detach().double() + shift
-    layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
-    return float(shift.abs().max())
+def _set_bias(layer: Any, bias: torch.Tensor | None, shift: torch.Tensor) -> None:
+    shifted = shift if bias is None else bias.detach().double() + shift
+    layer.bias = nn.Parameter(shifted.to(layer.weight.dtype), requires_grad=False)

@@ -47,6 +47,8 @@ class Recording(NamedTuple):
     """The tensors that the model returned."""
     products: dict[str, list[str]]
     """Functions that multiply weights or activations outside the layers, by the innermost module that called them."""
+    read: set[str]
+    """The modules of interest whose parameters something else used."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
@@ -63,8 +65,8 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     For `products` every module is hooked, to tell which one multiplied; it takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], {})
-    recorder = _Recorder(seen)
+    seen = Recording({name: [] for name in interesting}, [], {}, set())
+    recorder = _Recorder(seen, model)
     handles = []
     try:
         for name, module in model.named_modules():
@@ -100,9 +102,10 @@ def count_uses(model: nn.Module) -> Counter[int]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, seen: Recording) -> None:
+    def __init__(self, seen: Recording, model: nn.Module) -> None:
         super().__init__()
         self._seen = seen
+        self._owners = {id(p): name for name in seen.calls for p in model.get_submodule(name).parameters()}
         self._entered: list[str] = []
         self._depth = 0  # inside a module of interest nothing is recorded
         # weak, or all activations of a run would stay in memory
@@ -110,6 +113,8 @@ class _Recorder(TorchFunctionMode):
 
     def consume(self, values: Iterable[torch.Tensor], consumer: Consumer) -> None:
         for value in values:
+            if id(value) in self._owners:
+                self._seen.read.add(self._owners[id(value)])
             produced, call = self._produced.get(id(value), (None, None))
             if produced is not None and produced() is value and call is not None:
                 call.consumers.append(consumer)
@@ -152,7 +157,5 @@ class _Recorder(TorchFunctionMode):
             self._seen.products.setdefault(self._entered[-1], []).append(product)
         result = func(*args, **kwargs)
         if relu:
-            self._produced.pop(
-                id(result), None
-            )  # after a ReLU in place the tensor is no longer what the layer returned
+            self._produced.pop(id(result), None)  # changed in place it is no longer what the layer returned
         return result

@@ -53,7 +53,7 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     Notes
     -----
     The folded model is run on the batch too. If its output is another one (something used a tensor where no recording
-    sees it: compiled functions, ...) the folds that are to blame are found by halving and left alone.
+    sees it: compiled functions, ...), or it fails, the folds that are to blame are found by halving and left alone.
     """
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
@@ -154,20 +154,22 @@ def _plan(
         folded = apply_folds(model, folds)
         return record_calls(folded, lambda: forward(folded, batch))
 
+    def keeps_output(layers: list[Any]) -> bool:
+        try:
+            return _agree(run([fold for fold in folds if fold.into in layers]).output, seen.output)
+        except Exception:  # the model may look for attributes that an identity has not
+            return False
+
     seen = run([])
     folds = decide(model, seen)
     layers = list(dict.fromkeys(fold.into for fold in folds if not fold.reason))
-    sound = _sound(lambda chosen: _agree(run(_within(folds, chosen)).output, seen.output), [], layers)
+    sound = _sound(keeps_output, [], layers)
     if len(sound) == len(layers):
         return seen, folds
-    reason = "folding changed the output of the model"
+    reason = "folding changes the output of the model or makes it fail"
     if not _agree(run([]).output, seen.output):
         reason = "the output of the model is another one each time that it is run"
     return seen, [fold if fold.reason or fold.into in sound else fold._replace(reason=reason) for fold in folds]
-
-
-def _within(folds: list[Fold], layers: list[str | None]) -> list[Fold]:
-    return [fold for fold in folds if fold.into in layers]
 
 
 def _sound(agrees: Callable[[list[Any]], bool], kept: list[Any], layers: list[Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Who feeds whom: from a recording to the BatchNorms and ReLUs that can be folded, and the reasons for the others."""
 
+from collections import Counter
 from typing import Any
 
 from torch import nn
@@ -56,7 +57,7 @@ def _feeding_call(norm: str, seen: Recording) -> Call | None:
     return None
 
 
-def _why_not(name: str, norm: Any, layer: Any, feeding: Call | None, seen: Recording, uses: Any) -> str:
+def _why_not(name: str, norm: Any, layer: Any, feeding: Call | None, seen: Recording, uses: Counter[int]) -> str:
     """Return why the BatchNorm cannot be folded, or nothing."""
     if layer is None or feeding is None or type(layer) not in WEIGHTED:
         return "never called" if not seen.calls[name] else _NO_LAYER
@@ -66,14 +67,18 @@ def _why_not(name: str, norm: Any, layer: Any, feeding: Call | None, seen: Recor
         return "it or its layer is called more than once"
     if len(feeding.consumers) != 1:
         return "the output of its layer is used elsewhere too"
+    return _why_not_weights(name, norm, feeding.module, layer, seen, uses) or _why_not_layer(norm, layer, feeding)
+
+
+def _why_not_weights(name: str, norm: Any, into: str, layer: Any, seen: Recording, uses: Counter[int]) -> str:
+    if not is_quantizable(layer):
+        return "its layer computes its weights from others"
     if any(uses[id(p)] > 1 for module in (layer, norm) for p in module.parameters(recurse=False)):
         return "weights are shared with another module"
-    return _why_not_layer(norm, layer, feeding)
+    return "weights are used elsewhere too" if {name, into} & seen.read else ""
 
 
 def _why_not_layer(norm: Any, layer: Any, feeding: Call) -> str:
-    if not is_quantizable(layer):
-        return "its layer computes its weights from others"
     if has_hooks(layer) or has_hooks(norm):
         return "hooks are registered on it or its layer"
     if type(layer) in TRANSPOSED and layer.groups != 1:

@@ -70,7 +70,7 @@ def _check(model: nn.Module, folds: list[Fold], seen: Recording) -> None:
         calls = seen.calls[last.get(into, into)]
         _check_uses(fold, calls)
         if fold.kind == "batch_norm":
-            _check_norm(fold, calls, seen.calls[fold.module], model.get_submodule(into))
+            _check_norm(fold, calls, seen, model.get_submodule(into))
             last[into] = fold.module
 
 
@@ -89,11 +89,17 @@ def _is_right(fold: Fold, user: Consumer) -> bool:
     return user.module == fold.module if fold.kind == "batch_norm" else user.relu == fold.kind
 
 
-def _check_norm(fold: Fold, calls: list[Call], norm_calls: list[Call], layer: Any) -> None:
+def _check_norm(fold: Fold, calls: list[Call], seen: Recording, layer: Any) -> None:
+    norm_calls = seen.calls[fold.module]
     if len(norm_calls) != len(calls):
         raise InvalidInputError(
             f"layer `{fold.into}`: expected that the {_kind(fold)} that is folded into it takes its output and nothing "
             f"else, got {len(norm_calls)} calls after {len(calls)} of the layer; decide on a batch that shows this"
+        )
+    if fold.into in seen.read:
+        raise InvalidInputError(
+            f"layer `{fold.into}`: expected that its weights, with the {_kind(fold)} folded into them, are used by no "
+            f"other function, got one on this batch; decide on a batch that shows this"
         )
     if any(call.output_ndim != layer.weight.ndim for call in calls):
         raise InvalidInputError(

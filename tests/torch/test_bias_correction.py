@@ -129,6 +129,15 @@ def test_batches_do_not_matter(size):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_correcting_twice_is_the_same_as_once():
+    model = mlp(torch.float64)
+    x = skewed(20, 4)
+    once, first = correct_bias(quantized(model, [x]), model, [x])
+    twice, second = correct_bias(once, model, [x])
+    assert first == second
+    assert all(is_same(a.detach(), b.detach()) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
+
+
 def test_one_shot_data_and_another_forward():
     model = mlp(torch.float64)
     data = [(skewed(5, 4, seed=k), "label") for k in range(3)]

@@ -136,6 +136,16 @@ REFUSED = {
     "shared weight": (lambda: sharing("weight"), "shared"),
     "shared bias": (lambda: sharing("bias"), "shared"),
     "tied to a parameter of the model": (tied, "shared"),
+    "weight read elsewhere": (
+        lambda: pair(lambda net, x: norm_of_conv(net, x) + F.conv1d(x, net.conv.weight, padding=1)),
+        "used elsewhere too",
+    ),
+    "bias read elsewhere": (lambda: pair(lambda net, x: norm_of_conv(net, x) + net.conv.bias.sum()), "used elsewhere"),
+    "weight of the norm read elsewhere": (
+        lambda: pair(lambda net, x: norm_of_conv(net, x) * net.norm.weight.sum()),
+        "used elsewhere too",
+    ),
+    "attribute of the norm read": (lambda: pair(lambda net, x: norm_of_conv(net, x) / net.norm.eps), "makes it fail"),
     "pruned": (pruned, "computes its weights"),
     "old weight norm": (old_weight_norm, "computes its weights"),
     "hook on the layer": (lambda: hooked("conv", "register_forward_hook"), "hooks"),
@@ -488,10 +498,6 @@ BUGS = {
     "used by a scripted function": (scripted, (2, 3, 5)),
     "used inside vmap": (lambda: hidden_in(lambda y, z: torch.vmap(torch.neg)(y) + z), (2, 3, 5)),
     "returned in an object": (lambda: hidden_in(lambda y, z: types.SimpleNamespace(y=y, z=z)), (2, 3, 5)),
-    "weight read elsewhere": (
-        lambda: pair(lambda net, x: norm_of_conv(net, x) + F.conv1d(x, net.conv.weight, padding=1)),
-        (2, 3, 5),
-    ),
     "forward called directly": (lambda: pair(lambda net, x: norm_of_conv(net, x) + net.conv.forward(x)), (2, 3, 5)),
     "after a layer that failed": (lambda: pair(failing_on_the_way, other=nn.Conv1d(3, 3, 1)), (2, 3, 5)),
 }
@@ -647,11 +653,16 @@ def test_only_the_fold_that_is_to_blame_is_left_alone():
     folds = plan_folds(model, x)
     blamed = [fold for fold in folds if fold.reason]
     assert [(fold.module, fold.kind, fold.reason) for fold in blamed] == [
-        ("norm3", "batch_norm", "folding changed the output of the model"),
-        ("fc3", "relu", "folding changed the output of the model"),
+        ("norm3", "batch_norm", "folding changes the output of the model or makes it fail"),
+        ("fc3", "relu", "folding changes the output of the model or makes it fail"),
     ]
     assert len(folds) == 10
     torch.testing.assert_close(outputs(apply_folds(model, folds), x), outputs(model, x))
+
+
+def test_reading_the_shape_or_dtype_of_a_weight_is_no_use():
+    model = pair(lambda net, x: net.norm(net.conv(x.to(net.conv.weight.dtype))).reshape(-1, net.conv.weight.shape[0]))
+    assert [fold.reason for fold in plan_folds(model, batch(2, 3, 5))] == [""]
 
 
 def test_a_model_that_does_not_repeat_itself_is_left_alone_with_that_reason():

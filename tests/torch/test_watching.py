@@ -61,6 +61,11 @@ WRONG = {
     "layer output goes to a layer": (normed, lambda net, x: net.second(net.fc(x)), "got linear"),
     "norm called again": (normed, lambda net, x: net.norm(normed(net, x)), "got 2 calls after 1"),
     "norm twice on one output": (normed, lambda net, x: [y := net.fc(x), net.norm(y) + net.norm(y)][1], "norm, norm"),
+    "weight used elsewhere": (
+        normed,
+        lambda net, x: normed(net, x) + F.linear(x, net.fc.weight),
+        "expected that its weights, with the BatchNorm `norm`",
+    ),
     "other dimensions": (normed, lambda net, x: net.norm(net.fc(x[:4, None].expand(4, 4, 4))), "outputs of 2 dim"),
     "relu not called": (joined, lambda net, x: net.fc(x), "`fc`.*the ReLU.*got output"),
     "another activation": (joined, lambda net, x: net.fc(x).tanh(), "got tanh"),
@@ -72,6 +77,7 @@ WRONG = {
     "norm and relu swapped": (lambda net, x: net.relu(normed(net, x)), lambda net, x: net.norm(joined(net, x)), "relu"),
 }
 RIGHT = {
+    "weight used elsewhere, only a relu folded": (joined, lambda net, x: joined(net, x) + F.linear(x, net.fc.weight)),
     "both called twice": (normed, lambda net, x: normed(net, normed(net, x))),
     "neither called": (normed, lambda net, x: net.second(x)),
     "norm output used twice": (normed, lambda net, x: [y := normed(net, x), y + y.exp()][1]),
