@@ -14,11 +14,7 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from .layers import inner_layer, weighted_layers
-<<<<<<< .merge_file_kT3N7i
-from .running import Forward, call_model, check_eval, copy_model, run_observed, tracked
-=======
-from .running import Forward, call_model, copy_model, run_observed
->>>>>>> .merge_file_9LdOYR
+from .running import Forward, call_model, copy_model, run_observed, tracked
 from .simulation import QuantizedLayer
 
 
