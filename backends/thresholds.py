@@ -12,6 +12,7 @@ from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputErro
 
 from .clipping import overclipped
 from .settings import Criterion, LayerOptions
+from .warning import warn
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -86,7 +87,7 @@ def search_thresholds(
         chosen = (options or {}).get(name, LayerOptions()).over(general)
         found[name], complaint = _search(name, largest, histograms.get(name), chosen)
         if complaint:
-            warnings.warn(f"layer `{name}`: {complaint}", CalibrationWarning, stacklevel=2)
+            warn(f"layer `{name}`: {complaint}")
     return found
 
 

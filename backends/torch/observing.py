@@ -141,8 +141,8 @@ def counts(
 
 
 def growing_counts(model: nn.Module, batches: Iterable[Any], settings: Settings, run: Run) -> Pass:
-    """Make the only pass: ranges that grow by powers of three."""
-    see = functools.partial(observe_growing, num_bins=settings.num_bins, max_amax=settings.max_amax)
+    """Make the only pass: ranges that grow by powers of three, with bins enough that two thirds may be cut off."""
+    see = functools.partial(observe_growing, num_bins=3 * settings.num_bins, max_amax=settings.max_amax)
     return _go_through(model, batches, see, "growing counts", "one pass: histograms", run)
 
 

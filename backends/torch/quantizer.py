@@ -60,9 +60,9 @@ class Quantizer:
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": what enters
         each layer is quantized, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
-        ``max_amax`` (204800, a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream and loses up to a
-        factor 3 of resolution), ``include`` and ``exclude`` (name patterns of layers), ``overrides`` (LayerOptions by
-        name pattern).
+        ``max_amax`` (204800, a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream and counts over
+        powers of three instead of amax), ``include`` and ``exclude`` (name patterns of layers), ``overrides``
+        (LayerOptions by name pattern).
 
     Attributes
     ----------

@@ -1,6 +1,5 @@
 """The stages of calibration, and what comes out in the end."""
 
-import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -8,10 +7,11 @@ import torch
 from torch import nn
 
 import klquant
-from klquant.errors import CalibrationWarning, StageError
+from klquant.errors import StageError
 
 from ..calibration import Calibration
 from ..thresholds import LayerThreshold
+from ..warning import warn
 from .fusing import Fold
 
 EXCLUDED = "excluded by the settings"
@@ -76,4 +76,4 @@ def warn_of_floats(found: Calibration) -> None:
         names = {"the model has no layer that can be quantized": ["``"]}
     for reason, who in names.items():
         subject = f"layer {who[0]} stays" if len(who) == 1 else f"layers {', '.join(who)} stay"
-        warnings.warn(f"{subject} in floating point: {reason}", CalibrationWarning, stacklevel=3)
+        warn(f"{subject} in floating point: {reason}")

@@ -4,7 +4,8 @@ Batches, processes and the two halves of an interrupted run are all joined by :f
 associative and commutative: neither the split of the data nor their order shows.
 
 With one pass the range is not known before the counts. There a histogram of level k lies over [-3**k, 3**k]; when a
-larger value comes its bins are merged three by three, which keeps an odd number of bins aligned.
+larger value comes its bins are merged three by three, which keeps an odd number of bins aligned. There are three times
+as many bins as asked for: in the end the empty ones outside are cut off, two thirds of them at most.
 """
 
 import math
@@ -21,7 +22,7 @@ from .counting import Counts, count, count_scaled, largest
 
 _Number = TypeVar("_Number", int, float)
 _DRIFT = 1.01  # float kernels may round differently from pass to pass; different data exceed this
-LOWEST, HIGHEST = -10, 16  # levels where float32 values times bins are exact in float64, so that all levels agree
+LOWEST, HIGHEST = -9, 16  # levels where float32 values times bins are exact in float64, so that all levels agree
 
 
 class Statistics(NamedTuple):
