@@ -9,7 +9,7 @@ import klquant
 
 Counts: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 _ON_DEVICE = ("cuda", "xpu")  # those that have float64
-_CHUNK = 2**24  # entries of a temporary tensor on a device
+_CHUNKS = {"cpu": 2**16, "device": 2**24}  # entries of a temporary tensor: in the cache, or enough to be worth a launch
 
 
 def largest(tensor: torch.Tensor) -> float:
@@ -29,7 +29,7 @@ def count(tensor: torch.Tensor, num_bins: int, amax: float) -> Counts:
 def count_scaled(tensor: torch.Tensor, num_bins: int, times: float, over: float = 1.0) -> Counts:
     """Return the counts of ``x * times / over`` in half bins from 0, joined to bins."""
     total = torch.zeros(num_bins, dtype=torch.int64, device=tensor.device)
-    for part in tensor.reshape(-1).split(_CHUNK):
+    for part in tensor.reshape(-1).split(_CHUNKS.get(tensor.device.type, _CHUNKS["device"])):
         half_bins = (part.double() * times / over).clamp_(-num_bins, num_bins).long()
         offset = ((half_bins.abs() + 1) // 2).clamp_(max=num_bins // 2) * half_bins.sign()
         total += torch.bincount(offset + num_bins // 2, minlength=num_bins)

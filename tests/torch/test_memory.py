@@ -1,0 +1,21 @@
+"""Memory does not grow with the data."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).parents[1] / "memory_job.py"
+
+
+def peak(number, passes):
+    command = [sys.executable, str(JOB), str(number), str(passes)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="`resource` tells the peak on Unix only")
+@pytest.mark.parametrize("passes", [1, 2])
+def test_1437_images_take_as_much_memory_as_64(passes):
+    few, many = peak(64, passes), peak(1437, passes)
+    assert many <= 1.03 * few
