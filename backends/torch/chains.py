@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .calls import record_calls, tensors_in
-from .layers import inner_layer, weighted_layers
+from .layers import LayerReLU, inner_layer, weighted_layers
 
 # by name: the function f of a module, torch.f and Tensor.f are the same
 _METADATA = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "size", "dim", "numel", "stride", "__len__"}
@@ -89,9 +89,8 @@ class _Tracer(TorchFunctionMode):
 
     def entering(self, name: str, layer: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._depth == 0:
-                for tensor in self._use(tensors_in((args, kwargs))):
-                    _arrive(tensor, name, inner_layer(layer))
+            for tensor in self._use(tensors_in((args, kwargs))):
+                _arrive(tensor, name, inner_layer(layer))
             self._depth += 1
 
         return hook
@@ -100,11 +99,9 @@ class _Tracer(TorchFunctionMode):
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self._depth -= 1
             if isinstance(output, torch.Tensor):  # no tensor if the module raised an error
-                chain = Chain(name)
+                chain = Chain(name, reason=_why_not_relu(layer))
                 self.chains.append(chain)
-                axis = _axis(inner_layer(layer), output.ndim)
-                self._tensors[id(output)] = _Tensor(output, chain, axis)
-                self._pass_relu(chain, layer)
+                self._tensors[id(output)] = _Tensor(output, chain, _axis(inner_layer(layer), output.ndim))
 
         return hook
 
@@ -114,21 +111,20 @@ class _Tracer(TorchFunctionMode):
             return func(*args, **kwargs)
         inputs = list(tensors_in((args, kwargs)))
         self.used.update(map(id, inputs))
-        shapes = [tensor.shape for tensor in inputs]
         followed = self._use(inputs)
         result = func(*args, **kwargs)
         for tensor in followed:
-            if (
-                len(inputs) == 1
-                and isinstance(result, torch.Tensor)
-                and _commutes(name, shapes[0], result, tensor.axis)
-            ):
-                if result.ndim == tensor.axis + 1:
-                    tensor.chain.positions *= prod(shapes[0][tensor.axis + 1 :])
-                self._tensors[id(result)] = _Tensor(result, tensor.chain, tensor.axis)
-            else:
-                tensor.chain.reason = tensor.chain.reason or f"{name} stands between"
+            self._pass(tensor, name, result)
         return result
+
+    def _pass(self, tensor: _Tensor, name: str, result: Any) -> None:
+        before, chain = tensor.value.shape, tensor.chain
+        if isinstance(result, torch.Tensor) and _commutes(name, before, result, tensor.axis):
+            if result.ndim == tensor.axis + 1:  # flattened
+                chain.positions *= prod(before[tensor.axis + 1 :])
+            self._tensors[id(result)] = _Tensor(result, chain, tensor.axis)
+        else:
+            chain.reason = chain.reason or f"{name} stands between"
 
     def _use(self, values: Any) -> list[_Tensor]:
         """Return those that are followed, each marked as used."""
@@ -138,12 +134,6 @@ class _Tracer(TorchFunctionMode):
                 tensor.chain.reason = _TWICE
             tensor.is_used = True
         return followed
-
-    @staticmethod
-    def _pass_relu(chain: Chain, layer: nn.Module) -> None:
-        relu = type(getattr(layer, "relu", None))
-        if layer is not inner_layer(layer) and relu is not nn.ReLU:
-            chain.reason = f"{relu.__name__} stands between"
 
 
 def _name(func: Any) -> str:
@@ -155,6 +145,12 @@ def _axis(layer: Any, ndim: int) -> int:
     """Return the axis of the channels in the input or output of a layer."""
     rank = 0 if isinstance(layer, nn.Linear) else layer.weight.ndim - 2
     return ndim - rank - 1
+
+
+def _why_not_relu(layer: nn.Module) -> str:
+    """Return what is wrong with the ReLU that a layer was joined with, if one was."""
+    relu = layer.relu if isinstance(layer, LayerReLU) else nn.ReLU()
+    return "" if type(relu) is nn.ReLU else f"{type(relu).__name__} stands between"
 
 
 def _arrive(tensor: _Tensor, name: str, layer: nn.Module) -> None:

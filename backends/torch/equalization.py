@@ -81,8 +81,7 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
     got = record_calls(equalized, lambda: forward(equalized, batch)).output
     if len(got) == len(expected) and all(map(_agrees, got, expected)):
         return equalized, entries
-    undone: dict[str, Any] = {"reason": "equalizing changed the output of the model", "largest_factor": 1.0}
-    return copy_model(model), [entry if entry.reason else entry._replace(**undone) for entry in entries]
+    return copy_model(model), [entry if entry.reason else _undone(entry) for entry in entries]
 
 
 def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.Module:
@@ -132,6 +131,10 @@ def _entries(
     return {chain.first: Equalized(chain.first, chain.second, reason(chain), 1.0) for chain in chains}
 
 
+def _undone(entry: Equalized) -> Equalized:
+    return entry._replace(reason="equalizing changed the output of the model", largest_factor=1.0)
+
+
 def _why_not(layer: nn.Module, uses: Counter[int], used: set[int]) -> str:
     parameters = [p for m in layer.modules() for p in m.parameters(recurse=False)]
     if any(uses[id(p)] > 1 for p in parameters):
@@ -139,7 +142,7 @@ def _why_not(layer: nn.Module, uses: Counter[int], used: set[int]) -> str:
     if any(id(p) in used for p in parameters):
         return "has weights that are used outside it too"
     if "bias" not in inner_layer(layer)._parameters:
-        return "computes its bias from others"
+        return "has a bias that is no parameter"
     return "has hooks" if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()) else ""
 
 
@@ -162,7 +165,7 @@ def _equalize_pair(pair: _Pair) -> torch.Tensor:
     _scale_weight(pair.first, leaving, -exponents)
     if pair.first.bias is not None:
         bias = pair.first.bias
-        pair.first.bias = nn.Parameter(bias.detach() * (-exponents).exp2().to(bias.dtype), bias.requires_grad)
+        pair.first.bias = nn.Parameter(bias.detach() * (-exponents).exp2().to(bias), bias.requires_grad)
     _scale_weight(pair.second, entering, exponents, pair.positions)
     return exponents
 
@@ -182,13 +185,13 @@ def _grouped(layer: Any, positions: int = 1) -> tuple[int, ...]:
 def _ranges(layer: Any, axis: int, positions: int = 1) -> torch.Tensor:
     """Return the largest absolute weight of each channel."""
     weight: torch.Tensor = layer.weight.detach().double().abs().reshape(_grouped(layer, positions))
-    return weight.amax((3 - axis, 3)).flatten()
+    return weight.amax((3 - axis, 3)).flatten().cpu()  # layers may be on different devices
 
 
 def _scale_weight(layer: Any, axis: int, exponents: torch.Tensor, positions: int = 1) -> None:
     shape, weight = _grouped(layer, positions), layer.weight.detach().clone()  # in place: the strides stay
     factors = exponents.exp2().reshape([shape[0], *(shape[k] if k == axis else 1 for k in (1, 2)), 1])
-    weight.mul_(factors.expand(shape).reshape(weight.shape).to(weight.dtype))
+    weight.mul_(factors.expand(shape).reshape(weight.shape).to(weight))
     layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
 
 
