@@ -28,6 +28,7 @@ from klquant._windows import Group, all_windows, counts_between, filled_between,
 P_TERMS = 10  # with e_p / h up to P_LIMIT the first term left out is below 1e-16 of h
 P_LIMIT = 1 / 32
 SMALLEST = 1e-300  # of the total: the logarithm of less may be that of 0
+SMALLEST_CLASS = 8  # bins: less is not worth the compilation
 BLOCK_SIZE = 2**16  # entries of a temporary array where candidates are evaluated bin by bin
 
 
@@ -166,7 +167,8 @@ def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleT
         values.shape[0] if sums.unit is not None else math.ceil(values.shape[0] * search.eps / (0.99 * SERIES_LIMIT))
     )
     most = min(bound, values.shape[0])
-    for low, high in itertools.pairwise((-1, most // 16, most // 4, most)):
+    parts = (part for part in (most // 16, most // 4) if part >= SMALLEST_CLASS)
+    for low, high in itertools.pairwise((-1, *parts, most)):
         selected = coarse & (filled > low) & (filled <= high)
         room = at_most(high, xp.where(selected, filled, 0).max(), xp=xp)
         evaluate = functools.partial(direct_divergence, search, room=room, xp=xp)
