@@ -17,7 +17,7 @@ import functools
 from types import ModuleType
 
 from klquant._direct import Search
-from klquant._namespace import Array, at_most, fixed_shapes, map_rows, strided_sums
+from klquant._namespace import Array, fixed_shapes, map_rows, strided_sums, where_needed
 from klquant._windows import sliding_windows
 
 TERMS = 4  # R_1 .. R_4: with d / (A/N - e) up to SERIES_LIMIT the error is below 1e-14 of the counts
@@ -33,8 +33,6 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
     levels, alone = search.layout.levels, not fixed_shapes(xp=xp)
 
     def chains(number: Array, size: Array, base: Array, width: int, columns: int) -> Array:
-        if not at_most(1, needed[number], xp=xp):
-            return xp.zeros((2 + terms, columns))
         counts, filled = sliding_windows(search.sums, base, size, width, xp=xp)
         level = counts / filled - loss[number]  # NaN of an empty window
         level = xp.where(level > TINY, level, unit)  # these, and weights that only coarse candidates hold
@@ -45,13 +43,17 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
             values.append(filled)
         return strided_sums(values, size, levels - 2, columns, xp=xp)
 
+    def chains_if_needed(number: Array, size: Array, base: Array, width: int, columns: int) -> Array:
+        compute = functools.partial(chains, number, size, base, width, columns)
+        return where_needed(needed[number], compute, (2 + terms, columns), xp=xp)
+
     pieces, number = [], 0
     for blocks, width, columns in search.layout.block_groups(alone=alone):
         table = [(number + k, block.size, block.base) for k, block in enumerate(blocks)]
-        found = map_rows(functools.partial(chains, width=width, columns=columns), table, xp=xp)
+        found = map_rows(functools.partial(chains_if_needed, width=width, columns=columns), table, xp=xp)
         for chain, block in zip(found, blocks, strict=True):
-            if columns == 1 < block.candidates:
-                chain = xp.broadcast_to(chain, (2 + terms, block.candidates))
-            pieces.append(chain[:, : block.candidates][:, ::-1])
+            narrow_first = chain[:, : block.candidates][:, ::-1]
+            alike = columns == 1 < block.candidates
+            pieces.append(xp.broadcast_to(narrow_first, (2 + terms, block.candidates)) if alike else narrow_first)
         number += len(blocks)
     return xp.concatenate(pieces, axis=1)

@@ -22,12 +22,13 @@ import numpy as np
 from klquant._chains import SERIES_LIMIT, TERMS, interior_chains
 from klquant._direct import Search, direct_divergence
 from klquant._layout import Layout
-from klquant._namespace import Array, at_most, fixed_shapes, map_selected, running_sums
+from klquant._namespace import Array, at_most, fixed_shapes, map_selected, nonzero_positions, running_sums
 from klquant._windows import Group, all_windows, counts_between, filled_between, log_kept, sum_up
 
 P_TERMS = 10  # with e_p / h up to P_LIMIT the first term left out is below 1e-16 of h
 P_LIMIT = 1 / 32
 SMALLEST = 1e-300  # of the total: the logarithm of less may be that of 0
+SMALLEST_CLASS = 8  # bins: less is not worth the compilation
 BLOCK_SIZE = 2**16  # entries of a temporary array where candidates are evaluated bin by bin
 
 
@@ -40,7 +41,9 @@ def prepare(hist: Array, num_quantized_bins: int, eps: float, one_sided: bool, *
     layout = Layout(hist.shape[0], levels, one_sided)
     sums = sum_up(hist, layout.padding(alone=not fixed_shapes(xp=xp)), xp=xp)
     window = all_windows(sums, layout, eps, xp=xp)
-    return Search(hist.astype(xp.float64), sums, window, counts_between(sums, 0, layout.num_bins, xp=xp), layout, eps)
+    total = counts_between(sums, 0, layout.num_bins, xp=xp)
+    filled = nonzero_positions(hist, sums.filled[: layout.num_bins], xp=xp)
+    return Search(hist.astype(xp.float64), sums, window, total, layout, eps, filled)
 
 
 def _without_centre(half: Array, *, xp: ModuleType) -> Array:
@@ -156,7 +159,7 @@ def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
 
 
 def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleType) -> Array:
-    """Evaluate the `coarse` candidates bin by bin, those with few bins apart from those with many."""
+    """Evaluate the `coarse` candidates bin by bin, in classes by the number of bins: it is the room each takes."""
     values, sums, window = search[:3]
     filled = xp.where(coarse, filled_between(sums, window.start + 1, window.stop - 1), 0)
     # counts are at least 1, so only a loss above SERIES_LIMIT makes a candidate coarse; and r = eps z / loss
@@ -164,7 +167,8 @@ def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleT
         values.shape[0] if sums.unit is not None else math.ceil(values.shape[0] * search.eps / (0.99 * SERIES_LIMIT))
     )
     most = min(bound, values.shape[0])
-    for low, high in ((-1, most // 16), (most // 16, most)):
+    parts = (part for part in (most // 16, most // 4) if part >= SMALLEST_CLASS)
+    for low, high in itertools.pairwise((-1, *parts, most)):
         selected = coarse & (filled > low) & (filled <= high)
         room = at_most(high, xp.where(selected, filled, 0).max(), xp=xp)
         evaluate = functools.partial(direct_divergence, search, room=room, xp=xp)

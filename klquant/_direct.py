@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from klquant._layout import Layout
-from klquant._namespace import Array, nonzero_positions
+from klquant._namespace import Array
 from klquant._windows import Group, Sums, Windows, counts_between, filled_between, log_kept
 
 
@@ -23,6 +23,8 @@ class Search(NamedTuple):
     """C, the sum of all counts."""
     layout: Layout
     eps: float
+    filled: Array
+    """Where the bins are that are not empty, in order."""
 
 
 def direct_divergence(search: Search, candidates: Array, room: int, *, xp: ModuleType) -> Array:
@@ -30,12 +32,11 @@ def direct_divergence(search: Search, candidates: Array, room: int, *, xp: Modul
 
     `room` bounds the non-zero bins between the ends of each of these windows.
     """
-    values, sums, window, total, _, eps = search
+    values, sums, window, total, _, eps, filled = search
     chosen = _columns(window, candidates)
     rank = sums.filled[chosen.start + 1] + xp.arange(room)
     inside = rank < sums.filled[chosen.stop - 1]
-    positions = nonzero_positions(values, xp=xp)
-    position = xp.where(inside, positions[xp.minimum(rank, positions.shape[0] - 1)], chosen.start)
+    position = xp.where(inside, filled[xp.minimum(rank, filled.shape[0] - 1)], chosen.start)
     p = xp.concatenate([xp.where(inside, values[position], 0.0), chosen.first, chosen.last], axis=1)
     q = xp.concatenate([_level(search, chosen, position, xp=xp), _mean(chosen.head), _mean(chosen.tail)], axis=1)
 

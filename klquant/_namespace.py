@@ -199,9 +199,23 @@ def at_most(limit: int, value: Array, *, xp: ModuleType) -> int:
     return min(limit, int(value)) if xp is np else limit
 
 
-def nonzero_positions(values: Array, *, xp: ModuleType) -> Array:
-    """Return where `values` are not zero, in order; on JAX with the length of `values`, filled up."""
-    return np.flatnonzero(values) if xp is np else xp.nonzero(values, size=values.shape[0], fill_value=0)[0]
+def nonzero_positions(values: Array, before: Array, *, xp: ModuleType) -> Array:
+    """Return where `values` are not zero, in order, given how many are so `before` each.
+
+    On JAX with the length of `values`, filled up with zeros; its own ``nonzero`` would count them anew.
+    """
+    if xp is np:
+        return np.flatnonzero(values)
+    length = values.shape[0]
+    target = xp.where(values != 0, before, length)
+    return xp.zeros(length, xp.int64).at[target].set(xp.arange(length), mode="drop")
+
+
+def where_needed(needed: Array, function: Callable[[], Array], shape: tuple[int, ...], *, xp: ModuleType) -> Array:
+    """Return ``function()``, float64 of this shape, if `needed`, else zeros without computing it."""
+    if xp is np:
+        return function() if needed else np.zeros(shape)
+    return sys.modules["jax"].lax.cond(needed, function, lambda: xp.zeros(shape, xp.float64))
 
 
 def map_selected(function: Callable[[Array], Array], selected: Array, rows: int, *, xp: ModuleType) -> Array:
@@ -211,18 +225,15 @@ def map_selected(function: Callable[[Array], Array], selected: Array, rows: int,
         for begin in range(0, len(chosen), rows):
             result[chosen[begin : begin + rows]] = function(chosen[begin : begin + rows])
         return result
-    lax, length = sys.modules["jax"].lax, selected.shape[0]
-    blocks = xp.minimum(xp.arange(-(-length // rows) * rows), length - 1).reshape(-1, rows)
+    length = selected.shape[0]
+    number = -(-length // rows)
+    rows = -(-length // number)
+    blocks = xp.minimum(xp.arange(number * rows), length - 1).reshape(number, rows)
 
     def block(indices: Array) -> Array:
-        return lax.cond(
-            selected[indices].any(),
-            function,
-            lambda k: xp.zeros(k.shape, xp.float64),
-            indices,
-        )
+        return where_needed(selected[indices].any(), lambda: function(indices), indices.shape, xp=xp)
 
-    return lax.map(block, blocks).reshape(-1)[:length]
+    return sys.modules["jax"].lax.map(block, blocks).reshape(-1)[:length]
 
 
 def while_loop(

@@ -2,9 +2,11 @@
 
 from types import ModuleType
 
+import numpy as np
+
 from klquant._closed_form import closed_form_curve, prepare
 from klquant._direct import Search, direct_divergence
-from klquant._namespace import Array, at_most, compiled, first_true, map_batch, while_loop
+from klquant._namespace import Array, at_most, compiled, first_true, from_numpy, map_batch, while_loop
 from klquant._result import Threshold, check_found, describe
 from klquant._validate import check_histogram, check_positive
 from klquant.divergence import EPS
@@ -80,16 +82,16 @@ def optimal_threshold(
     >>> print(f"{threshold.value:.3f} of {edges[-1]:.3f}")
     10.360 of 11.949
     """
-    check_histogram(hist, edges, num_quantized_bins)
+    xp = check_histogram(hist, edges, num_quantized_bins)
     check_positive("eps", eps)
     if not 0 <= min_ratio <= 1:
         raise InvalidInputError(f"`min_ratio` must lie between 0 and 1, got {min_ratio}")
     threshold = _search(
         hist,
         edges,
+        from_numpy(np.asarray(float(min_ratio)), xp=xp),
         num_quantized_bins=int(num_quantized_bins),
         eps=float(eps),
-        min_ratio=float(min_ratio),
         one_sided=bool(one_sided),
     )
     return check_found(
@@ -139,11 +141,11 @@ def divergence_curve(
 def _search(
     hist: Array,
     edges: Array,
+    min_ratio: Array,
     *,
     xp: ModuleType,
     num_quantized_bins: int,
     eps: float,
-    min_ratio: float,
     one_sided: bool,
 ) -> Threshold:
     def search_one(hist: Array, edges: Array) -> Threshold:

@@ -67,14 +67,13 @@ def test_the_one_sided_curve_is_that_of_the_reference(xp, num_bins):
 
 @xp_all
 def test_a_floor_excludes_narrower_candidates(xp):
-    rng = np.random.default_rng(0)
-    hist, edges = klquant.histogram(rng.standard_t(2, size=5000), num_bins=201)
-    free = call(xp, klquant.optimal_threshold, hist, edges, num_quantized_bins=15)
-    floored = call(xp, klquant.optimal_threshold, hist, edges, num_quantized_bins=15, min_ratio=0.7)
-    assert float(free) < 0.7 * edges[-1] <= float(floored)
-    curve = klquant.divergence_curve(hist, edges, num_quantized_bins=15)
-    allowed = np.where(edges[-len(curve) :] >= 0.7 * edges[-1], curve, np.inf)
-    assert int(floored.index) == np.argmin(allowed)
+    hist, edges = np.array([0, 0, 0, 1, 0, 0, 5, 100, 100, 0, 30, 100, 30]), even_edges(13)
+    free = call(xp, klquant.optimal_threshold, hist, edges)
+    floored = call(xp, klquant.optimal_threshold, hist, edges, min_ratio=0.6)
+    assert float(free) < 0.6 * edges[-1] <= float(floored)
+    curve = reference.divergence_curve(hist, 5)
+    allowed = np.where(edges[-len(curve) :] >= 0.6 * edges[-1], curve, np.inf)
+    assert int(floored.index) == np.argmin(allowed) == 3
 
 
 @xp_all
