@@ -6,6 +6,7 @@ With ``--json`` the table is printed as JSON.
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,32 +17,27 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from digits_networks import NETWORKS, load
-from klquant.backends.torch import (
-    LayerThreshold,
-    collect_amax,
-    collect_histograms,
-    fold_batch_norm,
-    fold_relu,
-    quantize_weights,
-    search_thresholds,
-    simulate,
-)
-from klquant.backends.torch.bias_correction import correct_bias
-from klquant.backends.torch.equalization import equalize
+from klquant.backends.torch import quantize
 
-import klquant
+from klquant import CalibrationWarning
 from klquant.demo.digits import load_images
 
 NUM_CALIBRATION = 512
 BATCH_SIZE = 64
-
-
-class Recipe(NamedTuple):
-    """A way from FP32 to INT8."""
-
-    criterion: str = "entropy"
-    equalized: bool = False
-    corrected: bool = False
+RECIPES = {
+    "INT8 entropy (default)": {},
+    "INT8 max": {"criterion": "max"},
+    "INT8 mse": {"criterion": "mse"},
+    "INT8 percentile": {"criterion": "percentile"},
+    "INT8 auto": {"criterion": "auto"},
+    "INT8 entropy, min_ratio 0.7": {"overrides": {"*": {"min_ratio": 0.7}}},
+    "INT8 entropy + equalize": {"equalize": True},
+    "INT8 entropy + bias correction": {"correct_bias": True},
+    "INT8 entropy + equalize + bias correction": {"equalize": True, "correct_bias": True},
+    "INT8 max + equalize": {"criterion": "max", "equalize": True},
+    "INT8 mse + equalize": {"criterion": "mse", "equalize": True},
+    "INT8 auto + equalize": {"criterion": "auto", "equalize": True},
+}
 
 
 class Score(NamedTuple):
@@ -51,56 +47,12 @@ class Score(NamedTuple):
     """Signal to quantization noise of the logits against FP32, in dB; None for FP32 itself."""
 
 
-RECIPES = {
-    "INT8 entropy (default)": Recipe(),
-    "INT8 max": Recipe("max"),
-    "INT8 mse": Recipe("mse"),
-    "INT8 percentile": Recipe("percentile"),
-    "INT8 entropy, min_ratio 0.7": Recipe("entropy, min_ratio 0.7"),
-    "INT8 entropy + equalize": Recipe(equalized=True),
-    "INT8 entropy + bias correction": Recipe(corrected=True),
-    "INT8 entropy + equalize + bias correction": Recipe(equalized=True, corrected=True),
-    "INT8 max + equalize": Recipe("max", equalized=True),
-    "INT8 mse + equalize": Recipe("mse", equalized=True),
-}  # a criterion "auto" that needs more than histograms goes into _thresholds
-
-
-class Prepared(NamedTuple):
-    """A folded network with what was observed in it; recipes share it."""
-
-    model: torch.nn.Module
-    batches: tuple
-    amax: dict
-    histograms: dict
-
-
-def prepare(network, digits, *, equalized=False):
-    batches = digits.train_images[:NUM_CALIBRATION].split(BATCH_SIZE)
-    model, _ = fold_batch_norm(network, batches[0])
-    model, _ = fold_relu(model, batches[0])
-    if equalized:
-        model, _ = equalize(model, batches[0])
-    amax = collect_amax(model, batches)
-    return Prepared(model, batches, amax, collect_histograms(model, batches, amax))
-
-
-def convert(prepared, recipe):
+def convert(network, digits, recipe):
     """Return the simulated INT8 network."""
-    model = simulate(prepared.model, quantize_weights(prepared.model), _thresholds(prepared, recipe.criterion))
-    return correct_bias(model, prepared.model, prepared.batches)[0] if recipe.corrected else model
-
-
-def _thresholds(prepared, criterion):
-    if criterion != "entropy, min_ratio 0.7":
-        return search_thresholds(prepared.amax, prepared.histograms, criterion=criterion)
-    return {name: _with_floor(prepared.amax[name], histogram) for name, histogram in prepared.histograms.items()}
-
-
-def _with_floor(amax, histogram):
-    hist = histogram.hist.copy()
-    hist[len(hist) // 2] = 0
-    found = klquant.optimal_threshold(hist, histogram.edges, min_ratio=0.7)
-    return LayerThreshold(amax, float(found.value), float(found.divergence), float(found.clipped))
+    batches = digits.train_images[:NUM_CALIBRATION].split(BATCH_SIZE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # the table shows what they warn of
+        return quantize(network, batches, **RECIPES[recipe]).model
 
 
 def logits(model, images):
@@ -118,11 +70,8 @@ def score(model, reference, digits):
 
 def measure(network, digits):
     """Return the scores of FP32 and of all recipes."""
-    prepared = {equalized: prepare(network, digits, equalized=equalized) for equalized in (False, True)}
-    scores = {"FP32": score(network, network, digits)}
-    for name, recipe in RECIPES.items():
-        scores[name] = score(convert(prepared[recipe.equalized], recipe), network, digits)
-    return scores
+    models = {"FP32": network, **{recipe: convert(network, digits, recipe) for recipe in RECIPES}}
+    return {name: score(model, network, digits) for name, model in models.items()}
 
 
 def main(arguments):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accuracy import RECIPES, convert, logits, prepare, score
+from accuracy import convert, logits, score
 from digits_networks import DATA, NETWORKS, TRAINED, load, scaled_vgg
 from torch import nn
 
@@ -18,8 +18,7 @@ def digits():
 
 def losses(name, recipe, digits):
     network = load(name)
-    prepared = prepare(network, digits, equalized=RECIPES[recipe].equalized)
-    int8 = score(convert(prepared, RECIPES[recipe]), network, digits)
+    int8 = score(convert(network, digits, recipe), network, digits)
     return score(network, network, digits).top1 - int8.top1, int8.sqnr_db
 
 
