@@ -13,7 +13,7 @@ from torch import nn
 
 from .calls import Recording, record_calls
 from .fusing import Fold, apply_folds
-from .layers import check_initialized, skipped_layers
+from .layers import check_supported, skipped_layers
 from .pairing import all_folds, norm_folds, relu_folds
 from .running import Forward, call_model, check_eval
 
@@ -148,7 +148,7 @@ def _plan(
 ) -> tuple[Recording, list[Fold]]:
     """Record one run, decide, and keep of the folds what leaves the output as it was."""
     check_eval(model)
-    check_initialized(model)
+    check_supported(model)
 
     def run(folds: list[Fold]) -> Recording:
         folded = apply_folds(model, folds)

@@ -90,9 +90,13 @@ def is_quantizable(module: nn.Module) -> bool:
     return type(module) in WEIGHTED and "weight" in module._parameters
 
 
-def check_initialized(model: nn.Module) -> None:
-    """Refuse lazy modules that have no weights yet."""
+def check_supported(model: nn.Module) -> None:
+    """Refuse lazy modules that have no weights yet, and compiled ones, which run no hooks of the modules inside."""
     for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            raise InvalidInputError(
+                f"expected a model as it is before torch.compile, got `{name}`, which is compiled; use its _orig_mod"
+            )
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise InvalidInputError(
                 f"expected a model with all its weights, got `{name}`: a {type(module).__name__} that was never run"

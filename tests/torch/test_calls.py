@@ -1,3 +1,5 @@
+import contextlib
+import weakref
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,47 @@ def test_recording_ends_also_when_the_model_fails():
         record(model, X)
     assert fingerprint(model) == before
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_a_layer_that_was_not_entered_is_not_left():
+    """An earlier hook of the user's raises, and the model goes on."""
+
+    def refuse(module, args):
+        raise Broken
+
+    def run(net, x):
+        with contextlib.suppress(Broken):
+            net.refused(x)
+        return net.inner(x)
+
+    inner = Net(lambda net, x: (net.fc(x) @ net.fc(x).T).exp(), fc=nn.Linear(3, 3))
+    model = Net(run, refused=nn.Linear(3, 3), inner=inner).eval()
+    model.refused.register_forward_pre_hook(refuse)
+    seen = record_calls(model, lambda: model(X))
+    assert seen.calls["refused"] == []
+    assert [[use.function.__name__ for use in call.consumers] for call in seen.calls["inner.fc"]] == [
+        ["matmul"], ["__get__"]
+    ]  # fmt: skip
+    assert seen.products == {"inner": ["matmul"]}
+
+
+def test_parameters_that_others_use_are_seen_and_metadata_are_none():
+    model = Net(lambda net, x: net.a(x) * net.b.weight.sum() + net.c.weight.shape[0], a=nn.Linear(3, 3),
+                b=nn.Linear(3, 3), c=nn.Linear(3, 3)).eval()  # fmt: skip
+    assert record_calls(model, lambda: model(X)).read == {"b"}
+
+
+def test_no_activation_is_kept_alive():
+    alive = []
+
+    def run(net, x):
+        alive.append(weakref.ref(net.a(x)))
+        y = net.b(x)
+        assert alive[0]() is None
+        return y
+
+    record(Net(run, a=nn.Linear(3, 3), b=nn.Linear(3, 3)).eval(), X)
+    assert len(alive) == 1
 
 
 def test_uses_of_a_parameter_are_counted_by_owner():

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from klquant.backends.torch import fold_batch_norm, fold_relu
-from klquant.backends.torch.folding import Examination, Fold, examine, plan_folds
+from klquant.backends.torch.folding import Examination, Fold, _sound, examine, plan_folds
 from klquant.backends.torch.fusing import apply_folds
 from klquant.backends.torch.layers import LayerReLU
 from networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
@@ -663,6 +663,16 @@ def test_only_the_fold_that_is_to_blame_is_left_alone():
 def test_reading_the_shape_or_dtype_of_a_weight_is_no_use():
     model = pair(lambda net, x: net.norm(net.conv(x.to(net.conv.weight.dtype))).reshape(-1, net.conv.weight.shape[0]))
     assert [fold.reason for fold in plan_folds(model, batch(2, 3, 5))] == [""]
+
+
+def test_folds_that_are_wrong_only_together_are_not_both_kept():
+    assert _sound(lambda chosen: not {"b", "d"} <= set(chosen), [], ["a", "b", "c", "d"]) == ["a", "b", "c"]
+
+
+def test_a_layer_with_hooks_is_not_joined():
+    model = pair(lambda net, x: F.relu(net.conv(x)))
+    model.conv.register_forward_hook(lambda module, args, output: output * 2)
+    assert fold_relu(model, batch(2, 3, 5))[1] == []
 
 
 def test_a_model_that_does_not_repeat_itself_is_left_alone_with_that_reason():

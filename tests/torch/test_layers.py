@@ -9,7 +9,7 @@ from klquant.backends.torch.layers import (
     LayerReLU,
     LayerWrapper,
     channel_axis,
-    check_initialized,
+    check_supported,
     inner_layer,
     replace_module,
     skipped_layers,
@@ -164,6 +164,12 @@ def test_a_skipped_root_hides_what_is_inside_it_and_has_the_empty_name():
 def test_lazy_modules_are_refused_by_name_until_they_have_weights():
     model = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
     with pytest.raises(InvalidInputError, match="`1`: a LazyLinear that was never run"):
-        check_initialized(model)
+        check_supported(model)
     outputs(model, torch.ones(1, 2))
-    check_initialized(model)
+    check_supported(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, at its import
+def test_compiled_modules_are_refused_by_name():
+    with pytest.raises(InvalidInputError, match="got `1`, which is compiled"):
+        check_supported(nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2))))

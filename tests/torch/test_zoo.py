@@ -7,7 +7,8 @@ from klquant.backends.torch import quantize
 from klquant.backends.torch.calls import tensors_in
 from klquant.backends.torch.folding import examine
 from klquant.backends.torch.fusing import apply_folds
-from networks import fingerprint, is_same
+from networks import Net, batch, fingerprint, is_same, ready
+from torch import nn
 from zoo import ZOO, folding_error, layers, load, outputs_of
 
 from klquant.errors import CalibrationWarning
@@ -138,3 +139,28 @@ def test_a_ragged_last_batch_counts_as_much_as_it_holds():
     assert len(batches[-1]) != len(batches[0])
     result = quantized(model, batches)
     assert result.histograms["0.0"].hist.sum() == sum(x.numel() for x in batches)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_an_encoder_with_a_padding_mask():
+    """In eval mode it packs the batch into a nested tensor, which no observer could read."""
+    model, batches = load("transformer_encoder", torch.float32)
+    given = [{"src": x, "src_key_padding_mask": torch.arange(x.shape[1]) > 1 + torch.arange(len(x))[:, None]}
+             for x in batches]  # fmt: skip
+    result = quantized(model, given)
+    assert result.thresholds.keys() == layers(model)
+    for one in given:
+        used = ~one["src_key_padding_mask"]
+        expected, got = outputs_of(model, one)[used], outputs_of(result.model, one)[used]
+        assert 0 < (got - expected).square().mean() < 0.1 * expected.square().mean()
+
+
+def test_layers_that_are_also_held_in_a_plain_list_are_quantized_where_they_are_called():
+    parts = {"conv": nn.Conv2d(4, 4, 3, padding=1), "norm": nn.BatchNorm2d(4), "last": nn.Conv2d(4, 2, 1)}
+    usual = ready(Net(lambda net, x: net.last(net.norm(net.conv(x)).relu()), **parts), dtype=torch.float32)
+    listed = Net(lambda net, x: net.stages[2](net.stages[1](net.stages[0](x)).relu()), **parts).eval()
+    listed.stages = list(parts.values())
+    x = batch(5, 4, 6, 6, dtype=torch.float32)
+    expected, got = quantized(usual, [x]), quantized(listed, [x])
+    assert got.thresholds == expected.thresholds
+    assert is_same(outputs_of(got.model, x), outputs_of(expected.model, x))
