@@ -33,7 +33,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="klquant-demo", show_default=True,
-              help="Folder for report.json and the pictures.")  # fmt: skip
+              help="Folder for report.json, calibration.npz and the pictures.")  # fmt: skip
 @click.option("--observe", type=click.Choice(["inputs", "outputs"]), default="inputs", show_default=True,
               help="Quantize what enters each layer, as engines do, or what leaves it.")  # fmt: skip
 @click.option("--retrain", is_flag=True, help="Train the network anew first (about a minute); weights go to --out.")
@@ -60,8 +60,8 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
     if as_json:
         click.echo(result.as_json())
         return
-    _print_tables(result, run_module.summarize(result.layers))
-    click.echo(f"{len(written)} files in {out}/: report.json and a picture of each layer")
+    _print_tables(result, run_module.summarize(result), run_module.summarize_folds(result))
+    click.echo(f"{len(written)} files in {out}/: report.json, calibration.npz and a picture of each layer")
 
 
 def _needed(module: str) -> Any:
@@ -72,14 +72,18 @@ def _needed(module: str) -> Any:
         raise klquant.MissingDependencyError(message) from error
 
 
-def _print_tables(result: "DemoResult", rows: list[tuple[str, ...]]) -> None:
+def _print_tables(result: "DemoResult", rows: list[tuple[str, ...]], folds: list[tuple[str, ...]]) -> None:
     console = Console()
     accuracy = Table("version", "top-1 %", "logit SQNR dB", title="600 test images")
     for name, (top1, sqnr) in result.accuracy.items():
         accuracy.add_row(name, f"{top1:.2f}", "" if sqnr is None else f"{sqnr:.1f}")
-    layers = Table("layer", title=f"{result.observe} of each layer, 512 training images")
-    for title in ("amax", "T", "T/amax", "clipped share", "KL nats"):
+    observe = result.calibration.settings.observe
+    layers = Table(title=f"{observe} of each layer; SQNR in dB of its output, of the logits with it alone")
+    layers.add_column("layer", min_width=max(len(name) for name in result.layers))
+    for title in ("amax", "T", "T/amax", "clipped", "KL nats", "output", "alone"):
         layers.add_column(title, justify="right")
-    for row in rows:
-        layers.add_row(*row)
-    console.print(accuracy, layers)
+    folded = Table("module", "kind", "folded into", "or why not")
+    for table, content in ((layers, rows), (folded, folds)):
+        for row in content:
+            table.add_row(*row)
+    console.print(accuracy, folded, layers)

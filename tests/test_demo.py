@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from klquant.backends.torch import Calibration
 from klquant.backends.files import write_atomic
 
 from klquant import InvalidInputError
@@ -59,7 +60,7 @@ def test_every_layer_is_calibrated(result):
     for layer in result.layers.values():
         assert 0 < layer.threshold <= layer.amax
         assert layer.divergence >= 0
-    assert len(summarize(result.layers)) == 6
+    assert len(summarize(result)) == 6
 
 
 def test_the_command_writes_report_and_pictures(tmp_path):
@@ -68,8 +69,12 @@ def test_the_command_writes_report_and_pictures(tmp_path):
     assert run.exit_code == 0
     assert "INT8 KL" in run.output
     assert "features.10" in run.output
+    assert "features.11  │ batch_norm │ features.10" in run.output
     report = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)
     assert report["accuracy"]["INT8 KL"]["top1"] > 99
+    assert {fold["into"] for fold in report["folds"] if not fold["reason"]} == set(report["layers"]) - {"classifier.3"}
+    assert {layer["name"] for layer in report["diagnosis"]["layers"]} == set(report["layers"])
+    assert list(Calibration.load(out / "calibration.npz").thresholds) == list(report["layers"])
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert pictures == sorted(f"{name}.png" for name in report["layers"])
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)

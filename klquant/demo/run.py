@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +11,7 @@ from torch import nn
 
 import klquant
 from klquant.backends.files import write_atomic
-from klquant.backends.torch import LayerThreshold, Quantizer
+from klquant.backends.torch import Calibration, Diagnosis, LayerThreshold, Quantizer
 from klquant.demo.digits import Digits
 
 logger = logging.getLogger("klquant.demo")
@@ -34,19 +33,28 @@ class DemoResult(NamedTuple):
     """All numbers of the demo; :meth:`as_json` is what ``report.json`` holds."""
 
     accuracy: dict[str, Accuracy]
-    layers: dict[str, LayerThreshold]
-    histograms: dict[str, klquant.Histogram]
-    observe: str
+    calibration: Calibration
+    diagnosis: Diagnosis
+
+    @property
+    def layers(self) -> dict[str, LayerThreshold]:
+        """Return the thresholds of the layers by KL."""
+        thresholds: dict[str, LayerThreshold] = self.calibration.thresholds
+        return thresholds
 
     def as_json(self) -> str:
-        """Return accuracy and layers as JSON."""
+        """Return accuracy, layers, what was folded and what stays in floating point as JSON."""
+        found = self.calibration
         content = {
             "klquant": klquant.__version__,
             "torch": torch.__version__,
-            "observe": self.observe,
+            "observe": found.settings.observe,
             "calibration_images": NUM_CALIBRATION,
             "accuracy": {name: entry._asdict() for name, entry in self.accuracy.items()},
             "layers": {name: _finite(entry._asdict()) for name, entry in self.layers.items()},
+            "diagnosis": json.loads(self.diagnosis.as_json()),
+            "folds": found.transforms["fold"],
+            "skipped": found.skipped,
         }
         return json.dumps(content, indent=2)
 
@@ -66,34 +74,44 @@ def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "
     quantizer.search_thresholds(criterion="entropy")
     result = quantizer.simulate()
     accuracy["INT8 KL"] = _judge(result.model, logits, digits)
-    return DemoResult(accuracy, result.thresholds, result.histograms, observe)
+    return DemoResult(accuracy, result.calibration, quantizer.diagnose(batches[:2]))
 
 
 def write_report(result: DemoResult, folder: Path) -> list[Path]:
-    """Write ``report.json`` and one picture for each layer; return their paths."""
+    """Write ``report.json``, ``calibration.npz`` and one picture for each layer; return their paths."""
     from klquant.demo.plots import plot_layer  # matplotlib takes a second to import
 
-    paths = [folder / "report.json"]
+    paths = [folder / "report.json", folder / "calibration.npz"]
     write_atomic(paths[0], result.as_json().encode())
-    for name, histogram in result.histograms.items():
+    result.calibration.save(paths[1])
+    for name, histogram in result.calibration.histograms.items():
         paths.append(folder / f"{name}.png")
         write_atomic(paths[-1], plot_layer(name, result.layers[name], histogram))
     return paths
 
 
-def summarize(layers: Mapping[str, LayerThreshold]) -> list[tuple[str, ...]]:
-    """Return the rows of the layer table: name, amax, T, T/amax, clipped share, KL."""
+def summarize(result: DemoResult) -> list[tuple[str, ...]]:
+    """Return the rows of the layer table: name, amax, T, T/amax, clipped share, KL, output's SQNR, model's SQNR."""
+    diagnosed = {layer.name: layer for layer in result.diagnosis.layers}
     return [
         (
             name,
             f"{layer.amax:.3f}",
             f"{layer.threshold:.3f}",
             f"{layer.threshold / layer.amax:.3f}",
-            f"{layer.clipped:.2e}",
-            f"{layer.divergence:.2e}",
+            f"{layer.clipped:.1e}",
+            f"{layer.divergence:.1e}",
+            f"{diagnosed[name].output_sqnr_db:.1f}",
+            f"{diagnosed[name].alone_sqnr_db:.1f}",
         )
-        for name, layer in layers.items()
+        for name, layer in result.layers.items()
     ]
+
+
+def summarize_folds(result: DemoResult) -> list[tuple[str, ...]]:
+    """Return the rows of the table of what was folded: name, kind, into, why not."""
+    folds = result.calibration.transforms["fold"]
+    return [(fold["module"], fold["kind"], fold["into"] or "", fold["reason"]) for fold in folds]
 
 
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:
