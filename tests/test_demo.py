@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from klquant.backends.torch import Calibration
 from klquant.backends.files import write_atomic
+from klquant.backends.torch import Calibration
 
 from klquant import InvalidInputError
 from klquant.cli import cli

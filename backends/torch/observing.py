@@ -122,7 +122,8 @@ def collect_histograms(
     ModelError
         If the model fails on a batch.
     """
-    found = counts(model, batches, amax, num_bins, max_amax, Run(observe, forward, progress)).statistics
+    settings = Settings(num_bins=num_bins, max_amax=max_amax)
+    found = counts(model, batches, amax, settings, Run(observe, forward, progress)).statistics
     return with_edges(found, amax)
 
 
@@ -131,11 +132,9 @@ def ranges(model: nn.Module, batches: Iterable[Any], run: Run) -> Pass:
     return _go_through(model, batches, observe_range, "ranges", "pass 1: ranges", run)
 
 
-def counts(
-    model: nn.Module, batches: Iterable[Any], amax: Mapping[str, float], num_bins: int, max_amax: float, run: Run
-) -> Pass:
+def counts(model: nn.Module, batches: Iterable[Any], amax: Mapping[str, float], settings: Settings, run: Run) -> Pass:
     """Make pass 2, over the ranges of pass 1."""
-    see = functools.partial(observe_histogram, amax=amax, num_bins=num_bins, max_amax=max_amax)
+    see = functools.partial(observe_histogram, amax=amax, num_bins=settings.num_bins, max_amax=settings.max_amax)
     over = hashlib.sha256(repr(sorted(amax.items())).encode()).hexdigest()  # counts over other ranges do not add up
     return _go_through(model, batches, see, f"counts over {over}", "pass 2: histograms", run)
 

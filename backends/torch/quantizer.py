@@ -132,7 +132,7 @@ class Quantizer:
         self._need(Stage.WEIGHTS_QUANTIZED)
         if self._found.settings.passes == 1:
             raise InvalidInputError("`collect_amax` needs passes=2, got passes=1; call collect_histograms(batches)")
-        found, num_batches = ranges(self._folded, batches, self._run)
+        found, num_batches = ranges(self._folded, batches, self._resumable())
         amax = capped(found.amax, self._found.settings.max_amax)
         self._reached(Stage.AMAX_COLLECTED, amax=amax, calls=found.calls, num_batches=num_batches)
         return amax
@@ -143,11 +143,11 @@ class Quantizer:
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
         new: dict[str, Any] = {}
         if settings.passes == 1:
-            found, number = growing_counts(self._folded, batches, settings, self._run)
+            found, number = growing_counts(self._folded, batches, settings, self._resumable())
             new = {"amax": capped(found.amax, settings.max_amax), "calls": found.calls, "num_batches": number}
             histograms = cut_to_range(found, settings.max_amax)
         else:
-            found, number = counts(self._folded, batches, amax, settings.num_bins, settings.max_amax, self._run)
+            found, number = counts(self._folded, batches, amax, settings, self._resumable())
             histograms = with_edges(found, amax)
         self._reached(Stage.HISTOGRAMS_COLLECTED, histograms=histograms, **new)
         return histograms
@@ -207,14 +207,14 @@ class Quantizer:
         self._options = settings.resolve(names)
         observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         forward = watched(self._forward, folds)
-        self._run = self._run._replace(observe=observe, forward=forward, checkpoint=self._open_checkpoint())
+        self._run = self._run._replace(observe=observe, forward=forward, checkpoint=None)
         transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
         excluded = {name: EXCLUDED for name in names if name not in self._options}
         self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
         return folds
 
     def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
-        self._folded = apply_equalization(self._folded, pairs)
+        self._folded, self._run = apply_equalization(self._folded, pairs), self._run._replace(checkpoint=None)
         transforms = {**self._found.transforms, "equalize": [pair._asdict() for pair in pairs]}
         self._reached(Stage.FOLDED, transforms=transforms)
         return pairs
@@ -233,15 +233,18 @@ class Quantizer:
             raise InvalidInputError("criterion='auto' needs `batches`, got none")
         return {name: layer.over(LayerOptions(chosen.get(name))) for name, layer in options.items()}
 
-    def _open_checkpoint(self) -> Checkpoint | None:
-        if self._resume is None:
-            return None
-        path = Path(self._resume)
+    def _resumable(self) -> Run:
+        """Return how to run the model, with a checkpoint if one is wanted: of this model as it was prepared."""
+        if self._resume is not None and self._run.checkpoint is None:
+            self._run = self._run._replace(checkpoint=self._open_checkpoint(Path(self._resume)))
+        return self._run
+
+    def _open_checkpoint(self, path: Path) -> Checkpoint:
         if self._run.group is not None:
             path = path.with_name(f"{path.name}.rank{rank_of(self._run.group)}")
         model = {name: layer.digest for name, layer in fingerprint(self._model).items()}
-        identity = hashlib.sha256(repr((model, self._found.settings.as_json())).encode()).hexdigest()
-        return Checkpoint(path, identity, self._checkpoint_seconds)
+        prepared = repr((model, self._found.settings.as_json(), self._found.transforms))
+        return Checkpoint(path, hashlib.sha256(prepared.encode()).hexdigest(), self._checkpoint_seconds)
 
     def _num_bits(self, settings: Settings) -> dict[str, int]:
         return {name: chosen.num_bits or settings.num_bits for name, chosen in settings.resolve(self._options).items()}

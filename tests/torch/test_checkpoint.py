@@ -119,6 +119,7 @@ WRONG = {
     "another order": (lambda: batches()[::-1], {}, "needs the data in the same order, got another batch 6"),
     "fewer batches": (lambda: batches()[:3], {}, "needs the 7 batches counted before, got 3"),
     "other settings": (batches, {"num_bins": 1001}, "must be a checkpoint of this model with these settings"),
+    "another preparation": (batches, {"equalize": True}, "must be a checkpoint of this model with these settings"),
 }
 
 
