@@ -105,7 +105,7 @@ def observe_growing(batch: Statistics, name: str, tensor: torch.Tensor, *, num_b
     amax = min(batch.amax[name], max_amax)
     if amax == 0:
         return
-    level = max(_level_of(amax), batch.level.get(name, LOWEST))
+    level = _level_of(amax)
     counts = count_scaled(tensor.float(), num_bins, num_bins * 3.0 ** max(-level, 0), 3.0 ** max(level, 0))
     grown = at_level(batch, name, level) if name in batch.hist else 0
     batch.hist[name], batch.level[name] = counts + grown, level

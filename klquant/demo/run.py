@@ -55,6 +55,7 @@ class DemoResult(NamedTuple):
             "diagnosis": json.loads(self.diagnosis.as_json()),
             "folds": found.transforms["fold"],
             "skipped": found.skipped,
+            "calls": found.calls,
         }
         return json.dumps(content, indent=2)
 

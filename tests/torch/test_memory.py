@@ -1,5 +1,10 @@
-"""Memory does not grow with the data."""
+"""Memory does not grow with the data.
 
+glibc is told to give freed blocks back: else its own heap, which wanders by two to four percent also where a model is
+only run, would hide what is looked for here.
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +16,13 @@ JOB = Path(__file__).parents[1] / "memory_job.py"
 
 def peak(number, passes):
     command = [sys.executable, str(JOB), str(number), str(passes)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=environment)
+    return int(done.stdout)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="`resource` tells the peak on Unix only")
 @pytest.mark.parametrize("passes", [1, 2])
 def test_1437_images_take_as_much_memory_as_64(passes):
     few, many = peak(64, passes), peak(1437, passes)
-    assert many <= 1.03 * few
+    assert many <= 1.01 * few
