@@ -10,16 +10,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file
 from torch import nn
 
 from klquant.demo.digits import load_images, load_network
-from klquant.demo.training import save_weights
+from klquant.demo.training import save_weights, train
 
 DATA = Path(__file__).parent / "data"
-EPOCHS = 60
-BATCH_SIZE = 64
 SIGMA = 1.5  # of the logarithm of the factors that the channels are scaled by
 
 
@@ -110,38 +107,12 @@ def scaled_vgg(seed=0):
     return network
 
 
-def train(make, digits, *, epochs=EPOCHS, seed=0):
-    """Return the trained network in eval mode; the global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = make()
-        steps = -(-len(digits.train_labels) // BATCH_SIZE) * epochs
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
-        for _ in track(range(epochs), "training", console=Console(stderr=True)):
-            for chosen in torch.randperm(len(digits.train_labels)).split(BATCH_SIZE):
-                logits = network(_shifted(digits.train_images[chosen]))
-                loss = nn.functional.cross_entropy(logits, digits.train_labels[chosen], label_smoothing=0.05)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    return network.eval()
-
-
-def _shifted(images):
-    """Return the images moved by up to one pixel, each by its own."""
-    padded = nn.functional.pad(images, (1, 1, 1, 1))
-    offsets = torch.randint(0, 3, (len(images), 2)).tolist()
-    return torch.stack([image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(padded, offsets, strict=True)])
-
-
 def main(names):
     """Train the networks and write their weights."""
     digits = load_images()
     for name in names or TRAINED:
         make, file = TRAINED[name]
-        network = train(make, digits)
+        network = train(digits, make=make, max_lr=6e-3)
         save_weights(network, DATA / f"{file}.safetensors")
         with torch.no_grad():
             right = (network(digits.test_images).argmax(1) == digits.test_labels).double().mean()

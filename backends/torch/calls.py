@@ -96,6 +96,18 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield from tensors_in(list(vars(value).values()))
 
 
+def outputs_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    """Tell whether two runs returned the same up to the rounding of their dtype."""
+    return len(got) == len(expected) and all(map(_nearly_equal, got, expected))
+
+
+def _nearly_equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    if got.shape != expected.shape or not got.is_floating_point() or not got.numel():
+        return torch.equal(got, expected)
+    tolerance = min(1000 * torch.finfo(got.dtype).eps, 0.05) * float(expected.abs().max())
+    return torch.allclose(got.double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True)
+
+
 def count_uses(model: nn.Module) -> Counter[int]:
     """Count, by id, how many modules own each parameter: more than one means shared weights."""
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))

@@ -14,7 +14,7 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from .calls import count_uses, record_calls
+from .calls import count_uses, outputs_agree, record_calls
 from .chains import Chain, follow_chains
 from .layers import TRANSPOSED, inner_layer, weighted_layers
 from .running import Forward, call_model, check_eval, copy_model
@@ -79,7 +79,7 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
     chains, used, expected = follow_chains(model, lambda: forward(model, batch))
     equalized, entries = _apply(model, _entries(model, chains, dict(weighted_layers(model)), used))
     got = record_calls(equalized, lambda: forward(equalized, batch)).output
-    if len(got) == len(expected) and all(map(_agrees, got, expected)):
+    if outputs_agree(got, expected):
         return equalized, entries
     return copy_model(model), [entry if entry.reason else _undone(entry) for entry in entries]
 
@@ -193,10 +193,3 @@ def _scale_weight(layer: Any, axis: int, exponents: torch.Tensor, positions: int
     factors = exponents.exp2().reshape([shape[0], *(shape[k] if k == axis else 1 for k in (1, 2)), 1])
     weight.mul_(factors.expand(shape).reshape(weight.shape).to(weight))
     layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
-
-
-def _agrees(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    if got.shape != expected.shape or not got.is_floating_point() or not got.numel():
-        return torch.equal(got, expected)
-    tolerance = min(1000 * torch.finfo(got.dtype).eps, 0.05) * float(expected.abs().max())
-    return torch.allclose(got, expected, rtol=0, atol=tolerance, equal_nan=True)

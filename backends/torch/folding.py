@@ -8,10 +8,9 @@ layer returns: relu(relu(x)) = relu(x), so the ReLU itself can stay for its othe
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from .calls import Recording, record_calls
+from .calls import Recording, outputs_agree, record_calls
 from .fusing import Fold, apply_folds
 from .layers import check_supported, skipped_layers
 from .pairing import all_folds, norm_folds, relu_folds
@@ -156,7 +155,7 @@ def _plan(
 
     def keeps_output(layers: list[Any]) -> bool:
         try:
-            return _agree(run([fold for fold in folds if fold.into in layers]).output, seen.output)
+            return outputs_agree(run([fold for fold in folds if fold.into in layers]).output, seen.output)
         except Exception:  # the model may look for attributes that an identity has not
             return False
 
@@ -167,7 +166,7 @@ def _plan(
     if len(sound) == len(layers):
         return seen, folds
     reason = "folding changes the output of the model or makes it fail"
-    if not _agree(run([]).output, seen.output):
+    if not outputs_agree(run([]).output, seen.output):
         reason = "the output of the model is another one each time that it is run"
     return seen, [fold if fold.reason or fold.into in sound else fold._replace(reason=reason) for fold in folds]
 
@@ -181,16 +180,3 @@ def _sound(agrees: Callable[[list[Any]], bool], kept: list[Any], layers: list[An
     half = len(layers) // 2
     first = _sound(agrees, kept, layers[:half])
     return first + _sound(agrees, kept + first, layers[half:])
-
-
-def _agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
-    return len(got) == len(expected) and all(map(_nearly_equal, got, expected))
-
-
-def _nearly_equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    if got.shape != expected.shape or not got.is_floating_point():
-        return torch.equal(got, expected)
-    tolerance = 1000 * torch.finfo(got.dtype).eps * float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(
-        got.double(), expected.double(), rtol=0, atol=min(tolerance, 0.05 * (1 + tolerance)), equal_nan=True
-    )

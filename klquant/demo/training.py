@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,14 +20,21 @@ EPOCHS = 60
 BATCH_SIZE = 64
 
 
-def train(digits: Digits, *, epochs: int = EPOCHS, seed: int = 0) -> nn.Module:
+def train(
+    digits: Digits,
+    *,
+    make: Callable[[], nn.Module] = digits_vgg,
+    epochs: int = EPOCHS,
+    max_lr: float = 3e-3,
+    seed: int = 0,
+) -> nn.Module:
     """Return the trained network in eval mode; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = digits_vgg()
+        network = make()
         steps = -(-len(digits.train_labels) // BATCH_SIZE) * epochs
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=max_lr, total_steps=steps)
         for _ in track(range(epochs), "training", console=Console(stderr=True)):
             for chosen in torch.randperm(len(digits.train_labels)).split(BATCH_SIZE):
                 logits = network(_shifted(digits.train_images[chosen]))
