@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from klquant.backends.torch import Quantizer
+from klquant.backends.torch import quantize
 from networks import eighths, exact
 from torch import distributed, nn
 
@@ -26,16 +26,11 @@ def batches():
 
 
 def calibrate(mine, what, folder):
-    """Make all the calls that calibrate one model."""
+    """Calibrate one model together."""
     options = {"resume": folder / "progress"} if what == "resume" else {"passes": 1 if what == "one pass" else 2}
-    quantizer = Quantizer(network(), process_group=distributed.group.WORLD, num_bins=801, **options)
-    quantizer.fold(mine[0] if mine else None)
-    quantizer.quantize_weights()
-    if what != "one pass":
-        quantizer.collect_amax(mine)
-    quantizer.collect_histograms(mine)
-    quantizer.search_thresholds(criterion="auto" if what == "auto" else "entropy", batches=mine or None)
-    return quantizer.calibration
+    criterion = "auto" if what == "auto" else "entropy"
+    group = distributed.group.WORLD
+    return quantize(network(), mine, criterion=criterion, process_group=group, num_bins=801, **options).calibration
 
 
 def main(folder, tasks):

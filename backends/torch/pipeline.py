@@ -68,7 +68,7 @@ def quantize(
     if not one_pass:
         quantizer.collect_amax(batches)
     quantizer.collect_histograms(batches)
-    quantizer.search_thresholds(criterion=criterion, batches=batches)
+    quantizer.search_thresholds(criterion=criterion, batches=None if first is None else batches)
     quantized = quantizer.simulate()
     return quantizer.correct_bias(quantized, batches) if correct_bias else quantized
 

@@ -225,10 +225,11 @@ class Quantizer:
     ) -> dict[str, LayerOptions]:
         """Return the options with the criterion that serves each layer best, where none was asked for."""
         chosen = None
-        if batches is not None:
-            candidates = candidate_thresholds(self._found.amax, self._found.histograms, options)
-            found = choose_criterion(self._folded, scales, candidates, batches, **self._how_to_run())
-            chosen = {name: choice.criterion for name, choice in found.items()}
+        with failing_together(self._run.group):
+            if batches is not None:
+                candidates = candidate_thresholds(self._found.amax, self._found.histograms, options)
+                found = choose_criterion(self._folded, scales, candidates, batches, **self._how_to_run())
+                chosen = {name: choice.criterion for name, choice in found.items()}
         chosen = share(chosen, self._run.group)
         if chosen is None:
             raise InvalidInputError("criterion='auto' needs `batches`, got none")
