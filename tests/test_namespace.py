@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from namespaces import JAX, needs_jax
+from namespaces import JAX, NUMPY, needs_jax
 
 from klquant import ArrayTypeError
 from klquant._namespace import (
@@ -151,14 +151,24 @@ def test_strided_sums_add_up_every_stride_th_value(xp, length):
     np.testing.assert_array_equal(xp.call(kernel, *map(xp.asarray, columns)), expected)
 
 
-def test_running_sums_add_up_in_order(xp):
-    values = np.array([1e16, 1.0, -1e16, 3.0])
-    sums = xp.call(
-        compiled(lambda a, b, *, xp: running_sums((a, b), xp=xp)), xp.asarray(values), xp.asarray([1, 2, 3, 4])
-    )
-    np.testing.assert_array_equal(sums[0], np.cumsum(values))
-    np.testing.assert_array_equal(sums[1], [1, 3, 6, 10])
-    assert sums[1].dtype == np.int64
+def sums_of(xp, *columns):
+    return xp.call(compiled(lambda *a, xp: running_sums(a, xp=xp)), *(xp.asarray(column) for column in columns))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9, 10])
+def test_running_sums_of_integers_are_exact(xp, length):
+    values = np.arange(length) + 2**60 // length
+    (sums,) = sums_of(xp, values)
+    assert np.asarray(sums).tolist() == np.cumsum(values).tolist()
+    assert sums.dtype == np.int64
+
+
+def test_running_sums_behind_a_huge_entry_lose_little_and_the_same_everywhere(xp):
+    values, counts = np.append(2.0**61, np.full(2500, 100.0)), np.ones(2501, np.int64)
+    sums, numbers = sums_of(xp, values, counts)
+    assert abs(int(sums[-1]) - (2**61 + 250_000)) <= 51 * 512  # added one by one, none of the hundreds would count
+    assert np.asarray(sums).tobytes() == sums_of(NUMPY, values)[0].tobytes()
+    assert int(numbers[-1]) == 2501
 
 
 def test_the_first_true_is_found(xp):

@@ -250,3 +250,11 @@ def test_candidates_that_would_lose_a_whole_count_are_infeasible(xp, eps, filled
     expected = reference.divergence_curve(hist, 5, eps)
     np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("xp", params(NUMPY, JAX))
+def test_a_huge_bin_costs_the_small_ones_behind_it_no_digits(xp):
+    hist = np.random.default_rng(0).poisson(3, 1001)
+    hist[200] = 2**58
+    curve = xp.call(klquant.divergence_curve, xp.asarray(hist), xp.asarray(even_edges(1001)), num_quantized_bins=15)
+    np.testing.assert_allclose(curve, reference.divergence_curve(hist, 15), rtol=0, atol=5e-14)
