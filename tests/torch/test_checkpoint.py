@@ -87,6 +87,15 @@ def test_after_an_error_no_batch_is_run_twice(tmp_path, passes, fail_at):
     assert runs.runs == 2 * folding.runs + passes * NUM_BATCHES
 
 
+def test_after_resuming_errors_name_the_batch_as_the_data_have_it(tmp_path):
+    with pytest.raises(Broken):
+        collect(Flaky(5), Counting(), resume=tmp_path / "p.npz", passes=2)
+    data = batches()
+    data[5][0, 0, 0, 0] = float("nan")
+    with pytest.raises(InvalidInputError, match="layer `0`, batch 5: activations must be finite"):
+        collect(data, Counting(), resume=tmp_path / "p.npz", passes=2)
+
+
 def test_a_finished_calibration_is_not_run_again(tmp_path):
     path = tmp_path / "p.npz"
     first, folding, again = Counting(), Counting(), Counting()
