@@ -143,7 +143,9 @@ class Quantizer:
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
         new: dict[str, Any] = {}
         if settings.passes == 1:
-            logger.info("one pass: bins end at a multiple of a power of three, and there is no second look at the data")
+            logger.info(
+                "one pass: bins divide a power of three instead of amax, and there is no second look at the data"
+            )
             found, number = growing_counts(self._folded, batches, settings, self._resumable())
             new = {"amax": capped(found.amax, settings.max_amax), "calls": found.calls, "num_batches": number}
             histograms = cut_to_range(found, settings.max_amax)
@@ -238,7 +240,8 @@ class Quantizer:
     def _resumable(self) -> Run:
         """Return how to run the model, with a checkpoint if one is wanted: of this model as it was prepared."""
         if self._resume is not None and self._run.checkpoint is None:
-            self._run = self._run._replace(checkpoint=self._open_checkpoint(Path(self._resume)))
+            with failing_together(self._run.group):
+                self._run = self._run._replace(checkpoint=self._open_checkpoint(Path(self._resume)))
         return self._run
 
     def _open_checkpoint(self, path: Path) -> Checkpoint:
@@ -259,5 +262,7 @@ class Quantizer:
 
     def _reached(self, stage: Stage, found: Calibration | None = None, **new: Any) -> None:
         self.stage = stage
+        if stage < Stage.CALIBRATED:
+            new["thresholds"] = {}
         self._found = (found or self._found)._replace(**new)
         logger.info("stage %s reached", stage.name)

@@ -111,6 +111,13 @@ def test_thresholds_may_be_searched_again_with_another_criterion():
     assert_same_results(entropy, quantize(mlp(), DATA, **OPTIONS))
 
 
+def test_a_repeated_pass_takes_the_thresholds_out_of_the_calibration():
+    quantizer = at_stage(Stage.CALIBRATED)
+    assert quantizer.calibration.thresholds
+    quantizer.collect_histograms(DATA)
+    assert not quantizer.calibration.thresholds
+
+
 def test_a_failed_stage_leaves_the_earlier_results():
     quantizer = at_stage(Stage.CALIBRATED)
     with pytest.raises(InvalidInputError):
