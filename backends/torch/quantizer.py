@@ -143,9 +143,7 @@ class Quantizer:
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
         new: dict[str, Any] = {}
         if settings.passes == 1:
-            logger.info(
-                "one pass: bins divide a power of three instead of amax, and there is no second look at the data"
-            )
+            logger.info("one pass: bins divide a power of three instead of amax; there is no second look at the data")
             found, number = growing_counts(self._folded, batches, settings, self._resumable())
             new = {"amax": capped(found.amax, settings.max_amax), "calls": found.calls, "num_batches": number}
             histograms = cut_to_range(found, settings.max_amax)
