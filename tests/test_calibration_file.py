@@ -103,8 +103,8 @@ def test_many_differences_are_not_all_listed(calibration):
     assert str(caught.value).count("only in the calibration") == 10
 
 
-def rewritten(path, **changes):
-    """Change entries of a file; None drops one."""
+def rewritten(path, *, kind="calibration", schema=1, **changes):
+    """Change what a file says it is, or entries of it; None drops one."""
     meta, arrays = load_npz(path, "calibration", 1)
     meta = {k: v for k, v in meta.items() if k not in ("klquant", "schema")}
     for key, value in changes.items():
@@ -113,7 +113,7 @@ def rewritten(path, **changes):
             del target[key]
         else:
             target[key] = value
-    save_npz(path, "calibration", 1, meta, arrays)
+    save_npz(path, kind, schema, meta, arrays)
 
 
 def plain_array():
@@ -131,8 +131,8 @@ DAMAGE = {
     "a plain array": lambda path: path.write_bytes(plain_array()),
     "no JSON": lambda path: np.savez(path, meta=np.frombuffer(b"{", np.uint8)),
     "JSON of another shape": lambda path: np.savez(path, meta=np.frombuffer(b"[1]", np.uint8)),
-    "a checkpoint": lambda path: save_npz(path, "checkpoint", 1, {}, {}),
-    "a newer schema": lambda path: save_npz(path, "calibration", 2, {}, {}),
+    "another kind": lambda path: rewritten(path, kind="checkpoint"),
+    "a newer schema": lambda path: rewritten(path, schema=2),
     "no amax": lambda path: rewritten(path, amax=None),
     "other layers": lambda path: rewritten(path, layers=["a"]),
     "float counts": lambda path: rewritten(path, hist_0=np.ones(801)),

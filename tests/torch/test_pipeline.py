@@ -40,8 +40,8 @@ def test_only_included_layers_are_quantized():
 
 
 def test_a_misspelt_pattern_is_refused_with_the_names_that_are_there():
-    with pytest.raises(InvalidInputError, match=r"pattern `thrid` matches none of 2 layers, such as \['first'"):
-        quantize(mlp(), DATA, exclude="thrid", **OPTIONS)
+    with pytest.raises(InvalidInputError, match=r"pattern `secondd` matches none of 2 layers, such as \['second'"):
+        quantize(mlp(), DATA, exclude="secondd", **OPTIONS)
 
 
 def test_criterion_bits_and_threshold_may_differ_from_layer_to_layer():
@@ -140,6 +140,8 @@ def test_one_pass_takes_a_one_shot_stream_and_finds_nearly_the_same():
         assert one.histograms[name].hist.sum() == two.histograms[name].hist.sum()
         assert len(one.histograms[name].hist) >= 4001 / 3
     assert one.calibration.num_batches == 3
+    for found in quantize(mlp(), iter(data), passes=1, criterion="max").thresholds.values():
+        assert found.threshold == found.amax  # not the edge of the last bin, which lies beyond
 
 
 def test_what_one_pass_cannot_do_is_refused():
