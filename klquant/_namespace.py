@@ -122,7 +122,8 @@ def running_sums(columns: tuple[Array, ...], *, xp: ModuleType) -> tuple[Array, 
     """
     length = columns[0].shape[0]
     size = math.isqrt(length - 1) + 1
-    blocks = [xp.pad(column, (0, size * size - length)).reshape(size, size) for column in columns]
+    margin = size * size - length
+    blocks = [xp.concatenate([c, xp.zeros(margin, c.dtype)]).reshape(size, size) for c in columns]
     inner = _sums_along_rows(blocks, xp=xp)
     totals = _sums_along_rows([block[None, :, -1] for block in inner], xp=xp)
     before = [xp.concatenate([xp.zeros_like(total[:, :1]), total[:, :-1]], axis=1) for total in totals]
