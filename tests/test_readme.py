@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import torch
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # the blocks draw their data
     names = {}
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), names)  # noqa: S102
