@@ -14,11 +14,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .calls import record_calls, tensors_in
+from .functions import METADATA
 from .layers import LayerReLU, inner_layer, weighted_layers
 
 # by name: the function f of a module, torch.f and Tensor.f are the same
-_METADATA = {"shape", "dtype", "device", "ndim", "is_cuda", "layout", "size", "dim", "numel", "stride", "__len__"}
-_METADATA |= {"is_contiguous", "is_floating_point"}
 _ELEMENTWISE = {"relu", "relu_", "leaky_relu", "leaky_relu_", "dropout", "dropout1d", "dropout2d", "dropout3d"}
 _POOLS = {f"{kind}_pool{rank}d": rank for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for rank in (1, 2, 3)}
 _FLATTENING = {"flatten", "view", "reshape"}
@@ -107,7 +106,7 @@ class _Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = _name(func), kwargs or {}
-        if self._depth or name in _METADATA:
+        if self._depth or func in METADATA:
             return func(*args, **kwargs)
         inputs = list(tensors_in((args, kwargs)))
         self.used.update(map(id, inputs))
