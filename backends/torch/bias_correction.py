@@ -14,7 +14,8 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from .layers import inner_layer, weighted_layers
-from .running import Forward, call_model, copy_model, run_observed, tracked
+from .progress import tracked
+from .running import Forward, call_model, copy_model, run_observed
 from .simulation import QuantizedLayer
 
 

@@ -15,7 +15,8 @@ from ..settings import MAX_AMAX, Settings
 from .checkpoint import Checkpoint, Progress, skip
 from .distributed import Group, failing_together, join_all, total
 from .layers import weighted_layers
-from .running import Forward, Where, call_model, run_observed, tracked
+from .progress import tracked
+from .running import Forward, Where, call_model, run_observed
 from .statistics import (
     Statistics,
     growing_histogram,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 
 
 @contextmanager
@@ -19,3 +19,9 @@ def progress_bar(description: str, batches: Iterable[Any], *, steps: int = 1) ->
     with Progress(console=console, disable=not (description and console.is_terminal)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
+
+
+def tracked(batches: Iterable[Any], description: str) -> Iterable[Any]:
+    """Yield the batches, with a progress bar if there is a description and a terminal."""
+    console = Console(stderr=True)
+    return track(batches, description, console=console, disable=not (description and console.is_terminal))

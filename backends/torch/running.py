@@ -1,4 +1,4 @@
-"""Run a model over calibration data: batches of any form, progress, hooks that always come off again."""
+"""Run a model over calibration data: batches of any form, hooks that always come off again."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
@@ -103,12 +101,6 @@ def run_observed(
                 after_batch(batch)
             entered, done = "", done + 1
     return done
-
-
-def tracked(batches: Iterable[Any], description: str) -> Iterable[Any]:
-    """Yield the batches, with a progress bar if there is a description and a terminal."""
-    console = Console(stderr=True)
-    return track(batches, description, console=console, disable=not (description and console.is_terminal))
 
 
 def _kind(value: Any) -> str:
