@@ -1,37 +1,20 @@
-"""The command line: arguments in, tables out; the work is done elsewhere."""
+"""``klquant demo``: its options and its tables."""
 
-import importlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-import klquant
+from .group import needed
 
 if TYPE_CHECKING:
     from klquant.demo.run import DemoResult
 
 
-class _Group(click.Group):
-    """Shows klquant's own errors in one line."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except klquant.KLQuantError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Group)
-@click.version_option(klquant.__version__, prog_name="klquant")
-def cli() -> None:
-    """INT8 entropy (KL-divergence) calibration."""
-
-
-@cli.command()
+@click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="klquant-demo", show_default=True,
               help="Folder for report.json, calibration.npz and the pictures.")  # fmt: skip
 @click.option("--observe", type=click.Choice(["inputs", "outputs"]), default="inputs", show_default=True,
@@ -48,10 +31,10 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     status = Console(stderr=True)
     with status.status("loading torch and scikit-learn"):
-        digits_module, run_module = (_needed(f"klquant.demo.{name}") for name in ("digits", "run"))
+        digits_module, run_module = (needed(f"klquant.demo.{name}", "demo") for name in ("digits", "run"))
     digits = digits_module.load_images()
     if retrain:
-        training = _needed("klquant.demo.training")
+        training = needed("klquant.demo.training", "demo")
         training.save_weights(training.train(digits), out / "digits_vgg.safetensors")
     network = digits_module.load_network(*([out / "digits_vgg.safetensors"] if retrain else []))
     result = run_module.run_demo(network, digits, observe=observe)
@@ -62,14 +45,6 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
         return
     _print_tables(result, run_module.summarize(result), run_module.summarize_folds(result))
     click.echo(f"{len(written)} files in {out}/: report.json, calibration.npz and a picture of each layer")
-
-
-def _needed(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        message = f"this command needs {error.name}: pip install 'klquant[demo]'"
-        raise klquant.MissingDependencyError(message) from error
 
 
 def _print_tables(result: "DemoResult", rows: list[tuple[str, ...]], folds: list[tuple[str, ...]]) -> None:

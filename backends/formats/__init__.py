@@ -1,0 +1,1 @@
+"""Tables of scales as engines and other tools read and write them."""

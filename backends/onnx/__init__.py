@@ -1,0 +1,11 @@
+"""INT8 calibration of ONNX models: observe in onnxruntime, search, write Q/DQ that engines execute in INT8."""
+
+from klquant.errors import MissingDependencyError
+
+try:
+    import onnx as _onnx  # noqa: F401
+    import onnxruntime as _onnxruntime  # noqa: F401
+except ImportError as error:
+    raise MissingDependencyError(
+        "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
+    ) from error

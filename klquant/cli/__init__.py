@@ -1,0 +1,5 @@
+"""The command line: arguments in, tables out; the work is done elsewhere. One file per command."""
+
+from .group import cli
+
+__all__ = ["cli"]
