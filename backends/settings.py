@@ -11,6 +11,7 @@ Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 Choice: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 MAX_AMAX = 204800.0  # against absurd outliers
+DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 
 
 class LayerOptions(NamedTuple):

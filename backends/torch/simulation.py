@@ -8,12 +8,10 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from ..settings import Observe
+from ..settings import DEAD_CHANNEL, Observe
 from ..thresholds import LayerThreshold
 from .layers import LayerWrapper, channel_axis, inner_layer, replace_module, weighted_layers
 from .running import Where, copy_model, observed_at
-
-DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 
 
 class QuantizedLayer(LayerWrapper):

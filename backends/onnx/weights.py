@@ -1,0 +1,49 @@
+"""Weights and biases as integers: symmetric, one scale per output channel."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+import klquant
+from klquant.errors import InvalidInputError
+
+from ..settings import DEAD_CHANNEL
+
+Array = np.ndarray[Any, Any]
+
+
+class Quantized(NamedTuple):
+    """A constant as integers."""
+
+    codes: Array
+    """int8 or int32, in the shape of the constant."""
+    scale: Array
+    """In its dtype, shape (channels,)."""
+
+
+def quantize_weight(weight: onnx.TensorProto, axis: int, *, reduce_range: bool = False) -> Quantized:
+    """Return a weight in -127 .. 127 (-63 .. 63 with `reduce_range`), scale max |w_c| / 127 for each channel.
+
+    A channel below 1e-4 is dead and becomes 0, as in :func:`klquant.backends.torch.quantize_weights`.
+    """
+    values = numpy_helper.to_array(weight).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise InvalidInputError(f"weight `{weight.name}` must be finite, got NaN or infinity")
+    levels = 127 if reduce_range else 255
+    others = tuple(k for k in range(values.ndim) if k != axis)
+    amax = np.abs(values).max(axis=others, initial=0.0)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
+    scale = (np.maximum(amax, DEAD_CHANNEL) / np.float32(levels // 2)).astype(dtype)
+    alive = np.where(amax < DEAD_CHANNEL, 0, scale).astype(np.float32)  # scale 0 gives zeros
+    return Quantized(klquant.quantize(values, alive, axis=axis, num_quantized_bins=levels), scale)
+
+
+def quantize_bias(bias: onnx.TensorProto, input_scale: float, weight_scale: Array) -> Quantized | None:
+    """Return a bias in steps of the products that it is added to; None where INT32 cannot hold it."""
+    scale = np.asarray(input_scale, np.float32) * weight_scale.astype(np.float32)
+    codes = np.rint(numpy_helper.to_array(bias).astype(np.float64) / scale)
+    if codes.shape != scale.shape or not (np.abs(codes) < 2**31).all():
+        return None
+    return Quantized(codes.astype(np.int32), scale)
