@@ -1,4 +1,4 @@
-"""ncnn's int8 scale tables, which ncnn2table writes and ncnn2int8 reads: ``layer scale``, ``layer_param_0 scale ...``."""
+"""ncnn's tables of int8 scales, which ncnn2table writes and ncnn2int8 reads: ``layer scale``, ``layer_param_0 ...``."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -170,9 +170,10 @@ def _threshold(source: str, name: str, row: Any) -> float:
     if not is_positive(threshold):
         got = shown(row["threshold"])
         raise InvalidInputError(f"{source}: tensor {name!r} must have a positive, finite threshold, got {got}")
-    if "scale" in row and not math.isclose(_number(row["scale"]) * QMAX, threshold, rel_tol=_AGREEMENT):
+    scale = threshold / QMAX
+    if "scale" in row and not math.isclose(_number(row["scale"]), scale, rel_tol=_AGREEMENT):
         got = shown(row["scale"])
-        raise InvalidInputError(f"{source}: tensor {name!r} must have scale T / 127 = {threshold / QMAX}, got {got}")
+        raise InvalidInputError(f"{source}: tensor {name!r} must have scale T / 127 = {scale}, got {got}")
     return threshold
 
 

@@ -36,8 +36,8 @@ def read_text(path: PathLike) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        start = content.count(b"\n", 0, error.start) + 1
-        raise malformed(path, start, "UTF-8 text", f"byte 0x{content[error.start]:02x}: {error.reason}") from error
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise malformed(path, line, "UTF-8 text", f"byte 0x{byte:02x}: {error.reason}") from error
     if "\0" in text:
         raise malformed(path, text.count("\n", 0, text.index("\0")) + 1, "text", "a NUL byte")
     if not text.strip():
