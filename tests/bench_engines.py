@@ -8,7 +8,6 @@ With ``KLQUANT_BENCH_JSON=path`` the table is also written there.
 
 import functools
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ from klquant.backends.onnx.calibrating import calibrate
 from klquant.backends.onnx.quantizing import quantize
 from peers import engines, machine, quantize_static
 from peers.score import score
-from peers.table import Report
+from peers.table import collected
 
 from klquant import CalibrationWarning
 
@@ -69,13 +68,11 @@ GROUPS = {
 
 @pytest.fixture(scope="module")
 def report(request):
+    versions = {module.__name__: module.__version__ for module in (onnx, onnxruntime, openvino)}
     with machine.one_core() as how:
-        versions = {module.__name__: module.__version__ for module in (onnx, onnxruntime, openvino)}
-        table = Report({**machine.provenance(cores=how), **versions}, title="engines", clock="wall ms")
-        request.config.pluginmanager.register(table)
-        yield table
-    if "KLQUANT_BENCH_JSON" in os.environ:
-        Path(os.environ["KLQUANT_BENCH_JSON"]).write_text(table.as_json() + "\n")
+        provenance = {**machine.provenance(cores=how), **versions}
+        with collected(request.config.pluginmanager, provenance, title="engines", clock="wall ms") as report:
+            yield report
 
 
 @functools.cache
@@ -155,7 +152,7 @@ def test_int8(report, network, batch, engine):
         ratio = statistics.median(seconds) / statistics.median(times[0])
         wanted = group.wanted if label.startswith("INT8") else None
         compared = {"ratio": ratio, "label": "x FP32", "wanted": wanted} if label != FP32 else {}
-        figures = {**scores[label].figures(), "layers run in": layers_of(each)}
+        figures = {**scores[label].figures(), "layers run in": each.layers()}
         report.add(f"{network}, {batch}, {engine}: {label}", seconds, **compared, figures=figures)
 
 
@@ -163,7 +160,3 @@ def scores_of(network, loaded):
     _, _, images, labels = subject(network)
     expected = loaded[FP32].run(images)
     return {label: score(each.run(images), expected, labels) for label, each in loaded.items()}
-
-
-def layers_of(engine):
-    return ", ".join(f"{number} {precision}" for precision, number in engine.precisions.most_common())

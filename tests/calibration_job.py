@@ -1,11 +1,8 @@
-"""Calibrate an ONNX model by one method in a process of its own, beside plain runs; see bench_peers.py.
-
-Time is the CPU time of the process, by turns with runs; memory is how much calibrating once raised the peak that
-running had left.
-"""
+"""Calibrate an ONNX model by one method, in a process of its own, and say what that costs beside running the model."""
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -38,6 +35,28 @@ class Job(NamedTuple):
     options: Mapping[str, int] = {}
 
 
+class Cost(NamedTuple):
+    """What a method costs."""
+
+    running: list[float]
+    """Seconds of CPU time for plain runs over the same images, by turns with the next."""
+    calibrating: list[float]
+    extra_mib: float
+    """By which calibrating once raised the peak of memory that running had left."""
+
+    @property
+    def ratio(self):
+        return statistics.median(self.calibrating) / statistics.median(self.running)
+
+
+def measure(job):
+    """Let the job be done."""
+    command = [sys.executable, __file__, json.dumps(job._asdict())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return Cost(**json.loads(done.stdout))
+
+
 class Images:
     """Batches of images, zoomed only when they are asked for."""
 
@@ -49,9 +68,9 @@ class Images:
             yield np.kron(self.images[begin : begin + self.batch], self.zoom).astype(np.float32)
 
 
-def run_plainly(job, name, batches):
-    session = onnxruntime.InferenceSession(job.model)
-    return timed(lambda: [session.run(None, {name: batch}) for batch in batches])[1]
+def run(session, name, batches):
+    for batch in batches:
+        session.run(None, {name: batch})
 
 
 def calibrate_by(job, name, batches):
@@ -62,34 +81,33 @@ def calibrate_by(job, name, batches):
         return calibrate(job.model, batches, criterion=job.method, **job.options)
 
 
-def timed(function):
+def clocked(function, *arguments):
     start = time.process_time()
-    return function(), time.process_time() - start
+    return function(*arguments), time.process_time() - start
 
 
 def peak():
-    """Return the peak of memory in KiB; `ru_maxrss` would begin with that of the process which started this one."""
+    """Return the peak of memory in MiB; `ru_maxrss` would begin with that of the process which started this one."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0])
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def main(job):
-    batches, name = Images(job), onnxruntime.InferenceSession(job.model).get_inputs()[0].name
-    run_plainly(job, name, batches)
+    session = onnxruntime.InferenceSession(job.model)
+    batches, name = Images(job), session.get_inputs()[0].name
+    run(session, name, batches)
     before = peak()
-    found, seconds = timed(lambda: calibrate_by(job, name, batches))
-    extra = peak() - before
-    running, calibrating = [], [seconds]
-    for _ in range(job.rounds):
-        running.append(run_plainly(job, name, batches))
-        if job.rounds > 1:
-            calibrating.append(timed(lambda: calibrate_by(job, name, batches))[1])
+    found, seconds = clocked(calibrate_by, job, name, batches)
+    extra, running, calibrating = peak() - before, [clocked(run, session, name, batches)[1]], [seconds]
+    for _ in range(job.rounds - 1):
+        calibrating.append(clocked(calibrate_by, job, name, batches)[1])
+        running.append(clocked(run, session, name, batches)[1])
     if job.method in quantize_static.METHODS:
         quantize_static.save(found, job.result)
     else:
         found.save(job.result)
-    return {"seconds": statistics.median(calibrating), "running": statistics.median(running), "extra_kib": extra}
+    return Cost(running, calibrating, extra)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(Job(**json.loads(sys.argv[1])))))
+    sys.stdout.write(json.dumps(main(Job(**json.loads(sys.argv[1])))._asdict()))

@@ -27,6 +27,9 @@ class Engine(NamedTuple):
     precisions: Counter
     """How many of its layers with weights are executed in which precision."""
 
+    def layers(self):
+        return ", ".join(f"{number} {precision}" for precision, number in self.precisions.most_common())
+
 
 def in_onnxruntime(model, batch=None):
     """Load a model into onnxruntime, with all its optimizations; for batches of one size, if given."""

@@ -6,8 +6,9 @@ import itertools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
+from onnxruntime.quantization.calibrate import create_calibrator, load_tensors_data, save_tensors_data
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -56,6 +57,11 @@ def calibrate(method, path, name, batches, *, stride=None):
 
 def save(ranges, path):
     save_tensors_data(ranges, path)
+
+
+def thresholds(path):
+    """Return the larger end of each range in a file, by tensor."""
+    return {name: float(np.abs(each.range_value).max()) for name, each in load_tensors_data(path).items()}
 
 
 def quantize(path, ranges, method, variant, target):

@@ -1,9 +1,12 @@
 """The table of results: printed at the end of a run, and as JSON."""
 
+import contextlib
 import json
 import operator
+import os
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 RELATIONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
@@ -70,6 +73,16 @@ class Report:
             line = layout.format(cells["row"], *numbers, cells["ratio_of"], cells["wanted"], *figures, result)
             terminalreporter.write_line(line.rstrip())
         terminalreporter.write_line("; ".join(f"{key} {value}" for key, value in self.provenance.items()))
+
+
+@contextlib.contextmanager
+def collected(plugins, *args, **options):
+    """Yield a report that is printed at the end of the run, and written where ``KLQUANT_BENCH_JSON`` says."""
+    report = Report(*args, **options)
+    plugins.register(report)
+    yield report
+    if "KLQUANT_BENCH_JSON" in os.environ:
+        Path(os.environ["KLQUANT_BENCH_JSON"]).write_text(report.as_json() + "\n")
 
 
 def _number(value):
