@@ -39,6 +39,13 @@ def test_the_formats_are_told_by_the_files(tmp_path):
     assert read_table(tmp_path / "new.csv") == thresholds
 
 
+def test_a_calibration_of_nothing_is_refused(tmp_path):
+    Calibration.of(Settings.make()).save(tmp_path / "calib.npz")
+    result = run(tmp_path / "calib.npz", tmp_path / "out.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "must hold the scale of at least one tensor, got none" in result.stderr
+
+
 def test_a_calibration_becomes_a_table(tmp_path):
     histogram = klquant.histogram(np.random.default_rng(0).laplace(size=100_000), num_bins=2001, amax=15.0)
     found = Calibration.of(Settings.make(num_bins=2001))._replace(amax={"x": 15.0}, histograms={"x": histogram})

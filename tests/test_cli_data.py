@@ -140,7 +140,8 @@ def test_a_batch_size_with_a_function_is_refused(module):
 
 
 def test_a_module_that_is_not_there_is_a_named_error(module):
-    with pytest.raises(InvalidInputError, match=r"`no_such_module` cannot be imported: .*No module named"):
+    message = "`no_such_module` cannot be imported: ModuleNotFoundError: No module named 'no_such_module'$"
+    with pytest.raises(InvalidInputError, match=message):
         open_batches("no_such_module:batches")
 
 

@@ -12,6 +12,7 @@ from klquant.backends.calibration import Calibration
 from klquant.backends.formats import write_table
 
 from klquant.cli import cli
+from klquant.cli.options import parse_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `.*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 NETWORK = """
@@ -173,6 +174,15 @@ def test_another_criterion_is_searched_in_the_histograms(here, tmp_path):
     assert found["r"]["threshold"] == calibration.search_thresholds(criterion="mse")["r"].threshold
 
 
+def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    options = ["--profile", "onnxruntime", "--override", "p=entropy", "--override", "logits=max"]
+    found = {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+    assert found["p"]["threshold"] == found["logits"]["threshold"]
+    assert {found["p"]["criterion"], found["logits"]["criterion"]} == {"shared", "max"}
+    assert found["p"]["sqnr_db"] is None
+
+
 def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_path):
     assert run("convert", here / "calib.npz", tmp_path / "m.cache", "--to", "tensorrt").exit_code == 0
     out = tmp_path / "int8.onnx"
@@ -183,16 +193,30 @@ def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_pa
 
 
 def test_names_without_counterpart_are_counted(here, tmp_path):
-    write_table(tmp_path / "t.csv", {"images": 3.0, "gone": 1.0, "gone too": 1.0})
+    write_table(tmp_path / "t.csv", {"images": 3.0, "gone": 1.0, "a": 2.0, "gone too": 1.0})
     arguments = ["cache-to-qdq", here / "model.onnx", tmp_path / "t.csv", "-o", tmp_path / "int8.onnx"]
     result = run(*arguments)
     assert result.exit_code == 0
-    assert f"2 of 3 names of {tmp_path / 't.csv'} are not in the model: gone, gone too" in result.stdout
-    assert "have no scale: r" in result.stdout
+    assert f"2 of 4 names of {tmp_path / 't.csv'} are not in the model: gone, gone too" in result.stdout
+    assert "1 of 2 tensors to quantize have no scale: r\n" in result.stdout
     found = run_json(*arguments)
     assert found["thresholds"] == {"images": 3.0}
     assert found["not_in_model"] == ["gone", "gone too"]
-    assert "r" in found["without_scale"]
+    assert found["without_scale"] == ["r"]
+
+
+def test_the_profile_says_which_scales_are_needed(here, tmp_path):
+    write_table(tmp_path / "t.csv", {"images": 3.0, "r": 2.0})
+    arguments = ["cache-to-qdq", here / "model.onnx", "--profile", "onnxruntime", "-o", tmp_path / "int8.onnx"]
+    found = run_json(*arguments, tmp_path / "t.csv")
+    assert found["thresholds"] == {"images": 3.0, "r": 2.0}
+    assert "c" in found["without_scale"]
+    (tmp_path / "int8.onnx").unlink()
+    write_table(tmp_path / "t.csv", {"images": 3.0})
+    result = run(*arguments, tmp_path / "t.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no threshold is known for its output `r`" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "int8.onnx").exists()
 
 
 def test_a_cache_of_another_model_is_refused(here, tmp_path):
@@ -233,6 +257,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(here, monkeypatch, images, argu
     assert [line[:7] for line in result.stderr.splitlines()] == ["Error: "]
     assert not (here / "new.npz").exists()
     assert not (here / "new.onnx").exists()
+
+
+def test_of_overrides_the_last_one_wins():
+    pairs = parse_overrides(None, None, ["a=b=max", "*=mse", "a=b=percentile"])
+    assert list(pairs.items()) == [("*", {"criterion": "mse"}), ("a=b", {"criterion": "percentile"})]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_table_shows_the_same(saved):
 
 
 def test_long_names_are_whole_in_a_pipe_and_in_a_narrow_terminal(capsys, monkeypatch):
-    name = "/stage1" * 30 + "[0]"
+    name = "/stage1" * 30 + "[bold]"
     print_table("title", ("tensor", "T"), [(name, "1.5")])
     assert capsys.readouterr().out.splitlines()[-1].split() == [name, "1.5"]
     monkeypatch.setenv("COLUMNS", "40")

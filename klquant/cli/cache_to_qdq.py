@@ -1,6 +1,6 @@
 """``klquant cache-to-qdq``: an old calibration cache, for engines that want Q/DQ nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,36 +36,46 @@ def cache_to_qdq(model: Path, cache: Path, out: Path, profile: str, as_json: boo
     thresholds = read_thresholds(cache)
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
-    prepared = backend.prepare(str(model))
-    known, observed = _tensors(prepared)
+        prepared = backend.prepare(str(model))
+    known, wanted = _tensors(prepared, profile)
     unknown = [name for name in thresholds if name not in known]
+    unscaled = [name for name in wanted if name not in thresholds]
     if len(unknown) == len(thresholds):
-        names = f"{_some(unknown)}; the model has {_some(observed)}"
-        raise InvalidInputError(
-            f"`{cache}` must hold scales of tensors of `{model}`, got none of {len(unknown)}: {names}"
-        )
-    unscaled = [name for name in observed if name not in thresholds]
+        why = f"got none of {len(unknown)}: {_some(unknown)}; the model has {_some(wanted)}"
+        raise InvalidInputError(f"`{cache}` must hold scales of tensors of `{model}`, {why}")
     quantized = backend.quantize(prepared, thresholds, profile=profile)
+    if not quantized.thresholds:
+        why = _some([f"node `{name}`: {reason}" for name, reason in quantized.skipped.items()])
+        raise InvalidInputError(f"`{cache}` must hold the scales of one layer at least, for {profile}, got none: {why}")
     quantized.save(out)
+    told = {"thresholds": quantized.thresholds, "skipped": quantized.skipped}
     if as_json:
-        told = {"not_in_model": unknown, "without_scale": unscaled, "skipped": quantized.skipped}
-        print_json({"out": out, "profile": profile, "thresholds": quantized.thresholds, **told})
+        print_json({"out": out, "profile": profile, **told, "not_in_model": unknown, "without_scale": unscaled})
         return
-    rows = ((name, number(value), number(value / 127)) for name, value in quantized.thresholds.items())
-    print_table(f"{model} for {profile}: in INT8", ("tensor", "T", "scale"), rows)
-    print_table("left in floating point", ("name", "why"), quantized.skipped.items())
+    _print_tables(f"{model} for {profile}", **told)
     click.echo(f"{len(unknown)} of {len(thresholds)} names of {cache} are not in the model{_listed(unknown)}")
-    click.echo(f"{len(unscaled)} of {len(observed)} tensors to quantize have no scale{_listed(unscaled)}")
+    click.echo(f"{len(unscaled)} of {len(wanted)} tensors to quantize have no scale{_listed(unscaled)}")
     click.echo(f"wrote {out}")
 
 
-def _tensors(prepared: Any) -> tuple[set[str], list[str]]:
-    """Return the names of all tensors of a model, and those that may be quantized."""
+def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[str, str]) -> None:
+    rows = ((name, number(value), number(value / 127)) for name, value in thresholds.items())
+    print_table(f"{title}: in INT8", ("tensor", "T", "T/127"), rows)
+    print_table("left in floating point", ("node", "why"), skipped.items())
+
+
+def _tensors(prepared: Any, profile: str) -> tuple[set[str], list[str]]:
+    """Return the names of all tensors of a model, and those that this profile quantizes if it knows their scale."""
     from klquant.backends.onnx.graph import read_graph
     from klquant.backends.onnx.operators import observed_tensors
+    from klquant.backends.onnx.planning import explicit, operators
 
     graph = read_graph(prepared)
-    return {*graph.inputs, *graph.producers, *graph.initializers}, observed_tensors(graph)
+    if profile == "onnxruntime":
+        plan = operators(graph, observed_tensors(graph), ())
+    else:
+        plan = explicit(graph, observed_tensors(graph), (), layers_only=profile == "openvino")
+    return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
 
 
 def _listed(names: Sequence[str]) -> str:

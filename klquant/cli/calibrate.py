@@ -50,7 +50,8 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
       klquant calibrate model.onnx --data mydata:batches --out calib.npz \\
         --criterion entropy --override 'head*=max'
 
-    Patterns are those of the shell, and match names of tensors.
+    Patterns are those of the shell, and match names of tensors. A warning tells of tensors that their T clips too hard;
+    --override gives them the criterion that it names, here or in `klquant quantize`.
     """  # noqa: D301
     images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
     settings = {**options, "include": options["include"] or "*"}

@@ -11,7 +11,7 @@ from klquant.backends.thresholds import LayerThreshold
 from .calibrations import load_calibration
 from .group import needed
 from .options import EXISTING, NEW, criterion_option, json_option, override_option, profile_option
-from .tables import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
+from .tables import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_row
 
 
 @click.command()
@@ -45,11 +45,11 @@ def quantize(model: Path, calibration: Path, out: Path, profile: str, as_json: b
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
     if as_json:
-        tensors = [threshold_record(*item) for item in details]
+        tensors = [{"tensor": name, **layer._asdict()} for name, layer in details]
         print_json({"out": out, "profile": profile, "tensors": tensors, "skipped": quantized.skipped})
         return
     print_table(f"{model} for {profile}: in INT8", THRESHOLD_COLUMNS, (threshold_row(*item) for item in details))
-    print_table("left in floating point", ("name", "why"), quantized.skipped.items())
+    print_table("left in floating point", ("node", "why"), quantized.skipped.items())
     click.echo(f"wrote {out}")
 
 

@@ -17,8 +17,8 @@ from klquant.backends.thresholds import LayerThreshold
 
 UNLIMITED = 10_000  # columns where nobody looks: names are neither wrapped nor cut in a file or a pipe
 THRESHOLD_COLUMNS = ("tensor", "criterion", "amax", "T", "T/amax", "clipped", "KL nats", "SQNR dB")
-_LONG = {"tensor", "node", "name", "why"}
-_NUMBERS = {"amax", "T", "scale", "T/amax", "clipped", "KL nats", "SQNR dB"}
+_LONG = {"tensor", "node", "why"}
+_NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB"}
 
 
 def busy(what: str) -> Status:
