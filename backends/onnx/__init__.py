@@ -9,3 +9,11 @@ except ImportError as error:
     raise MissingDependencyError(
         "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
     ) from error
+
+from ..calibration import Calibration
+from ..settings import LayerOptions, Settings
+from ..thresholds import LayerThreshold
+from .calibrating import calibrate
+from .preparing import prepare, save_model
+
+__all__ = ["Calibration", "LayerOptions", "LayerThreshold", "Settings", "calibrate", "prepare", "save_model"]
