@@ -74,7 +74,8 @@ def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple
         return "its weight is not its constant second input"
     if unknown:
         return f"no threshold is known for its input `{unknown[0]}`"
-    return ""
+    wide = [name for name in inputs if graph.types[name] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)]
+    return f"its input `{wide[0]}` is neither float32 nor float16" if wide else ""
 
 
 def _add_layer(graph: Graph, plan: Plan, node: onnx.NodeProto) -> None:

@@ -42,8 +42,8 @@ def quantize_weight(weight: onnx.TensorProto, axis: int, *, reduce_range: bool =
 
 def quantize_bias(bias: onnx.TensorProto, input_scale: float, weight_scale: Array) -> Quantized | None:
     """Return a bias in steps of the products that it is added to; None where INT32 cannot hold it."""
-    scale = np.asarray(input_scale, np.float32) * weight_scale.astype(np.float32)
-    codes = np.rint(numpy_helper.to_array(bias).astype(np.float64) / scale)
-    if codes.shape != scale.shape or not (np.abs(codes) < 2**31).all():
+    values, scale = numpy_helper.to_array(bias), np.float32(input_scale) * weight_scale.astype(np.float32)
+    if values.shape != scale.shape:
         return None
-    return Quantized(codes.astype(np.int32), scale)
+    codes = np.rint(values.astype(np.float64) / scale)
+    return Quantized(codes.astype(np.int32), scale) if (np.abs(codes) < 2**31).all() else None
