@@ -122,7 +122,9 @@ def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         raise InvalidInputError(f"`model` must be an onnx.ModelProto or a path, got {type(model).__name__}")
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
-            raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path instead")
+            raise InvalidInputError(
+                f"weights must be loaded, got `{tensor.name}` in another file; pass the path instead"
+            )
     return _copy(model)
 
 
