@@ -159,6 +159,9 @@ def test_without_the_libraries_of_the_command_line_it_says_what_to_install(modul
 
 
 def test_a_broken_installation_is_not_taken_for_a_missing_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "klquant.cli.threshold", None)
+    with pytest.raises(ModuleNotFoundError, match=r"klquant\.cli\.threshold"):
+        run("threshold", "--help")
     monkeypatch.setitem(sys.modules, "klquant.cli", None)
     with pytest.raises(ModuleNotFoundError, match=r"klquant\.cli"):
         __main__.main()

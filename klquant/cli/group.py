@@ -88,6 +88,8 @@ def needed(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "klquant":
+            raise
         message = f"this command needs {error.name}: pip install 'klquant[{extra}]'"
         raise klquant.MissingDependencyError(message) from error
 
