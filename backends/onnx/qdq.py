@@ -1,0 +1,122 @@
+"""Quantizers and dequantizers as they stand in a graph: what they do, and between which nodes."""
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from .graph import Graph
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+INT8, UINT8, INT32 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32
+_AXIS = 1  # ONNX's default
+
+
+class Parameters(NamedTuple):
+    """What a QuantizeLinear or DequantizeLinear computes with; None where it is no constant."""
+
+    scale: "np.ndarray[Any, Any] | None"
+    zero_point: "np.ndarray[Any, Any] | None"
+    dtype: int
+    """Of the quantized values, of onnx.TensorProto."""
+    axis: int
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the least and the largest value that the integers stand for."""
+        if self.scale is None or self.zero_point is None:
+            return -np.inf, np.inf
+        limits = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(self.dtype))
+        values = [(q - self.zero_point.astype(np.int64)) * self.scale.astype(np.float32) for q in (limits.min, limits.max)]
+        return float(values[0].min()), float(values[1].max())
+
+
+class Tail(NamedTuple):
+    """What follows a tensor up to where the graph branches or a node of another type reads."""
+
+    between: list[onnx.NodeProto]
+    tensor: str
+    """The output of the last of them."""
+    consumers: list[onnx.NodeProto]
+
+    def quantizer(self, graph: Graph) -> onnx.NodeProto | None:
+        """Return the QuantizeLinear that alone reads the last tensor."""
+        alone = len(self.consumers) == 1 and self.tensor not in graph.outputs
+        return self.consumers[0] if alone and self.consumers[0].op_type == QUANTIZE else None
+
+
+def key(node: onnx.NodeProto) -> str:
+    """Return what identifies a node: names may be missing, or used twice."""
+    return next(name for name in node.output if name)
+
+
+def label(node: onnx.NodeProto) -> str:
+    """Return how a person calls a node."""
+    return node.name or key(node)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return the value of an attribute."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def type_name(dtype: int) -> str:
+    """Return `int8` for onnx.TensorProto.INT8."""
+    return onnx.TensorProto.DataType.Name(dtype).lower()
+
+
+def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
+    """Return the value of an initializer, or of a Constant's output."""
+    if name in graph.initializers:
+        return numpy_helper.to_array(graph.initializers[name])
+    producer = graph.producers.get(name)
+    value = attribute(producer, "value", None) if producer is not None and producer.op_type == "Constant" else None
+    return None if value is None else numpy_helper.to_array(value)
+
+
+def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
+    """Return what a QuantizeLinear or DequantizeLinear computes with."""
+    scale = constant(graph, node.input[1])
+    axis = attribute(node, "axis", _AXIS)
+    if len(node.input) > 2 and node.input[2]:
+        zero_point = constant(graph, node.input[2])
+        known = graph.types.get(node.input[2]) if zero_point is None else None
+        dtype = known or (UINT8 if zero_point is None else onnx.helper.np_dtype_to_tensor_dtype(zero_point.dtype))
+        return Parameters(scale, zero_point, dtype, axis)
+    if node.op_type == DEQUANTIZE:
+        dtype = graph.types.get(node.input[0], UINT8)
+    else:
+        dtype = attribute(node, "output_dtype", 0) or UINT8
+    return Parameters(scale, None if scale is None else np.zeros(scale.shape, np.int64), dtype, axis)
+
+
+def dequantizer(graph: Graph, name: str) -> onnx.NodeProto | None:
+    """Return the DequantizeLinear that gives a tensor."""
+    producer = graph.producers.get(name)
+    return producer if producer is not None and producer.op_type == DEQUANTIZE else None
+
+
+def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:
+    """Follow a tensor through nodes of the types `passed`, as long as each alone reads the one before."""
+    between: list[onnx.NodeProto] = []
+    while True:
+        consumers = graph.consumers.get(name, [])
+        if len(consumers) != 1 or name in graph.outputs or consumers[0].op_type not in passed:
+            return Tail(between, name, consumers)
+        between.append(consumers[0])
+        name = consumers[0].output[0]
+
+
+def depends_on_input(graph: Graph) -> set[str]:
+    """Return the tensors that the model's inputs have an influence on."""
+    found = set(graph.inputs)
+    for node in graph.nodes:
+        if found.intersection(node.input):
+            found.update(node.output)
+    return found
+
+
+def names(nodes: Iterable[onnx.NodeProto]) -> str:
+    """Return nodes as a message lists them."""
+    return ", ".join(f"{node.op_type} `{label(node)}`" for node in nodes)
