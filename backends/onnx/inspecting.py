@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from klquant.errors import InvalidInputError, ModelError
+from klquant.errors import InvalidInputError
 
 from .fates import Verdict
 from .graph import Graph, read_graph
@@ -137,10 +137,7 @@ def _verdicts(model: onnx.ModelProto, graph: Graph, engine: Engine) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="klquant-") as folder:
         path = Path(folder) / "model.onnx"
         write_numbered(model, path)
-        try:
-            return verdicts(path, graph, nodes)
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"{engine} refuses the model: {error}") from error
+        return verdicts(path, graph, nodes)
 
 
 def write_numbered(model: onnx.ModelProto, path: Path) -> None:

@@ -8,6 +8,7 @@ import onnx
 from onnx import numpy_helper
 
 from .graph import Graph
+from .operators import attribute
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 INT8, UINT8, INT32 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32
@@ -23,13 +24,25 @@ class Parameters(NamedTuple):
     """Of the quantized values, of onnx.TensorProto."""
     axis: int
 
+    def __str__(self) -> str:
+        scale = "unknown" if self.scale is None else f"{self.scale.flat[0]:.6g}{' ...' if self.scale.size > 1 else ''}"
+        zero_point = "unknown" if self.zero_point is None else self.zero_point.flat[0]
+        return f"{type_name(self.dtype)}, scale {scale}, zero point {zero_point}"
+
+    def same_grid(self, other: "Parameters") -> bool:
+        """Return whether equal integers stand for equal values."""
+        mine, its = (self.scale, self.zero_point), (other.scale, other.zero_point)
+        known = [(a, b) for a, b in zip(mine, its, strict=True) if a is not None and b is not None]
+        return len(known) == 2 and all(np.array_equal(a, b) for a, b in known) and self.dtype == other.dtype
+
     def bounds(self) -> tuple[float, float]:
         """Return the least and the largest value that the integers stand for."""
         if self.scale is None or self.zero_point is None:
             return -np.inf, np.inf
         limits = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(self.dtype))
-        values = [(q - self.zero_point.astype(np.int64)) * self.scale.astype(np.float32) for q in (limits.min, limits.max)]
-        return float(values[0].min()), float(values[1].max())
+        zero_point = self.zero_point.astype(np.int64)
+        least, largest = (self.scale * (limit - zero_point) for limit in (limits.min, limits.max))
+        return float(least.min()), float(largest.max())
 
 
 class Tail(NamedTuple):
@@ -48,22 +61,17 @@ class Tail(NamedTuple):
 
 def key(node: onnx.NodeProto) -> str:
     """Return what identifies a node: names may be missing, or used twice."""
-    return next(name for name in node.output if name)
+    return str(next(filter(None, node.output)))
 
 
 def label(node: onnx.NodeProto) -> str:
     """Return how a person calls a node."""
-    return node.name or key(node)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Return the value of an attribute."""
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    return str(node.name) or key(node)
 
 
 def type_name(dtype: int) -> str:
     """Return `int8` for onnx.TensorProto.INT8."""
-    return onnx.TensorProto.DataType.Name(dtype).lower()
+    return str(onnx.TensorProto.DataType.Name(dtype)).lower()
 
 
 def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
@@ -71,14 +79,16 @@ def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
     if name in graph.initializers:
         return numpy_helper.to_array(graph.initializers[name])
     producer = graph.producers.get(name)
-    value = attribute(producer, "value", None) if producer is not None and producer.op_type == "Constant" else None
+    if producer is None or producer.op_type != "Constant":
+        return None
+    value: Any = attribute(producer, "value", None)
     return None if value is None else numpy_helper.to_array(value)
 
 
 def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
     """Return what a QuantizeLinear or DequantizeLinear computes with."""
     scale = constant(graph, node.input[1])
-    axis = attribute(node, "axis", _AXIS)
+    axis: Any = attribute(node, "axis", _AXIS)
     if len(node.input) > 2 and node.input[2]:
         zero_point = constant(graph, node.input[2])
         known = graph.types.get(node.input[2]) if zero_point is None else None
@@ -87,7 +97,8 @@ def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
     if node.op_type == DEQUANTIZE:
         dtype = graph.types.get(node.input[0], UINT8)
     else:
-        dtype = attribute(node, "output_dtype", 0) or UINT8
+        output: Any = attribute(node, "output_dtype", 0)
+        dtype = output or UINT8
     return Parameters(scale, None if scale is None else np.zeros(scale.shape, np.int64), dtype, axis)
 
 
@@ -117,6 +128,6 @@ def depends_on_input(graph: Graph) -> set[str]:
     return found
 
 
-def names(nodes: Iterable[onnx.NodeProto]) -> str:
+def listed(nodes: Iterable[onnx.NodeProto]) -> str:
     """Return nodes as a message lists them."""
     return ", ".join(f"{node.op_type} `{label(node)}`" for node in nodes)
