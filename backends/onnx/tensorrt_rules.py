@@ -33,7 +33,7 @@ def layer_inputs(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 
 def weight_axis(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Let scales of weights run along output channels: axis 0 of Conv, 1 of ConvTranspose, the output's of a product."""
+    """Let weight scales run along output channels: axis 0 of Conv, 1 of ConvTranspose, the output's of a product."""
     source = dequantizer(graph, node.input[1]) if node.op_type in WEIGHTED else None
     shape = None if source is None else weight_shape(graph, source)
     if source is None or shape is None:
