@@ -41,7 +41,9 @@ class Builder:
     def dequantized(self, values, scale, axis=None):
         """Return integers dequantized, by one scale or, along an axis, by as many."""
         values = np.asarray(values)
-        scales = np.float32(scale) if axis is None else np.full(values.shape[axis], scale, np.float32)
+        scales = (
+            np.float32(scale) if axis is None else np.linspace(scale, 2 * scale, values.shape[axis], dtype=np.float32)
+        )
         parameters = self.constant(scales), self.constant(np.zeros(np.shape(scales), values.dtype))
         return self.node("DequantizeLinear", self.constant(values), *parameters, axis=1 if axis is None else axis)
 
@@ -64,9 +66,9 @@ class Builder:
         more = [] if bias is None else [bias]
         return self.node("Gemm", tensor, self.weight(outputs, inputs, axis=axis), *more, transB=1, **attributes)
 
-    def model(self, *outputs, shape=(1, 4, 8, 8), inputs=("x",), types=None):
+    def model(self, *outputs, shape=(1, 4, 8, 8), inputs=("x",), types=None, input_type=onnx.TensorProto.FLOAT):
         """Return the checked model; its inputs are all of one shape."""
-        given = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in inputs]
+        given = [helper.make_tensor_value_info(name, input_type, shape) for name in inputs]
         kinds = types or [onnx.TensorProto.FLOAT] * len(outputs)
         made = [helper.make_tensor_value_info(*pair, None) for pair in zip(outputs, kinds, strict=True)]
         graph = helper.make_graph(self.nodes, "small", given, made, self.constants)

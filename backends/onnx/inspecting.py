@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from klquant.errors import InvalidInputError
 
 from .fates import Verdict
 from .graph import Graph, read_graph
+from .preparing import write_model
 from .qdq import DEQUANTIZE, QUANTIZE, depends_on_input, key, label
 
 Engine: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt"]
@@ -105,7 +105,9 @@ def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     if not isinstance(model, onnx.ModelProto):
         try:
             model = onnx.load(model)
-        except DecodeError as error:
+        except OSError:
+            raise
+        except Exception as error:  # protobuf's, which onnx does not wrap
             raise InvalidInputError(f"`{model}` must hold an ONNX model, got something else: {error}") from error
     if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
         return model  # onnx's inference takes no more
@@ -146,4 +148,4 @@ def write_numbered(model: onnx.ModelProto, path: Path) -> None:
     numbered.CopyFrom(model)
     for number, node in enumerate(numbered.graph.node):
         node.name = f"#{number}#"
-    onnx.save_model(numbered, path, save_as_external_data=model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF)
+    write_model(numbered, path)

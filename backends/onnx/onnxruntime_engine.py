@@ -11,7 +11,7 @@ from klquant.errors import ModelError
 
 from .fates import Fate, Verdict, follow_fused
 from .graph import Graph, read_graph
-from .onnxruntime_reasons import LAYERS, Case, why_float
+from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
 from .qdq import DEQUANTIZE, INT8, QUANTIZE, UINT8, key, parameters
 
 _NUMBER = re.compile(r"#(\d+)#")
@@ -36,7 +36,8 @@ def _verdict(
     graph: Graph, optimized: Graph, executed: onnx.NodeProto | None, fates: Mapping[str, Fate], node: onnx.NodeProto
 ) -> Verdict:
     if executed is not None and fates[key(node)].int8:
-        return Verdict(True, f"executed as {executed.op_type}")
+        wrong = why_wrong(graph, node)
+        return Verdict(True, f"executed as {executed.op_type}" + (f" with wrong results: {wrong}" if wrong else ""))
     if executed is None:
         verdict = follow_fused(graph, fates, node, "onnxruntime")
         if verdict.int8 or node.op_type not in LAYERS:
@@ -65,7 +66,7 @@ def optimize(path: Path) -> onnx.ModelProto:
 def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
     """Return the nodes that onnxruntime executes, by the output of the node of the model that they stem from.
 
-    Each has a name made of the number of that; in the layout NCHWc, of its output. What is inserted around it (a
+    Each has a name made of the number of that; in the layout NCHWc, of its output. What is inserted before it (a
     dequantizer for its bias) may bear the number as well.
     """
     found: dict[str, onnx.NodeProto] = {}
@@ -73,8 +74,7 @@ def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
         originals = [graph.nodes[int(number)] for number in _NUMBER.findall(node.name)]
         if node.name.endswith(_NCHWC) and node.name.removesuffix(_NCHWC) in graph.producers:
             originals.append(graph.producers[node.name.removesuffix(_NCHWC)])
-        if node.op_type not in (QUANTIZE, DEQUANTIZE):
-            found |= {key(original): node for original in originals}
+        found |= {key(original): node for original in originals}
     return found
 
 

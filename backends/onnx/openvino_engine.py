@@ -82,14 +82,9 @@ def _kernel(node: Any) -> Kernel:
 
 
 def _fates(graph: Graph, kernels: list[Kernel]) -> dict[str, Fate]:
-    """Return the fates of the model's nodes; what OpenVINO adds around a node's kernel comes second."""
-    found: dict[str, Kernel] = {}
-    for kernel in kernels:
-        for name in _made_of(graph, kernel):
-            auxiliary = kernel.layer_type in _AUXILIARY and kernel.layer_type != graph.producers[name].op_type
-            if name not in found or not auxiliary:
-                found[name] = kernel
-    return {name: kernel.fate() for name, kernel in found.items()}
+    """Return the fates of the model's nodes: of several kernels that bear a name, not one that only prepares data."""
+    by_use = sorted(kernels, key=lambda kernel: kernel.layer_type not in _AUXILIARY)
+    return {name: kernel.fate() for kernel in by_use for name in _made_of(graph, kernel)}
 
 
 def _made_of(graph: Graph, kernel: Kernel) -> Iterator[str]:

@@ -30,10 +30,10 @@ class Parameters(NamedTuple):
         return f"{type_name(self.dtype)}, scale {scale}, zero point {zero_point}"
 
     def same_grid(self, other: "Parameters") -> bool:
-        """Return whether equal integers stand for equal values."""
+        """Return whether scales and zero points are known and equal."""
         mine, its = (self.scale, self.zero_point), (other.scale, other.zero_point)
         known = [(a, b) for a, b in zip(mine, its, strict=True) if a is not None and b is not None]
-        return len(known) == 2 and all(np.array_equal(a, b) for a, b in known) and self.dtype == other.dtype
+        return len(known) == 2 and all(np.array_equal(a, b) for a, b in known)
 
     def bounds(self) -> tuple[float, float]:
         """Return the least and the largest value that the integers stand for."""
@@ -102,10 +102,35 @@ def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
     return Parameters(scale, None if scale is None else np.zeros(scale.shape, np.int64), dtype, axis)
 
 
+def weight_shape(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...] | None:
+    """Return the shape of the constant that a quantizer, or the pair of both, is applied to; None for activations."""
+    name = node.input[0]
+    if name in graph.initializers:
+        return tuple(graph.initializers[name].dims)
+    producer = graph.producers.get(name)
+    if producer is not None and producer.op_type == QUANTIZE and node.op_type == DEQUANTIZE:
+        return weight_shape(graph, producer)
+    value = constant(graph, name)
+    return None if value is None else value.shape
+
+
 def dequantizer(graph: Graph, name: str) -> onnx.NodeProto | None:
     """Return the DequantizeLinear that gives a tensor."""
     producer = graph.producers.get(name)
     return producer if producer is not None and producer.op_type == DEQUANTIZE else None
+
+
+def axes_of_scales(graph: Graph, layer: onnx.NodeProto) -> tuple[int, int] | None:
+    """Return the axis along which the scales of a layer's weight run, and that of its output channels; None if one."""
+    source = dequantizer(graph, layer.input[1])
+    shape = None if source is None else weight_shape(graph, source)
+    if source is None or shape is None:
+        return None
+    found = parameters(graph, source)
+    if found.scale is None or found.scale.size == 1:
+        return None
+    products = {"Gemm": 0 if attribute(layer, "transB", 0) else 1, "MatMul": len(shape) - 1}
+    return found.axis % len(shape), {"Conv": 0, "ConvTranspose": 1, **products}[layer.op_type]
 
 
 def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:

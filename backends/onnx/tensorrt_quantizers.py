@@ -6,12 +6,11 @@ import numpy as np
 import onnx
 
 from .graph import Graph
-from .qdq import DEQUANTIZE, INT8, QUANTIZE, Parameters, constant, parameters, type_name
+from .qdq import DEQUANTIZE, INT8, QUANTIZE, Parameters, parameters, type_name, weight_shape
 
 OPERATOR = "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/Quantize.html"
 LAYER = "https://docs.nvidia.com/deeplearning/tensorrt/api/c_api/classnvinfer1_1_1_i_quantize_layer.html"
 PARSER = "https://github.com/onnx/onnx-tensorrt/blob/main/onnxOpImporters.cpp (QuantDequantLinearHelper)"
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def _found(graph: Graph, node: onnx.NodeProto) -> Parameters | None:
@@ -26,16 +25,13 @@ def constant_scale(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 
 def positive_scale(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Have positive, finite scales in floating point."""
+    """Have positive, finite scales."""
     found = _found(graph, node)
     if found is None or found.scale is None:
         return
-    dtype = graph.types.get(node.input[1]) or onnx.helper.np_dtype_to_tensor_dtype(found.scale.dtype)
-    if dtype not in FLOATS:
-        yield f"its scale must be float32, float16 or bfloat16, got {type_name(dtype)}"
     values = found.scale.astype(np.float64)
-    if values.size and not (np.isfinite(values) & (values > 0)).all():
-        wrong = values[~(np.isfinite(values) & (values > 0))]
+    wrong = values[~(np.isfinite(values) & (values > 0))]
+    if wrong.size:
         yield f"its scale must be positive and finite, got {wrong.flat[0]:g}"
 
 
@@ -77,18 +73,6 @@ def per_tensor_activations(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
     found = _found(graph, node)
     if found is not None and found.scale is not None and found.scale.size > 1 and weight_shape(graph, node) is None:
         yield f"an activation must have one scale, got {found.scale.size}"
-
-
-def weight_shape(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...] | None:
-    """Return the shape of the constant that a quantizer, or the pair of both, is applied to; None for activations."""
-    name = node.input[0]
-    if name in graph.initializers:
-        return tuple(graph.initializers[name].dims)
-    producer = graph.producers.get(name)
-    if producer is not None and producer.op_type == QUANTIZE and node.op_type == DEQUANTIZE:
-        return weight_shape(graph, producer)
-    value = constant(graph, name)
-    return None if value is None else value.shape
 
 
 RULES = (

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import onnx
 
 from .graph import Graph
-from .operators import MOVING, RECTIFIERS, WEIGHTED, attribute
-from .qdq import DEQUANTIZE, QUANTIZE, constant, dequantizer, follow, label, parameters
+from .operators import MOVING, RECTIFIERS, WEIGHTED
+from .qdq import DEQUANTIZE, QUANTIZE, axes_of_scales, constant, dequantizer, follow, label, parameters
 from .tensorrt_quantizers import RULES as QUANTIZER_RULES
-from .tensorrt_quantizers import weight_shape
 
 GUIDE = (
     "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
@@ -34,15 +33,9 @@ def layer_inputs(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 def weight_axis(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
     """Let weight scales run along output channels: axis 0 of Conv, 1 of ConvTranspose, the output's of a product."""
-    source = dequantizer(graph, node.input[1]) if node.op_type in WEIGHTED else None
-    shape = None if source is None else weight_shape(graph, source)
-    if source is None or shape is None:
-        return
-    found = parameters(graph, source)
-    products = {"Gemm": 0 if attribute(node, "transB", 0) else 1, "MatMul": len(shape) - 1}
-    axis = {"Conv": 0, "ConvTranspose": 1, **products}[node.op_type]
-    if found.scale is not None and found.scale.size > 1 and found.axis % len(shape) != axis:
-        yield f"the scales of its weight must run along axis {axis}, not {found.axis}"
+    axes = axes_of_scales(graph, node) if node.op_type in WEIGHTED else None
+    if axes is not None and axes[0] != axes[1]:
+        yield f"the scales of its weight must run along axis {axes[1]}, not {axes[0]}"
 
 
 def float_bias(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:

@@ -50,6 +50,19 @@ def test_products_and_poolings():
     assert all(report.int8 for report in found.values())
 
 
+def test_a_product_whose_weight_is_transposed():
+    build = Builder()
+    y = build.node("MatMul", build.qdq("x"), build.weight(16, 8, axis=1))
+    found = reports(build.model(build.node("Add", y, build.floats(8)), shape=(4, 16)))
+    assert all(report.reason.startswith("executed as FullyConnected") for report in found.values())
+
+
+def test_a_sum_whose_first_operand_is_int8():
+    build = Builder()
+    report = reports(build.model(build.node("Add", build.qdq("x"), build.node("Tanh", "x"))))["add0"]
+    assert not report.int8
+
+
 def test_a_sum_of_int8_and_floating_point_is_floating_point():
     """Its narrowest input is int8, which is what OpenVINO calls its precision."""
     found = reports(residual_block(INT8, INT8, sum_of_quantized=False))

@@ -153,6 +153,37 @@ def test_zero_points():
     assert not check_tensorrt(by_hand())
 
 
+def test_parameters_that_are_computed_or_misfit():
+    build = Builder()
+    zero = build.node("Cast", build.node("ReduceMax", "x", keepdims=0), to=onnx.TensorProto.INT8)
+    scale = build.constant(np.float32(SCALE))
+    q = build.node("QuantizeLinear", "x", scale, zero)
+    found = check_tensorrt(build.model(build.node("DequantizeLinear", q, scale, zero)))
+    assert {(one.rule, one.message) for one in found} == {
+        ("zero_point_zero", "its zero point `cast0` must be a constant")
+    }
+    build = Builder()
+    scale, zero = build.constant(np.float32(SCALE)), build.constant(np.zeros(4, np.int8))
+    q = build.node("QuantizeLinear", "x", scale, zero)
+    (found,) = check_tensorrt(build.model(q, types=[onnx.TensorProto.INT8]))
+    assert found[::2] == ("one_scale_per_channel", "it must have as many zero points as scales, got 4 and 1")
+
+
+def test_an_axis_that_is_none():
+    build = Builder()
+    model = build.model(build.node("Conv", build.qdq("x"), build.weight(4, 4, 3, 3)))
+    model.graph.node[-2].attribute[0].i = 7
+    assert "its axis must be one of 4, got 7" in {found.message for found in check_tensorrt(model)}
+
+
+def test_weights_that_the_model_quantizes_itself():
+    build = Builder()
+    weight = build.qdq(build.floats(4, 4, 3, 3), scale=[0.01] * 4, axis=0)
+    model = build.model(build.node("Conv", build.qdq("x"), weight))
+    assert not check_tensorrt(model)
+    assert inspect(model, "tensorrt")[0].int8
+
+
 def test_int32_bias():
     build = Builder()
     model = build.model(build.node("Conv", build.qdq("x"), build.weight(4, 4, 3, 3), build.bias(4)))
@@ -220,6 +251,22 @@ def test_sums_of_residual_blocks():
     assert not reports(residual(branch=True))["add0"].int8
 
 
+def test_the_branch_may_end_in_a_normalization():
+    build = Builder()
+    x = build.qdq("x")
+    constants = [build.floats(4), build.floats(4), build.floats(4), build.constant(np.ones(4, np.float32))]
+    y = build.qdq(build.node("BatchNormalization", build.conv(x), *constants))
+    model = build.model(build.qdq(build.node("Add", x, y)))
+    assert [found.rule for found in check_tensorrt(model)] == ["residual_shortcut"]
+
+
+def test_a_constant_is_no_shortcut():
+    build = Builder()
+    model = build.model(build.node("Add", build.conv(build.qdq("x")), build.floats(4, 1, 1)))
+    assert not check_tensorrt(model)
+    assert reports(model)["add0"].int8
+
+
 def test_a_sum_without_layers_needs_quantizers_all_around():
     assert not check_tensorrt(alone("Add", True, True))
     assert broken(alone("Add", True, False)) == {"both_sides"}
@@ -234,6 +281,9 @@ def test_what_is_concatenated():
         Violation("concat_scales", "concat0", "its input `y` must be quantized as the others are")
     ]
     assert not check_tensorrt(concatenation(None, None))
+    build = Builder()
+    y = build.conv(build.node("Concat", build.qdq("x"), build.qdq("x"), axis=1), inputs=8)
+    assert not check_tensorrt(build.model(y))
 
 
 def test_pooling_commutes_with_quantizers():
