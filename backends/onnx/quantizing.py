@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -13,6 +14,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
 from ..warning import warn
+from .calibrating import fingerprint
 from .graph import Graph, read_graph
 from .grids import Rule, by_sign, make_grids, signed, unsigned
 from .operators import non_negative
@@ -101,17 +103,26 @@ def quantize(
         raise InvalidInputError(f"`profile` must be {wanted}, got {profile!r}")
     prepared = prepare(model)
     graph = read_graph(prepared)
-    thresholds = _thresholds(calibration)
+    _check_types(prepared, graph)
     patterns = _check_patterns(graph, exclude)
+    if isinstance(calibration, Calibration):
+        calibration.check_fits(fingerprint(prepared) if calibration.model else {})
+        patterns += tuple(map(escape, calibration.skipped))
+    thresholds = _thresholds(calibration)
     if profile == "onnxruntime":
         plan = operators(graph, thresholds, patterns)
     else:
         plan = explicit(graph, thresholds, patterns, layers_only=as_simulated or profile == "openvino")
     grids = make_grids(plan, thresholds, non_negative(graph), signed if as_simulated else RULES[profile])
     written = write_qdq(prepared, plan, grids, int_bias=profile == "onnxruntime", reduce_range=reduce_range)
-    onnx.checker.check_model(written)
     _tell(plan)
     return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+
+
+def _check_types(model: onnx.ModelProto, graph: Graph) -> None:
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < 19 and onnx.TensorProto.FLOAT16 in graph.types.values():
+        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got a model of opset {opset}")
 
 
 def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
