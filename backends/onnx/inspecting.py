@@ -1,24 +1,27 @@
 """Which nodes of a model an engine executes in int8, and why not the others."""
 
-import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 import onnx
 
 from klquant.errors import InvalidInputError
 
+from . import onnxruntime_engine, openvino_engine, tensorrt_engine
 from .fates import Verdict
 from .graph import Graph, read_graph
-from .preparing import write_model
-from .qdq import DEQUANTIZE, QUANTIZE, depends_on_input, key, label
+from .loading import computing_nodes, load
+from .qdq import key, label
 
 Engine: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt"]
-NO_VALUES = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
-"""Element types of shapes, indices and conditions."""
-NOT_COMPUTING = (QUANTIZE, DEQUANTIZE, "Constant", "Identity")
+Verdicts: TypeAlias = Callable[[onnx.ModelProto, Graph, list[onnx.NodeProto]], dict[str, Verdict]]
+ENGINES: dict[Engine, Verdicts] = {
+    "onnxruntime": onnxruntime_engine.verdicts,
+    "openvino": openvino_engine.verdicts,
+    "tensorrt": tensorrt_engine.verdicts,
+}
 
 
 class NodeReport(NamedTuple):
@@ -76,12 +79,13 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
     node (a Relu in a convolution) shares the verdict on that. Both engines choose by the CPU: on another one the
     answer may differ.
     """
-    if engine not in get_args(Engine):
-        raise InvalidInputError(f"`engine` must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    if engine not in ENGINES:
+        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
     model = load(model)
     graph = read_graph(model)
-    found = _verdicts(model, graph, engine)
-    return [NodeReport(label(node), node.op_type, *found[key(node)]) for node in computing_nodes(graph)]
+    nodes = computing_nodes(graph)
+    found = ENGINES[engine](model, graph, nodes)
+    return [NodeReport(label(node), node.op_type, *found[key(node)]) for node in nodes]
 
 
 def summarize(reports: Iterable[NodeReport]) -> list[OperatorCount]:
@@ -98,54 +102,3 @@ def summarize(reports: Iterable[NodeReport]) -> list[OperatorCount]:
         )
         for op_type, found in by_operator.items()
     ]
-
-
-def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the element types of its tensors, as far as they can be inferred."""
-    if not isinstance(model, onnx.ModelProto):
-        try:
-            model = onnx.load(model)
-        except OSError:
-            raise
-        except Exception as error:  # protobuf's, which onnx does not wrap
-            raise InvalidInputError(f"`{model}` must hold an ONNX model, got something else: {error}") from error
-    if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
-        return model  # onnx's inference takes no more
-    return onnx.shape_inference.infer_shapes(model)
-
-
-def computing_nodes(graph: Graph) -> list[onnx.NodeProto]:
-    """Return the nodes that are inspected."""
-    live = depends_on_input(graph)
-    return [
-        node
-        for node in graph.nodes
-        if node.op_type not in NOT_COMPUTING
-        and live.issuperset(filter(None, node.output))
-        and any(graph.types.get(name) not in NO_VALUES for name in node.output)
-    ]
-
-
-def _verdicts(model: onnx.ModelProto, graph: Graph, engine: Engine) -> dict[str, Verdict]:
-    nodes = computing_nodes(graph)
-    if engine == "tensorrt":
-        from .tensorrt_engine import verdicts as by_rules
-
-        return by_rules(model, graph, nodes)
-    if engine == "openvino":
-        from .openvino_engine import verdicts
-    else:
-        from .onnxruntime_engine import verdicts
-    with tempfile.TemporaryDirectory(prefix="klquant-") as folder:
-        path = Path(folder) / "model.onnx"
-        write_numbered(model, path)
-        return verdicts(path, graph, nodes)
-
-
-def write_numbered(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model with names of nodes that are found again in names made of them: #0#, #1#, ..."""
-    numbered = onnx.ModelProto()
-    numbered.CopyFrom(model)
-    for number, node in enumerate(numbered.graph.node):
-        node.name = f"#{number}#"
-    write_model(numbered, path)

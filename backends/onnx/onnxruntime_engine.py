@@ -11,6 +11,7 @@ from klquant.errors import ModelError
 
 from .fates import Fate, Verdict, follow_fused
 from .graph import Graph, read_graph
+from .loading import numbered
 from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
 from .qdq import DEQUANTIZE, INT8, QUANTIZE, UINT8, key, parameters
 
@@ -20,9 +21,10 @@ _FLOAT_OUTPUT = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger",
 _QGEMM_OUTPUT_SCALE = 7  # the input that QGemm has only if it quantizes its output
 
 
-def verdicts(path: Path, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
-    """Return how onnxruntime executes the nodes of a model whose nodes are numbered (#0#, #1#, ...)."""
-    optimized = read_graph(optimize(path))
+def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
+    """Return how onnxruntime executes the nodes of a model, by their outputs."""
+    with numbered(model) as path:
+        optimized = read_graph(optimize(path))
     executed = _executed(graph, optimized)
     eight_bits = _eight_bits(optimized)
     fates = {

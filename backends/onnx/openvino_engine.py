@@ -11,6 +11,7 @@ from klquant.errors import MissingDependencyError, ModelError
 
 from .fates import Fate, Verdict, follow_fused
 from .graph import Graph
+from .loading import numbered
 from .operators import WEIGHTED
 from .qdq import dequantizer, key
 
@@ -44,9 +45,10 @@ class Kernel(NamedTuple):
         return Fate(f"{self.layer_type}, {self.primitive}, on {' and '.join(operands)}", int8, len(self.names) > 1)
 
 
-def verdicts(path: Path, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
-    """Return how OpenVINO executes the nodes of a model whose nodes are numbered (#0#, #1#, ...)."""
-    fates = _fates(graph, compile_kernels(path))
+def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
+    """Return how OpenVINO executes the nodes of a model, by their outputs."""
+    with numbered(model) as path:
+        fates = _fates(graph, compile_kernels(path))
     found = {}
     for node in nodes:
         fate = fates.get(key(node))

@@ -8,7 +8,7 @@ import onnx
 
 from .fates import Verdict
 from .graph import Graph, read_graph
-from .inspecting import load
+from .loading import load
 from .operators import MOVING, WEIGHTED
 from .qdq import DEQUANTIZE, QUANTIZE, dequantizer, follow, key, label, parameters
 from .tensorrt_rules import FOLLOWERS, RULES, is_dequantized, layer_of, reaches_quantizer
@@ -50,7 +50,7 @@ def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
 
 
 def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
-    """Return what the rules say of the nodes; a broken one counts for the node and for those next to a quantizer."""
+    """Return what the rules say of the nodes, by their outputs; a quantizer's fault is that of those next to it."""
     broken: dict[str, str] = {}
     for node, violation in _violations(model, graph):
         broken.setdefault(key(node), f"{label(node)}: {violation.message}")

@@ -1,7 +1,10 @@
 import onnx
 import onnx_networks
 import pytest
+from klquant.backends.onnx.calibrating import calibrate
 from klquant.backends.onnx.inspecting import NodeReport, OperatorCount, inspect, summarize
+from klquant.backends.onnx.quantizing import quantize
+from klquant.backends.onnx.tensorrt_engine import check_tensorrt
 from qdq_models import INT8, INT8_LOWEST, Builder, residual_block
 
 from klquant.errors import InvalidInputError, ModelError
@@ -11,7 +14,7 @@ ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_float_model_is_all_floating_point(engine):
-    model = onnx_networks.load("ResNet")
+    model = onnx_networks.load("residual net")
     reports = inspect(model, engine)
     computing = [node for node in model.graph.node if node.op_type not in ("Constant", "Identity")]
     assert [report.op_type for report in reports] == [node.op_type for node in computing]
@@ -92,3 +95,15 @@ def test_summary_by_operator():
         OperatorCount("Conv", 1, 3, {"because": 2}),
         OperatorCount("Relu", 0, 1, {"why": 1}),
     ]
+
+
+@pytest.mark.parametrize("network", ("VGG", *onnx_networks.digits_networks.TRAINED))
+def test_engines_execute_the_layers_of_quantized_networks_in_int8(network):
+    model = onnx_networks.load(network)
+    calibration = calibrate(model, onnx_networks.digits()[0][:1], criterion="max")
+    for engine in ENGINES:
+        reports = inspect(quantize(model, calibration, profile=engine).model, engine)
+        layers = [report for report in reports if report.op_type in ("Conv", "Gemm")]
+        assert len(layers) > 4
+        assert [report for report in layers if not report.int8] == []
+        assert engine != "tensorrt" or check_tensorrt(quantize(model, calibration).model) == []
