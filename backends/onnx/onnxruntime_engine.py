@@ -55,7 +55,9 @@ def optimize(path: Path) -> onnx.ModelProto:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.bin")
+    weights = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{weights}_file_name", "optimized.data")
+    options.add_session_config_entry(f"{weights}_min_size_in_bytes", "1024")
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what matters is raised; it warns that the graph written is one for this machine
     try:

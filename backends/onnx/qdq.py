@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from .graph import Graph
 from .operators import attribute
@@ -75,9 +76,10 @@ def type_name(dtype: int) -> str:
 
 
 def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
-    """Return the value of an initializer, or of a Constant's output."""
+    """Return the value of an initializer, or of a Constant's output; None also if it is in a file that was not read."""
     if name in graph.initializers:
-        return numpy_helper.to_array(graph.initializers[name])
+        tensor = graph.initializers[name]
+        return None if uses_external_data(tensor) else numpy_helper.to_array(tensor)
     producer = graph.producers.get(name)
     if producer is None or producer.op_type != "Constant":
         return None

@@ -242,6 +242,13 @@ def test_a_relu_that_its_quantizers_replace():
     assert found["relu0"][2:] == (True, "onnxruntime removed it: its quantizers do its work")
 
 
+def test_a_transpose_that_cancels_the_layout():
+    build = Builder()
+    y = build.qdq(build.conv(build.qdq("x", UINT8_MIDDLE)), UINT8_MIDDLE)
+    found = reports(build.model(build.qdq(build.node("Transpose", y, perm=[0, 2, 3, 1]), UINT8_MIDDLE)))
+    assert found["transpose0"][2:] == (True, "onnxruntime removed it: its quantizers do its work")
+
+
 def test_functions_that_are_inlined():
     report = reports(between("HardSwish"))["hardswish0"]
     assert report[2:] == (False, "onnxruntime replaced it by other operators, in floating point")
@@ -303,6 +310,12 @@ def test_int8_where_several_nodes_read():
         assert not found[name].int8
         assert f"are {types}: on x86 onnxruntime makes uint8 of int8" in found[name].reason
     assert found["relu0"][2:] == (False, "onnxruntime removed it; what it was given is floating point")
+
+
+def test_parameters_that_onnxruntime_writes_beside_its_graph():
+    build = Builder()
+    y = build.node("GlobalAveragePool", build.qdq("x", UINT8_MIDDLE, [SCALE] * 1500, axis=1))
+    assert not reports(build.model(y, shape=(1, 1500, 2, 2)))["globalaveragepool0"].int8
 
 
 def test_already_quantized_operators():
