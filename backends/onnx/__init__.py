@@ -15,5 +15,16 @@ from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .calibrating import calibrate
 from .preparing import prepare, save_model
+from .quantizing import QuantizedModel, quantize
 
-__all__ = ["Calibration", "LayerOptions", "LayerThreshold", "Settings", "calibrate", "prepare", "save_model"]
+__all__ = [
+    "Calibration",
+    "LayerOptions",
+    "LayerThreshold",
+    "QuantizedModel",
+    "Settings",
+    "calibrate",
+    "prepare",
+    "quantize",
+    "save_model",
+]
