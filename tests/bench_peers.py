@@ -23,9 +23,7 @@ import onnx_networks
 import onnxruntime
 import pytest
 from calibration_job import Job, measure
-from klquant.backends.calibration import Calibration
-from klquant.backends.onnx.calibrating import calibrate
-from klquant.backends.onnx.quantizing import quantize
+from klquant.backends.onnx import Calibration, calibrate, quantize
 from peers import agreement, engines, machine, quantize_static
 from peers.score import Score, score
 from peers.table import collected

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from klquant.backends.onnx.calibrating import calibrate
+from klquant.backends.onnx import calibrate
 from peers import quantize_static
 
 from klquant import CalibrationWarning

@@ -31,13 +31,11 @@ class Engine(NamedTuple):
         return ", ".join(f"{number} {precision}" for precision, number in self.precisions.most_common())
 
 
-def in_onnxruntime(model, batch=None):
-    """Load a model into onnxruntime, with all its optimizations; for batches of one size, if given."""
+def in_onnxruntime(model):
+    """Load a model into onnxruntime, with all its optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    if batch is not None:
-        options.add_free_dimension_override_by_name("batch", batch)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
@@ -48,17 +46,14 @@ def in_onnxruntime(model, batch=None):
     return Engine(lambda images: session.run(None, {name: images})[0], precisions)
 
 
-def in_openvino(model, batch=None, *, precision):
+def in_openvino(model, precision):
     """Load a model into OpenVINO; `precision` is that of what is not INT8, None what OpenVINO takes by default."""
     import openvino
 
     core = openvino.Core()
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
     hints |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-    graph = core.read_model(io.BytesIO(model.SerializeToString()))
-    if batch is not None:
-        graph.reshape([batch, *graph.input(0).partial_shape[1:]])
-    compiled = core.compile_model(graph, "CPU", hints)
+    compiled = core.compile_model(core.read_model(io.BytesIO(model.SerializeToString())), "CPU", hints)
     request = compiled.create_infer_request()
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     inputs = (str(node["runtimePrecision"].value) for node in nodes if node["layerType"].value in LAYERS)
