@@ -101,6 +101,9 @@ def quantize(
         raise InvalidInputError(f"`profile` must be {wanted}, got {profile!r}")
     prepared = prepare(model)
     graph = read_graph(prepared)
+    _check_types(prepared, graph)
+    if isinstance(calibration, Calibration) and calibration.model:
+        calibration.check_fits(fingerprint(prepared))
     thresholds = _thresholds(calibration)
     patterns = _check_patterns(graph, exclude)
     if profile == "onnxruntime":
@@ -112,6 +115,12 @@ def quantize(
     onnx.checker.check_model(written)
     _tell(plan)
     return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+
+
+def _check_types(model: onnx.ModelProto, graph: Graph) -> None:
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < 19 and onnx.TensorProto.FLOAT16 in graph.types.values():
+        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got a model of opset {opset}")
 
 
 def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:

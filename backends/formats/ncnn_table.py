@@ -1,0 +1,156 @@
+"""ncnn's tables of int8 scales, which ncnn2table writes and ncnn2int8 reads: ``layer scale``, ``layer_param_0 ...``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from klquant.errors import InvalidInputError
+
+from ..files import write_atomic
+from .text import (
+    QMAX,
+    PathLike,
+    check_thresholds,
+    is_positive,
+    malformed,
+    name_problem,
+    read_text,
+    to_float,
+    to_float32,
+    unique,
+)
+
+_BLANKS = "\n\r \t\v\f"  # what ends a word in C
+_WEIGHT = "_param_"
+_LONGEST = 255
+_SOURCE = "an ncnn table"
+
+
+class NcnnTable(NamedTuple):
+    """A table as it stands in its file: its scales are 127 / T, the inverse of klquant's."""
+
+    weights: dict[str, tuple[float, ...]]
+    """One scale per output channel by ``<layer>_param_<k>``; infinity for a channel whose weights are all 0."""
+    activations: dict[str, float]
+    """The scale of a layer's input, by the layer's name."""
+
+    @classmethod
+    def load(cls, path: PathLike) -> "NcnnTable":
+        """Read a table.
+
+        Raises
+        ------
+        InvalidInputError
+            For a line without a name and scales, a blank line before the end (ncnn stops there), a name that stands
+            twice, several scales for an activation, a scale that is not positive; naming the file and the line.
+        """
+        lines = enumerate(read_text(path).rstrip(" \n\r").split("\n"), start=1)
+        scales = unique(path, (_parse(path, number, line) for number, line in lines))
+        weights = {name: values for name, values in scales.items() if _WEIGHT in name}
+        return cls(weights, {name: values[0] for name, values in scales.items() if name not in weights})
+
+    @classmethod
+    def of(cls, thresholds: Mapping[str, float], weights: Mapping[str, Sequence[float]] | None = None) -> "NcnnTable":
+        """Return the table for these thresholds of activations, and these scales of weights in ncnn's own terms."""
+        checked = check_thresholds(_SOURCE, thresholds, _BLANKS)
+        scales = {name: to_float32(_SOURCE, name, QMAX / value) for name, value in checked.items()}
+        return cls({name: tuple(values) for name, values in (weights or {}).items()}, scales)
+
+    def thresholds(self) -> dict[str, float]:
+        """Return T = 127 / scale of every activation."""
+        return {name: QMAX / scale for name, scale in self.activations.items()}
+
+    def save(self, path: PathLike) -> None:
+        """Write the weights, then the activations, with nine digits, which keep a float32 bit for bit.
+
+        Raises
+        ------
+        InvalidInputError
+            For a name with blanks, a name of over 255 bytes, ``_param_`` in a layer's name or none in that of weights,
+            a scale that is not positive; naming it.
+        """
+        lines = [_line(name, scales, weight=True) for name, scales in self.weights.items()]
+        lines += [_line(name, [scale], weight=False) for name, scale in self.activations.items()]
+        write_atomic(Path(path), "".join(lines).encode())
+
+
+def read_ncnn_table(path: PathLike) -> dict[str, float]:
+    """Read the thresholds of the activations from an ncnn table.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    dict
+        T = 127 / scale by name of the layer whose input it is. The scales of weights are left to :class:`NcnnTable`.
+
+    Raises
+    ------
+    InvalidInputError
+        As :meth:`NcnnTable.load`, and for a table of weights alone.
+    """
+    return check_thresholds(f"`{path}`", NcnnTable.load(path).thresholds(), _BLANKS)
+
+
+def write_ncnn_table(
+    path: PathLike, thresholds: Mapping[str, float], *, weights: Mapping[str, Sequence[float]] | None = None
+) -> None:
+    """Write thresholds as an ncnn table, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+    thresholds : mapping
+        T > 0 by name of the layer, in units of its input.
+    weights : mapping, optional
+        ncnn's scales of weights by ``<layer>_param_<k>``, as ``NcnnTable.load(path).weights`` has them. ncnn2int8
+        ends with an error for a layer that has an activation here and no weights.
+
+    Raises
+    ------
+    InvalidInputError
+        For a T that is not positive and finite or whose scale is beyond float32, and as :meth:`NcnnTable.save`.
+
+    Notes
+    -----
+    Scales are rounded to float32: T reads back within 6e-8 of itself. ncnn2table itself writes six decimals only. It
+    gives the weights of 3 x 3 convolutions of stride 1 the scale 31 / amax, since ncnn computes those with 6 bits.
+    Source: Tencent/ncnn, tools/quantize, `save_table` in ncnn2table.cpp, `read_int8scale_table` in ncnn2int8.cpp.
+    """
+    NcnnTable.of(thresholds, weights).save(path)
+
+
+def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, tuple[float, ...]]:
+    name, *words = [word for word in line.removesuffix("\r").split(" ") if word] or [""]
+    problem = _name_problem(name)
+    if problem or not words or (len(words) > 1 and _WEIGHT not in name):
+        raise malformed(path, number, problem or "`layer scale` or `layer_param_0 scale ...`", line)
+    for word in words:
+        if not is_positive(to_float(word)) and not (word == "inf" and _WEIGHT in name):
+            raise malformed(path, number, f"positive scales for {name!r}", word)
+    return number, name, _float32(f"`{path}`, line {number}", name, [float(word) for word in words])
+
+
+def _line(name: str, scales: Sequence[float], *, weight: bool) -> str:
+    problem = _name_problem(name)
+    if not problem and (weight != (_WEIGHT in name) or not scales):
+        problem = f"names with `{_WEIGHT}` for weights and only for them, each with scales"
+    if problem:
+        raise InvalidInputError(f"{_SOURCE} must hold {problem}, got {name!r}: {scales!r}")
+    return " ".join([name, *(f"{scale:.9g}" for scale in _float32(_SOURCE, name, scales))]) + "\n"
+
+
+def _float32(source: str, name: str, scales: Sequence[float]) -> tuple[float, ...]:
+    """Return what ncnn holds; infinity stays where it is allowed, in weights."""
+    free = math.inf if _WEIGHT in name else None
+    return tuple(scale if scale == free else to_float32(source, name, scale) for scale in scales)
+
+
+def _name_problem(name: str) -> str:
+    """Return what a name must be instead; nothing where it is right."""
+    if not name or name_problem(name, _BLANKS):
+        return "names that are not empty and have no blanks"
+    return "" if len(name.encode()) <= _LONGEST else f"names of up to {_LONGEST} bytes"

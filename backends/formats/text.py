@@ -1,0 +1,148 @@
+"""Text that is read strictly: every error names the file, the line or the tensor, and what was expected there."""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from klquant.errors import InvalidInputError
+
+PathLike: TypeAlias = str | Path
+Value = TypeVar("Value")
+LINE_ENDS = "\n\r"
+QMAX = 127  # quantized levels on each side of 0 in INT8: scale = T / 127
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def malformed(path: PathLike, line: int, expected: str, got: str) -> InvalidInputError:
+    """Return the error that a line of a file should have been something else."""
+    return InvalidInputError(f"`{path}`, line {line}: must be {expected}, got {shown(got)}")
+
+
+def shown(value: object) -> str:
+    """Return what a message shows of a value that a file holds, which may be anything."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def read_text(path: PathLike) -> str:
+    """Return a file's text without a byte order mark; it must be UTF-8, without NUL, and not blank."""
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise malformed(path, line, "UTF-8 text", f"byte 0x{byte:02x}: {error.reason}") from error
+    if "\0" in text:
+        raise malformed(path, text.count("\n", 0, text.index("\0")) + 1, "text", "a NUL byte")
+    if not text.strip():
+        raise InvalidInputError(f"`{path}` must be a table of scales, got an empty file")
+    return text
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, with their numbers; they may end as on Windows."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def parse_json(path: PathLike, text: str) -> dict[str, Any]:
+    """Return a JSON object, in which all numbers are floats and no key stands twice."""
+    try:
+        document = json.loads(text, parse_int=float, object_pairs_hook=partial(_unique_keys, path))
+    except json.JSONDecodeError as error:
+        raise malformed(path, error.lineno, "JSON", f"{error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise InvalidInputError(f"`{path}` must be a table of scales, got JSON that is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise malformed(path, 1, "a JSON object", text.lstrip())
+    return document
+
+
+def _unique_keys(path: PathLike, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise InvalidInputError(f"`{path}`: every key must stand once, got {shown(key)} twice")
+        found[key] = value
+    return found
+
+
+def unique(path: PathLike, entries: Iterable[tuple[int, str, Value]]) -> dict[str, Value]:
+    """Return the values by name; each entry is a line number, a name and a value."""
+    found: dict[str, Value] = {}
+    lines: dict[str, int] = {}
+    for line, name, value in entries:
+        if name in found:
+            raise malformed(path, line, f"a name that is not in line {lines[name]} already", name)
+        found[name], lines[name] = value, line
+    return found
+
+
+def to_float(text: str) -> float:
+    """Return the number that ASCII decimal digits write; NaN for anything else."""
+    return float(text) if _NUMBER.fullmatch(text) else math.nan
+
+
+def is_positive(value: object) -> bool:
+    """Return whether this is a finite number above 0."""
+    try:
+        return isinstance(value, Real) and 0 < float(value) < math.inf
+    except OverflowError:  # an int beyond float
+        return False
+
+
+def name_problem(name: object, forbidden: str = "") -> str:
+    """Return why a table cannot hold this name; nothing where it can."""
+    if not isinstance(name, str):
+        return "is no text"
+    if any(0xD800 <= ord(character) < 0xE000 for character in name):
+        return "is no Unicode text"
+    bad = [character for character in "\0" + forbidden if character in name]
+    return f"holds {bad[0]!r}" if bad else ""
+
+
+def check_thresholds(source: str, thresholds: Mapping[str, Any], forbidden: str = "") -> dict[str, float]:
+    """Return the thresholds as floats.
+
+    Parameters
+    ----------
+    source : str
+        What they belong to, for the messages.
+    thresholds : mapping
+        T by tensor name; what is in it may be anything.
+    forbidden : str
+        Characters that the format has no way to write in a name. If there are any, a name may not be empty either.
+
+    Raises
+    ------
+    InvalidInputError
+        For a name that cannot be written and a threshold that is not positive and finite, naming the tensor; for an
+        empty table.
+    """
+    if not thresholds:
+        raise InvalidInputError(f"{source} must hold at least one tensor with a scale, got none")
+    for name, threshold in thresholds.items():
+        problem = name_problem(name, forbidden) or ("is empty" if forbidden and not name else "")
+        if problem:
+            raise InvalidInputError(f"{source} must hold names that it can write, got {shown(name)}, which {problem}")
+        if not is_positive(threshold):
+            raise InvalidInputError(f"{source}: tensor {name!r} must have a positive, finite T, got {threshold!r}")
+    return {name: float(threshold) for name, threshold in thresholds.items()}
+
+
+def to_float32(source: str, name: str, value: float) -> float:
+    """Return the nearest float32; one that overflows, or that becomes 0, is an error."""
+    try:
+        rounded: float = struct.unpack(">f", struct.pack(">f", value))[0]
+    except OverflowError:
+        rounded = math.inf
+    if not is_positive(rounded):
+        raise InvalidInputError(f"{source}: tensor {name!r} must have a value that float32 can hold, got {value!r}")
+    return rounded

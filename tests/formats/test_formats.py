@@ -1,0 +1,95 @@
+"""The front door: which format a file is of."""
+
+import struct
+import subprocess
+import sys
+
+import pytest
+from klquant.backends.formats import FORMATS, read_table, write_table
+
+from klquant.errors import InvalidInputError
+
+THRESHOLDS = {"conv1": 2.5, "a:0": 1 / 3, "größe": 255.062}
+ROUNDED = {
+    "tensorrt": lambda t: struct.unpack("f", struct.pack("f", t / 127))[0] * 127,
+    "onnxruntime": lambda t: struct.unpack("f", struct.pack("f", t))[0],
+    "ncnn": lambda t: 127 / struct.unpack("f", struct.pack("f", 127 / t))[0],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("form", [str, lambda path: path], ids=["str", "Path"])
+def test_each_format_is_recognized_and_read_back(tmp_path, kind, form):
+    path = form(tmp_path / f"table{FORMATS[kind].suffix}")
+    write_table(path, THRESHOLDS, kind)
+    expected = {name: ROUNDED.get(kind, float)(value) for name, value in THRESHOLDS.items()}
+    assert read_table(path) == read_table(path, kind) == expected
+    assert expected == pytest.approx(THRESHOLDS, rel=6e-8)
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "onnxruntime", "json", "csv"])
+def test_the_content_tells_more_than_the_suffix(tmp_path, kind):
+    write_table(tmp_path / "table.table", THRESHOLDS, kind)
+    assert read_table(tmp_path / "table.table") == read_table(tmp_path / "table.table", kind)
+
+
+def test_the_suffix_tells_how_to_write_where_it_is_clear(tmp_path):
+    write_table(tmp_path / "t.CSV", THRESHOLDS)
+    assert (tmp_path / "t.CSV").read_text(encoding="utf-8").startswith('"tensor","threshold"')
+    write_table(tmp_path / "t.table", {"conv1": 127.0})
+    assert (tmp_path / "t.table").read_text() == "conv1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "formats"),
+    [
+        ("t.json", "onnxruntime, json"),
+        ("t.cache", "tensorrt, onnxruntime-text"),
+        ("CalibrationTable", ", ".join(FORMATS)),
+    ],
+)
+def test_a_choice_is_left_to_the_caller(tmp_path, name, formats):
+    with pytest.raises(InvalidInputError, match=f"`format` must be given for `.*{name}`: it may be any of {formats}$"):
+        write_table(tmp_path / name, THRESHOLDS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_and_numbers_alone_could_be_of_several_formats(tmp_path):
+    (tmp_path / "t").write_text("conv1 2.5\n")
+    with pytest.raises(
+        InvalidInputError, match=r"`format` must be given for `.*`: it may be any of onnxruntime-text, nc"
+    ):
+        read_table(tmp_path / "t")
+    assert read_table(tmp_path / "t", "onnxruntime-text") == {"conv1": 2.5}
+    assert read_table(tmp_path / "t", "ncnn") == {"conv1": 127 / 2.5}
+
+
+@pytest.mark.parametrize("call", [read_table, lambda path, f: write_table(path, THRESHOLDS, f)])
+def test_an_unknown_format_is_an_error_that_lists_the_known(tmp_path, call):
+    with pytest.raises(InvalidInputError, match=r"`format` must be one of tensorrt, onnxruntime, .*, got 'trt'"):
+        call(tmp_path / "t", "trt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got an empty file"),
+        (b"\xff\xfe{", "line 1: must be UTF-8 text"),
+        (b"\x00\x01", "a NUL byte"),
+        (b"[1]", "line 1: must be a JSON object"),
+        (b'{"klquant": "thresholds"}', "must be a klquant table of thresholds"),
+    ],
+)
+def test_junk_is_an_error_that_names_the_file(tmp_path, content, message):
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(InvalidInputError, match=f"t.json`.*{message}"):
+        read_table(tmp_path / "t.json")
+
+
+def test_no_framework_is_needed():
+    code = (
+        "import sys, klquant.backends.formats\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'jax', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
