@@ -8,8 +8,9 @@ const compact = new Intl.NumberFormat("en", { notation: "compact" });
 
 // Edges of the bars; those at 0 are half a bin from it. See Bars in drawing.py.
 function edgesOf({ bin_width: width, num_bins: bins, bins_per_bar: each, counts }) {
-  const ends = Array.from({ length: (counts.length + 1) / 2 }, (_, k) => (0.5 + Math.min(k * each, (bins - 1) / 2)) * width);
-  return [...ends.map((end) => -end).reverse(), ...ends];
+  const end = (_, k) => (0.5 + Math.min(k * each, (bins - 1) / 2)) * width;
+  const ends = Array.from({ length: (counts.length + 1) / 2 }, end);
+  return [...ends.map((x) => -x).reverse(), ...ends];
 }
 
 // All thresholds that a chart marks: those of the criteria, and the chosen one if it is none of them.
@@ -25,7 +26,7 @@ function markThresholds(chart, tensor, signs) {
   ctx.save();
   ctx.font = `${11 * dpr}px system-ui, sans-serif`;
   thresholdsOf(tensor).forEach((one, k) => {
-    ctx.strokeStyle = ctx.fillStyle = colour(kindOf(one.criterion));
+    ctx.strokeStyle = colour(kindOf(one.criterion));
     ctx.lineWidth = (one.criterion === tensor.chosen.criterion ? 2.5 : 1.25) * dpr;
     ctx.setLineDash(DASHES[kindOf(one.criterion)].map((length) => length * dpr));
     for (const sign of signs) {
@@ -36,30 +37,51 @@ function markThresholds(chart, tensor, signs) {
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
       if (sign < 0) continue;
-      const wide = ctx.measureText(one.criterion).width + 5 * dpr;
-      ctx.textAlign = x - wide < bbox.left ? "left" : "right";
-      ctx.fillText(one.criterion, x + (ctx.textAlign === "left" ? 4 : -4) * dpr, bbox.top + (12 + 14 * k) * dpr);
+      const wide = ctx.measureText(one.criterion).width;
+      const left = x - wide - 4 * dpr < bbox.left ? x + 4 * dpr : x - wide - 4 * dpr;
+      const top = bbox.top + (2 + 14 * k) * dpr;
+      ctx.fillStyle = colour("paper");
+      ctx.fillRect(left, top, wide, 13 * dpr);
+      ctx.fillStyle = ctx.strokeStyle;
+      ctx.fillText(one.criterion, left, top + 10 * dpr);
     }
   });
   ctx.restore();
 }
 
-function axis(label, values, size) {
-  return {
-    label, values, size, labelSize: 18, stroke: () => colour("soft"), font: "11px system-ui, sans-serif", labelFont: "11px system-ui, sans-serif",
-    grid: { stroke: () => colour("line"), width: 1 }, ticks: { stroke: () => colour("line"), width: 1 },
-  };
+function axis(values, more) {
+  const font = "11px system-ui, sans-serif";
+  const lines = { stroke: () => colour("line"), width: 1 };
+  return { values, font, labelFont: font, labelSize: 18, stroke: () => colour("soft"), grid: lines, ticks: lines, ...more };
+}
+
+// The marks of a y axis: of a logarithmic one only the powers of ten have lines.
+function yAxis(label, format, log) {
+  const isPower = (v) => Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9;
+  const filter = (_, splits) => splits.map((v) => (log && !isPower(v) ? null : v));
+  const lines = { stroke: () => colour("line"), width: 1, filter };
+  const values = (_, splits) => splits.map((v) => (v === null ? "" : format(v)));
+  return axis(values, { label, size: 50, grid: lines, ticks: lines });
 }
 
 function drawChart(element, data, { tensor, signs, y, label, format, series, onCursor }) {
+  const pointed = ({ cursor, posToVal }) => (cursor.left < 0 ? null : posToVal(cursor.left, "x"));
   const options = {
-    width: element.clientWidth, height: Math.min(280, 140 + element.clientWidth / 5),
-    legend: { show: false }, padding: [8, 12, 0, 0],
+    width: element.clientWidth,
+    height: Math.min(280, 140 + element.clientWidth / 5),
+    padding: [8, 12, 0, 0],
+    legend: { show: false },
     cursor: { y: false, drag: { x: true, y: false }, sync: { key: "x", scales: ["x", null] } },
     scales: { x: { time: false }, y },
-    axes: [axis("", (_, splits) => splits.map((v) => Number(v.toPrecision(6))), 32), axis(label, (_, splits) => splits.map((v) => (v === null ? "" : format(v))), 50)],
+    axes: [
+      axis((_, splits) => splits.map((v) => Number(v.toPrecision(6))), { size: 32 }),
+      yAxis(label, format, y.distr === 3),
+    ],
     series: [{}, { points: { show: false }, ...series }],
-    hooks: { draw: [(chart) => markThresholds(chart, tensor, signs)], setCursor: [(chart) => onCursor(chart.cursor.left < 0 ? null : chart.posToVal(chart.cursor.left, "x"))] },
+    hooks: {
+      draw: [(chart) => markThresholds(chart, tensor, signs)],
+      setCursor: [(chart) => onCursor(pointed(chart))],
+    },
   };
   element.replaceChildren();
   return new uPlot(options, data, element);
@@ -76,17 +98,20 @@ function drawHistogram(element, tensor, { log, from, onCursor }) {
     : { range: (_, low, high) => [0, high * 1.05] };
   return drawChart(element, [edges.slice(first), [...heights, heights.at(-1)].slice(first)], {
     tensor, signs: [-1, 1], y, label: "values per bin", format: (v) => compact.format(v), onCursor,
-    series: { stroke: () => colour("soft"), fill: () => colour("bars"), width: 1, paths: uPlot.paths.stepped({ align: 1 }) },
+    series: {
+      stroke: () => colour("soft"), fill: () => colour("bars"), width: 1, paths: uPlot.paths.stepped({ align: 1 }),
+    },
   });
 }
 
 function drawDivergence(element, tensor, { from, onCursor }) {
   const { thresholds, divergences } = tensor.curve;
   const last = edgesOf(tensor.bars).at(-1);
-  const xs = [from, ...thresholds, ...(thresholds.at(-1) < last ? [last] : [])];
-  const ys = [null, ...divergences.map((d) => Math.max(d, 1e-9)), ...(thresholds.at(-1) < last ? [null] : [])];
+  const xs = [from, ...thresholds, last]; // from end to end of the histogram; nothing is known at the ends
+  const ys = [null, ...divergences.map((divergence) => Math.max(divergence, 1e-9)), null];
   return drawChart(element, [xs, ys], {
-    tensor, signs: [1], y: { distr: 3 }, label: "KL divergence, nats", format: (v) => Number(v.toPrecision(2)).toString(), onCursor,
+    tensor, signs: [1], y: { distr: 3 }, label: "KL divergence, nats", onCursor,
+    format: (v) => String(Number(v.toPrecision(2))),
     series: { stroke: () => colour("entropy"), width: 1.5 },
   });
 }

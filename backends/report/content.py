@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import klquant
-from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, Fingerprint
 from ..clipping import overclipped

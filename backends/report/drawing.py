@@ -42,9 +42,9 @@ def sum_bars(histogram: klquant.Histogram) -> Bars:
     """Return the histogram as at most 400 bars on each side of the zeros."""
     hist, edges = histogram
     half = len(hist) // 2
-    each = max(-(-half // MAX_BARS), 1)
+    each = -(-half // MAX_BARS)
     starts = np.arange(0, half, each)
-    left, right = (np.add.reduceat(side, starts) for side in (hist[half - 1 :: -1] if half else hist[:0], hist[half + 1 :]))
+    left, right = (np.add.reduceat(side, starts) for side in (hist[:half][::-1], hist[half + 1 :]))
     counts = [*left[::-1].tolist(), int(hist[half]), *right.tolist()]
     return Bars(float(edges[-1] - edges[0]) / len(hist), len(hist), each, counts)
 
@@ -57,7 +57,7 @@ def thin_curve(histogram: klquant.Histogram, *, num_quantized_bins: int) -> Curv
     thresholds, each = edges[-len(curve) :], -(-len(curve) // MAX_POINTS)
     lowest = [start + int(curve[start : start + each].argmin()) for start in range(0, len(curve), each)]
     kept = [k for k in lowest if np.isfinite(curve[k])]
-    return Curve(each, _short(thresholds[kept]), _short(curve[kept]))
+    return Curve(each, short(thresholds[kept]), short(curve[kept]))
 
 
 def sparkline(bars: Bars, *, width: int = 80, height: int = 18, steps: int = 40) -> str:
@@ -79,6 +79,6 @@ def outline(values: Iterable[float], *, width: int = 80, height: int = 18) -> st
     return f"M0 {height}" + "".join(f"V{top:.3g}h{step:.3g}" for top in tops) + f"V{height}z"
 
 
-def _short(values: Array) -> list[float]:
+def short(values: Array) -> list[float]:
     """Return the numbers with six digits: a drawing needs no more, and files stay small."""
     return [float(f"{value:.6g}") for value in values]

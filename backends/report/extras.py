@@ -9,6 +9,7 @@ import numpy as np
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
+from .drawing import short
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_PROFILE = 64
@@ -44,24 +45,9 @@ def describe_weights(scales: Mapping[str, Any], calibration: Calibration) -> lis
     """Return the ranges of each layer's weights."""
     described = []
     for name, given in scales.items():
-        scale = _checked_scale(name, given)
         found = calibration.thresholds.get(name)
         bits = found.num_bits if found else calibration.settings.num_bits
-        ranges = np.sort(scale * (2 ** (bits - 1) - 1))[::-1]
-        alive = ranges[ranges > 0] if ranges[0] > 0 else np.zeros(1)
-        picked = np.linspace(0, len(ranges) - 1, min(len(ranges), MAX_PROFILE)).round().astype(int)
-        described.append(
-            Weights(
-                name,
-                len(ranges),
-                int((ranges == 0).sum()),
-                float(alive[-1]),
-                float(np.median(alive)),
-                float(ranges[0]),
-                int(scale.argmax()),
-                [float(f"{value:.6g}") for value in ranges[picked]],
-            )
-        )
+        described.append(_weights(name, _checked_scale(name, given) * (2 ** (bits - 1) - 1)))
     return described
 
 
@@ -72,12 +58,22 @@ def check_diagnosis(diagnosis: Any, names: Iterable[str]) -> dict[str, Any]:
     """
     content = json.loads(diagnosis.as_json()) if hasattr(diagnosis, "as_json") else diagnosis
     if not isinstance(content, Mapping) or not isinstance(content.get("layers"), list):
-        raise InvalidInputError(f"`diagnosis` must be a Diagnosis or its JSON, got {type(diagnosis).__name__}")
+        raise InvalidInputError(
+            f"`diagnosis` must be a Diagnosis or its JSON with layers, got {type(diagnosis).__name__}"
+        )
     kept = {key: _number(content, key, "the model") for key in _OF_THE_MODEL}
     layers = [_checked_layer(layer) for layer in content["layers"]]
     if foreign := {layer["name"] for layer in layers} - set(names):
         raise InvalidInputError(f"`diagnosis` must be of the calibrated layers, got others: {sorted(foreign)[:10]}")
     return {**kept, "layers": layers}
+
+
+def _weights(name: str, ranges: Array) -> Weights:
+    widest, falling = int(ranges.argmax()), np.sort(ranges)[::-1]
+    alive = ranges[ranges > 0] if ranges.any() else np.zeros(1)
+    picked = np.linspace(0, len(ranges) - 1, min(len(ranges), MAX_PROFILE)).round().astype(int)
+    spread = float(alive.min()), float(np.median(alive)), float(alive.max())
+    return Weights(name, len(ranges), int((ranges == 0).sum()), *spread, widest, short(falling[picked]))
 
 
 def _checked_layer(layer: Any) -> dict[str, Any]:
@@ -102,5 +98,5 @@ def _checked_scale(name: str, given: Any) -> Array:
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"`weight_scales` of layer `{name}` must be numbers, got {given!r}") from error
     if scale.ndim != 1 or not scale.size or not np.isfinite(scale).all() or (scale < 0).any():
-        raise InvalidInputError(f"`weight_scales` of layer `{name}` must be a list of finite numbers >= 0, got {given!r}")
+        raise InvalidInputError(f"`weight_scales` of layer `{name}` must list finite numbers >= 0, got {given!r}")
     return scale

@@ -20,9 +20,10 @@ from klquant.errors import MissingDependencyError
 
 from ..calibration import Calibration
 from ..files import write_atomic
-from .content import Report, describe
+from .content import Report, Tensor, describe
 from .drawing import outline, sparkline
 
+_MISSING = "\N{EN DASH}"
 FOLDER = Path(__file__).parent
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("uPlot.min.js", "tables.js", "charts.js", "layer.js")  # uPlot 1.6.32
@@ -57,6 +58,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "percent": _percent, "sortable": _sortable, "options": _options}
+    environment.filters["share_of_range"] = _share_of_range
     environment.globals |= {"sparkline": sparkline, "outline": outline}
     scripts = {name: _read(name) for name in _SCRIPTS}
     return environment.get_template("page.html").render(
@@ -104,16 +106,22 @@ def _hash_of(script: str) -> str:
 
 def _number(value: float | None, form: str = ".4g") -> str:
     """Return a number for people; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else "∞" if math.isinf(value) else format(value, form)
+    return _MISSING if value is None or math.isnan(value) else "∞" if math.isinf(value) else format(value, form)
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.3g} %"
+    return _MISSING if share is None or math.isnan(share) else f"{100 * share:.3g} %"
 
 
 def _sortable(value: float | None) -> str:
     """Return a number as JavaScript reads it, nothing where there is none."""
     return "" if value is None or math.isnan(value) else "Infinity" if value == math.inf else repr(float(value))
+
+
+def _share_of_range(tensor: Tensor) -> float:
+    """Return the chosen T as a share of the range that the histogram covers."""
+    bars = tensor.bars
+    return min(2 * tensor.chosen.threshold / (bars.bin_width * bars.num_bins), 1.0) if bars else 0.0
 
 
 def _options(settings: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,8 @@
       row.hidden = !row.dataset.name.toLowerCase().includes(wanted) || (warned.checked && !row.matches(".warned"));
     }
     const shown = rows.filter((row) => !row.hidden).length;
-    document.getElementById("filter-count").value = shown === rows.length ? `${shown} tensors` : `${shown} of ${rows.length} tensors`;
+    const count = shown === rows.length ? shown : `${shown} of ${rows.length}`;
+    document.getElementById("filter-count").value = `${count} tensors`;
   };
   name.addEventListener("input", filter);
   warned.addEventListener("input", filter);
