@@ -26,7 +26,7 @@ def counts(seed, *, num_bins, amax=4.0, one_sided=False, total=1_000_000):
 
 def calibration(num_tensors=6, *, num_bins=1001, total=100_000, searched=True, **settings):
     """Return a calibration of tensors with growing amax, every second one never negative."""
-    names = [f"features.{k}.conv" for k in range(num_tensors)]
+    names = [f"features.{3 * k}.conv" for k in range(num_tensors)]
     histograms = {
         name: counts(k, num_bins=num_bins, amax=1.0 + k, one_sided=bool(k % 2), total=total)
         for k, name in enumerate(names)

@@ -1,5 +1,6 @@
 """What a report says about a calibration, how it is drawn, and the page as text. The browser has its own tests."""
 
+import itertools
 import json
 import math
 import re
@@ -51,7 +52,7 @@ def test_every_tensor_has_the_numbers_of_the_calibration(calibration):
 
 
 def test_every_criterion_is_tried_whatever_was_asked_for(calibration):
-    asked = report_cases.calibration(overrides={"features.1.*": {"criterion": "max"}, "features.2.*": {"threshold": 2}})
+    asked = report_cases.calibration(overrides={"features.3.*": {"criterion": "max"}, "features.6.*": {"threshold": 2}})
     candidates = candidate_thresholds(asked.amax, asked.histograms, {})
     tensors = by_name(describe(asked))
     for name, tensor in tensors.items():
@@ -97,7 +98,7 @@ def test_a_fixed_threshold_that_clips_too_much_is_warned_of():
 
 def test_a_range_that_was_cut_is_warned_of(calibration):
     found = calibration._replace(settings=calibration.settings._replace(max_amax=6.0))
-    assert [t.name for t in describe(found).tensors if t.warnings] == ["features.5.conv"]
+    assert [t.name for t in describe(found).tensors if t.warnings] == ["features.15.conv"]
 
 
 def test_a_dead_tensor_has_neither_histogram_nor_criteria(peculiar):
@@ -125,10 +126,12 @@ def test_bars_are_sums_of_the_bins_between_their_edges(num_bins):
     hist = np.random.default_rng(0).integers(1, 1000, num_bins)
     histogram = klquant.Histogram(hist, klquant.histogram(np.zeros(0), num_bins=num_bins, amax=3.0).edges)
     bars = sum_bars(histogram)
-    ends = [(0.5 + min(k * bars.bins_per_bar, num_bins // 2)) * bars.bin_width for k in range(len(bars.counts) // 2 + 1)]
+    ends = [
+        (0.5 + min(k * bars.bins_per_bar, num_bins // 2)) * bars.bin_width for k in range(len(bars.counts) // 2 + 1)
+    ]
     edges = np.array([-end for end in ends[::-1]] + ends)
     at = np.searchsorted((histogram.edges[1:] + histogram.edges[:-1]) / 2, edges)
-    assert bars.counts == [hist[i:j].sum() for i, j in zip(at[:-1], at[1:], strict=True)]
+    assert bars.counts == [hist[i:j].sum() for i, j in itertools.pairwise(at)]
     assert sum(bars.counts) == hist.sum()
     assert len(bars.counts) <= 801
     assert edges[-1] == pytest.approx(3.0)
@@ -202,11 +205,11 @@ def test_a_diagnosis_of_something_else_is_refused(calibration, diagnosis, match)
 def test_a_diagnosis_object_is_read_by_its_json(calibration):
     class Diagnosis:
         def as_json(self):
-            return json.dumps(report_cases.diagnosis(["features.1.conv"]))
+            return json.dumps(report_cases.diagnosis(["features.3.conv"]))
 
     found = describe(calibration, diagnosis=Diagnosis())
-    assert found.diagnosis == report_cases.diagnosis(["features.1.conv"])
-    assert by_name(found)["features.1.conv"].measured_sqnr_db == 30.5
+    assert found.diagnosis == report_cases.diagnosis(["features.3.conv"])
+    assert by_name(found)["features.3.conv"].measured_sqnr_db == 30.5
 
 
 def test_names_are_text_in_the_page(peculiar):
@@ -235,7 +238,9 @@ def test_what_is_not_known_is_said(calibration):
     page = render_html(describe(calibration))
     assert "No diagnosis was given" in page
     assert "No scales were given" in page
-    known = render_html(describe(calibration, diagnosis=report_cases.diagnosis(calibration.amax), weight_scales={"a": [1]}))
+    known = render_html(
+        describe(calibration, diagnosis=report_cases.diagnosis(calibration.amax), weight_scales={"a": [1]})
+    )
     assert "was given:" not in known
     assert "were given:" not in known
 
@@ -282,9 +287,7 @@ def test_the_command_writes_page_and_json(peculiar, tmp_path):
     assert done.exit_code == 0
     assert done.output == f"{page}: 9 tensors, 2 with warnings\n"
     content = json.loads(numbers.read_text(encoding="utf-8"))
-    assert content == plain(
-        describe(peculiar, title="calib.npz", diagnosis=report_cases.diagnosis([HOSTILE]))
-    )
+    assert content == plain(describe(peculiar, title="calib.npz", diagnosis=report_cases.diagnosis([HOSTILE])))
     assert "<title>calib.npz</title>" in page.read_text(encoding="utf-8")
 
 
