@@ -113,23 +113,33 @@ def describe(
     -----
     Cost: every criterion is searched for every tensor, about 10 ms each at 4001 bins.
     """
+    names: Iterable[str] = calibration.amax
+    if progress:
+        from ..progress import tracked  # rich is an optional dependency
+
+        names = tracked(list(names), "report")
     found = None if diagnosis is None else check_diagnosis(diagnosis, calibration.amax)
     measured = {layer["name"]: layer["activation_sqnr_db"] for layer in (found or {"layers": []})["layers"]}
-    unsearched = {name: amax for name, amax in calibration.amax.items() if name not in calibration.thresholds}
-    thresholds = {**calibration._replace(amax=unsearched).search_thresholds(), **calibration.thresholds}
-    calibration = calibration._replace(thresholds=thresholds)
+    calibration = _searched(calibration)
     return Report(
         title=title,
         versions={"klquant": klquant.__version__, "numpy": np.__version__, "python": platform.python_version()},
         settings=calibration.settings.as_json(),
         model=calibration.model,
         num_batches=calibration.num_batches,
-        tensors=[_describe_tensor(calibration, name, measured) for name in _tracked(calibration.amax, progress)],
+        tensors=[_describe_tensor(calibration, name, measured) for name in names],
         weights=None if weight_scales is None else describe_weights(weight_scales, calibration),
         diagnosis=found,
         transforms=calibration.transforms,
         skipped=calibration.skipped,
     )
+
+
+def _searched(calibration: Calibration) -> Calibration:
+    """Return the calibration with a threshold for every tensor."""
+    missing = {name: amax for name, amax in calibration.amax.items() if name not in calibration.thresholds}
+    found = calibration._replace(amax=missing).search_thresholds()
+    return calibration._replace(thresholds={**found, **calibration.thresholds})
 
 
 def _describe_tensor(calibration: Calibration, name: str, measured: Mapping[str, float | None]) -> Tensor:
@@ -185,17 +195,6 @@ def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax:
         numbers = {key: getattr(found, key) for key in ("amax", "threshold", "clipped", "sqnr_db")}
         complaints.append(overclipped(**numbers, alternatives=others))
     return [complaint for complaint in complaints if complaint]
-
-
-def _tracked(names: Iterable[str], progress: bool) -> Iterable[str]:
-    """Yield the names, with a bar where somebody looks."""
-    if not progress:
-        return names
-    from rich.console import Console  # an optional dependency
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(list(names), "report", console=console, disable=not console.is_terminal)
 
 
 def _plain(value: Any) -> Any:
