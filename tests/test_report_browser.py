@@ -168,6 +168,31 @@ def test_a_picked_tensor_has_its_numbers_and_charts(page, report):
     assert current == [tensor.name]
 
 
+LIKENESS = """
+const [chart, share, name] = arguments;
+const [canvas, over] = ["canvas", ".u-over"].map((part) => document.querySelector(`#${chart} ${part}`));
+const [outer, inner] = [canvas, over].map((one) => one.getBoundingClientRect());
+const x = Math.round(inner.left - outer.left + share * inner.width) - 1;
+const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+copy.drawImage(canvas, 0, 0);
+const { data } = copy.getImageData(x, inner.top - outer.top, 3, inner.height);
+const wanted = colour(name).match(/[0-9a-f]{2}/g).map((hex) => parseInt(hex, 16));
+const away = (k) => wanted.reduce((sum, value, c) => sum + Math.abs(value - data[k + c]), 0);
+return Math.min(...Array.from({ length: data.length / 4 }, (_, k) => away(4 * k)));
+"""
+
+
+def test_each_threshold_is_marked_where_it_is(page, report):
+    tensor = next(tensor for tensor in report.tensors if tensor.name == "features.6.conv")
+    page[pick(tensor.name)].click()
+    assert len({round(one.ratio, 2) for one in tensor.criteria.values()}) == 4
+    for name, one in tensor.criteria.items():
+        right = (1 + one.ratio) / 2
+        for chart, share in (("histogram", right), ("histogram", 1 - right), ("divergence", right)):
+            assert page.run(LIKENESS, chart, share, name) < 60
+        assert page.run(LIKENESS, "divergence", 1 - right, name) > 60
+
+
 def test_a_tensor_without_values_has_no_charts(page):
     page[pick(DEAD)].click()
     assert not page["#layer-charts"].is_displayed()

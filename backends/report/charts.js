@@ -19,32 +19,36 @@ function thresholdsOf(tensor) {
   return all.some((one) => one.criterion === tensor.chosen.criterion) ? all : [...all, tensor.chosen];
 }
 
-// Vertical lines at every T, the chosen one thick, each with its name on a line of its own.
+// Vertical lines at every T, the chosen one thick, and over them their names, each in a row of its own.
 function markThresholds(chart, tensor, signs) {
   const { ctx, bbox } = chart;
   const dpr = devicePixelRatio;
+  const all = thresholdsOf(tensor).map((one) => ({ ...one, kind: kindOf(one.criterion) }));
+  const place = (value) => Math.round(chart.valToPos(value, "x", true));
+  const isInside = (x) => x >= bbox.left && x <= bbox.left + bbox.width;
   ctx.save();
-  ctx.font = `${11 * dpr}px system-ui, sans-serif`;
-  thresholdsOf(tensor).forEach((one, k) => {
-    ctx.strokeStyle = colour(kindOf(one.criterion));
-    ctx.lineWidth = (one.criterion === tensor.chosen.criterion ? 2.5 : 1.25) * dpr;
-    ctx.setLineDash(DASHES[kindOf(one.criterion)].map((length) => length * dpr));
-    for (const sign of signs) {
-      const x = Math.round(chart.valToPos(sign * one.threshold, "x", true));
-      if (x < bbox.left || x > bbox.left + bbox.width) continue;
-      ctx.beginPath();
+  for (const { threshold, criterion, kind } of all) {
+    ctx.strokeStyle = colour(kind);
+    ctx.lineWidth = (criterion === tensor.chosen.criterion ? 2.5 : 1.25) * dpr;
+    ctx.setLineDash(DASHES[kind].map((length) => length * dpr));
+    ctx.beginPath();
+    for (const x of signs.map((sign) => place(sign * threshold)).filter(isInside)) {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
-      ctx.stroke();
-      if (sign < 0) continue;
-      const wide = ctx.measureText(one.criterion).width;
-      const left = x - wide - 4 * dpr < bbox.left ? x + 4 * dpr : x - wide - 4 * dpr;
-      const top = bbox.top + (2 + 14 * k) * dpr;
-      ctx.fillStyle = colour("paper");
-      ctx.fillRect(left, top, wide, 13 * dpr);
-      ctx.fillStyle = ctx.strokeStyle;
-      ctx.fillText(one.criterion, left, top + 10 * dpr);
     }
+    ctx.stroke();
+  }
+  ctx.font = `${11 * dpr}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
+  all.forEach(({ threshold, criterion, kind }, k) => {
+    const [x, top, gap] = [place(threshold), bbox.top + (2 + 14 * k) * dpr, 4 * dpr];
+    if (!isInside(x)) return;
+    const wide = ctx.measureText(criterion).width;
+    const left = x - wide - gap < bbox.left ? x + gap : x - wide - gap;
+    ctx.fillStyle = colour("paper");
+    ctx.fillRect(left, top, wide, 13 * dpr);
+    ctx.fillStyle = colour(kind);
+    ctx.fillText(criterion, left, top + 10 * dpr);
   });
   ctx.restore();
 }
