@@ -8,7 +8,7 @@ import onnx
 from .graph import Graph
 from .qdq import DEQUANTIZE, INT8, QUANTIZE, Parameters, parameters, type_name, weight_shape
 
-OPERATOR = "https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/Quantize.html"
+OPERATOR = "https://docs.nvidia.com/deeplearning/tensorrt/operators/docs/Quantize.html"
 LAYER = "https://docs.nvidia.com/deeplearning/tensorrt/api/c_api/classnvinfer1_1_1_i_quantize_layer.html"
 PARSER = "https://github.com/onnx/onnx-tensorrt/blob/main/onnxOpImporters.cpp (QuantDequantLinearHelper)"
 
@@ -77,7 +77,7 @@ def per_tensor_activations(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 RULES = (
     (constant_scale, OPERATOR),
-    (positive_scale, PARSER),
+    (positive_scale, LAYER),
     (zero_point_zero, PARSER),
     (int8_values, PARSER),
     (one_scale_per_channel, PARSER),

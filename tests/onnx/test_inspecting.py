@@ -97,7 +97,7 @@ def test_summary_by_operator():
     ]
 
 
-@pytest.mark.parametrize("network", ("VGG", *onnx_networks.digits_networks.TRAINED))
+@pytest.mark.parametrize("network", ["VGG", *onnx_networks.digits_networks.TRAINED])
 def test_engines_execute_the_layers_of_quantized_networks_in_int8(network):
     model = onnx_networks.load(network)
     calibration = calibrate(model, onnx_networks.digits()[0][:1], criterion="max")
