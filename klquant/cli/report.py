@@ -10,17 +10,15 @@ from klquant.backends.calibration import Calibration
 from klquant.errors import InvalidInputError
 
 from .group import needed
-
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
-_NEW = click.Path(dir_okay=False, path_type=Path)
+from .options import EXISTING, NEW
 
 
 @click.command()
-@click.argument("calibration", type=_EXISTING)
-@click.option("-o", "--out", type=_NEW, default="report.html", show_default=True, help="The page.")
-@click.option("--json", "json_path", type=_NEW, help="Also write the same numbers as JSON to this file.")
+@click.argument("calibration", type=EXISTING)
+@click.option("-o", "--out", type=NEW, default="report.html", show_default=True, help="The page.")
+@click.option("--json", "json_path", type=NEW, help="Also write the same numbers as JSON to this file.")
 @click.option("--title", help="Its heading.  [default: name of the calibration]")
-@click.option("--diagnosis", type=_EXISTING,
+@click.option("--diagnosis", type=EXISTING,
               help="Measured SQNR and sensitivity: a file with what Diagnosis.as_json() gave.")  # fmt: skip
 def report(calibration: Path, out: Path, json_path: Path | None, title: str | None, diagnosis: Path | None) -> None:
     """Write a calibration as one HTML page: thresholds, histograms, warnings.
