@@ -143,7 +143,7 @@ def test_excluded_tensors_are_not_observed():
 def test_overrides_go_by_the_name_of_the_tensor():
     found = calibrate(SMALL, [X], criterion="max", overrides={"r": {"threshold": 0.5}, "y": {"num_bits": 4}})
     assert (found.thresholds["r"].threshold, found.thresholds["r"].criterion) == (0.5, "fixed")
-    assert [layer.num_bits for layer in found.thresholds.values()] == [8, 8, 8, 4]
+    assert [layer.num_bits for layer in found.thresholds.values()] == [8, 8, 4]
 
 
 def test_the_cap_holds():
