@@ -1,6 +1,6 @@
 """How fast INT8 is in the engines, beside the FP32 model in the same engine, on one thread.
 
-Run it by ``pytest tests/bench_engines.py -o python_files='bench_*.py'``; it takes about two minutes. Before anything is
+Run it by ``pytest tests/bench_engines.py -o python_files='bench_*.py'``; it takes about a minute. Before anything is
 timed, every Conv and Gemm of klquant's models must be executed in INT8, and the test images be classified as well as in
 FP32, within 0.4 points. The batch size is free in all models. All that a ratio compares is timed by turns, by the wall
 clock; what loses stays, marked LOSES. Rows of peers, and of OpenVINO in the precision that it takes for FP32 models if
@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,6 @@ import digits_networks
 import numpy as np
 import onnx
 import onnx_networks
-import onnxruntime
-import openvino
 import pytest
 import torch
 from bench_calibration import resnet18
@@ -71,7 +70,7 @@ GROUPS = {
 
 @pytest.fixture(scope="module")
 def report(request):
-    versions = {module.__name__: module.__version__ for module in (onnx, onnxruntime, openvino)}
+    versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime", "openvino")}
     with machine.one_core() as how:
         provenance = {**machine.provenance(cores=how), **versions}
         with collected(request.config.pluginmanager, provenance, title="engines", clock="wall ms") as report:

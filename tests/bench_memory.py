@@ -1,16 +1,16 @@
 """How much memory calibration takes for few and for many images, beside onnxruntime's.
 
-Run it by ``pytest tests/bench_memory.py -o python_files='bench_*.py'``; it takes about two minutes. The digits, scaled
+Run it by ``pytest tests/bench_memory.py -o python_files='bench_*.py'``; it takes about three minutes. The digits, scaled
 up to 64 x 64 pixels, go through the residual net one by one, as onnxruntime joins only batches of one size. Each row
 gives by how many MiB a calibration, in a process of its own, raised the peak that plain runs had left, and its CPU time
 beside one such run over the same images. Where onnxruntime would take more than 6 GiB it gets fewer images. Of all
 images klquant must find the ranges that MinMax finds. With ``KLQUANT_BENCH_JSON=path`` the table is also written there.
 """
 
+from importlib import metadata
+
 import numpy as np
-import onnx
 import onnx_networks
-import onnxruntime
 import pytest
 from calibration_job import Job, measure
 from klquant.backends.onnx import Calibration
@@ -31,7 +31,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def report(request):
-    versions = {module.__name__: module.__version__ for module in (onnx, onnxruntime)}
+    versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
     with machine.one_core() as how:
         provenance = {**machine.provenance(cores=how), **versions}
         with collected(request.config.pluginmanager, provenance, title="memory of calibration") as report:
@@ -61,7 +61,7 @@ def test_memory(report, job):
         number = min(MANY, int(LIMIT * FEW / few.extra_mib))  # it grows by no more than in proportion
         many = measure(case._replace(number=number))
         note = "" if number == MANY else f"more would take over {LIMIT} MiB"
-        wanted = ("<=", 1.05) if label.startswith("klquant") else None
+        wanted = ("<=", 1.1) if label.startswith("klquant") else None
         growth = many.extra_mib / few.extra_mib, f"x {FEW} images", wanted
         add_row(report, f"{label}: {number} images", many, growth, note)
         found[label] = ranges(case)

@@ -13,6 +13,7 @@ and type, weights with the same integer.
 """
 
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,6 @@ import digits_networks
 import numpy as np
 import onnx
 import onnx_networks
-import onnxruntime
 import pytest
 from calibration_job import Job, measure
 from klquant.backends.onnx import Calibration, calibrate, quantize
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def report(request):
-    versions = {module.__name__: module.__version__ for module in (onnx, onnxruntime)}
+    versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
     with machine.one_core() as how:
         provenance = {**machine.provenance(cores=how), **versions}
         with collected(request.config.pluginmanager, provenance, title="calibration of ONNX models") as report:
