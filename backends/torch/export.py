@@ -9,6 +9,7 @@ from torch import nn
 
 from klquant.errors import InvalidInputError, MissingDependencyError
 
+from ..warning import warn
 from .layers import inner_layer
 from .running import check_eval
 from .simulation import quantized_layers
@@ -83,7 +84,10 @@ def export_onnx(
         from .placing import place_as_simulated, place_by_rules
     except ImportError as error:
         raise MissingDependencyError("export_onnx needs ONNX: pip install 'klquant[onnx]' onnxscript") from error
-    names = list(input_names or named_tensors(model, example))
+    names = list(named_tensors(model, example))
+    if input_names is not None and len(input_names) != len(names):
+        raise InvalidInputError(f"`input_names` must name {len(names)} tensors, {names}, got {list(input_names)}")
+    names = list(input_names or names)
     traced = trace(model, example, dynamic_batch=dynamic_batch, input_names=names, output_names=output_names)
     found = remove_marks(traced.model, traced.names, named_outputs=output_names is not None)
     if batches is None and profile != "onnxruntime":
@@ -91,6 +95,8 @@ def export_onnx(
     else:
         arrays = None if batches is None else _Arrays(model, batches, names)
         result = place_by_rules(traced.model, found, profile, arrays)
+    if dynamic_batch:
+        _tell_fixed(traced.model)
     uncalled = quantized_layers(model).keys() - found.layers.values()
     result.skipped.update(dict.fromkeys(sorted(uncalled), "the example does not reach it"))
     if path is not None:
@@ -108,6 +114,13 @@ class _Arrays:
         for batch in self._batches:
             tensors = named_tensors(self._model, batch).values()
             yield {name: tensor.numpy(force=True) for name, tensor in zip(self._names, tensors, strict=True)}
+
+
+def _tell_fixed(model: Any) -> None:
+    """Warn of a batch size that torch fixed."""
+    sizes = [value.type.tensor_type.shape.dim[:1] for value in model.graph.input]
+    if not any(size.dim_param for (size,) in filter(None, sizes)) and any(sizes):
+        warn("the batch size is fixed to that of the example: the model computes with it, perhaps by len(x)")
 
 
 def _check(model: nn.Module) -> None:

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import onnx
 from onnx import helper, numpy_helper
 
-from klquant.errors import ModelError
-
 from ..onnx.graph import read_graph
 from ..onnx.operators import WEIGHTED, activations, is_rectifier
 from ..onnx.planning import EVERYONE
+from ..onnx.tidying import all_nodes
 from .tracing import DOMAIN, ROUNDED
 
 BEFORE_LAYERS = ("Pad", "Unsqueeze")  # what torch puts between a layer's input and its operator; they move values
@@ -57,11 +56,6 @@ def remove_marks(model: onnx.ModelProto, names: Mapping[str, str], *, named_outp
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in found.kept()]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    for node in _all_nodes(model.graph):
-        if node.domain == DOMAIN:
-            raise ModelError(
-                "expected quantized layers outside of branches and loops of the exported graph, got one inside"
-            )
     return found.roundings
 
 
@@ -182,19 +176,12 @@ def _read_mark(node: onnx.NodeProto) -> Mark:
     return Mark(node, said["layer"].decode(), 127 * float(said["scale"]), said["observe"].decode())
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            yield from _all_nodes(attribute.g)
-
-
 def _tidy(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     """Rename initializers, where a name is free; take out what the exporter tells of files and lines."""
     graph = model.graph
     taken = {*(value.name for value in graph.input), *(name for node in graph.node for name in node.output)}
     renamed = {name: plain for name, plain in names.items() if plain not in taken}
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         node.input[:] = [renamed.get(name, name) for name in node.input]
         del node.metadata_props[:]
     for value in (*graph.initializer, *graph.value_info):

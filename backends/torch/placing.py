@@ -1,16 +1,18 @@
 """Put Q/DQ where a simulated model rounds, or where an engine's rules want them."""
 
 import glob
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import onnx
 
 from klquant.errors import InvalidInputError
 
+from ..onnx.calibrating import calibrate
 from ..onnx.graph import Graph, read_graph
 from ..onnx.grids import make_grids, signed
-from ..onnx.operators import MOVING, WEIGHTED, sole_consumer, weight_axis
+from ..onnx.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
 from ..onnx.planning import EVERYONE, Plan
 from ..onnx.preparing import prepare
 from ..onnx.quantizing import Profile, QuantizedModel, quantize
@@ -69,25 +71,48 @@ def place_by_rules(
     for tensor, first, second in found.conflicts:
         raise InvalidInputError(
             f"layers `{first}` and `{second}` must round what they share (`{tensor}`) by one scale for profile "
-            f"`{profile}`, got two; give both the same threshold by `overrides`"
+            f"'{profile}', got two; give both the same threshold by `overrides`"
         )
     prepared = prepare(model)
     graph = read_graph(prepared)
-    thresholds = _in_front_too(graph, found.thresholds)
+    floats = _floats(graph, read_graph(model), found)
+    options: dict[str, Any] = {"profile": profile, "exclude": [glob.escape(name) for name in floats]}
+    thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
-        from ..onnx.calibrating import calibrate
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = quantize(prepared, dict.fromkeys(observed_tensors(graph), 1.0), **options).thresholds
+        thresholds |= _calibrated(prepared, batches, wanted.keys() - thresholds.keys())
+    return quantize(prepared, thresholds, **options)
 
-        calibrated = calibrate(prepared, batches).thresholds
-        thresholds = {name: one.threshold for name, one in calibrated.items()} | thresholds
-    floats = [node.name for node in graph.nodes if node.op_type in WEIGHTED and node.name not in found.layers]
-    return quantize(prepared, thresholds, profile=profile, exclude=[glob.escape(name) for name in floats])
+
+def _floats(graph: Graph, before: Graph, found: Roundings) -> list[str]:
+    """Return the names of what computes as a layer does and is none of the simulation, after and before preparing."""
+    nodes = {node.name: node for node in before.nodes}
+    weights = {nodes[name].input[1] for name in found.layers}
+
+    def is_layer(node: onnx.NodeProto) -> bool:  # a product that was joined with its bias has another name
+        return node.name in found.layers or (node.name not in nodes and node.input[1] in weights)
+
+    return [node.name for node in graph.nodes if node.op_type in WEIGHTED and not is_layer(node)]
 
 
-def _in_front_too(graph: Graph, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Return the thresholds, with those of what only moves values for its input too: it rounds to the same codes."""
+def _calibrated(model: onnx.ModelProto, batches: Iterable[Mapping[str, Any]], names: Set[str]) -> dict[str, float]:
+    """Return T of these tensors, by entropy."""
+    if not names:
+        return {}
+    found = calibrate(model, batches, include=[glob.escape(name) for name in sorted(names)])
+    return {name: layer.threshold for name, layer in found.thresholds.items()}
+
+
+def _through_moves(graph: Graph, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Return the thresholds, with those of tensors that have the same values, only moved."""
     known = dict(thresholds)
-    for node in reversed(graph.nodes):
-        result, source = node.output[0], node.input[0] if node.input else ""
-        if node.op_type in MOVING and result in known and sole_consumer(graph, source) is not None:
+    moves = [(node.input[0], node.output[0]) for node in graph.nodes if node.op_type in MOVING]
+    for source, result in moves:
+        if source in known:
+            known.setdefault(result, known[source])
+    for source, result in reversed(moves):
+        if result in known and sole_consumer(graph, source) is not None:
             known.setdefault(source, known[result])
     return known
