@@ -9,3 +9,22 @@ except ImportError as error:
     raise MissingDependencyError(
         "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
     ) from error
+
+from ..calibration import Calibration
+from ..settings import LayerOptions, Settings
+from ..thresholds import LayerThreshold
+from .calibrating import calibrate
+from .preparing import prepare, save_model
+from .quantizing import QuantizedModel, quantize
+
+__all__ = [
+    "Calibration",
+    "LayerOptions",
+    "LayerThreshold",
+    "QuantizedModel",
+    "Settings",
+    "calibrate",
+    "prepare",
+    "quantize",
+    "save_model",
+]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -13,6 +14,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
 from ..warning import warn
+from .calibrating import fingerprint
 from .graph import Graph, read_graph
 from .grids import Rule, by_sign, make_grids, signed, unsigned
 from .operators import non_negative
@@ -102,17 +104,17 @@ def quantize(
     prepared = prepare(model)
     graph = read_graph(prepared)
     _check_types(prepared, graph)
-    if isinstance(calibration, Calibration) and calibration.model:
-        calibration.check_fits(fingerprint(prepared))
-    thresholds = _thresholds(calibration)
     patterns = _check_patterns(graph, exclude)
+    if isinstance(calibration, Calibration):
+        calibration.check_fits(fingerprint(prepared) if calibration.model else {})
+        patterns += tuple(map(escape, calibration.skipped))
+    thresholds = _thresholds(calibration)
     if profile == "onnxruntime":
         plan = operators(graph, thresholds, patterns)
     else:
         plan = explicit(graph, thresholds, patterns, layers_only=as_simulated or profile == "openvino")
     grids = make_grids(plan, thresholds, non_negative(graph), signed if as_simulated else RULES[profile])
     written = write_qdq(prepared, plan, grids, int_bias=profile == "onnxruntime", reduce_range=reduce_range)
-    onnx.checker.check_model(written)
     _tell(plan)
     return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
 

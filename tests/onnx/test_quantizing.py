@@ -98,6 +98,11 @@ def test_what_was_excluded_is_told_and_not_warned_of():
     assert list(found.skipped.values()) == ["excluded"]
 
 
+def test_what_was_not_calibrated_on_purpose_is_not_warned_of():
+    calibration = calibrate(small(), [X], exclude="r", criterion="max")
+    assert list(quantize(small(), calibration).skipped.values()) == ["excluded"]
+
+
 def test_a_model_without_layers_is_warned_of():
     with pytest.warns(klquant.CalibrationWarning, match="no operator that can be quantized"):
         quantize(build(IMAGE, "float y", "y = Exp(x)"), {"x": 1.0})

@@ -1,0 +1,127 @@
+"""From a float model and data to the thresholds of its activations."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from klquant.errors import InvalidInputError
+
+from ..calibration import Calibration, Fingerprint
+from ..settings import Criterion, Settings
+from ..thresholds import search_thresholds
+from .graph import FLOATS, read_graph
+from .observing import Providers, collect_amax, collect_histograms, open_session
+from .operators import observed_tensors
+from .preparing import prepare
+from .tidying import first_output
+
+EXCLUDED = "excluded by the settings"
+logger = logging.getLogger("klquant")
+
+
+def calibrate(
+    model: onnx.ModelProto | str | Path,
+    batches: Iterable[Any],
+    *,
+    criterion: Criterion = "entropy",
+    progress: bool = False,
+    providers: Providers = ("CPUExecutionProvider",),
+    **settings: Any,
+) -> Calibration:
+    """Run a model over calibration data and choose the threshold of every activation that may be quantized.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, or path of one
+        In floating point; see :func:`prepare`. It is not changed.
+    batches : iterable
+        Calibration data: a list of batches, a DataLoader, ... It is gone through twice. A batch is a mapping by input
+        name, a tuple or list in the order of the inputs, or an array if there is one input; of NumPy or of what
+        ``numpy.asarray`` takes, of any size where the model's is free.
+    criterion : {"entropy", "max", "percentile", "mse"}
+        How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`.
+    progress : bool
+        Show bars on a terminal.
+    providers : sequence
+        Of onnxruntime: where the model runs.
+    **settings
+        Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
+        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (204800, a cap on the observed range),
+        ``include`` and ``exclude`` (patterns), ``overrides`` (LayerOptions by pattern).
+
+    Returns
+    -------
+    Calibration
+        By name of the tensor: amax, histogram and threshold.
+
+    Raises
+    ------
+    InvalidInputError
+        For an iterator (it can be gone through only once), no batches, a batch that does not fit the inputs (naming
+        batch and input), NaN or infinity in a tensor (naming both), other data in the second pass than in the first.
+    ModelError
+        If onnxruntime fails on a batch, naming it.
+
+    Notes
+    -----
+    The counts are integers over ranges that are known before: neither the split of the data into batches nor their
+    order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
+    tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
+    """
+    chosen = _check(batches, criterion, settings)
+    prepared = prepare(model)
+    tensors = observed_tensors(read_graph(prepared))
+    chosen.check_patterns(tensors)
+    names = list(chosen.resolve(tensors))
+    if not names:
+        raise InvalidInputError(f"expected tensors that may be quantized, got none of {len(tensors)}")
+    skipped = {name: EXCLUDED for name in tensors if name not in names}
+    found = Calibration.of(chosen)._replace(model=fingerprint(prepared), skipped=skipped)
+    with open_session(prepared, names, providers) as observed:
+        described = ("pass 1: ranges", "pass 2: histograms") if progress else ("", "")
+        amax, number = collect_amax(observed, batches, described[0])
+        logger.info("pass 1: the ranges of %d tensors in %d batches", len(names), number)
+        amax = {name: min(value, chosen.max_amax) for name, value in amax.items()}
+        histograms, again = collect_histograms(observed, batches, amax, chosen, described[1])
+        logger.info("pass 2: %d histograms", len(histograms))
+    if again != number:
+        raise InvalidInputError(f"expected the {number} batches of pass 1, got {again} in pass 2")
+    calls = dict.fromkeys(names, 1)
+    found = found._replace(amax=amax, histograms=histograms, calls=calls, num_batches=number)
+    return found._replace(thresholds=found.search_thresholds(criterion=criterion))
+
+
+def _check(batches: Iterable[Any], criterion: Criterion, settings: dict[str, Any]) -> Settings:
+    """Refuse what cannot be done before the model is run."""
+    search_thresholds({}, {}, criterion=criterion)
+    chosen = Settings.make(**settings)
+    if isinstance(batches, Iterator):
+        raise InvalidInputError(
+            f"`batches` must be an iterable that can be gone through twice, got the one-shot {type(batches).__name__}; "
+            "pass a list or a DataLoader"
+        )
+    if chosen.passes != 2:
+        raise InvalidInputError(f"`passes` must be 2 for ONNX models, got {chosen.passes}")
+    if chosen.observe != "inputs" or any(layer.observe for layer in chosen.overrides.values()):
+        raise InvalidInputError("`observe` has no meaning for ONNX models: tensors are observed, by their own names")
+    return chosen
+
+
+def fingerprint(model: onnx.ModelProto) -> dict[str, Fingerprint]:
+    """Return the fingerprint of every node of a prepared model that has weights, by the name of its output."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS}
+    found = {}
+    for node in model.graph.node:
+        own = [weights[name] for name in node.input if name in weights]
+        if own:
+            shapes = ", ".join(f"{tuple(t.dims)} {onnx.TensorProto.DataType.Name(t.data_type).lower()}" for t in own)
+            digest = hashlib.sha256()
+            for tensor in own:
+                digest.update(numpy_helper.to_array(tensor).tobytes())
+            found[first_output(node)] = Fingerprint(f"{node.op_type}({shapes})", digest.hexdigest())
+    return found

@@ -1,0 +1,86 @@
+"""Batches of any form, as the arrays by input name that onnxruntime takes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import onnx
+
+from klquant.errors import InvalidInputError
+
+from .graph import Graph
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+class Input(NamedTuple):
+    """What a model wants to be given."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...] | None
+    """Sizes, or names of sizes that are free; None if not even the rank is known."""
+
+
+def read_inputs(model: onnx.ModelProto, graph: Graph) -> list[Input]:
+    """Return the inputs of a model in their order."""
+    values = {value.name: value for value in model.graph.input}
+    return [_read_input(values[name]) for name in graph.inputs]
+
+
+def _read_input(value: onnx.ValueInfoProto) -> Input:
+    tensor = value.type.tensor_type
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise InvalidInputError(f"input `{value.name}` must be a tensor, got {value.type.WhichOneof('value')}")
+    sizes = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
+    shape = tuple(sizes) if tensor.HasField("shape") else None
+    return Input(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+
+
+def make_feed(batch: Any, inputs: Sequence[Input]) -> dict[str, Array]:
+    """Return a batch by input name: from a mapping, from a tuple or list in the order of the inputs, or from an array.
+
+    Raises InvalidInputError, naming the input, for one too many or missing, another dtype (floats are converted), and
+    a size that the model does not take.
+    """
+    names = [wanted.name for wanted in inputs]
+    if not isinstance(batch, Mapping):
+        items = batch if isinstance(batch, tuple | list) else [batch]
+        if len(items) != len(names):
+            raise InvalidInputError(f"expected {len(names)} arrays, for inputs {_list(names)}, got {len(items)}")
+        batch = dict(zip(names, items, strict=True))
+    if missing := [name for name in names if name not in batch]:
+        raise InvalidInputError(f"expected all of the inputs {_list(names)}, got none for {_list(missing)}")
+    if unknown := [name for name in batch if name not in names]:
+        raise InvalidInputError(f"expected only the inputs {_list(names)}, got {_list(unknown)} too")
+    return {wanted.name: _convert(batch[wanted.name], wanted) for wanted in inputs}
+
+
+def _list(names: Sequence[Any]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _convert(value: Any, wanted: Input) -> Array:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # of any library that the value comes from
+        raise InvalidInputError(
+            f"input `{wanted.name}` must be an array, got {type(value).__name__}: {error}"
+        ) from error
+    if array.dtype != wanted.dtype:
+        if not (array.dtype.kind == wanted.dtype.kind == "f"):
+            raise InvalidInputError(f"input `{wanted.name}` must be {wanted.dtype}, got {array.dtype}")
+        with np.errstate(over="ignore"):  # infinity is found where it is observed
+            array = array.astype(wanted.dtype)
+    if not _fits(array.shape, wanted.shape):
+        shape = "(" + ", ".join(map(str, wanted.shape or ())) + ")"
+        raise InvalidInputError(f"input `{wanted.name}` must have shape {shape}, got {array.shape}")
+    return array
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...] | None) -> bool:
+    if wanted is None:
+        return True
+    return len(shape) == len(wanted) and all(
+        isinstance(size, str) or size == given for given, size in zip(shape, wanted, strict=True)
+    )

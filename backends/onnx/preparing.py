@@ -1,0 +1,171 @@
+"""The form of a model that is calibrated and quantized: checked, float, its constants and BatchNorms folded.
+
+All goes through files in a temporary directory, with the weights beside the graph: protobuf holds 2 GB and no more.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnxruntime
+from onnx.external_data_helper import uses_external_data
+
+from klquant.errors import InvalidInputError, KLQuantError
+
+from ..files import write_atomic
+from .halves import casts_halves, without_inserted_casts
+from .tidying import all_nodes, sort_values, tidy
+
+MIN_OPSET = 13  # the first with scales per channel
+MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
+MAX_BYTES = 2_000_000_000  # of one file, a little below what protobuf can hold
+_NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
+
+
+def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """Return a model in the form that is calibrated and quantized.
+
+    Constants become initializers, identities and dropouts go, BatchNorm is folded into what feeds it and a constant
+    that is added to a product into a Gemm, by onnxruntime's basic optimization; local functions are inlined.
+    The names of inputs, outputs and of the tensors that stay are kept, every node gets a name of its own, and shapes
+    and types are inferred as far as they go.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, or path of one
+        In floating point. With weights in files beside it if given by path. It is not changed.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Of opset 13 at least. The same bytes for the same model; preparing it again changes nothing.
+
+    Raises
+    ------
+    InvalidInputError
+        For what is no valid ONNX model or already quantized, an opset that cannot be raised, operators that
+        onnxruntime does not know; naming the file. A missing file is a FileNotFoundError.
+
+    Notes
+    -----
+    A model that casts between float16 and wider types stays unoptimized: onnxruntime on CPUs computes float16 in
+    float32, and its own casts could not be told from the model's.
+    """
+    name = f"`{model}`" if isinstance(model, str | Path) else "`model`"
+    with _wanted(f"{name} must be a valid ONNX model"):
+        given = _read(model)
+    _refuse_quantized(name, given)
+    _free_weights(given)
+    with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
+        with _wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
+            path = write_model(_raise_opset(given), Path(folder) / "given.onnx")
+        with _wanted(f"{name} must be a valid ONNX model"):
+            onnx.checker.check_model(str(path))
+            given = onnx.load(str(path), load_external_data=False)
+        with _wanted(f"{name} must be a model that onnxruntime can run"):
+            optimized = given if casts_halves(given) else _optimized(path)
+        tidy(optimized, like=given)
+        with _wanted(f"{name} must have consistent shapes and types"):
+            prepared = onnx.shape_inference.infer_shapes(optimized, data_prop=True)
+            sort_values(prepared.graph)
+        onnx.load_external_data_for_model(prepared, folder)
+    return prepared
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a model, with what is large in a file beside it; that is no longer in `model` then."""
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    return path
+
+
+def save_model(model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
+    """Write a model, whole or not at all; if it is larger than `max_bytes`, with its weights in ``<name>.data``.
+
+    Of two files the model itself comes last, and an old one goes first: never stands an old model with new weights.
+    """
+    path = Path(path)
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < max_bytes:
+        write_atomic(path, model.SerializeToString())
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        written = write_model(_copy(model), Path(folder) / path.name)
+        data = written.with_name(f"{path.name}.data")
+        for file in (data, written):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        path.unlink(missing_ok=True)
+        data.replace(path.with_name(data.name))
+        written.replace(path)
+
+
+@contextmanager
+def _wanted(wish: str) -> Iterator[None]:
+    """Turn what onnx and onnxruntime raise into an error that says what was wanted."""
+    try:
+        yield
+    except (KLQuantError, OSError):
+        raise
+    except Exception as error:  # each library has its own, and protobuf one more
+        raise InvalidInputError(f"{wish}, got: {error}") from error
+
+
+def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """Return a copy with all its weights."""
+    if isinstance(model, str | Path):
+        return onnx.load(str(model))
+    if not isinstance(model, onnx.ModelProto):
+        raise InvalidInputError(f"`model` must be an onnx.ModelProto or a path, got {type(model).__name__}")
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            raise InvalidInputError(
+                f"weights must be loaded, got `{tensor.name}` in another file; pass the path instead"
+            )
+    return _copy(model)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:
+    for node in chain(all_nodes(model.graph), *(function.node for function in model.functions)):
+        kind = node.op_type
+        if kind.endswith(("QuantizeLinear", "DequantizeLinear", "Integer")) or kind.startswith("QLinear"):
+            raise InvalidInputError(f"{name} must be a float model, got {kind} in node `{node.name}`")
+
+
+def _free_weights(model: onnx.ModelProto) -> None:
+    """Take the initializers out of the inputs, where they count as defaults that may change."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in weights]:
+        model.graph.input.remove(value)
+    if 0 < model.ir_version < MIN_IR:
+        model.ir_version = MIN_IR
+
+
+def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), MIN_OPSET)
+    return model if opset >= MIN_OPSET else onnx.version_converter.convert_version(model, MIN_OPSET)
+
+
+def _optimized(path: Path) -> onnx.ModelProto:
+    """Return what onnxruntime's basic optimization makes of a model, with its weights in a file beside `path`."""
+    target = path.with_name("optimized.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # errors are raised
+    options.optimized_model_filepath = str(target)
+    key = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{key}_file_name", f"{target.name}.data")
+    options.add_session_config_entry(f"{key}_min_size_in_bytes", "1024")
+    cpu = ["CPUExecutionProvider"]  # wherever calibration runs: the names and weights are the same
+    onnxruntime.InferenceSession(str(path), options, providers=cpu, disabled_optimizers=_NOT_WANTED)
+    return without_inserted_casts(onnx.load(str(target), load_external_data=False))

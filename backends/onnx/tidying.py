@@ -1,0 +1,82 @@
+"""One form for what means the same: what onnxruntime leaves to chance is put in order, so that nothing changes twice."""
+
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from heapq import heappop, heappush
+from math import inf
+
+import onnx
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph, and of the bodies of its branches and loops."""
+    for node in graph.node:
+        yield from with_inner(node)
+
+
+def with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Yield a node, and those of its bodies."""
+    yield node
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from all_nodes(body)
+
+
+def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
+    """Bring the nodes into the order that they have in another model, where they are; name each; sort the rest by name."""
+    for node in all_nodes(model.graph):
+        node.attribute.sort(key=lambda attribute: attribute.name)
+    model.graph.initializer.sort(key=lambda tensor: tensor.name)
+    _order_nodes(model.graph, like.graph)
+    _name_nodes(model.graph)
+    used = {"", *(node.domain for node in all_nodes(model.graph))}
+    for opset in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(opset)
+    return model
+
+
+def sort_values(graph: onnx.GraphProto) -> None:
+    """Bring the types of what nodes give into their order, and drop all others."""
+    order = _positions(graph)
+    for value in [value for value in graph.value_info if value.name not in order]:
+        graph.value_info.remove(value)
+    graph.value_info.sort(key=lambda value: order[value.name])
+
+
+def _positions(graph: onnx.GraphProto) -> dict[str, int]:
+    return {name: k for k, name in enumerate(name for node in graph.node for name in node.output if name)}
+
+
+def _order_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
+    """Sort by the positions of outputs in the other graph, but what a node reads comes before it in any case."""
+    wanted = _positions(like)
+    givers = {name: first_output(node) for node in graph.node for name in node.output if name}
+    reads = {first_output(node): {name for inner in with_inner(node) for name in inner.input} for node in graph.node}
+    sorter = TopologicalSorter({key: {givers[name] for name in names & givers.keys()} for key, names in reads.items()})
+    sorter.prepare()
+    ready: list[tuple[float, str]] = []
+    order: dict[str, int] = {}
+    while sorter.is_active():
+        for key in sorter.get_ready():
+            heappush(ready, (wanted.get(key, inf), key))
+        first = heappop(ready)[1]
+        order[first] = len(order)
+        sorter.done(first)
+    graph.node.sort(key=lambda node: order[first_output(node)])
+
+
+def first_output(node: onnx.NodeProto) -> str:
+    """Return the name of the first output that a node has."""
+    return next(filter(None, node.output), "")
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name each node that has no name, or that of one before it, after its operator and its first output."""
+    taken, seen = {node.name for node in graph.node}, {""}
+    for node in graph.node:
+        if node.name in seen:
+            node.name = f"{node.op_type}_{first_output(node)}"
+            while node.name in taken:
+                node.name += "_"
+        seen.add(node.name)
+        taken.add(node.name)
