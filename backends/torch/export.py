@@ -1,6 +1,6 @@
 """From a simulated model to an ONNX model that an engine executes in INT8."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,28 +77,14 @@ def export_onnx(
     :func:`klquant.backends.onnx.quantize`; thresholds of the simulation win over new ones.
     """
     _check(model)
-    try:
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    _need_onnx()
+    from .placing import check_profile, place
 
-        from .marks import remove_marks
-        from .placing import place_as_simulated, place_by_rules
-    except ImportError as error:
-        raise MissingDependencyError("export_onnx needs ONNX: pip install 'klquant[onnx]' onnxscript") from error
-    names = list(named_tensors(model, example))
-    if input_names is not None and len(input_names) != len(names):
-        raise InvalidInputError(f"`input_names` must name {len(names)} tensors, {names}, got {list(input_names)}")
-    names = list(input_names or names)
-    traced = trace(model, example, dynamic_batch=dynamic_batch, input_names=names, output_names=output_names)
-    found = remove_marks(traced.model, traced.names, named_outputs=output_names is not None)
-    if batches is None and profile != "onnxruntime":
-        result = place_as_simulated(traced.model, found)
-    else:
-        arrays = None if batches is None else _Arrays(model, batches, names)
-        result = place_by_rules(traced.model, found, profile, arrays)
+    check_profile(profile)
+    traced = trace(model, example, dynamic_batch=dynamic_batch, input_names=input_names, output_names=output_names)
+    result = place(traced, profile, None if batches is None else _Arrays(model, batches, traced.inputs))
     if dynamic_batch:
-        _tell_fixed(traced.model)
-    uncalled = quantized_layers(model).keys() - found.layers.values()
-    result.skipped.update(dict.fromkeys(sorted(uncalled), "the example does not reach it"))
+        _tell_fixed(result)
     if path is not None:
         result.save(path)
     return result
@@ -107,20 +93,36 @@ def export_onnx(
 class _Arrays:
     """Batches as an ONNX model takes them, to be gone through more than once."""
 
-    def __init__(self, model: nn.Module, batches: Iterable[Any], names: list[str]) -> None:
-        self._model, self._batches, self._names = model, batches, names
+    def __init__(self, model: nn.Module, batches: Iterable[Any], inputs: Mapping[str, str]) -> None:
+        if isinstance(batches, Iterator):
+            raise InvalidInputError(
+                f"`batches` must be an iterable that can be gone through twice, got the one-shot "
+                f"{type(batches).__name__}; pass a list or a DataLoader"
+            )
+        self._model, self._batches, self._inputs = model, batches, inputs
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._batches:
-            tensors = named_tensors(self._model, batch).values()
-            yield {name: tensor.numpy(force=True) for name, tensor in zip(self._names, tensors, strict=True)}
+            tensors = named_tensors(self._model, batch).items()
+            yield {self._inputs.get(name, name): tensor.numpy(force=True) for name, tensor in tensors}
 
 
-def _tell_fixed(model: Any) -> None:
+def _tell_fixed(result: "QuantizedModel") -> None:
     """Warn of a batch size that torch fixed."""
-    sizes = [value.type.tensor_type.shape.dim[:1] for value in model.graph.input]
-    if not any(size.dim_param for (size,) in filter(None, sizes)) and any(sizes):
+    shapes = [value.type.tensor_type.shape.dim for value in result.model.graph.input]
+    if any(shapes) and not any(shape[0].dim_param for shape in shapes if shape):
         warn("the batch size is fixed to that of the example: the model computes with it, perhaps by len(x)")
+
+
+def _need_onnx() -> None:
+    if not hasattr(torch.onnx, "ops"):
+        raise MissingDependencyError(f"export_onnx needs torch 2.8 or later, got {torch.__version__}")
+    try:
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+
+        from .. import onnx  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("export_onnx needs ONNX: pip install 'klquant[onnx]' onnxscript") from error
 
 
 def _check(model: nn.Module) -> None:

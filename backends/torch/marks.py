@@ -11,7 +11,7 @@ from ..onnx.graph import read_graph
 from ..onnx.operators import WEIGHTED, activations, is_rectifier
 from ..onnx.planning import EVERYONE
 from ..onnx.tidying import all_nodes
-from .tracing import DOMAIN, ROUNDED
+from .tracing import DOMAIN, ROUNDED, Traced
 
 BEFORE_LAYERS = ("Pad", "Unsqueeze")  # what torch puts between a layer's input and its operator; they move values
 
@@ -38,33 +38,33 @@ class Mark(NamedTuple):
     observe: str
 
 
-def remove_marks(model: onnx.ModelProto, names: Mapping[str, str], *, named_outputs: bool) -> Roundings:
-    """Make a traced model one in floating point, in place; initializers are renamed as `names` says.
-
-    Outputs that are called after a mark are called after what it marks instead, unless a person named them.
+def remove_marks(traced: Traced) -> Roundings:
+    """Make a traced model one in floating point, in place, with the names of the user's.
 
     A mark becomes an Identity where it cannot just go: if another layer rounds the tensor by another scale, if the
-    tensor is a constant, or both the tensor and what it is rounded to are outputs of the graph.
+    tensor is a constant, or both the tensor and what it is rounded to are outputs of the graph. Outputs that are called
+    after a mark are called after what it marks instead, unless a person named them.
     """
-    _tidy(model, names)
-    found = _Finder(model, named_outputs=named_outputs)
-    for node in [node for node in model.graph.node if node.domain == DOMAIN]:
+    graph = traced.model.graph
+    _tidy(traced.model, traced.initializers)
+    found = _Finder(traced)
+    for node in [node for node in graph.node if node.domain == DOMAIN]:
         if node.op_type == ROUNDED:
             found.add(_read_mark(node))
         else:
             found.remove(node)
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in found.kept()]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    del graph.node[:]
+    graph.node.extend(kept)
     return found.roundings
 
 
 class _Finder:
     """Takes marks out of a graph, one by one in their order."""
 
-    def __init__(self, model: onnx.ModelProto, *, named_outputs: bool) -> None:
-        self.graph = read_graph(model)
-        self._outputs, self._named = model.graph.output, named_outputs
+    def __init__(self, traced: Traced) -> None:
+        self.graph = read_graph(traced.model)
+        self._outputs, self._named = traced.model.graph.output, traced.named_outputs
         self.roundings = Roundings({}, {}, {}, [])
         self._consumers = {name: list(nodes) for name, nodes in self.graph.consumers.items()}
         self._first: dict[str, str] = {}  # the layer that rounds a tensor

@@ -15,15 +15,35 @@ from ..onnx.grids import make_grids, signed
 from ..onnx.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
 from ..onnx.planning import EVERYONE, Plan
 from ..onnx.preparing import prepare
-from ..onnx.quantizing import Profile, QuantizedModel, quantize
+from ..onnx.quantizing import RULES, Profile, QuantizedModel, quantize
 from ..onnx.writing import write_qdq
-from .marks import Roundings
+from .marks import Roundings, remove_marks
+from .tracing import Traced
 
 UNROUNDED = "the simulation does not round what enters it"
 FLOAT = "the simulation computes it in floating point"
+UNREACHED = "the example does not reach it"
 
 
-def place_as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
+def place(traced: Traced, profile: Profile, batches: Iterable[Mapping[str, Any]] | None) -> QuantizedModel:
+    """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of a profile."""
+    found = remove_marks(traced)
+    if batches is None and profile != "onnxruntime":
+        result = _as_simulated(traced.model, found)
+    else:
+        result = _by_rules(traced.model, found, profile, batches)
+    reached = set(found.layers.values())
+    result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
+    return result
+
+
+def check_profile(profile: str) -> None:
+    """Refuse a profile that there is not."""
+    if profile not in RULES:
+        raise InvalidInputError(f"`profile` must be one of {', '.join(RULES)}, got {profile!r}")
+
+
+def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
     """Return the model with Q/DQ where the simulation rounds, and nowhere else."""
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     graph = read_graph(model)
@@ -64,7 +84,7 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
     return plan
 
 
-def place_by_rules(
+def _by_rules(
     model: onnx.ModelProto, found: Roundings, profile: Profile, batches: Iterable[Mapping[str, Any]] | None
 ) -> QuantizedModel:
     """Return the model with Q/DQ by the rules of a profile; what the simulation does not know is calibrated."""
@@ -83,7 +103,8 @@ def place_by_rules(
             warnings.simplefilter("ignore")
             wanted = quantize(prepared, dict.fromkeys(observed_tensors(graph), 1.0), **options).thresholds
         thresholds |= _calibrated(prepared, batches, wanted.keys() - thresholds.keys())
-    return quantize(prepared, thresholds, **options)
+    result = quantize(prepared, thresholds, **options)
+    return result._replace(skipped={**result.skipped, **dict.fromkeys(floats, FLOAT)})
 
 
 def _floats(graph: Graph, before: Graph, found: Roundings) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from klquant.errors import ModelError
+from klquant.errors import InvalidInputError, ModelError
 
 from .layers import LayerWrapper, inner_layer
 from .running import copy_model
@@ -36,8 +36,14 @@ class Traced(NamedTuple):
     model: Any
     """An onnx.ModelProto in floating point; ``klquant.Rounded`` stands where an activation is rounded, ``klquant.Kept``
     behind a layer, so that nothing is folded into its weights: they are rounded already."""
-    names: dict[str, str]
+    layers: list[str]
+    """The names of the quantized layers."""
+    inputs: dict[str, str]
+    """What the inputs are called, by names of the arguments."""
+    initializers: dict[str, str]
     """What the initializers are called in the user's model, by their names in this one."""
+    named_outputs: bool
+    """Whether a person named the outputs."""
 
 
 class _MarkedLayer(QuantizedLayer):
@@ -83,31 +89,36 @@ def trace(
     example: Any,
     *,
     dynamic_batch: bool,
-    input_names: Sequence[str],
+    input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> Traced:
     """Return the model as ONNX; errors of torch become a ModelError."""
+    arguments = list(named_tensors(model, example))
+    inputs = list(input_names or arguments)
+    if len(inputs) != len(arguments):
+        raise InvalidInputError(f"`input_names` must name {len(arguments)} tensors, {arguments}, got {inputs}")
     marked = _with_marks(model)
     called = _Called(marked, example)
+    shapes = _shapes(called.tensors()) if dynamic_batch else None
     with _quiet():
         try:
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(  # Any: None only without dynamo
                 called,
                 (called.tensors(),),
                 dynamo=True,
                 verbose=False,
-                input_names=input_names,
+                input_names=inputs,
                 output_names=output_names,
-                dynamic_shapes=_shapes(called.tensors()) if dynamic_batch else None,
+                dynamic_shapes=shapes,
             )
         except Exception as error:
             cause = error.__cause__ or error
             reason = str(cause).strip().partition("\n\n")[0]
             raise ModelError(f"torch cannot export the model, with {type(cause).__name__}: {reason}") from error
-    assert program is not None  # noqa: S101 (None only without dynamo)
-    return Traced(
-        program.model_proto, _plain_names(marked, (one.name for one in program.model_proto.graph.initializer))
-    )
+    traced = program.model_proto
+    names = _plain_names(marked, (tensor.name for tensor in traced.graph.initializer))
+    layers = list(quantized_layers(model))
+    return Traced(traced, layers, dict(zip(arguments, inputs, strict=True)), names, output_names is not None)
 
 
 def _with_marks(model: nn.Module) -> nn.Module:
