@@ -10,7 +10,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "klquant":
             raise
-        sys.exit(f"klquant: the command line needs {error.name}: pip install 'klquant[demo]'")
+        sys.stderr.write(f"klquant: the command line needs {error.name}: pip install 'klquant[cli]'\n")
+        sys.exit(2)
     cli(prog_name="klquant")
 
 

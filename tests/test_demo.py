@@ -128,8 +128,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_missing_library_is_one_line_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "klquant.demo.digits", None)
+    monkeypatch.delitem(sys.modules, "klquant.demo.digits")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     run = CliRunner().invoke(cli, ["demo"])
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert "Traceback" not in run.output
     assert "pip install 'klquant[demo]'" in run.output

@@ -14,17 +14,24 @@ from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .calibrating import calibrate
+from .inspecting import NodeReport, OperatorCount, inspect, summarize
 from .preparing import prepare, save_model
 from .quantizing import QuantizedModel, quantize
+from .tensorrt_engine import check_tensorrt
 
 __all__ = [
     "Calibration",
     "LayerOptions",
     "LayerThreshold",
+    "NodeReport",
+    "OperatorCount",
     "QuantizedModel",
     "Settings",
     "calibrate",
+    "check_tensorrt",
+    "inspect",
     "prepare",
     "quantize",
     "save_model",
+    "summarize",
 ]

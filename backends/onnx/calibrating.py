@@ -79,8 +79,8 @@ def calibrate(
     chosen.check_patterns(tensors)
     names = list(chosen.resolve(tensors))
     if not names:
-        raise InvalidInputError(f"expected tensors that may be quantized, got none of {len(tensors)}")
-    skipped = {name: EXCLUDED for name in tensors if name not in names}
+        raise InvalidInputError(f"expected tensors that may be quantized, got none; {len(tensors)} are excluded")
+    skipped = {name: EXCLUDED for name in tensors if name not in set(names)}
     found = Calibration.of(chosen)._replace(model=fingerprint(prepared), skipped=skipped)
     with open_session(prepared, names, providers) as observed:
         described = ("pass 1: ranges", "pass 2: histograms") if progress else ("", "")

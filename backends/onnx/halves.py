@@ -18,7 +18,7 @@ def casts_halves(model: onnx.ModelProto) -> bool:
 def without_inserted_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model as it was in float16: tensors have the names again that onnxruntime's casts were named after."""
     graph = model.graph
-    for node in [node for node in graph.node if node.name.startswith(_INSERTED)]:
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.name.startswith(_INSERTED)]:
         graph.node.remove(node)
     for value in [value for value in graph.value_info if value.name.startswith(_INSERTED)]:
         graph.value_info.remove(value)

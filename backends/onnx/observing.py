@@ -118,10 +118,10 @@ def _look(observed: Observed, batch: Any, see: Observer, where: str) -> None:
         outputs = observed.session.run(inner, feed)
     except Exception as error:  # onnxruntime has a dozen, with no common base
         raise ModelError(f"{where}: onnxruntime failed, with {type(error).__name__}: {error}") from error
-    for name, tensor in (feed | dict(zip(inner, outputs, strict=False))).items():  # all outputs, if none is asked for
-        if name in observed.names:
-            with _located(f"tensor `{name}`, {where}"):
-                see(name, tensor)
+    tensors = feed | dict(zip(inner, outputs, strict=False))  # where none is asked for, all outputs come
+    for name in observed.names:
+        with _located(f"tensor `{name}`, {where}"):
+            see(name, tensors[name])
 
 
 @contextmanager

@@ -73,6 +73,8 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
             prepared = onnx.shape_inference.infer_shapes(optimized, data_prop=True)
             sort_values(prepared.graph)
         onnx.load_external_data_for_model(prepared, folder)
+    for tensor in prepared.graph.initializer:
+        tensor.ClearField("data_location")  # which may be said or left unsaid
     return prepared
 
 
@@ -122,9 +124,7 @@ def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         raise InvalidInputError(f"`model` must be an onnx.ModelProto or a path, got {type(model).__name__}")
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
-            raise InvalidInputError(
-                f"weights must be loaded, got `{tensor.name}` in another file; pass the path instead"
-            )
+            raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path")
     return _copy(model)
 
 

@@ -1,4 +1,4 @@
-"""One form for what means the same: what onnxruntime leaves to chance is put in order, so that nothing changes twice."""
+"""One form for what means the same: order and names that onnxruntime leaves to chance or leaves out."""
 
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -23,7 +23,7 @@ def with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
-    """Bring the nodes into the order that they have in another model, where they are; name each; sort the rest by name."""
+    """Bring the nodes into the order of another model, name each of them, sort all else by name."""
     for node in all_nodes(model.graph):
         node.attribute.sort(key=lambda attribute: attribute.name)
     model.graph.initializer.sort(key=lambda tensor: tensor.name)

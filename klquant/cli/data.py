@@ -1,0 +1,195 @@
+"""Calibration data as the command line names them: batches that are read one at a time, as often as needed."""
+
+import importlib
+import sys
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+
+from klquant.errors import InvalidInputError
+
+from .images import SUFFIXES as IMAGES
+from .images import ImageOptions, load_image
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+ARRAYS = (".npy", ".npz")
+_EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
+
+
+class Batches(Sequence[Any]):
+    """Batches that are loaded when they are asked for, and not kept."""
+
+    def __init__(self, parts: Sequence[Any], load: Callable[[Any], Any]) -> None:
+        self._parts, self._load = parts, load
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Batches": ...
+    def __getitem__(self, index: int | slice) -> Any:
+        part = self._parts[index]
+        return Batches(part, self._load) if isinstance(index, slice) else self._load(part)
+
+
+class FunctionBatches(Iterable[Any]):
+    """What a function of the user's returns; it is called anew for each pass."""
+
+    def __init__(self, name: str, function: Callable[[], Iterable[Any]]) -> None:
+        self._name, self._function = name, function
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._function()
+        except Exception as error:
+            raise InvalidInputError(f"`{self._name}` failed: {_last_line(error)}") from error
+
+
+def open_batches(
+    source: str, *, batch_size: int | None = None, default_size: int = 32, images: ImageOptions | None = None
+) -> Iterable[Any]:
+    """Return the batches that `source` names, as an iterable that can be gone through again.
+
+    Parameters
+    ----------
+    source : str
+        A folder of .npy/.npz files, or of pictures; one such file; or ``module:function``.
+    batch_size : int, optional
+        Samples in a batch. A folder of arrays has one batch in each file without it, one sample in each file with it.
+    default_size : int
+        Taken for one file and for pictures if there is no `batch_size`.
+    images : ImageOptions, optional
+        How pictures become arrays; needed for them.
+
+    Returns
+    -------
+    iterable
+        Arrays, or dicts of arrays by input name.
+
+    Raises
+    ------
+    InvalidInputError
+        For a source that is not there, holds nothing, or holds other things; naming it. For single files when they are
+        read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _of_folder(path, batch_size, default_size, images)
+    if path.is_file():
+        return _of_file(path, batch_size or default_size)
+    if ":" not in source:
+        raise InvalidInputError(f"{_EXPECTED}, got {source!r}")
+    if batch_size:
+        raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes the batches itself")
+    return FunctionBatches(source, _import_function(source))
+
+
+def load_arrays(path: Path, *, mapped: bool = False) -> Any:
+    """Return the array of an .npy file, those of an .npz file by name, its only one if it has no name of its own.
+
+    With `mapped` the array of an .npy file stays on the disk.
+    """
+    try:
+        if mapped and path.suffix == ".npy":
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:  # NumPy leaves a damaged file open
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                return content
+            with content:
+                arrays = dict(content)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"`{path}` must be a NumPy file of numbers, got a damaged one or one of Python objects: {error}"
+        ) from error
+    if not arrays:
+        raise InvalidInputError(f"`{path}` must hold at least one array, got none")
+    return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays
+
+
+def _of_folder(folder: Path, batch_size: int | None, default_size: int, images: ImageOptions | None) -> Batches:
+    found = {kind: _files(folder, kind) for kind in (ARRAYS, IMAGES)}
+    arrays, pictures = found[ARRAYS], found[IMAGES]
+    if bool(arrays) == bool(pictures):
+        counts = f"{len(arrays)} files of arrays and {len(pictures)} pictures"
+        raise InvalidInputError(f"`{folder}` must hold {' or '.join(ARRAYS)} files, or pictures, got {counts}")
+    if arrays and batch_size is None:
+        return Batches(arrays, load_arrays)
+    if arrays:
+        return Batches(_groups(arrays, batch_size or default_size), _stack_files)
+    if images is None or images.size is None:
+        raise InvalidInputError(f"`--image-size` must be given: `{folder}` holds {len(pictures)} pictures")
+    groups = _groups(pictures, batch_size or default_size)
+    return Batches(groups, lambda paths: np.stack([load_image(path, images) for path in paths]))
+
+
+def _of_file(path: Path, size: int) -> Batches:
+    """Split arrays along their first axis; an .npy file stays on the disk, an .npz file is read once."""
+    if path.suffix not in ARRAYS:
+        raise InvalidInputError(f"{_EXPECTED}, got `{path}`")
+    content = load_arrays(path, mapped=True)
+    arrays = content if isinstance(content, dict) else {"array": content}
+    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or not all(lengths.values()):
+        raise InvalidInputError(f"arrays of `{path}` must have the same number of samples first, got {lengths}")
+    parts = [slice(begin, begin + size) for begin in range(0, next(iter(arrays.values())).shape[0], size)]
+    if not isinstance(content, dict):
+        return Batches(parts, lambda part: np.array(content[part]))
+    return Batches(parts, lambda part: {name: array[part] for name, array in arrays.items()})
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+
+
+def _groups(paths: Sequence[Path], size: int) -> list[Sequence[Path]]:
+    return [paths[begin : begin + size] for begin in range(0, len(paths), size)]
+
+
+def _stack_files(paths: Sequence[Path]) -> Any:
+    samples = [load_arrays(path) for path in paths]
+    try:
+        if isinstance(samples[0], Mapping):
+            return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        return np.stack(samples)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        where = f"`{paths[0]}` to `{paths[-1]}`"
+        raise InvalidInputError(
+            f"samples must have the same names and shapes, got others in {where}: {error}"
+        ) from error
+
+
+def _import_function(source: str) -> Callable[[], Iterable[Any]]:
+    """Import from the current folder, as `python -m` does; not from where the command is installed."""
+    module_name, _, name = source.rpartition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InvalidInputError(
+            f"`--data {source}`: `{module_name}` cannot be imported: {_last_line(error)}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InvalidInputError(f"`--data {source}`: `{name}` must be a function of `{module_name}`, got {function!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _last_line(error: Exception) -> str:
+    """Return what went wrong in a user's code, and where."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen")

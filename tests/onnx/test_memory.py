@@ -1,0 +1,22 @@
+"""Memory does not grow with the data; what is measured, and how, is told in torch/test_memory.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).parents[1] / "onnx_memory_job.py"
+
+
+def peak(number):
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, str(JOB), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=environment)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="`resource` tells the peak on Unix only")
+def test_1437_images_take_as_much_memory_as_64():
+    assert peak(1437) <= 1.05 * peak(64)
