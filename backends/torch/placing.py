@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import onnx
+from onnx import helper
 
 from klquant.errors import InvalidInputError
 
@@ -45,10 +46,11 @@ def check_profile(profile: str) -> None:
 
 def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
     """Return the model with Q/DQ where the simulation rounds, and nowhere else."""
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    graph = read_graph(model)
-    found = _behind_moves(graph, found)
-    plan = _plan(graph, found)
+    found = _behind_moves(read_graph(model), found)
+    known = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
+    new = [name for name in found.thresholds if name not in known]  # the exporter tells the types of nearly all
+    model.graph.value_info.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in new)
+    plan = _plan(read_graph(model), found)
     grids = make_grids(plan, found.thresholds, set(), signed)
     written = write_qdq(model, plan, grids, int_bias=False, reduce_range=False)
     onnx.checker.check_model(written)
