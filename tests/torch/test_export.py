@@ -253,6 +253,19 @@ def test_a_constant_may_be_quantized_and_a_layer_out_of_reach_is_named():
     assert_equals_simulation(model, exported, example)
 
 
+def test_a_rectifier_stays_behind_a_layer_whose_range_goes_beyond_it():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1))
+    coarse = {"0": {"threshold": 8.05}}  # 6 is rounded to 6.02
+    model = simulated(ready(layers, dtype=torch.float32), images(scale=9.0), observe="outputs", overrides=coarse)
+    assert_equals_simulation(model, export_onnx(model, images()[0]), images(scale=9.0)[0])
+
+
+def test_padding_comes_before_the_quantizer():
+    _, exported, _ = small("padding_modes")
+    assert len(nodes(exported, "Pad")) == 3
+    assert all(producer(exported, node.input[0]).op_type == "DequantizeLinear" for node in nodes(exported, "Conv"))
+
+
 # --- by the rules of an engine ---
 
 
@@ -272,12 +285,13 @@ def test_onnxruntime_gets_all_it_can_execute_when_there_are_data():
     assert (compute(whole, given, optimize=True)[0].argmax(1) == expected).double().mean() > 0.95
 
 
-def test_a_product_that_preparing_joins_with_its_bias_is_still_a_layer():
-    net = Net(lambda net, x: net.fc(x.flatten(1)[None]).relu(), fc=nn.Linear(12, 4))
-    model = simulated(ready(net, dtype=torch.float32), [batch(4, 3, 4, dtype=torch.float32)])
-    exported = export_onnx(model, batch(4, 3, 4, dtype=torch.float32), profile="onnxruntime", dynamic_batch=False)
+def test_onnxruntime_needs_no_data_for_a_chain_and_finds_products_that_preparing_joined_with_their_bias():
+    run = lambda net, x: net.fc(F.max_pool2d(net.conv(x).relu(), 2).flatten(1)[None])  # noqa: E731
+    model = ready(Net(run, conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(36, 2)), dtype=torch.float32)
+    exported = export_onnx(simulated(model, images()), images()[0], profile="onnxruntime", dynamic_batch=False)
+    assert nodes(exported, "Gemm")
     assert not exported.skipped
-    assert sizes(exported) == [[4, 3, 4]]
+    assert sizes(exported) == [[4, 3, 6, 6]]
 
 
 def test_batches_may_name_their_tensors_in_any_order_and_must_not_be_an_iterator():
