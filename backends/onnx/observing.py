@@ -50,7 +50,10 @@ def open_session(model: onnx.ModelProto, names: Sequence[str], providers: Provid
     options.log_severity_level = 4  # errors are raised
     with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
         path = write_model(model, Path(folder) / "observed.onnx")
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # onnxruntime has a dozen, with no common base
+            raise ModelError(f"onnxruntime cannot load the model: {error}") from error
         yield Observed(session, inputs, list(names))
 
 
@@ -116,7 +119,7 @@ def _look(observed: Observed, batch: Any, see: Observer, where: str) -> None:
     inner = [name for name in observed.names if name not in feed]
     try:
         outputs = observed.session.run(inner, feed)
-    except Exception as error:  # onnxruntime has a dozen, with no common base
+    except Exception as error:
         raise ModelError(f"{where}: onnxruntime failed, with {type(error).__name__}: {error}") from error
     tensors = feed | dict(zip(inner, outputs, strict=False))  # where none is asked for, all outputs come
     for name in observed.names:

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import onnx
 
@@ -23,6 +23,7 @@ from .operators import (
     weight_axis,
 )
 
+Profile: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 EVERYONE = "*"
 EXCLUDED = "excluded"
 NO_KERNEL = ("ConvTranspose",)  # of onnxruntime
@@ -41,6 +42,20 @@ class Plan(NamedTuple):
     """Activations that must have one scale."""
     skipped: dict[str, str]
     """Layers that stay in floating point, and why, by name of the node."""
+
+
+def make_plan(
+    graph: Graph,
+    thresholds: Iterable[str],
+    profile: Profile,
+    exclude: tuple[str, ...] = (),
+    *,
+    as_simulated: bool = False,
+) -> Plan:
+    """Return the plan of a profile, given the names of the tensors whose threshold is known."""
+    if profile == "onnxruntime":
+        return operators(graph, thresholds, exclude)
+    return explicit(graph, thresholds, exclude, layers_only=as_simulated or profile == "openvino")
 
 
 def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:

@@ -53,7 +53,7 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     Notes
     -----
     A model that casts between float16 and wider types stays unoptimized: onnxruntime on CPUs computes float16 in
-    float32, and its own casts could not be told from the model's.
+    float32, and its own casts could not be told from the model's. It has no kernels for most of bfloat16 there.
     """
     name = f"`{model}`" if isinstance(model, str | Path) else "`model`"
     with _wanted(f"{name} must be a valid ONNX model"):

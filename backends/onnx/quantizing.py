@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import onnx
 
@@ -18,11 +18,10 @@ from .calibrating import fingerprint
 from .graph import Graph, read_graph
 from .grids import Rule, by_sign, make_grids, signed, unsigned
 from .operators import non_negative
-from .planning import EXCLUDED, Plan, explicit, operators
+from .planning import EXCLUDED, Plan, Profile, make_plan
 from .preparing import prepare, save_model
 from .writing import write_qdq
 
-Profile: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 RULES: dict[Profile, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
@@ -109,10 +108,7 @@ def quantize(
         calibration.check_fits(fingerprint(prepared) if calibration.model else {})
         patterns += tuple(map(escape, calibration.skipped))
     thresholds = _thresholds(calibration)
-    if profile == "onnxruntime":
-        plan = operators(graph, thresholds, patterns)
-    else:
-        plan = explicit(graph, thresholds, patterns, layers_only=as_simulated or profile == "openvino")
+    plan = make_plan(graph, thresholds, profile, patterns, as_simulated=as_simulated)
     grids = make_grids(plan, thresholds, non_negative(graph), signed if as_simulated else RULES[profile])
     written = write_qdq(prepared, plan, grids, int_bias=profile == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)

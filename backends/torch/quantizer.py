@@ -199,7 +199,9 @@ class Quantizer:
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
         uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
-        return found._replace(model=fingerprint(self._model), skipped={**found.skipped, **uncalled})
+        skipped = {**found.skipped, **uncalled}
+        scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
+        return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
     def _fold(self, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
         self._folded, settings = apply_folds(self._model, folds), self._found.settings

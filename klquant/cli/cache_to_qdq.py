@@ -64,17 +64,14 @@ def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[
     print_table("left in floating point", ("node", "why"), skipped.items())
 
 
-def _tensors(prepared: Any, profile: str) -> tuple[set[str], list[str]]:
+def _tensors(prepared: Any, profile: Any) -> tuple[set[str], list[str]]:
     """Return the names of all tensors of a model, and those that this profile quantizes if it knows their scale."""
     from klquant.backends.onnx.graph import read_graph
     from klquant.backends.onnx.operators import observed_tensors
-    from klquant.backends.onnx.planning import explicit, operators
+    from klquant.backends.onnx.planning import make_plan
 
     graph = read_graph(prepared)
-    if profile == "onnxruntime":
-        plan = operators(graph, observed_tensors(graph), ())
-    else:
-        plan = explicit(graph, observed_tensors(graph), (), layers_only=profile == "openvino")
+    plan = make_plan(graph, observed_tensors(graph), profile)
     return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
 
 

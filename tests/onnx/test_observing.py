@@ -154,6 +154,16 @@ def test_errors_of_onnxruntime_are_told_with_the_batch(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_model_that_cannot_be_loaded_is_told():
+    model = copied(DEEP)
+    model.graph.node[0].op_type = "Strange"
+    with (
+        pytest.raises(ModelError, match=r"onnxruntime cannot load the model: .*Strange"),
+        open_session(model, ALL, CPU),
+    ):
+        pass
+
+
 def test_errors_of_the_data_pass_through():
     def data():
         yield X

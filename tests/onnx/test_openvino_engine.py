@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import onnx
@@ -93,3 +95,17 @@ def test_without_openvino(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependencyError, match="pip install openvino"):
         reports(layer())
+
+
+def test_openvino_reports_nothing_about_its_use():
+    """By itself it forks a process for that, when it is imported."""
+    script = (
+        "import os, onnx\n"
+        "os.register_at_fork(before=lambda: os.write(1, b'forked'))\n"
+        "from klquant.backends.onnx.openvino_engine import _import_openvino\n"
+        "_import_openvino()\n"
+        "assert os.environ.get('CI') == 'no'\n"
+    )
+    command, environment = [sys.executable, "-c", script], {**os.environ, "CI": "no"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == ""

@@ -31,6 +31,10 @@ def onnxruntime(model, **options):
     return plan(operators, model, **options)
 
 
+def test_what_only_a_rectifier_reads_is_not_observed():
+    assert observed_tensors(read_graph(conv_relu_conv())) == ["x", "b1", "y"]
+
+
 def for_everyone(readers, *names):
     return readers == {name: {EVERYONE} for name in names}
 

@@ -206,6 +206,20 @@ def test_mixed_precision_stays_as_it_is():
     assert kinds(prepare(model)) == kinds(model)
 
 
+def test_a_tensor_of_float16_may_leave_the_model_on_its_way():
+    body = "a = MatMul(x, w) r = Relu(a) f = Reshape(r, s) y = MatMul(f, w)"
+    model = build("float16[n, 3] x", "float16 r, float16 y", body, w=np.eye(3, dtype=np.float16), s=[-1, 3])
+    nodes, expected = prepare(model).graph.node, model.graph.node
+    assert [(*node.input, *node.output) for node in nodes] == [(*node.input, *node.output) for node in expected]
+
+
+def test_bfloat16_is_refused():
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        graph (bfloat16[n, 2] x) => (bfloat16[n, n] y) { t = Transpose(x) y = MatMul(x, t) }""")
+    with pytest.raises(InvalidInputError, match="`model` must be a model that onnxruntime can run, got: "):
+        prepare(model)
+
+
 # --- files ---
 
 

@@ -1,0 +1,84 @@
+"""What a screen can show of a histogram and of its divergences, and how that was made of the whole."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+import klquant
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+MAX_BARS = 400  # on each side of 0: more than a screen has pixels for
+MAX_POINTS = 400
+
+
+class Bars(NamedTuple):
+    """A histogram of fewer, wider bins. They are sums of its bins: every value is still counted once.
+
+    The centre bin, which holds the zeros, stands alone; on each side of it `bins_per_bar` bins make a bar, from the
+    inside to the outside, so that bar k > 0 ends at ``(1/2 + min(k * bins_per_bar, num_bins // 2)) * bin_width``.
+    """
+
+    bin_width: float
+    """Of the histogram as it was collected, in units of the activation."""
+    num_bins: int
+    """As collected."""
+    bins_per_bar: int
+    counts: list[int]
+    """From the most negative bar to the most positive."""
+
+
+class Curve(NamedTuple):
+    """The divergence at fewer candidates: of each group of neighbours the lowest, so that no minimum is missed."""
+
+    candidates_per_point: int
+    thresholds: list[float]
+    """T of the candidates, in units of the activation; only where they are feasible."""
+    divergences: list[float]
+    """In nats."""
+
+
+def sum_bars(histogram: klquant.Histogram) -> Bars:
+    """Return the histogram as at most 400 bars on each side of the zeros."""
+    hist, edges = histogram
+    half = len(hist) // 2
+    each = -(-half // MAX_BARS)
+    starts = np.arange(0, half, each)
+    left, right = (np.add.reduceat(side, starts) for side in (hist[:half][::-1], hist[half + 1 :]))
+    counts = [*left[::-1].tolist(), int(hist[half]), *right.tolist()]
+    return Bars(float(edges[-1] - edges[0]) / len(hist), len(hist), each, counts)
+
+
+def thin_curve(histogram: klquant.Histogram, *, num_quantized_bins: int) -> Curve:
+    """Return the divergences that the search saw, without the zeros, at no more than 400 candidates."""
+    hist, edges = np.array(histogram.hist), histogram.edges
+    hist[len(hist) // 2] = 0
+    curve = klquant.divergence_curve(hist, edges, num_quantized_bins=num_quantized_bins)
+    thresholds, each = edges[-len(curve) :], -(-len(curve) // MAX_POINTS)
+    lowest = [start + int(curve[start : start + each].argmin()) for start in range(0, len(curve), each)]
+    kept = [k for k in lowest if np.isfinite(curve[k])]
+    return Curve(each, short(thresholds[kept]), short(curve[kept]))
+
+
+def sparkline(bars: Bars, *, width: int = 80, height: int = 18, steps: int = 40) -> str:
+    """Return the outline of the bars as an SVG path, with the logarithm of the counts as height."""
+    half = bars.num_bins // 2
+    ends = np.minimum(np.arange(len(bars.counts) // 2 + 1) * bars.bins_per_bar, half)
+    middles = np.concatenate([[0], (ends[1:] + ends[:-1] + 1) / 2])
+    counts, _ = np.histogram(
+        np.concatenate([-middles[:0:-1], middles]), steps, (-half - 0.5, half + 0.5), weights=bars.counts
+    )
+    return outline(np.log1p(counts), width=width, height=height)
+
+
+def outline(values: Iterable[float], *, width: int = 80, height: int = 18) -> str:
+    """Return values as an SVG path of steps that stand on the bottom line."""
+    scaled = np.array(list(values), np.float64)
+    tops = height - scaled / (scaled.max() or 1.0) * (height - 1)
+    step = width / len(tops)
+    return f"M0 {height}" + "".join(f"V{top:.3g}h{step:.3g}" for top in tops) + f"V{height}z"
+
+
+def short(values: Array) -> list[float]:
+    """Return the numbers with six digits: a drawing needs no more, and files stay small."""
+    return [float(f"{value:.6g}") for value in values]
