@@ -16,7 +16,8 @@ from .simulation import quantized_layers
 from .tracing import named_tensors, trace
 
 if TYPE_CHECKING:
-    from ..onnx.quantizing import Profile, QuantizedModel
+    from ..onnx.planning import Profile
+    from ..onnx.quantizing import QuantizedModel
 
 
 def export_onnx(

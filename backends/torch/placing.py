@@ -1,7 +1,6 @@
 """Put Q/DQ where a simulated model rounds, or where an engine's rules want them."""
 
 import glob
-import warnings
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -14,9 +13,9 @@ from ..onnx.calibrating import calibrate
 from ..onnx.graph import Graph, read_graph
 from ..onnx.grids import make_grids, signed
 from ..onnx.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
-from ..onnx.planning import EVERYONE, Plan
+from ..onnx.planning import EVERYONE, Plan, Profile, make_plan
 from ..onnx.preparing import prepare
-from ..onnx.quantizing import RULES, Profile, QuantizedModel, quantize
+from ..onnx.quantizing import RULES, QuantizedModel, quantize
 from ..onnx.writing import write_qdq
 from .marks import Roundings, remove_marks
 from .tracing import Traced
@@ -98,14 +97,12 @@ def _by_rules(
     prepared = prepare(model)
     graph = read_graph(prepared)
     floats = _floats(graph, read_graph(model), found)
-    options: dict[str, Any] = {"profile": profile, "exclude": [glob.escape(name) for name in floats]}
+    exclude = tuple(glob.escape(name) for name in floats)
     thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wanted = quantize(prepared, dict.fromkeys(observed_tensors(graph), 1.0), **options).thresholds
+        wanted = make_plan(graph, observed_tensors(graph), profile, exclude).readers
         thresholds |= _calibrated(prepared, batches, wanted.keys() - thresholds.keys())
-    result = quantize(prepared, thresholds, **options)
+    result = quantize(prepared, thresholds, profile=profile, exclude=exclude)
     return result._replace(skipped={**result.skipped, **dict.fromkeys(floats, FLOAT)})
 
 

@@ -20,8 +20,6 @@ from .simulation import QuantizedLayer, quantized_layers
 
 DOMAIN, ROUNDED, KEPT = "klquant", "Rounded", "Kept"  # operators that are none: marks
 ROOT = "model"  # of the names of what is traced
-
-
 _IRRELEVANT: list[tuple[str, type[Warning]]] = [
     ("", FutureWarning),  # torch's exporter uses what torch deprecates
     ("", DeprecationWarning),
@@ -37,7 +35,7 @@ class Traced(NamedTuple):
     """An onnx.ModelProto in floating point; ``klquant.Rounded`` stands where an activation is rounded, ``klquant.Kept``
     behind a layer, so that nothing is folded into its weights: they are rounded already."""
     layers: list[str]
-    """The names of the quantized layers."""
+    """Names of the quantized layers."""
     inputs: dict[str, str]
     """What the inputs are called, by names of the arguments."""
     initializers: dict[str, str]
