@@ -123,7 +123,9 @@ def _need_onnx() -> None:
 
         from .. import onnx  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("export_onnx needs ONNX: pip install 'klquant[onnx]' onnxscript") from error
+        raise MissingDependencyError(
+            "export_onnx needs onnx, onnxruntime and onnxscript: pip install 'klquant[onnx]'"
+        ) from error
 
 
 def _check(model: nn.Module) -> None:
