@@ -70,7 +70,7 @@ def test_a_branch_that_others_see_is_none():
     assert not {"s", "c"} & tensorrt(model).readers.keys()
 
 
-def test_explicit_as_simulated_leaves_sums_and_concatenations():
+def test_explicit_for_layers_only_leaves_sums_and_concatenations():
     found = plan(explicit, residual("s = Relu(x)"), layers_only=True)
     assert found.readers == {"x": {"conv0"}, "r": {"conv2"}}
 
