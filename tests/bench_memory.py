@@ -1,6 +1,6 @@
 """How much memory calibration takes for few and for many images, beside onnxruntime's.
 
-Run it by ``pytest tests/bench_memory.py -o python_files='bench_*.py'``; it takes about three minutes. The digits, scaled
+Run it by ``pytest tests/bench_memory.py -o python_files='bench_*.py'``; it takes three minutes. The digits, scaled
 up to 64 x 64 pixels, go through the residual net one by one, as onnxruntime joins only batches of one size. Each row
 gives by how many MiB a calibration, in a process of its own, raised the peak that plain runs had left, and its CPU time
 beside one such run over the same images. Where onnxruntime would take more than 6 GiB it gets fewer images. Of all
