@@ -1,12 +1,14 @@
 """Files that are either written whole or not at all, and read without running anything that is in them."""
 
+import glob
 import io
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,18 +22,42 @@ _META = "meta"
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write beside `path` and rename: a reader never sees half a file, also after a crash or on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    with naming(path):
+        try:
+            make_parent(path)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder of a file; where a file stands in its place, opening says so better than this."""
+    with suppress(FileExistsError):
+        path.parent.mkdir(parents=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while it wrote this file left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-????????.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the errors of the file system name the file that was meant, and not one beside it or none."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays: Arrays) -> None:

@@ -13,6 +13,7 @@ import onnxruntime
 import klquant
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
+from ..batches import numbered
 from ..progress import tracked
 from ..settings import Settings
 from .feeds import Array, Input, make_feed, read_inputs
@@ -103,13 +104,12 @@ def largest(tensor: Array) -> float:
 
 def _go_through(observed: Observed, batches: Iterable[Any], see: Observer, description: str) -> int:
     """Run all batches and let every tensor be seen, one batch at a time; return how many there were."""
-    number = 0
-    for batch in tracked(batches, description):
+    number = -1
+    for number, batch in numbered(tracked(batches, description)):
         _look(observed, batch, see, f"batch {number}")
-        number += 1
-    if number == 0:
+    if number < 0:
         raise InvalidInputError("expected at least one calibration batch, got none")
-    return number
+    return number + 1
 
 
 def _look(observed: Observed, batch: Any, see: Observer, where: str) -> None:

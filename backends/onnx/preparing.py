@@ -16,7 +16,7 @@ from onnx.external_data_helper import uses_external_data
 
 from klquant.errors import InvalidInputError, KLQuantError
 
-from ..files import write_atomic
+from ..files import make_parent, naming, write_atomic
 from .halves import casts_halves, without_inserted_casts
 from .tidying import all_nodes, sort_values, tidy
 
@@ -93,16 +93,20 @@ def save_model(model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < max_bytes:
         write_atomic(path, model.SerializeToString())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        written = write_model(_copy(model), Path(folder) / path.name)
-        data = written.with_name(f"{path.name}.data")
-        for file in (data, written):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        path.unlink(missing_ok=True)
-        data.replace(path.with_name(data.name))
-        written.replace(path)
+    with naming(path):
+        make_parent(path)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            _replace_both(path, write_model(_copy(model), Path(folder) / path.name))
+
+
+def _replace_both(path: Path, written: Path) -> None:
+    data = written.with_name(f"{path.name}.data")
+    for file in (data, written):
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    path.unlink(missing_ok=True)
+    data.replace(path.with_name(data.name))
+    written.replace(path)
 
 
 @contextmanager
