@@ -78,8 +78,12 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
         For a damaged file, another kind, or a newer schema; naming the file. A missing one is a FileNotFoundError.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # of which NumPy says that it might be a pickle
+                raise ValueError("it is no npz archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as content:
+                arrays = dict(content)
         meta = json.loads(arrays.pop(_META).tobytes())
         found = meta.get("klquant"), meta.get("schema")
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -80,7 +80,8 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
     """Write a model, with what is large in a file beside it; that is no longer in `model` then."""
-    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    with naming(path):
+        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
     return path
 
 
