@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -77,16 +76,16 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
     InvalidInputError
         For a damaged file, another kind, or a newer schema; naming the file. A missing one is a FileNotFoundError.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):  # of which NumPy says that it might be a pickle
-                raise ValueError("it is no npz archive")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as content:
-                arrays = dict(content)
+        if not zipfile.is_zipfile(content):  # of which NumPy says that it might be a pickle
+            raise ValueError("it is no npz archive")
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as archive:
+            arrays = dict(archive)
         meta = json.loads(arrays.pop(_META).tobytes())
         found = meta.get("klquant"), meta.get("schema")
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zip, each of its compressors, NumPy and JSON have their own
         raise InvalidInputError(
             f"`{path}` must be a klquant {kind} file, got a damaged or foreign one: {error}"
         ) from error

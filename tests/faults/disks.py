@@ -104,14 +104,17 @@ def _mount(*arguments):
     subprocess.run([MOUNT, *arguments], check=True, capture_output=True)
 
 
-def disks():
-    """Return what can be had here, by name."""
-    found = {
-        "a file may have no byte": lambda: limited(0),
-        "a file may have 4 KiB": lambda: limited(4096),
-        "read-only folder": read_only,
-        "a file in place of the folder": replaced,
-    }
-    if can_mount():
-        found |= {"full disk": lambda: full(0), "full disk, room for 4 KiB": lambda: full(4096)}
-    return found
+FULL = "full disk"
+DISKS = {
+    "a file may have no byte": lambda: limited(0),
+    "a file may have 4 KiB": lambda: limited(4096),
+    "a file in place of the folder": replaced,
+    "read-only folder": read_only,
+    FULL: lambda: full(0),
+    "full disk, room for 4 KiB": lambda: full(4096),
+}
+
+
+def available():
+    """Return the kinds of disks that can be had here."""
+    return [kind for kind in DISKS if can_mount() or FULL not in kind]

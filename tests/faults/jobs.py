@@ -142,12 +142,14 @@ def digest(content):
 @functools.cache
 def undisturbed():
     """Return the file that an undisturbed calibration gives, and how many seconds that takes."""
-    state = State()
-    with folder_for("undisturbed") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with folder_for("undisturbed") as folder:
+        process, state = start(calibrate, folder / "progress.npz", folder / "result.npz")
+        wait_for(process, state, "folding")
         begin = time.monotonic()
-        calibrate(state, folder / "progress.npz", folder / "result.npz")
-        return (folder / "result.npz").read_bytes(), time.monotonic() - begin
+        wait_for(process, state, "over")
+        seconds = time.monotonic() - begin
+        process.join()
+        return (folder / "result.npz").read_bytes(), seconds
 
 
 @contextlib.contextmanager

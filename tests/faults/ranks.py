@@ -21,19 +21,20 @@ PLACES = ("while folding", "in pass 1", "between the passes", "in pass 2")
 KILLED, STOPPED = "kill -9 of one of three processes", "one of three processes stops for good"
 
 
-def lose_a_process(places=PLACES, ranks=range(SIZE)):
+def lose_processes(places=PLACES, ranks=range(SIZE), stopped="in pass 2"):
     """Kill each of these processes at each of these places, and let one stop."""
     with warnings.catch_warnings(), folder_for("one-process") as folder:
         warnings.simplefilter("ignore")
         quantize(network(), batches(), num_bins=801).calibration.save(folder / "result.npz")
         expected = (folder / "result.npz").read_bytes()
     checked = "the others end with a PeerError that names it, {}; resumed, the results are those of one process"
-    killed, stopped = Trials(KILLED, checked.format("at once")), Trials(STOPPED, checked.format("after the timeout"))
+    rows = [Trials(KILLED, checked.format("at once")), Trials(STOPPED, checked.format("after the timeout"))]
     for place in places:
         for rank in ranks:
-            _lose(killed, signal.SIGKILL, place, rank, expected, limit=TIMEOUT)
-    _lose(stopped, signal.SIGSTOP, "in pass 2", ranks[-1], expected, limit=2 * TIMEOUT)
-    return [killed.row(), stopped.row()]
+            _lose(rows[0], signal.SIGKILL, place, rank, expected, limit=TIMEOUT)
+    if stopped:
+        _lose(rows[1], signal.SIGSTOP, stopped, ranks[-1], expected, limit=2 * TIMEOUT)
+    return [trials.row() for trials in rows]
 
 
 def _lose(trials, how, place, rank, expected, limit):

@@ -9,19 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import pytest
 from click.testing import CliRunner
 from klquant.backends.formats import FORMATS, write_table
 from klquant.backends.onnx import calibrate as calibrate_onnx
 from klquant.backends.onnx import save_model
 
+from klquant import KLQuantError
 from klquant.cli import cli
 
-from .disks import can_mount, disks, full
+from .disks import DISKS, FULL, full, limited
 from .jobs import NUM_BATCHES, Seen, State, batches, calibrate, folder_for, onnx_model, undisturbed
 from .outcomes import Trials
 
 OLD = b"what was there before"
-_NAMES = {"the file": "", "a temporary file": str(Path(tempfile.gettempdir(), "klquant-"))}
 
 
 class Refused(Exception):
@@ -35,29 +36,28 @@ class Target(NamedTuple):
     """Of all files that are written."""
 
 
-def save_everywhere(seed):
-    """Save everything on every disk, and calibrate until it is spoilt."""
+def save_everywhere(seed, kinds):
+    """Save everything on these kinds of disks, and calibrate until one is spoilt."""
     rng = np.random.default_rng(seed)
-    with folder_for("sources") as folder:
+    with folder_for("sources") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         all_targets = _targets(folder)
-        rows = [_save_all(name, disk, all_targets) for name, disk in disks().items()]
-        if can_mount():
-            rows.append(_fill_the_temporary_folder(rng, *all_targets["a calibration"]))
-    return [*rows, _lose_the_disk(rng)]
+        rows = [_save_all(kind, all_targets) for kind in kinds]
+        return [*rows, _fill_the_temporary_folder(rng, kinds), _lose_the_disk(rng, kinds)]
 
 
-def _save_all(name, disk, all_targets):
+def _save_all(kind, all_targets):
     checked = "error or message names the file; old files whole; no other file; can be saved when mended"
-    trials = Trials(f"saving {len(all_targets)} things, {name}", checked)
+    trials = Trials(f"saving {len(all_targets)} things, {kind}", checked)
     for what, (save, names) in all_targets.items():
-        with disk() as (folder, spoil, mend):
+        with DISKS[kind]() as (folder, spoil, mend):
             for path in map(folder.joinpath, names):
                 path.write_bytes(OLD)
             spoil()
             outcome = _outcome(save, folder / names[0])
             mend()
             left = {path.name: path.read_bytes() for path in folder.iterdir()}
-            trials.add(outcome, ("names" in outcome and "nothing" not in outcome, what))
+            trials.add(outcome, (outcome.endswith("file"), what))
             trials.expect(left == dict.fromkeys(names, OLD), f"{what}: {sorted(left)}")
             save(folder / names[0])
             trials.expect(OLD not in [(folder / name).read_bytes() for name in names], f"{what} is old when mended")
@@ -65,11 +65,13 @@ def _save_all(name, disk, all_targets):
 
 
 def _outcome(save, path):
+    """Save, and return which error came and whether it names the file, or a temporary one that was wanted before."""
     try:
         save(path)
     except (OSError, Refused) as error:
         what = "a command" if isinstance(error, Refused) else errno.errorcode[error.errno]
-        named = next((kind for kind, name in _NAMES.items() if (name or str(path)) in str(error)), f"nothing: {error}")
+        names = {"the file": str(path), "a temporary file": str(Path(tempfile.gettempdir(), "klquant-"))}
+        named = next((kind for kind, name in names.items() if name in str(error)), f"nothing: {error}")
         return f"{what} names {named}"
     return "no error"
 
@@ -80,9 +82,7 @@ def _targets(folder):
     sources = [folder / name for name in ("model.onnx", "data.npy", "calibration.npz", "table.json")]
     onnx.save(model, sources[0])
     np.save(sources[1], batches()[0].numpy())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = calibrate_onnx(model, [batches()[0].numpy()])
+    found = calibrate_onnx(model, [batches()[0].numpy()])
     found.save(sources[2])
     write_table(sources[3], thresholds, "json")
     return {
@@ -113,23 +113,41 @@ def _command(*arguments):
     return Target(run)
 
 
-def _lose_the_disk(rng):
+def _fill_the_temporary_folder(rng, kinds):
+    trials = Trials("ONNX, no room for temporary files", "an error, or the result; nothing temporary is left")
+    model, data = onnx_model(), [batches()[0].numpy()]
+    expected = calibrate_onnx(model, data).thresholds
+    disk = full if FULL in kinds else limited
+    for room in rng.integers(0, 120_000, 20).tolist():
+        with disk(room) as (folder, spoil, mend), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(folder))
+            spoil()
+            try:
+                fine = calibrate_onnx(model, data).thresholds == expected
+                outcome = "the result" if fine else "another result"
+            except (OSError, KLQuantError) as error:
+                fine, outcome = True, type(error).__name__
+            mend()
+            trials.add(outcome, (fine, f"{room} bytes"), ([*folder.iterdir()] == [], "something temporary is left"))
+    return trials.row()
+
+
+def _lose_the_disk(rng, kinds):
     checked = "error names the file; all batches before are kept; no other file; result identical when mended"
     trials = Trials("torch with resume, the disk is spoilt on the way", checked)
-    for name, disk in disks().items():
-        with disk() as (folder, spoil, mend), folder_for("result") as other, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    for kind in kinds:
+        with DISKS[kind]() as (folder, spoil, mend), folder_for("result") as other:
             paths = folder / "progress.npz", other / "result.npz"
             first, again = Seen(State()), Seen(State())
             spoiling = _spoiling(first, int(rng.integers(1, 2 * NUM_BATCHES)), spoil)
-            outcome = _outcome(lambda _: calibrate(first.state, *paths, forward=spoiling), paths[0])
+            outcome = _outcome(lambda _: calibrate(first.state, *paths, forward=spoiling), paths[0])  # noqa: B023
             mend()
-            trials.add(f"{outcome}: {name}", ("names the file" in outcome, "unexpected"))
-            trials.expect([path.name for path in folder.iterdir()] == ["progress.npz"], f"{name}: other files")
+            trials.add(f"{outcome}: {kind}", ("names the file" in outcome, "unexpected"))
+            trials.expect([path.name for path in folder.iterdir()] == ["progress.npz"], f"{kind}: other files")
             calibrate(again.state, *paths, forward=again)
             twice = first.runs + again.runs - 2 * NUM_BATCHES
-            trials.expect(twice == 1, f"{name}: {twice} batches were run twice, more than the one that was not written")
-            trials.expect(paths[1].read_bytes() == undisturbed()[0], f"{name}: another result")
+            trials.expect(twice == 1, f"{kind}: {twice} batches were run twice, more than the one that was not written")
+            trials.expect(paths[1].read_bytes() == undisturbed()[0], f"{kind}: another result")
     return trials.row()
 
 
