@@ -10,11 +10,11 @@ from klquant.backends.calibration import Calibration
 from klquant.errors import InvalidInputError
 
 from .group import needed
-from .options import EXISTING, NEW
+from .options import EXISTING, NEW, SAVED_CALIBRATION
 
 
 @click.command()
-@click.argument("calibration", type=EXISTING)
+@click.argument("calibration", type=SAVED_CALIBRATION)
 @click.option("-o", "--out", type=NEW, default="report.html", show_default=True, help="The page.")
 @click.option("--json", "json_path", type=NEW, help="Also write the same numbers as JSON to this file.")
 @click.option("--title", help="Its heading.  [default: name of the calibration]")
