@@ -13,7 +13,7 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
-from ..warning import warn
+from ..warning import warn_of_floats
 from .calibrating import fingerprint
 from .graph import Graph, read_graph
 from .grids import Rule, by_sign, make_grids, signed, unsigned
@@ -148,12 +148,7 @@ def _check_patterns(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ..
 def _tell(plan: Plan) -> None:
     """Log what was done, warn of what stays in floating point without having been asked to."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
-    reasons: dict[str, list[str]] = {}
-    for name, reason in plan.skipped.items():
-        if reason != EXCLUDED:
-            reasons.setdefault(reason, []).append(f"`{name}`")
+    reasons = {name: reason for name, reason in plan.skipped.items() if reason != EXCLUDED}
     if not plan.readers and not plan.skipped:
-        reasons = {"the model has no operator that can be quantized": ["``"]}
-    for reason, names in reasons.items():
-        subject = f"node {names[0]} stays" if len(names) == 1 else f"nodes {', '.join(names)} stay"
-        warn(f"{subject} in floating point: {reason}")
+        reasons = {"": "the model has no operator that can be quantized"}
+    warn_of_floats("node", reasons)
