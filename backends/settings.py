@@ -9,7 +9,7 @@ from klquant.errors import InvalidInputError
 
 Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
-Choice: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
+CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 MAX_AMAX = 204800.0  # against absurd outliers
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 

@@ -75,7 +75,7 @@ FORMATS: Mapping[str, Format] = {
 _CSV_HEADER = re.compile(r'"?(tensor|threshold)"?,')
 
 
-def read_table(path: PathLike, format: str | None = None) -> dict[str, float]:  # noqa: A002
+def read_table(path: PathLike, *, format: str | None = None) -> dict[str, float]:  # noqa: A002
     """Read thresholds from a table of any format.
 
     Parameters
@@ -103,7 +103,12 @@ def read_table(path: PathLike, format: str | None = None) -> dict[str, float]:  
     return _format(_recognize(path) if format is None else format).read(path)
 
 
-def write_table(path: PathLike, thresholds: Mapping[str, float], format: str | None = None) -> None:  # noqa: A002
+def write_table(
+    path: PathLike,
+    thresholds: Mapping[str, float],
+    *,
+    format: str | None = None,  # noqa: A002
+) -> None:
     """Write thresholds as a table of any format, whole or not at all.
 
     Parameters

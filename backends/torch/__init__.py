@@ -24,7 +24,7 @@ from .pipeline import quantize, requantize
 from .quantizer import Quantizer
 from .selection import Choice, choose_criterion
 from .simulation import fake_quantize, quantize_weights, saturate_like_engines, simulate
-from .stages import Quantized, Stage
+from .stages import QuantizedModel, Stage
 
 __all__ = [
     "Calibration",
@@ -36,7 +36,7 @@ __all__ = [
     "LayerDiagnosis",
     "LayerOptions",
     "LayerThreshold",
-    "Quantized",
+    "QuantizedModel",
     "Quantizer",
     "Settings",
     "Stage",
