@@ -69,6 +69,8 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}")
         for name in ("include", "exclude"):
             patterns: Any = options.get(name, cls._field_defaults[name])
+            if not isinstance(patterns, Iterable):
+                raise InvalidInputError(f"`{name}` must be a name pattern or several, got {patterns!r}")
             options[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         options["overrides"] = {k: _layer_options(k, v) for k, v in dict(options.get("overrides", {})).items()}
         settings = cls(**options)

@@ -134,6 +134,14 @@ def test_a_reader_that_went_away_is_no_error(command):
     assert run("fake").stderr == ""
 
 
+def test_debug_counts_wherever_it_stands(command):
+    def fails(ctx, param, value):
+        raise ValueError(value)
+
+    command(click.option("-x", callback=fails)(lambda x: None))
+    assert run("fake", "-x", "1", "--debug").stderr.startswith("Traceback")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "helping"),
     [

@@ -64,6 +64,7 @@ def test_tensors_of_a_calibration_complete(tmp_path):
     names = ["conv1_output", "conv2_output", "logits"]
     Calibration.of(Settings.make())._replace(amax=dict.fromkeys(names, 0.0)).save(tmp_path / "calib.npz")
     assert completed("threshold", tmp_path / "calib.npz", "--tensor", "conv") == names[:2]
+    assert completed("threshold", tmp_path / "calib.npz", "--tensor=logi") == ["logits"]
     (tmp_path / "other.npz").write_text("something else")
     assert completed("threshold", tmp_path / "other.npz", "--tensor", "") == []
 

@@ -112,10 +112,10 @@ def test_an_old_version_is_told_with_the_one_that_is_needed(libraries, monkeypat
 
 
 def test_a_library_of_another_name_is_found_by_its_module(libraries, monkeypatch):
-    libraries["onnxruntime"] = Probe("1.30.0")
+    libraries |= {"onnxruntime": Probe("1.30.0"), "jinja2": Probe("")}
 
     def version(name):
-        if name == "onnxruntime":  # as with onnxruntime-gpu
+        if name in ("onnxruntime", "jinja2"):  # as with onnxruntime-gpu
             raise metadata.PackageNotFoundError(name)
         return "999"
 
@@ -124,6 +124,7 @@ def test_a_library_of_another_name_is_found_by_its_module(libraries, monkeypatch
     packages = {package["name"]: package for package in json.loads(result.stdout)["packages"]}
     assert packages["onnxruntime"]["version"] == "1.30.0"
     assert features(result)[FEATURES["onnx"]]["usable"]
+    assert features(result)[FEATURES["report"]]["usable"]  # a version that is not known is not old
 
 
 def test_every_extra_is_the_need_of_a_feature():

@@ -266,6 +266,11 @@ def test_200_tensors_are_less_than_5_mb():
     assert 2e6 < len(report_cases.big_page().encode()) < 5e6
 
 
+def test_the_path_of_a_calibration_is_none():
+    with pytest.raises(InvalidInputError, match=r"expected a Calibration, got str; Calibration\.load\(path\)"):
+        describe("calib.npz")
+
+
 def test_a_missing_library_is_named(calibration, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingDependencyError, match=r"klquant\[report\]"):

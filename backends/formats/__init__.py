@@ -1,5 +1,11 @@
 """Tables of scales as engines and other tools read and write them.
 
+:func:`read_table` and :func:`write_table` take every format in :data:`FORMATS`, each a :class:`Format`. Single formats:
+:func:`read_tensorrt_cache`, :func:`write_tensorrt_cache`; :func:`read_onnxruntime_table`,
+:func:`write_onnxruntime_table`; :func:`read_onnxruntime_text`, :func:`write_onnxruntime_text`;
+:func:`read_ncnn_table`, :func:`write_ncnn_table`; :func:`read_json`, :func:`write_json`; :func:`read_csv`,
+:func:`write_csv`. All that stands in a file is in :class:`CalibrationCache` (TensorRT) and :class:`NcnnTable`.
+
 A table maps tensor names to thresholds T > 0, in units of the tensor, for INT8: scale = T / 127.
 
 =====================  ==================  ======================================================================

@@ -12,7 +12,7 @@ from torch import nn
 import klquant
 from klquant.errors import InvalidInputError
 
-from ..calibration import Calibration
+from ..calibration import Calibration, checked
 from ..settings import CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .bias_correction import correct_bias
@@ -94,7 +94,7 @@ class Quantizer:
 
         Raises InvalidInputError, naming the layers, if it is a calibration of another model.
         """
-        quantizer = cls(model, **options, **calibration.settings._asdict())
+        quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
         quantizer._fold([Fold(**fold) for fold in calibration.transforms["fold"]], {})
         quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])

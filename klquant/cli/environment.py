@@ -124,7 +124,7 @@ def _module(package: str) -> str:
 
 def _is_older(version: str, minimum: str) -> bool:
     """Compare the numbers of two versions; one that is not known is not old."""
-    numbers = [[int(part) for part in re.findall(r"\d+", text.partition("+")[0])] for text in (version, minimum)]
+    numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (version, minimum)]
     return numbers[0] != [] and numbers[0] < numbers[1]
 
 
