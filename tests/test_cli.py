@@ -57,7 +57,7 @@ def test_the_help_imports_no_command():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_teaches_by_an_example(name):
     text = run(name, "--help").stdout
-    assert f"klquant {name}" in text.partition("Example:")[2] or name == "demo"
+    assert f"klquant {name}" in text.partition("Example:")[2]
     assert "\\b" not in text
     assert max(map(len, text.splitlines())) <= 80
 

@@ -284,13 +284,14 @@ def run(*arguments):
 def test_the_command_writes_page_and_json(peculiar, tmp_path):
     peculiar.save(tmp_path / "calib.npz")
     (tmp_path / "diagnosis.json").write_text(json.dumps(report_cases.diagnosis([HOSTILE])))
-    page, numbers = tmp_path / "new" / "report.html", tmp_path / "report.json"
+    page, arguments = tmp_path / "new" / "report.html", ["--diagnosis", tmp_path / "diagnosis.json"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        done = run(tmp_path / "calib.npz", "-o", page, "--json", numbers, "--diagnosis", tmp_path / "diagnosis.json")
+        assert run(tmp_path / "calib.npz", "-o", page, *arguments).output == f"{page}: 9 tensors, 2 with warnings\n"
+        page.unlink()
+        done = run(tmp_path / "calib.npz", "-o", page, *arguments, "--json")
     assert done.exit_code == 0
-    assert done.output == f"{page}: 9 tensors, 2 with warnings\n"
-    content = json.loads(numbers.read_text(encoding="utf-8"))
+    content = json.loads(done.stdout)
     assert content == plain(describe(peculiar, title="calib.npz", diagnosis=report_cases.diagnosis([HOSTILE])))
     assert "<title>calib.npz</title>" in page.read_text(encoding="utf-8")
 
