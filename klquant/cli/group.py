@@ -63,7 +63,7 @@ class _Group(click.Group):
 
         names = [name for name in COMMANDS if name.startswith(incomplete)]
         commands = [CompletionItem(name, help=COMMANDS[name]) for name in names]
-        return [*commands, *super(click.Group, self).shell_complete(ctx, incomplete)]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with failing_in_one_line(ctx):
