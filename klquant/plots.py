@@ -224,8 +224,8 @@ def plot_layers(
     _label_rows(ax, layers)
     if len(styles) > 1:
         patches = [Patch(color=colour, alpha=_ALPHA, label=criterion) for criterion, (colour, _) in styles.items()]
-        over = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 1.6, "frameon": False}
-        ax.legend(handles=patches, ncols=len(patches), **over)
+        above: dict[str, Any] = {"bbox_to_anchor": (0, 1), "borderaxespad": 1.6, "frameon": False}
+        ax.legend(handles=patches, ncols=len(patches), loc="lower left", **above)
     return ax
 
 

@@ -126,9 +126,14 @@ def test_numbers_as_people_read_them():
 
 
 def test_only_numbers_stand_at_the_right():
-    html = html_table("", ("tensor", "T"), [("fc", "1")])
+    html = html_table("", ("tensor", "T"), [("fc", 1)])
     assert '<td style="text-align: left">fc</td><td style="text-align: right">1</td>' in html
     assert "caption" not in html
+
+
+def test_captions_and_titles_are_text():
+    read = Reader(html_table(EVIL, (EVIL,), []))
+    assert (read.texts, read.rows) == ([EVIL], [[EVIL]])
 
 
 def test_without_layers_in_floating_point_nothing_is_said():
