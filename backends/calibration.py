@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from .files import load_npz, save_npz
 from .settings import Criterion, Settings
 from .tables import html_skipped, html_table, html_thresholds, number
 from .thresholds import LayerThreshold, search_thresholds
+
+if TYPE_CHECKING:
+    from .report import Report
 
 SCHEMA = 1
 _KIND = "calibration"
@@ -48,6 +51,10 @@ class Calibration(NamedTuple):
     """What was done to the model before it was observed, by name of the stage, and what not and why."""
     skipped: dict[str, str]
     """Layers that stay in floating point, and why."""
+    weight_scales: Mapping[str, list[float]] = {}
+    """Of each output channel of the weights, by layer; 0 marks a dead channel."""
+    versions: Mapping[str, str] = {}
+    """Of klquant and NumPy, which wrote the file that this comes from."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Calibration":
@@ -85,6 +92,12 @@ class Calibration(NamedTuple):
                 f"the calibration must be of this model, got {len(differing)} differing layers: {shown}"
             )
 
+    def report(self, path: str | Path, **options: Any) -> "Report":
+        """Write an HTML page about this calibration; see :func:`klquant.backends.report.write_report`."""
+        from .report import write_report
+
+        return write_report(self, path, **options)
+
     def save(self, path: str | Path) -> None:
         """Write all of it to one npz file, whole or not at all."""
         names = list(self.amax)
@@ -97,10 +110,12 @@ class Calibration(NamedTuple):
             "num_batches": self.num_batches,
             "transforms": self.transforms,
             "skipped": self.skipped,
+            "weights": list(self.weight_scales),
             "chosen": {name: (found.criterion, found.num_bits) for name, found in self.thresholds.items()},
         }
         rows = [[getattr(found, field) for field in _NUMBERS] for found in self.thresholds.values()]
         arrays = {f"hist_{k}": self.histograms[name].hist for k, name in enumerate(names) if name in self.histograms}
+        arrays |= {f"weights_{k}": np.array(scales, np.float64) for k, scales in enumerate(self.weight_scales.values())}
         arrays["range"] = np.array([_range_of(self.histograms.get(name)) for name in names], np.float64)
         arrays["amax"] = np.array([self.amax[name] for name in names], np.float64)
         arrays["thresholds"] = np.array(rows, np.float64).reshape(len(rows), len(_NUMBERS))
@@ -142,6 +157,8 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
         num_batches=int(meta["num_batches"]),
         transforms=meta["transforms"],
         skipped={str(name): str(reason) for name, reason in meta["skipped"].items()},
+        weight_scales={str(name): arrays[f"weights_{k}"].tolist() for k, name in enumerate(meta.get("weights", []))},
+        versions={str(name): str(version) for name, version in meta["versions"].items()},
     )
 
 

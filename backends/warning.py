@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 
 from klquant.errors import CalibrationWarning
 
@@ -12,3 +13,13 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("klquant."):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, CalibrationWarning, stacklevel=level)
+
+
+def warn_of_floats(kind: str, reasons: Mapping[str, str]) -> None:
+    """Warn of layers (or nodes: their `kind`) that stay in floating point, once for each reason; given by name."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    for reason, who in names.items():
+        subject = f"{kind} {who[0]} stays" if len(who) == 1 else f"{kind}s {', '.join(who)} stay"
+        warn(f"{subject} in floating point: {reason}")

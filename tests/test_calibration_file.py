@@ -29,7 +29,8 @@ def calibration():
     model = {name: Fingerprint(f"Linear(weight (3, {k}))", f"{k:064x}") for k, name in enumerate([*amax, "head"])}
     transforms = {"fold": [{"module": "bn", "kind": "batch_norm", "into": None, "reason": "why"}], "equalize": []}
     calls = dict.fromkeys(amax, 2)
-    return Calibration(settings, model, amax, histograms, {}, calls, 7, transforms, {"head": "excluded"})
+    scales = {"a.b/c:d e": [0.1, 0.0, 1 / 3], "head": [2.0]}
+    return Calibration(settings, model, amax, histograms, {}, calls, 7, transforms, {"head": "excluded"}, scales)
 
 
 def same(a, b):
@@ -37,13 +38,15 @@ def same(a, b):
     assert histograms == {name: (h.hist.tolist(), h.edges.tolist()) for name, h in b.histograms.items()}
     assert all(h.hist.dtype == np.int64 for h in b.histograms.values())
     assert repr(a.thresholds) == repr(b.thresholds)  # NaN is equal to NaN here
-    empty = {"histograms": {}, "thresholds": {}}
+    empty = {"histograms": {}, "thresholds": {}, "versions": {}}
     assert a._replace(**empty) == b._replace(**empty)
 
 
 def test_all_of_it_is_read_back(calibration, tmp_path):
     calibration.save(tmp_path / "one.npz")
-    same(calibration, Calibration.load(tmp_path / "one.npz"))
+    read = Calibration.load(tmp_path / "one.npz")
+    same(calibration, read)
+    assert read.versions == {"klquant": klquant.__version__, "numpy": np.__version__}
     with pytest.warns(klquant.CalibrationWarning, match="layer `zero`: all its values are 0"):
         searched = calibration._replace(thresholds=calibration.search_thresholds())
     assert math.isinf(searched.thresholds["zero"].sqnr_db)
@@ -64,6 +67,14 @@ def test_another_criterion_or_number_of_bits_is_chosen_from_the_file(calibration
         if num_bits is None and name != "hist_0":
             assert repr(found[name]) == repr(plain)
         assert found[name].scale == found[name].threshold / (2 ** ((num_bits or 8) - 1) - 1)
+
+
+def test_a_file_from_before_scales_of_weights_were_kept_is_read(calibration, tmp_path):
+    calibration.save(tmp_path / "new.npz")
+    meta, arrays = load_npz(tmp_path / "new.npz", "calibration", 1)
+    old = {name: array for name, array in arrays.items() if not name.startswith("weights_")}
+    save_npz(tmp_path / "old.npz", "calibration", 1, {k: v for k, v in meta.items() if k != "weights"}, old)
+    same(calibration._replace(weight_scales={}), Calibration.load(tmp_path / "old.npz"))
 
 
 def test_a_failed_write_leaves_the_old_file(calibration, tmp_path, monkeypatch):

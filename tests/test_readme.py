@@ -16,7 +16,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), names)  # noqa: S102
     assert names["four_bits"].thresholds["3"].num_bits == 4
-    assert len(BLOCKS) == 4
+    assert (tmp_path / "int8.onnx").is_file()
+    assert len(BLOCKS) == 6
 
 
 def test_readme_opens_with_code():

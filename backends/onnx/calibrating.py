@@ -19,6 +19,7 @@ from .observing import Providers, collect_amax, collect_histograms, open_session
 from .operators import observed_tensors
 from .preparing import prepare
 from .tidying import first_output
+from .weights import weight_scales
 
 EXCLUDED = "excluded by the settings"
 logger = logging.getLogger("klquant")
@@ -75,13 +76,14 @@ def calibrate(
     """
     chosen = _check(batches, criterion, settings)
     prepared = prepare(model)
-    tensors = observed_tensors(read_graph(prepared))
+    graph = read_graph(prepared)
+    tensors, scales = observed_tensors(graph), weight_scales(graph, chosen.num_bits)
     chosen.check_patterns(tensors)
     names = list(chosen.resolve(tensors))
     if not names:
         raise InvalidInputError(f"expected tensors that may be quantized, got none; {len(tensors)} are excluded")
     skipped = {name: EXCLUDED for name in tensors if name not in set(names)}
-    found = Calibration.of(chosen)._replace(model=fingerprint(prepared), skipped=skipped)
+    found = Calibration.of(chosen)._replace(model=fingerprint(prepared), skipped=skipped, weight_scales=scales)
     with open_session(prepared, names, providers) as observed:
         described = ("pass 1: ranges", "pass 2: histograms") if progress else ("", "")
         amax, number = collect_amax(observed, batches, described[0])

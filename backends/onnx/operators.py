@@ -22,7 +22,7 @@ OBSERVED = (*WEIGHTED, *RECTIFIERS, *MOVING, *AVERAGING, *COMBINING, *CURVES)
 def observed_tensors(graph: Graph) -> list[str]:
     """Return the activations that some profile may quantize, in the order in which they are computed."""
     names = [name for node in graph.nodes if node.op_type in OBSERVED for name in (*node.input, *node.output)]
-    return [name for name in dict.fromkeys(names) if graph.is_activation(name)]
+    return [name for name in dict.fromkeys(names) if graph.is_activation(name) and rectified(graph, name) == name]
 
 
 def activations(graph: Graph, node: onnx.NodeProto) -> list[str]:

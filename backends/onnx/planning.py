@@ -44,18 +44,11 @@ class Plan(NamedTuple):
     """Layers that stay in floating point, and why, by name of the node."""
 
 
-def make_plan(
-    graph: Graph,
-    thresholds: Iterable[str],
-    profile: Profile,
-    exclude: tuple[str, ...] = (),
-    *,
-    as_simulated: bool = False,
-) -> Plan:
+def make_plan(graph: Graph, thresholds: Iterable[str], profile: Profile, exclude: tuple[str, ...] = ()) -> Plan:
     """Return the plan of a profile, given the names of the tensors whose threshold is known."""
     if profile == "onnxruntime":
         return operators(graph, thresholds, exclude)
-    return explicit(graph, thresholds, exclude, layers_only=as_simulated or profile == "openvino")
+    return explicit(graph, thresholds, exclude, layers_only=profile == "openvino")
 
 
 def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:

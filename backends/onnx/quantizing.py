@@ -14,7 +14,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
 from ..tables import html_skipped, html_table, number
-from ..warning import warn
+from ..warning import warn_of_floats
 from .calibrating import fingerprint
 from .graph import Graph, read_graph
 from .grids import Rule, by_sign, make_grids, signed, unsigned
@@ -53,7 +53,6 @@ def quantize(
     *,
     profile: Profile = "tensorrt",
     exclude: Iterable[str] | str = (),
-    as_simulated: bool = False,
     reduce_range: bool = False,
 ) -> QuantizedModel:
     """Write QuantizeLinear and DequantizeLinear where an engine wants them.
@@ -68,9 +67,6 @@ def quantize(
         For which engine; see Notes.
     exclude : patterns
         Names of nodes, of tensors or of operators; what they match stays in floating point.
-    as_simulated : bool
-        Compute just what the simulation of :mod:`klquant.backends.torch` does: quantize what enters layers, in INT8,
-        and nothing else. Not for "onnxruntime", which executes nothing in INT8 then.
     reduce_range : bool
         Keep weights in -63 .. 63. On CPUs without VNNI instructions onnxruntime's products of UINT8 and INT8 saturate.
 
@@ -104,9 +100,8 @@ def quantize(
     QuantizeLinear saturates at -128, so values below -T may get one level more than the symmetric -127.
     Source: TensorRT, "Working with Quantized Types"; onnxruntime 1.32 and OpenVINO 2026.4 as measured.
     """
-    if profile not in RULES or (as_simulated and profile == "onnxruntime"):
-        wanted = "'tensorrt' or 'openvino' with `as_simulated`" if as_simulated else f"one of {', '.join(RULES)}"
-        raise InvalidInputError(f"`profile` must be {wanted}, got {profile!r}")
+    if profile not in RULES:
+        raise InvalidInputError(f"`profile` must be one of {', '.join(RULES)}, got {profile!r}")
     prepared = prepare(model)
     graph = read_graph(prepared)
     _check_types(prepared, graph)
@@ -115,8 +110,8 @@ def quantize(
         calibration.check_fits(fingerprint(prepared) if calibration.model else {})
         patterns += tuple(map(escape, calibration.skipped))
     thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, profile, patterns, as_simulated=as_simulated)
-    grids = make_grids(plan, thresholds, non_negative(graph), signed if as_simulated else RULES[profile])
+    plan = make_plan(graph, thresholds, profile, patterns)
+    grids = make_grids(plan, thresholds, non_negative(graph), RULES[profile])
     written = write_qdq(prepared, plan, grids, int_bias=profile == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
     return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
@@ -160,12 +155,7 @@ def _check_patterns(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ..
 def _tell(plan: Plan) -> None:
     """Log what was done, warn of what stays in floating point without having been asked to."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
-    reasons: dict[str, list[str]] = {}
-    for name, reason in plan.skipped.items():
-        if reason != EXCLUDED:
-            reasons.setdefault(reason, []).append(f"`{name}`")
+    reasons = {name: reason for name, reason in plan.skipped.items() if reason != EXCLUDED}
     if not plan.readers and not plan.skipped:
-        reasons = {"the model has no operator that can be quantized": ["``"]}
-    for reason, names in reasons.items():
-        subject = f"node {names[0]} stays" if len(names) == 1 else f"nodes {', '.join(names)} stay"
-        warn(f"{subject} in floating point: {reason}")
+        reasons = {"": "the model has no operator that can be quantized"}
+    warn_of_floats("node", reasons)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -96,7 +95,7 @@ def describe(
     diagnosis : Diagnosis or mapping, optional
         Where accuracy is lost, or the content of its ``as_json()``: gives measured SQNR and the sensitivity ranking.
     weight_scales : mapping, optional
-        Scale of each output channel by layer, as in ``Quantized.weight_scales``; 0 marks a dead channel.
+        Scale of each output channel by layer, where the calibration has none; 0 marks a dead channel.
     progress : bool
         Show a bar on a terminal.
 
@@ -120,15 +119,16 @@ def describe(
         names = tracked(list(names), "report")
     found = None if diagnosis is None else check_diagnosis(diagnosis, calibration.amax)
     measured = {layer["name"]: layer["activation_sqnr_db"] for layer in (found or {"layers": []})["layers"]}
+    scales = calibration.weight_scales if weight_scales is None else weight_scales
     calibration = _searched(calibration)
     return Report(
         title=title,
-        versions={"klquant": klquant.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        versions=dict(calibration.versions) or {"klquant": klquant.__version__, "numpy": np.__version__},
         settings=calibration.settings.as_json(),
         model=calibration.model,
         num_batches=calibration.num_batches,
         tensors=[_describe_tensor(calibration, name, measured) for name in names],
-        weights=None if weight_scales is None else describe_weights(weight_scales, calibration),
+        weights=describe_weights(scales, calibration) if scales else None,
         diagnosis=found,
         transforms=calibration.transforms,
         skipped=calibration.skipped,

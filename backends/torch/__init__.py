@@ -16,13 +16,14 @@ from ..thresholds import LayerThreshold, search_thresholds
 from .bias_correction import correct_bias
 from .diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from .equalization import Equalized, apply_equalization, equalize
+from .export import export_onnx
 from .folding import Examination, examine, fold_batch_norm, fold_relu, plan_folds
 from .fusing import Fold, apply_folds
 from .observing import collect_amax, collect_histograms
 from .pipeline import quantize, requantize
 from .quantizer import Quantizer
 from .selection import Choice, choose_criterion
-from .simulation import fake_quantize, quantize_weights, simulate
+from .simulation import fake_quantize, quantize_weights, saturate_like_engines, simulate
 from .stages import Quantized, Stage
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "diagnose",
     "equalize",
     "examine",
+    "export_onnx",
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
@@ -55,6 +57,7 @@ __all__ = [
     "quantize",
     "quantize_weights",
     "requantize",
+    "saturate_like_engines",
     "search_thresholds",
     "simulate",
 ]

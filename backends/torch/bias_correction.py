@@ -13,8 +13,8 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
+from ..progress import tracked
 from .layers import inner_layer, weighted_layers
-from .progress import tracked
 from .running import Forward, call_model, copy_model, run_observed
 from .simulation import QuantizedLayer
 

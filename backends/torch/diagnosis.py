@@ -10,10 +10,10 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
+from ..progress import progress_bar
 from ..tables import html_table, number
 from ..thresholds import LayerThreshold
 from .measuring import NOTHING, LayerSums, Measurements, Run
-from .progress import progress_bar
 from .running import Forward, Where, call_model, check_eval
 
 

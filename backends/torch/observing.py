@@ -11,11 +11,11 @@ from torch import nn
 import klquant
 from klquant.errors import InvalidInputError
 
+from ..progress import tracked
 from ..settings import MAX_AMAX, Settings
 from .checkpoint import Checkpoint, Progress, skip
 from .distributed import Group, failing_together, join_all, total
 from .layers import weighted_layers
-from .progress import tracked
 from .running import Forward, Where, call_model, run_observed
 from .statistics import (
     Statistics,

@@ -28,7 +28,7 @@ from .observing import Run, capped, counts, cut_to_range, growing_counts, ranges
 from .running import Forward, call_model, check_eval
 from .selection import choose_criterion
 from .simulation import quantize_weights, simulate
-from .stages import EXCLUDED, NEVER_CALLED, Quantized, Stage, check_stage, warn_of_floats
+from .stages import EXCLUDED, NEVER_CALLED, Quantized, Stage, check_stage, tell_of_floats
 from .watching import watched
 
 logger = logging.getLogger("klquant")
@@ -176,7 +176,7 @@ class Quantizer:
         """Return a model that simulates INT8 inference, with all that was found on the way."""
         self._need(Stage.CALIBRATED)
         found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
-        warn_of_floats(found)
+        tell_of_floats(found)
         model = simulate(self._folded, self._weight_scales, found.thresholds, observe=self._run.observe)
         return Quantized(model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found)
 
@@ -199,7 +199,9 @@ class Quantizer:
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
         uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
-        return found._replace(model=fingerprint(self._model), skipped={**found.skipped, **uncalled})
+        skipped = {**found.skipped, **uncalled}
+        scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
+        return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
     def _fold(self, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
         self._folded, settings = apply_folds(self._model, folds), self._found.settings

@@ -9,9 +9,9 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
+from ..progress import progress_bar
 from ..thresholds import LayerThreshold
 from .comparing import Call, SwitchableModel, compare, each_call, fake_quantize_at
-from .progress import progress_bar
 from .running import Forward, Where, call_model, check_eval, observed_at
 
 PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals

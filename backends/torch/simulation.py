@@ -17,6 +17,9 @@ from .running import Where, copy_model, observed_at
 class QuantizedLayer(LayerWrapper):
     """A layer whose input (or output) and weights take only the values that INT8 can represent."""
 
+    qmin: int | None = None
+    """Lowest level of the activation, if not that of :func:`fake_quantize`; see :func:`saturate_like_engines`."""
+
     def __init__(self, layer: nn.Module, scale: float, observe: Observe, num_bits: int = 8) -> None:
         super().__init__(layer)
         self.observe = observe
@@ -39,14 +42,16 @@ class QuantizedLayer(LayerWrapper):
         return self._rounded(self.layer(*args, **kwargs))
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
-        return fake_quantize(x, self.scale, num_bits=self.num_bits)
+        return fake_quantize(x, self.scale, num_bits=self.num_bits, qmin=self.qmin)
 
 
 def _keep_calling(module: nn.Module, args: Any) -> None:
     pass
 
 
-def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = None, num_bits: int = 8) -> torch.Tensor:
+def fake_quantize(
+    x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = None, num_bits: int = 8, qmin: int | None = None
+) -> torch.Tensor:
     """Return ``clamp(round_half_even(x / scale), -127, 127) * scale``, as :func:`klquant.fake_quantize` on tensors.
 
     Parameters
@@ -58,6 +63,8 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = No
         Channel axis of `x`.
     num_bits : int
         The levels are -127 .. 127 for 8.
+    qmin : int, optional
+        Lowest level, if another one: -128 where engines saturate.
 
     Returns
     -------
@@ -69,7 +76,8 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = No
         steps = steps.reshape([-1 if k == axis % x.ndim else 1 for k in range(x.ndim)])
     elif steps.ndim:
         raise InvalidInputError(f"`scale` must be 0-d when `axis` is not given, got shape {tuple(steps.shape)}")
-    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(-qmax(num_bits), qmax(num_bits))
+    lowest = -qmax(num_bits) if qmin is None else qmin
+    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(lowest, qmax(num_bits))
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
@@ -150,3 +158,32 @@ def simulate(
         inner.weight = nn.Parameter(weight, requires_grad=False)
         model = replace_module(model, layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
     return model
+
+
+def saturate_like_engines(model: nn.Module) -> nn.Module:
+    """Return a copy of a simulated model whose activations saturate at -128 instead of -127.
+
+    That is where ``QuantizeLinear`` and the engines do: values below -T get one level more, weights never. It is what
+    the model of :func:`export_onnx` computes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The result of :func:`simulate`, or `model` of :func:`quantize`; it is not changed.
+
+    Returns
+    -------
+    torch.nn.Module
+    """
+    model = copy_model(model)
+    for layer in quantized_layers(model).values():
+        layer.qmin = -qmax(layer.num_bits) - 1
+    return model
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """Return the quantized layers of a simulated model by qualified name; an error if there are none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    if not found:
+        raise InvalidInputError("the model must be the result of simulate(), got one without quantized layers")
+    return found

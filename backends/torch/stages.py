@@ -12,7 +12,7 @@ from klquant.errors import StageError
 from ..calibration import Calibration
 from ..tables import html_skipped, html_thresholds
 from ..thresholds import LayerThreshold
-from ..warning import warn
+from ..warning import warn_of_floats
 from .fusing import Fold
 
 EXCLUDED = "excluded by the settings"
@@ -72,14 +72,9 @@ def check_stage(reached: Stage, needed: Stage) -> None:
         )
 
 
-def warn_of_floats(found: Calibration) -> None:
-    """Warn of what stays in floating point without having been asked to, once for each reason."""
-    names: dict[str, list[str]] = {}
-    for name, reason in found.skipped.items():
-        if reason != EXCLUDED:
-            names.setdefault(reason, []).append(f"`{name}`")
+def tell_of_floats(found: Calibration) -> None:
+    """Warn of what stays in floating point without having been asked to."""
+    reasons = {name: reason for name, reason in found.skipped.items() if reason != EXCLUDED}
     if not found.skipped and not found.thresholds:
-        names = {"the model has no layer that can be quantized": ["``"]}
-    for reason, who in names.items():
-        subject = f"layer {who[0]} stays" if len(who) == 1 else f"layers {', '.join(who)} stay"
-        warn(f"{subject} in floating point: {reason}")
+        reasons = {"": "the model has no layer that can be quantized"}
+    warn_of_floats("layer", reasons)

@@ -17,6 +17,7 @@ COMMANDS = {
     "quantize": "Write an ONNX model with Q/DQ nodes from a calibration",
     "inspect": "Tell which nodes of an ONNX model an engine runs in INT8",
     "threshold": "Compare the criteria on a saved histogram or calibration",
+    "report": "Write a calibration as one HTML page: thresholds, histograms, warnings",
     "convert": "Convert between the calibration tables of engines",
     "cache-to-qdq": "Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache",
     "demo": "Calibrate and quantize a small trained network on real images",

@@ -31,6 +31,10 @@ def onnxruntime(model, **options):
     return plan(operators, model, **options)
 
 
+def test_what_only_a_rectifier_reads_is_not_observed():
+    assert observed_tensors(read_graph(conv_relu_conv())) == ["x", "b1", "y"]
+
+
 def for_everyone(readers, *names):
     return readers == {name: {EVERYONE} for name in names}
 
@@ -66,7 +70,7 @@ def test_a_branch_that_others_see_is_none():
     assert not {"s", "c"} & tensorrt(model).readers.keys()
 
 
-def test_explicit_as_simulated_leaves_sums_and_concatenations():
+def test_explicit_for_layers_only_leaves_sums_and_concatenations():
     found = plan(explicit, residual("s = Relu(x)"), layers_only=True)
     assert found.readers == {"x": {"conv0"}, "r": {"conv2"}}
 

@@ -64,12 +64,6 @@ def test_openvino_uses_the_half_that_rectified_tensors_leave():
     assert array(found.model, "x_zero_point").dtype == np.int8
 
 
-def test_as_simulated_is_the_same_for_both_profiles_and_int8_throughout():
-    ours, theirs = (quantize(small(), THRESHOLDS, profile=p, as_simulated=True) for p in ("tensorrt", "openvino"))
-    assert ours.model == theirs.model
-    assert array(ours.model, "r_zero_point").dtype == np.int8
-
-
 def test_biases_become_integers_for_onnxruntime_only():
     assert array(quantize(small(), THRESHOLDS, profile="onnxruntime").model, "b_quantized").dtype == np.int32
     assert array(quantize(small(), THRESHOLDS).model, "b").dtype == np.float32
@@ -112,7 +106,6 @@ def test_a_model_without_layers_is_warned_of():
     ("options", "message"),
     [
         ({"profile": "tensorflow"}, "`profile` must be one of tensorrt, onnxruntime, openvino, got 'tensorflow'"),
-        ({"profile": "onnxruntime", "as_simulated": True}, "`profile` must be 'tensorrt' or 'openvino'"),
         ({"exclude": ["Conv", "rr"]}, "pattern `rr` matches no node, tensor or operator"),
     ],
 )

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
-from klquant.backends.onnx.weights import quantize_bias, quantize_weight
+from klquant.backends.onnx.graph import read_graph
+from klquant.backends.onnx.weights import quantize_bias, quantize_weight, weight_scales
 from onnx import numpy_helper
+from onnx_models import build
 
 import klquant
 
@@ -44,6 +46,16 @@ def test_half_precision_keeps_its_type():
 def test_what_is_not_finite_is_named(value):
     with pytest.raises(klquant.InvalidInputError, match="`w` must be finite"):
         quantize_weight(tensor([[1.0, value]]), 0)
+
+
+def test_scales_of_all_layers_are_known_before_anything_is_written():
+    weight = np.array([[1.0, -2.0], [9e-5, -9e-5]], np.float32)
+    model = build(
+        "float[n, 2] x", "float y", "a = Gemm<transB=1>(x, w) b = MatMul(a, a) y = MatMul(b, v)", w=weight, v=(2, 2)
+    )
+    found = weight_scales(read_graph(model), 8)
+    assert found.keys() == {"gemm0", "matmul2"}
+    np.testing.assert_allclose(found["gemm0"], [2 / 127, 0.0], rtol=1e-6)
 
 
 def test_a_bias_counts_in_products():

@@ -1,8 +1,12 @@
 """The table of results: printed at the end of a run, and as JSON."""
 
+import contextlib
 import json
 import operator
+import os
 import statistics
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 RELATIONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
@@ -15,6 +19,7 @@ class Row(NamedTuple):
     label: str = ""
     wanted: tuple[str, float] | None = None  # for the ratio, or for the milliseconds where there is none
     note: str = ""
+    figures: Mapping[str, str] = {}  # what else there is to say, each in a column of its own
 
     def cells(self):
         median = statistics.median(self.seconds) * 1e3 if self.seconds else None
@@ -32,19 +37,21 @@ class Row(NamedTuple):
             "wanted": "{} {:g}".format(*self.wanted) if self.wanted else "",
             "verdict": verdict,
             "note": self.note,
+            "figures": dict(self.figures),
         }
 
 
 class Report:
     """Collects the rows, and as a pytest plugin prints them at the end of the run.
 
-    Times are medians, of the CPU time of the process unless the row says that it is wall-clock time.
+    Times are medians, of the CPU time of the process unless the row, or `clock`, says that it is wall-clock time.
     """
 
-    def __init__(self, provenance, title):
+    def __init__(self, provenance, title, clock="CPU ms"):
         self.rows = []
         self.provenance = provenance
         self.title = title
+        self.clock = clock
 
     def add(self, *args, **fields):
         self.rows.append(Row(*args, **fields))
@@ -55,14 +62,27 @@ class Report:
 
     def pytest_terminal_summary(self, terminalreporter):
         terminalreporter.section(self.title)
-        layout = "{:<64} {:>9} {:>8} {:<20} {:>7}  {}"
-        terminalreporter.write_line(layout.format("row", "CPU ms", "ratio", "", "wanted", ""))
+        columns = list(dict.fromkeys(name for row in self.rows for name in row.figures))
+        widths = [max(len(name), *(len(row.figures.get(name, "")) for row in self.rows)) for name in columns]
+        layout = "{:<64} {:>9} {:>8} {:<20} {:>7}  " + "".join(f"{{:>{width}}}  " for width in widths) + "{}"
+        terminalreporter.write_line(layout.format("row", self.clock, "ratio", "", "wanted", *columns, "").rstrip())
         for cells in (row.cells() for row in self.rows):
             result = ", ".join(filter(None, (cells["verdict"], cells["note"])))
             numbers = _number(cells["median_ms"]), _number(cells["ratio"])
-            line = layout.format(cells["row"], *numbers, cells["ratio_of"], cells["wanted"], result)
+            figures = (cells["figures"].get(name, "") for name in columns)
+            line = layout.format(cells["row"], *numbers, cells["ratio_of"], cells["wanted"], *figures, result)
             terminalreporter.write_line(line.rstrip())
         terminalreporter.write_line("; ".join(f"{key} {value}" for key, value in self.provenance.items()))
+
+
+@contextlib.contextmanager
+def collected(plugins, *args, **options):
+    """Yield a report that is printed at the end of the run, and written where ``KLQUANT_BENCH_JSON`` says."""
+    report = Report(*args, **options)
+    plugins.register(report)
+    yield report
+    if "KLQUANT_BENCH_JSON" in os.environ:
+        Path(os.environ["KLQUANT_BENCH_JSON"]).write_text(report.as_json() + "\n")
 
 
 def _number(value):

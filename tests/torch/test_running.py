@@ -3,7 +3,7 @@ from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
 import torch
-from klquant.backends.torch.progress import tracked
+from klquant.backends.progress import tracked
 from klquant.backends.torch.running import call_model, check_eval, run_observed
 from networks import Broken, Net, batch, fingerprint, mlp, num_hooks
 from torch import nn

@@ -10,6 +10,7 @@ from klquant.backends.torch import (
     fake_quantize,
     fold_relu,
     quantize_weights,
+    saturate_like_engines,
     simulate,
 )
 from klquant.backends.torch.layers import LayerReLU, channel_axis, weighted_layers
@@ -218,6 +219,31 @@ def test_inputs_beyond_the_threshold_saturate():
     result = simulated(model, threshold=1.27)
     for x in (1.27, 5.0, 1e9):
         torch.testing.assert_close(outputs(result, torch.tensor([[x]])), 1.27 * model[0].weight.detach())
+
+
+def test_inputs_far_below_get_one_level_more_where_engines_saturate():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False)).eval()
+    result = simulated(model, threshold=1.27)
+    before = fingerprint(result)
+    engine, weight = saturate_like_engines(result), result[0].weight
+    for x, level in ((-1.27, -127), (-1.275, -128), (-9.0, -128), (9.0, 127)):
+        torch.testing.assert_close(outputs(engine, torch.tensor([[x]])), level * 0.01 * weight)
+        torch.testing.assert_close(outputs(result, torch.tensor([[x]])), max(level, -127) * 0.01 * weight)
+    assert is_same(engine[0].weight, weight)
+    assert fingerprint(result) == before
+
+
+def test_engines_saturate_at_the_lowest_code_of_any_number_of_bits():
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    found = {"0": clipping(7.0)._replace(num_bits=4)}
+    engine = saturate_like_engines(simulate(model, quantize_weights(model, num_bits=4), found, observe="outputs"))
+    engine[0].layer.bias.data.fill_(-100)
+    assert outputs(engine, torch.zeros(1, 2)).tolist() == [[-8.0, -8.0]]
+
+
+def test_only_a_simulated_model_saturates():
+    with pytest.raises(InvalidInputError, match="without quantized layers"):
+        saturate_like_engines(mlp())
 
 
 def test_a_layer_without_a_threshold_stays_as_it_is():
