@@ -382,7 +382,7 @@ def test_names_are_no_formulae():
 
 def test_a_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "klquant.plots")
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(klquant.MissingDependencyError, match=r"pip install 'klquant\[plots\]'"):
         importlib.import_module("klquant.plots")
 
