@@ -12,7 +12,8 @@
 
 Imported on demand: ``klquant.backends.torch`` and ``klquant.backends.onnx`` for whole models,
 ``klquant.backends.formats`` for tables of scales, ``klquant.backends.report`` for pages about a calibration,
-``klquant.presets`` for thresholds as other tools choose them, ``klquant.reference`` for the algorithm in plain loops.
+``klquant.plots`` for pictures, ``klquant.presets`` for thresholds as other tools choose them, ``klquant.reference`` for
+the algorithm in plain loops.
 """
 
 from klquant._result import Threshold

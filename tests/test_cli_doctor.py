@@ -33,7 +33,8 @@ def features(result):
 
 
 def test_this_machine_is_told_as_it_is(monkeypatch):
-    monkeypatch.delitem(FEATURES, "demo")  # scikit-learn and matplotlib take seconds
+    for name in ("plots", "demo"):  # matplotlib and scikit-learn take seconds
+        monkeypatch.delitem(FEATURES, name)
     monkeypatch.setattr(environment, "OTHERS", {})
     result = run("--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -71,6 +72,7 @@ def test_everything_usable_is_a_table_without_remedies(libraries):
         ("onnxscript", Probe(None), {"onnx", "torch,onnx"}),
         ("jinja2", Probe(None), {"report", "demo"}),
         ("sklearn", Probe(None), {"demo"}),
+        ("matplotlib", Probe(None), {"plots", "demo"}),
         ("openvino", Probe(None), {"openvino"}),
         ("PIL", Probe(None), {"pillow"}),
     ],

@@ -19,6 +19,7 @@ FEATURES = {
     "onnx": "ONNX models",
     "torch,onnx": "PyTorch models to ONNX",
     "report": "reports as HTML",
+    "plots": "pictures (klquant.plots)",
     "demo": "klquant demo",
 }
 OTHERS = {"openvino": "klquant inspect --engine openvino", "pillow": "pictures as klquant calibrate --data"}
