@@ -22,6 +22,7 @@ FEATURES = {
     "plots": "pictures (klquant.plots)",
     "demo": "klquant demo",
 }
+# Libraries that no extra of klquant names, for commands on ONNX models.
 OTHERS = {"openvino": "klquant inspect --engine openvino", "pillow": "pictures as klquant calibrate --data"}
 _MORE = {"torch,onnx": {"torch": "2.8"}}  # what a feature needs beyond its extras
 _INSTRUCTIONS = {
@@ -74,7 +75,9 @@ class Environment(NamedTuple):
 
 def examine() -> Environment:
     """Ask every library that klquant may use, each in a process of its own."""
-    needs = {extras: _required(extras) for extras in FEATURES} | {name: {name: ""} for name in OTHERS}
+    needs = {extras: _required(extras) for extras in FEATURES} | {
+        name: {**_required("onnx"), name: ""} for name in OTHERS
+    }
     minimums = {name: minimum for required in needs.values() for name, minimum in required.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         probes = dict(zip(minimums, pool.map(probe, map(_module, minimums)), strict=True))
@@ -115,7 +118,8 @@ def _feature(name: str, required: Mapping[str, str], packages: Mapping[str, Pack
         for package, minimum in required.items()
         if packages[package].problem or _is_older(packages[package].version or "", minimum)
     ]
-    what, wanted = {**FEATURES, **OTHERS}[name], name if name in OTHERS else f"'klquant[{name}]'" if name else "klquant"
+    what = {**FEATURES, **OTHERS}[name]
+    wanted = f"'klquant[onnx]' {name}" if name in OTHERS else f"'klquant[{name}]'" if name else "klquant"
     return Feature(what, not missing, missing, f"pip install -U {wanted}" if missing else "")
 
 
