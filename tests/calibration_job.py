@@ -7,11 +7,11 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
+import resident
 from klquant.backends.onnx import calibrate
 from peers import quantize_static
 
@@ -86,19 +86,13 @@ def clocked(function, *arguments):
     return function(*arguments), time.process_time() - start
 
 
-def peak():
-    """Return the peak of memory in MiB; `ru_maxrss` would begin with that of the process which started this one."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
-
-
 def main(job):
     session = onnxruntime.InferenceSession(job.model)
     batches, name = Images(job), session.get_inputs()[0].name
     run(session, name, batches)
-    before = peak()
+    before = resident.peak() / 1024
     found, seconds = clocked(calibrate_by, job, name, batches)
-    extra, running, calibrating = peak() - before, [clocked(run, session, name, batches)[1]], [seconds]
+    extra, running, calibrating = resident.peak() / 1024 - before, [clocked(run, session, name, batches)[1]], [seconds]
     for _ in range(job.rounds - 1):
         calibrating.append(clocked(calibrate_by, job, name, batches)[1])
         running.append(clocked(run, session, name, batches)[1])

@@ -1,8 +1,8 @@
 """Calibrate on so many images of 64 x 64 pixels and print the peak of memory in KiB, see torch/test_memory.py."""
 
-import resource
 import sys
 
+import resident
 import torch
 from klquant.backends.torch import quantize
 from torch import nn
@@ -29,4 +29,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
     quantize(network(), Images(int(sys.argv[1])), criterion="max", passes=int(sys.argv[2]))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201
+    print(resident.peak())  # noqa: T201

@@ -1,10 +1,10 @@
 """Calibrate on so many images of 64 x 64 pixels and print the peak of memory in KiB, see onnx/test_memory.py."""
 
-import resource
 import sys
 
 import numpy as np
 import onnx
+import resident
 from klquant.backends.onnx import calibrate
 
 NETWORK = """
@@ -42,4 +42,4 @@ def network():
 
 if __name__ == "__main__":
     calibrate(network(), Images(int(sys.argv[1])), criterion="max")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201
+    print(resident.peak())  # noqa: T201
