@@ -80,7 +80,7 @@ def run_python(code, names, where):
 
 def run_command(line):
     """Run one command line, return the lines that it prints."""
-    program, *arguments = shlex.split(line)
+    program, *arguments = shlex.split(line, comments=True)
     if line.startswith(SET_UP):
         return []
     if program == "torchrun":
