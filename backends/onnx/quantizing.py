@@ -13,6 +13,7 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
+from ..tables import html_skipped, html_table, number
 from ..warning import warn_of_floats
 from .calibrating import fingerprint
 from .graph import Graph, read_graph
@@ -38,6 +39,12 @@ class QuantizedModel(NamedTuple):
     def save(self, path: str | Path) -> None:
         """Write the model, whole or not at all; above 2 GB with its weights in a file beside it."""
         save_model(self.model, path)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the thresholds for notebooks."""
+        rows = [(name, number(threshold)) for name, threshold in self.thresholds.items()]
+        caption = f"ONNX model quantized: {len(rows)} activations"
+        return html_table(caption, ("tensor", "T"), rows) + html_skipped(self.skipped)
 
 
 def quantize(
