@@ -85,7 +85,7 @@ def run_command(line):
         return []
     if program == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout.splitlines()
     assert program == "klquant", f"do not know how to test `{line}`"
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0 or (arguments[0] == "inspect" and result.exit_code == 1), result.output
