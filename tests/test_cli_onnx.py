@@ -163,8 +163,6 @@ def test_the_quantized_model_computes_nearly_the_same_in_int8(here, images, tmp_
     inspected = run("inspect", out, "--engine", profile)
     assert inspected.exit_code == 0, inspected.stdout
     assert "2 of 2 Conv" in inspected.stdout
-    by_operator = inspected.stdout.partition("by operator")[2].splitlines()
-    assert ["Conv", "2", "2"] in [line.split() for line in by_operator]
     nodes = run_json("inspect", out, "--engine", profile)["nodes"]
     assert sum(node["int8"] for node in nodes if node["op_type"] == "Conv") == 2
 

@@ -40,8 +40,6 @@ def inspect(ctx: click.Context, model: Path, engine: str, as_json: bool) -> None
     else:
         rows = ((node.name, node.op_type, "int8" if node.int8 else "float", node.reason) for node in nodes)
         print_table(f"{model} on {engine}", ("node", "op", "runs in", "why"), rows)
-        counts = backend.summarize(nodes)
-        print_table("by operator", ("op", "int8", "of"), ((c.op_type, str(c.int8), str(c.total)) for c in counts))
         click.echo(f"{num_int8} of {len(weighted)} {', '.join(WEIGHTED)} in INT8")
     if num_int8 < len(weighted):
         ctx.exit(1)
