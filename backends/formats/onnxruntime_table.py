@@ -72,9 +72,9 @@ def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, 
     Notes
     -----
     Ranges are float32, as onnxruntime's own: T reads back within 6e-8 of itself. The scale that it makes of them is
-    T / 127 only with ``extra_options={"ActivationSymmetric": True}`` and int8 activations. With ranges that reach below 0
-    it takes a Relu for superfluous and drops it, unless told ``"QDQKeepRemovableActivations": True``; and it misses the
-    range of what enters a Relu, which calibrations here have not, so give that tensor the range of what leaves it.
+    T / 127 only with ``extra_options={"ActivationSymmetric": True}`` and int8 activations. As these ranges reach below
+    0, it takes a Relu for superfluous and drops it, unless told ``"QDQKeepRemovableActivations": True``; and it wants
+    the range of what enters a Relu, which calibrations here have not: give that tensor the range of what leaves it.
     :func:`klquant.backends.onnx.quantize` needs none of this.
     """
     if method not in METHODS:
