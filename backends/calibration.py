@@ -11,6 +11,7 @@ from klquant.errors import InvalidInputError
 
 from .files import load_npz, save_npz
 from .settings import Criterion, Settings
+from .tables import html_skipped, html_table, html_thresholds, number
 from .thresholds import LayerThreshold, search_thresholds
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class Calibration(NamedTuple):
         """Choose T for every tensor; see :func:`klquant.backends.thresholds.search_thresholds`."""
         options = self.settings.with_bits(num_bits).resolve(self.amax)
         return search_thresholds(self.amax, self.histograms, criterion=criterion, options=options)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the thresholds for notebooks; before the first search, of what was observed."""
+        caption = f"Calibration: {len(self.amax)} tensors, {self.num_batches} batches"
+        if self.thresholds:
+            return html_thresholds(caption, "tensor", self.thresholds) + html_skipped(self.skipped)
+        observed = [(name, number(amax)) for name, amax in self.amax.items()]
+        return html_table(f"{caption}, no thresholds yet", ("tensor", "amax"), observed) + html_skipped(self.skipped)
 
     def check_fits(self, model: Mapping[str, Fingerprint]) -> None:
         """Raise InvalidInputError, naming the layers, if this calibration is of another model."""
@@ -128,6 +137,14 @@ class Calibration(NamedTuple):
             raise InvalidInputError(
                 f"`{path}` must be a klquant calibration file, got a damaged one: {error}"
             ) from error
+
+
+def checked(calibration: object) -> Calibration:
+    """Refuse what is no calibration, such as the path of one."""
+    if not isinstance(calibration, Calibration):
+        given = type(calibration).__name__
+        raise InvalidInputError(f"expected a Calibration, got {given}; Calibration.load(path) reads a file")
+    return calibration
 
 
 def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> Calibration:

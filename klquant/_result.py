@@ -8,6 +8,9 @@ import numpy as np
 from klquant._namespace import Array, is_concrete
 from klquant.errors import InfeasibleError
 
+_MAX_ROWS = 30  # in a notebook
+_COLUMNS = {"T": ".6g", "index": ".0f", "KL nats": ".4g", "clipped": ".3%", "SQNR dB": ".1f"}
+
 
 class Threshold(NamedTuple):
     """The clipping value found, and how good it is; ``float(threshold)`` is the value.
@@ -29,6 +32,22 @@ class Threshold(NamedTuple):
     def __float__(self) -> float:
         """Return the clipping value."""
         return float(self.value)
+
+    def _repr_html_(self) -> str | None:
+        """Return a table for notebooks, with a row for each histogram; none while JAX traces."""
+        if not is_concrete(*self):
+            return None
+        numbers = np.stack([np.asarray(column, dtype=np.float64).reshape(-1) for column in self], axis=1)
+        where = np.ndindex(np.shape(self.value))
+        rows = [
+            [f"Threshold{list(index) or ''}", *map(format, row, _COLUMNS.values())]
+            for index, row in zip(where, numbers[:_MAX_ROWS], strict=False)
+        ]
+        if len(numbers) > _MAX_ROWS:
+            rows.append([f"... {len(numbers) - _MAX_ROWS} more"])
+        head = "".join(f"<th>{title}</th>" for title in ("", *_COLUMNS))
+        lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def describe(

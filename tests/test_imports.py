@@ -10,7 +10,7 @@ import pytest
 import klquant
 
 CORE = Path(klquant.__file__).parent
-ON_TOP = {"__main__"}  # with the folders klquant.cli and klquant.demo the only ones that may use the backends
+ON_TOP = {"__main__"}  # with the folders cli, demo and plots of klquant the only ones that may use the backends
 LAYERS = [
     {"errors"},
     {"_namespace"},

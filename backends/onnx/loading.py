@@ -21,12 +21,15 @@ NOT_COMPUTING = (QUANTIZE, DEQUANTIZE, "Constant", "Identity")
 def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with the element types of its tensors, as far as they can be inferred."""
     if not isinstance(model, onnx.ModelProto):
+        path = model
         try:
-            model = onnx.load(model)
+            model = onnx.load(path)
         except OSError:
             raise
         except Exception as error:  # protobuf's, which onnx does not wrap
-            raise InvalidInputError(f"`{model}` must hold an ONNX model, got something else: {error}") from error
+            raise InvalidInputError(f"`{path}` must hold an ONNX model, got something else: {error}") from error
+        if not model.graph.output:  # an empty file is an empty model to protobuf
+            raise InvalidInputError(f"`{path}` must hold an ONNX model, got one without outputs")
     if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
         return model  # onnx's inference takes no more
     return onnx.shape_inference.infer_shapes(model)

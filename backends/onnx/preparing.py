@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import onnx
 import onnxruntime
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import set_external_data, uses_external_data
 
 from klquant.errors import InvalidInputError, KLQuantError
 
@@ -22,6 +22,7 @@ from .tidying import all_nodes, sort_values, tidy
 
 MIN_OPSET = 13  # the first with scales per channel
 MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
+MIN_BYTES = 1024  # of a weight, to lie beside the graph
 MAX_BYTES = 2_000_000_000  # of one file, a little below what protobuf can hold
 _NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
 
@@ -80,8 +81,11 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
     """Write a model, with what is large in a file beside it; that is no longer in `model` then."""
+    for tensor in model.graph.initializer:  # not by onnx's own option, which minds files of that name where we stand
+        if len(tensor.raw_data) >= MIN_BYTES:
+            set_external_data(tensor, f"{path.name}.data")
     with naming(path):
-        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+        onnx.save_model(model, str(path))
     return path
 
 
@@ -170,7 +174,7 @@ def _optimized(path: Path) -> onnx.ModelProto:
     options.optimized_model_filepath = str(target)
     key = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{key}_file_name", f"{target.name}.data")
-    options.add_session_config_entry(f"{key}_min_size_in_bytes", "1024")
+    options.add_session_config_entry(f"{key}_min_size_in_bytes", str(MIN_BYTES))
     cpu = ["CPUExecutionProvider"]  # wherever calibration runs: the names and weights are the same
     onnxruntime.InferenceSession(str(path), options, providers=cpu, disabled_optimizers=_NOT_WANTED)
     return without_inserted_casts(onnx.load(str(target), load_external_data=False))

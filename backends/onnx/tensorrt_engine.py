@@ -38,6 +38,11 @@ def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
     list of Violation
         In the order of the nodes; empty if all rules hold. A layer that is not quantized at all breaks none.
 
+    Raises
+    ------
+    InvalidInputError
+        For a file that holds no ONNX model. A missing file is a FileNotFoundError.
+
     Notes
     -----
     The rules, what they say and where that is documented: ``klquant.backends.onnx.tensorrt_rules.RULES``. A rule on

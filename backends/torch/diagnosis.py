@@ -11,6 +11,7 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ..progress import progress_bar
+from ..tables import html_table, number
 from ..thresholds import LayerThreshold
 from .measuring import NOTHING, LayerSums, Measurements, Run
 from .running import Forward, Where, call_model, check_eval
@@ -54,6 +55,16 @@ class Diagnosis(NamedTuple):
             ],
         }
         return json.dumps(content, indent=2, allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the layers for notebooks."""
+        caption = f"SQNR in dB, the most harmful layer first; {number(self.model_sqnr_db, '.1f')} dB with all of them"
+        numbers = ("weight_sqnr_db", "activation_sqnr_db", "output_sqnr_db", "alone_sqnr_db", "without_sqnr_db")
+        rows = [
+            (layer.name, *(number(getattr(layer, name), ".1f") for name in numbers), layer.note)
+            for layer in self.layers
+        ]
+        return html_table(caption, ("layer", "weights", "activation", "output", "alone", "without", "note"), rows)
 
     @classmethod
     def from_json(cls, text: str) -> "Diagnosis":

@@ -10,6 +10,7 @@ import klquant
 from klquant.errors import StageError
 
 from ..calibration import Calibration
+from ..tables import html_skipped, html_thresholds
 from ..thresholds import LayerThreshold
 from ..warning import warn_of_floats
 from .fusing import Fold
@@ -38,7 +39,7 @@ _HOW_TO_REACH = {
 }
 
 
-class Quantized(NamedTuple):
+class QuantizedModel(NamedTuple):
     """A model quantized."""
 
     model: nn.Module
@@ -55,6 +56,11 @@ class Quantized(NamedTuple):
     """What stays in floating point, by qualified name, and why."""
     calibration: Calibration
     """All that was found, to be saved."""
+
+    def _repr_html_(self) -> str:
+        """Return a table of the thresholds for notebooks."""
+        caption = f"{type(self.model).__name__} quantized: {len(self.thresholds)} layers"
+        return html_thresholds(caption, "layer", self.thresholds) + html_skipped(self.skipped)
 
 
 def check_stage(reached: Stage, needed: Stage) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import onnx
 import onnx_networks
 import pytest
-from klquant.backends.onnx import prepare, save_model
+from klquant.backends.onnx import prepare
 from klquant.backends.onnx.graph import read_graph
+from klquant.backends.onnx.preparing import save_model
 from onnx import TensorProto, numpy_helper
 from onnx_models import array, build, run, run_all
 
@@ -347,3 +348,14 @@ def test_a_failed_save_leaves_nothing_of_two_files(tmp_path, monkeypatch):
             save_model(model, path, max_bytes=max_bytes)
         assert path.read_text() == "old"
         assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_files_where_we_stand_are_none_of_our_business(tmp_path, monkeypatch):
+    """Torch's exporter leaves `model.onnx.data` beside `model.onnx`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.onnx.data", "given.onnx.data", "optimized.onnx.data"):
+        (tmp_path / name).write_bytes(b"mine")
+    model = prepare(onnx_networks.load("VGG"))
+    save_model(model, tmp_path / "other" / "model.onnx", max_bytes=0)
+    assert content(prepare(tmp_path / "other" / "model.onnx")) == content(model)
+    assert (tmp_path / "model.onnx.data").read_bytes() == b"mine"
