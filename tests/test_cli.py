@@ -122,8 +122,19 @@ def test_an_interrupt_has_its_own_exit_code(command):
     def interrupted():
         raise KeyboardInterrupt
 
-    command(interrupted)
-    assert run("fake").exit_code == 130
+    def interrupted_while_importing():
+        try:
+            try:
+                interrupted()
+            except KeyboardInterrupt as error:
+                raise ImportError("initialization failed") from error
+        except ImportError as error:
+            raise klquant.MissingDependencyError("pip install it") from error
+
+    for function in (interrupted, interrupted_while_importing):
+        command(function)
+        result = run("fake")
+        assert (result.exit_code, result.output) == (130, "")
 
 
 def test_a_reader_that_went_away_is_no_error(command):

@@ -38,7 +38,7 @@ def interrupt_commands(times, seed):
 def _judge(done, folder, expected, trials):
     """Say how an interrupted command ended, and what is wrong with that."""
     result = (folder / "out.npz").read_bytes() if (folder / "out.npz").exists() else b""
-    too_late = done.returncode == -signal.SIGINT and result == expected
+    too_late = done.returncode in (0, -signal.SIGINT) and result == expected
     outcome = "Python was already ending" if too_late else f"exit code {done.returncode}"
     trials.add(f"{outcome}, {'with' if result else 'no'} file", (too_late or done.returncode == 130, done.stderr))
     left = {path.name for path in [*(folder / "temporary").iterdir(), *folder.glob(".*")]} - {".ses"}

@@ -20,7 +20,7 @@ from .jobs import NUM_BATCHES, PHASES, Seen, State, batches, calibrate, folder_f
 from .outcomes import Trials
 
 CHECKED = {
-    "torch with resume": "hooks, modes, model as before; no counted batch is run again; result identical; no other file",
+    "torch with resume": "hooks, modes, model as before; no batch counted twice; result identical; no other file",
     "torch, all stages": "hooks, modes, model as before",
     "ONNX": "no file left, also no temporary one; result of the next run identical",
 }
@@ -111,7 +111,7 @@ def interrupted(state, function, *arguments, **options):
 def _torch_with_resume(state, folder):
     model, first, again = network(), Seen(state), Seen(State())
     before, paths = fingerprint(model), (folder / "progress.npz", folder / "result.npz")
-    if not interrupted(state, calibrate, state, *paths, model=model, forward=first):
+    if not interrupted(state, calibrate, state, *paths, model=model, forward=first, checkpoint_seconds=1e9):
         return None
     complaints = _changed(model, before, first)
     calibrate(again.state, *paths, model=model, forward=again)

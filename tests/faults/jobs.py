@@ -21,8 +21,8 @@ from torch import nn
 
 NUM_BATCHES = 10
 PHASES = ("starting", "running", "folding", "pass 1", "pass 2", "search", "saving", "over")
-CONTEXT = multiprocessing.get_context("forkserver")  # torch is imported once, every process is a fork of that
-CONTEXT.set_forkserver_preload(["klquant.backends.torch", "klquant.backends.onnx"])
+CONTEXT = multiprocessing.get_context("forkserver")  # imports once; each process is a fork of that
+CONTEXT.set_forkserver_preload(["klquant.backends.torch", "klquant.backends.onnx", "pytest"])
 
 
 class State(ctypes.Structure):

@@ -47,8 +47,8 @@ def _fail_in_torch(times, rng):
     for bad_pass, bad_batch in _bad(times, rng):
         with folder_for("reading") as folder:
             paths, first, again = (folder / "progress.npz", folder / "result.npz"), Seen(State()), Seen(State())
-            data = _loader(bad_pass, bad_batch)
-            outcome = _outcome(lambda: calibrate(first.state, *paths, forward=first, data=data), bad_batch)
+            options = {"forward": first, "data": _loader(bad_pass, bad_batch), "checkpoint_seconds": 1e9}
+            outcome = _outcome(bad_batch, calibrate, first.state, *paths, **options)
             trials.add(f"{outcome}, pass {bad_pass}", (outcome == NAMED, "unexpected"))
             calibrate(again.state, *paths, forward=again, data=_loader())
             trials.expect(first.runs + again.runs == 2 * NUM_BATCHES, "batches are run again")
@@ -60,7 +60,7 @@ def _fail_in_onnx(times, rng):
     trials = Trials("a DataLoader raises, ONNX", "the loader's own error, with a note of the batch")
     model = onnx_model()
     for bad_pass, bad_batch in _bad(times, rng):
-        outcome = _outcome(lambda: calibrate_onnx(model, _loader(bad_pass, bad_batch)), bad_batch)
+        outcome = _outcome(bad_batch, calibrate_onnx, model, _loader(bad_pass, bad_batch))
         trials.add(f"{outcome}, pass {bad_pass}", (outcome == NAMED, "unexpected"))
     return trials.row()
 
@@ -73,9 +73,9 @@ def _loader(bad_pass=0, bad_batch=0):
     return DataLoader(Failing(bad_pass, bad_batch), batch_size=None)
 
 
-def _outcome(function, bad_batch):
+def _outcome(bad_batch, function, *arguments, **options):
     try:
-        function()
+        function(*arguments, **options)
     except Broken as error:
         notes = getattr(error, "__notes__", [])
         return NAMED if any(note.startswith(f"batch {bad_batch}:") for note in notes) else f"{notes}"
@@ -83,7 +83,9 @@ def _outcome(function, bad_batch):
 
 
 def _damage(rng):
-    checked = "InvalidInputError that names the file, which stays as it is; or read as it was, if the damage is in padding"
+    checked = (
+        "InvalidInputError that names the file, which stays as it is; or read as it was, if the damage is in padding"
+    )
     trials = Trials("a progress file is damaged or foreign", checked)
     with folder_for("damage") as folder:
         path = folder / "progress.npz"
@@ -130,5 +132,7 @@ def _read(path, whole):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     meta, arrays = load_npz(path, *KIND)
-    same = meta == whole[0] and {k: v.tobytes() for k, v in arrays.items()} == {k: v.tobytes() for k, v in whole[1].items()}
+    same = meta == whole[0] and {k: v.tobytes() for k, v in arrays.items()} == {
+        k: v.tobytes() for k, v in whole[1].items()
+    }
     return "read as it was" if same else "read as another"

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from klquant.backends.formats import FORMATS, write_table
 from klquant.backends.onnx import calibrate as calibrate_onnx
-from klquant.backends.onnx import save_model
+from klquant.backends.onnx.preparing import save_model
 
 from klquant import KLQuantError
 from klquant.cli import cli
@@ -54,7 +54,7 @@ def _save_all(kind, all_targets):
             for path in map(folder.joinpath, names):
                 path.write_bytes(OLD)
             spoil()
-            outcome = _outcome(save, folder / names[0])
+            outcome = _outcome(folder / names[0], save, folder / names[0])
             mend()
             left = {path.name: path.read_bytes() for path in folder.iterdir()}
             trials.add(outcome, (outcome.endswith("file"), what))
@@ -64,10 +64,10 @@ def _save_all(kind, all_targets):
     return trials.row()
 
 
-def _outcome(save, path):
-    """Save, and return which error came and whether it names the file, or a temporary one that was wanted before."""
+def _outcome(path, function, *arguments, **options):
+    """Return which error comes and whether it names the file, or a temporary one that was wanted before."""
     try:
-        save(path)
+        function(*arguments, **options)
     except (OSError, Refused) as error:
         what = "a command" if isinstance(error, Refused) else errno.errorcode[error.errno]
         names = {"the file": str(path), "a temporary file": str(Path(tempfile.gettempdir(), "klquant-"))}
@@ -84,7 +84,7 @@ def _targets(folder):
     np.save(sources[1], batches()[0].numpy())
     found = calibrate_onnx(model, [batches()[0].numpy()])
     found.save(sources[2])
-    write_table(sources[3], thresholds, "json")
+    write_table(sources[3], thresholds, format="json")
     return {
         "a calibration": Target(found.save),
         "a report": Target(found.report),
@@ -99,7 +99,7 @@ def _targets(folder):
 
 
 def _table(thresholds, kind):
-    return Target(lambda path: write_table(path, thresholds, kind))
+    return Target(lambda path: write_table(path, thresholds, format=kind))
 
 
 def _command(*arguments):
@@ -140,7 +140,7 @@ def _lose_the_disk(rng, kinds):
             paths = folder / "progress.npz", other / "result.npz"
             first, again = Seen(State()), Seen(State())
             spoiling = _spoiling(first, int(rng.integers(1, 2 * NUM_BATCHES)), spoil)
-            outcome = _outcome(lambda _: calibrate(first.state, *paths, forward=spoiling), paths[0])  # noqa: B023
+            outcome = _outcome(paths[0], calibrate, first.state, *paths, forward=spoiling)
             mend()
             trials.add(f"{outcome}: {kind}", ("names the file" in outcome, "unexpected"))
             trials.expect([path.name for path in folder.iterdir()] == ["progress.npz"], f"{kind}: other files")
