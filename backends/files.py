@@ -61,7 +61,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays: Arrays) -> None:
     """Write arrays, and what JSON can hold, as one npz file that says what it is."""
-    text = json.dumps({"klquant": kind, "schema": schema, **meta}, allow_nan=False)
+    text = json.dumps({"klquant": kind, "schema": schema, **meta, "arrays": list(arrays)}, allow_nan=False)
     buffer = io.BytesIO()
     content: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
     np.savez_compressed(buffer, **content)
@@ -85,6 +85,8 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
             arrays = dict(archive)
         meta = json.loads(arrays.pop(_META).tobytes())
         found = meta.get("klquant"), meta.get("schema")
+        if arrays.keys() != set(meta.get("arrays", arrays)):  # a damaged archive may seem to hold less
+            raise ValueError(f"it holds the arrays {', '.join(arrays)}")
     except Exception as error:  # zip, each of its compressors, NumPy and JSON have their own
         raise InvalidInputError(
             f"`{path}` must be a klquant {kind} file, got a damaged or foreign one: {error}"
