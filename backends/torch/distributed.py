@@ -97,12 +97,13 @@ def _reduced(values: "np.ndarray[Any, Any]", operation: Any, group: Group) -> "n
     try:
         dist.all_reduce(tensor, op=operation, group=group)
     except RuntimeError as error:
+        _call_roll(group, wait=False)
         raise PeerError(f"a process of the group is gone: {error}") from error
     return tensor.cpu().numpy()
 
 
-def _call_roll(group: Group) -> None:
-    """Wait for all processes, and name those that do not come: the error of a reduction tells no more than a port."""
+def _call_roll(group: Group, *, wait: bool = True) -> None:
+    """Wait for all processes, and name those that are gone: the error of a reduction tells no more than a port."""
     works: dict[int, list[Any]] = {}
     gone: dict[int, RuntimeError] = {}
     for rank in (rank for rank in range(dist.get_world_size(group)) if rank != rank_of(group)):
@@ -112,7 +113,7 @@ def _call_roll(group: Group) -> None:
             works[rank] = [sent, dist.irecv(torch.zeros(1), peer, group, _TAG)]
     for rank, pending in works.items():
         with _blaming(rank, gone):
-            for work in pending:
+            for work in pending if wait else []:
                 work.wait()
     if gone:
         who = ", ".join(f"process {rank}" for rank in sorted(gone))

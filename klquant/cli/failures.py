@@ -65,20 +65,11 @@ def failing_in_one_line(ctx: click.Context) -> Iterator[None]:
         path = (error.ctx or ctx).command_path
         raise Failure(error.format_message(), f"`{path} --help` tells what it takes") from error
     except Exception as error:
-        if _was_interrupted(error):
-            ctx.exit(INTERRUPTED)
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # click ends quietly where a reader such as `head` went away
         if ctx.meta.get(_DEBUG):
             click.echo(traceback.format_exc(), err=True, nl=False)
         raise _failure(error) from error
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Tell whether a Ctrl-C is behind an error: extension modules make an ImportError of it while they are loaded."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__
-    return error is not None
 
 
 def _failure(error: Exception) -> Failure:
