@@ -106,7 +106,7 @@ def _damaged(path, good, whole, rng):
     yield from (("cut off", good[:length]) for length in np.linspace(0, len(good) - 1, 40).astype(int))
     for place in rng.integers(len(good), size=200):
         yield "a byte changed", good[:place] + bytes([good[place] ^ int(rng.integers(1, 256))]) + good[place + 1 :]
-    for key in meta.keys() - {"klquant", "schema"}:
+    for key in meta.keys() - {"klquant", "schema", "arrays"}:
         yield "a key is missing", _rewritten(path, {k: v for k, v in meta.items() if k != key}, arrays)
     for key in arrays:
         yield "an array is missing", _rewritten(path, meta, {k: v for k, v in arrays.items() if k != key})

@@ -34,4 +34,4 @@ def test_writing():
 
 
 def test_losing_a_process():
-    assert_fine(lose_processes(["in pass 2"], [0, 2], stopped=""), 2)
+    assert_fine(lose_processes(["in pass 2", "in an exchange after it"], [0]), 3)
