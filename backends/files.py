@@ -5,10 +5,12 @@ import io
 import json
 import os
 import secrets
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,6 +48,16 @@ def remove_leftovers(path: Path) -> None:
     """Remove what a process that was killed while it wrote this file left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}-????????.tmp"):
         left.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(place: Path | None = None, prefix: str = "klquant-") -> Iterator[Path]:
+    """Yield a folder that goes again, also if its removal is interrupted."""
+    with TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

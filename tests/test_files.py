@@ -6,7 +6,7 @@ import resource
 
 import numpy as np
 import pytest
-from klquant.backends.files import load_npz, save_npz, write_atomic
+from klquant.backends.files import load_npz, save_npz, temporary_folder, write_atomic
 
 from klquant.errors import InvalidInputError
 
@@ -54,6 +54,21 @@ def test_other_errors_come_through_and_leave_nothing(tmp_path, monkeypatch, erro
     with pytest.raises(type(error)) as caught:
         write_atomic(tmp_path / "c", b"")
     assert caught.value is error
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_for_temporary_files_goes_also_if_its_removal_is_interrupted(tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def use():
+        with temporary_folder(tmp_path) as folder:
+            (folder / "file").touch()
+            monkeypatch.setattr("os.rmdir", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
     assert [*tmp_path.iterdir()] == []
 
 

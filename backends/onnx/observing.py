@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,6 +12,7 @@ import klquant
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ..batches import numbered
+from ..files import temporary_folder
 from ..progress import tracked
 from ..settings import Settings
 from .feeds import Array, Input, make_feed, read_inputs
@@ -49,8 +48,8 @@ def open_session(model: onnx.ModelProto, names: Sequence[str], providers: Provid
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised
-    with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
-        path = write_model(model, Path(folder) / "observed.onnx")
+    with temporary_folder() as folder:
+        path = write_model(model, folder / "observed.onnx")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime has a dozen, with no common base

@@ -51,12 +51,12 @@ def _interrupt(kind, times, rng):
             wait_for(process, state, "running")
             process.join(rng.uniform(0, seconds))
             where = state.where()
-            if where != "over":
+            if process.is_alive():
                 os.kill(process.pid, signal.SIGINT)
             process.join(60)
-            if where != "over":
+            if process.exitcode or (folder / "report.json").exists():  # if not, it had come to its end
                 trials.add(where, *((False, complaint) for complaint in _complaints(folder, process.exitcode)))
-                trials.expect(_result(folder) == expected, "another result")
+                trials.expect(_result(folder) == expected, f"{where}: another result")
     return trials.row()
 
 
