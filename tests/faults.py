@@ -15,6 +15,8 @@ from faults.outcomes import print_table
 from faults.ranks import lose_processes
 from faults.reading import fail_to_read
 from faults.writing import save_everywhere
+from rich.console import Console
+from rich.progress import track
 
 
 def main():
@@ -26,14 +28,15 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.monotonic()
-    rows = [
-        *kill_again_and_again(options.kills, options.seed),
-        *interrupt(options.interrupts, options.seed),
-        *interrupt_commands(options.interrupts, options.seed),
-        *fail_to_read(options.interrupts, options.seed),
-        *save_everywhere(options.seed, available()),
-        *lose_processes(),
+    kinds = [
+        lambda: kill_again_and_again(options.kills, options.seed),
+        lambda: interrupt(options.interrupts, options.seed),
+        lambda: interrupt_commands(options.interrupts, options.seed),
+        lambda: fail_to_read(options.interrupts, options.seed),
+        lambda: save_everywhere(options.seed, available()),
+        lose_processes,
     ]
+    rows = [row for kind in track(kinds, "faults", console=Console(stderr=True)) for row in kind()]
     print_table(rows, f"seed {options.seed}, {time.monotonic() - begin:.0f} s")
     if options.json:
         options.json.write_text(json.dumps([row.as_json() for row in rows], indent=1))

@@ -81,9 +81,13 @@ class Checkpoint:
             self._finished.add(name)
 
     def write(self) -> None:
-        """Write all that is known."""
+        """Write all that is known, also if a Ctrl-C comes meanwhile: it may be all of a pass."""
         if self._path:
-            _save(self._path, self._identity, self._passes)
+            try:
+                _save(self._path, self._identity, self._passes)
+            except KeyboardInterrupt:
+                _save(self._path, self._identity, self._passes)
+                raise
         self._written = time.monotonic()
 
 

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import hashlib
 import multiprocessing
+import os
 import signal
 import tempfile
 import time
@@ -117,7 +118,8 @@ def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_
 
 @contextlib.contextmanager
 def _telling_of_writes(state, checkpoint):
-    write = files.write_atomic
+    """Let the state tell of writes, and let the disk be so slow that there is something to be seen."""
+    write, sync = files.write_atomic, os.fsync
 
     def write_and_tell(path, content):
         state.writing = 1
@@ -128,11 +130,15 @@ def _telling_of_writes(state, checkpoint):
             state.written = state.begun
         state.writing = 0
 
-    files.write_atomic = write_and_tell
+    def sync_slowly(handle):
+        sync(handle)
+        time.sleep(0.004)
+
+    files.write_atomic, os.fsync = write_and_tell, sync_slowly
     try:
         yield
     finally:
-        files.write_atomic, state.writing = write, 0
+        files.write_atomic, os.fsync, state.writing = write, sync, 0
 
 
 def digest(content):

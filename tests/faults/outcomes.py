@@ -45,7 +45,7 @@ def print_table(rows, title):
     for column in ("fault", "tried", "outcomes", "checked", "wrong"):
         table.add_column(column, justify="right" if column in ("tried", "wrong") else "left", overflow="fold")
     for row in rows:
-        outcomes = "\n".join(f"{number} {outcome}" for outcome, number in row.outcomes.items())
+        outcomes = "\n".join(f"{number} {outcome}" for outcome, number in sorted(row.outcomes.items()))
         cells = (row.fault, str(row.outcomes.total()), outcomes, row.checked, str(len(row.wrong)))
         table.add_row(*map(Text, cells))
     console = Console(width=150)

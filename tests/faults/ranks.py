@@ -102,6 +102,7 @@ def _member(state, folder, rank, place, how):
     distributed.all_reduce = reduce
     wait, store = datetime.timedelta(seconds=TIMEOUT), f"file://{folder}/store"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=wait)
+    distributed.barrier()  # the others must have come so far too
     try:
         calibration = _calibrate(folder, batches()[2 * rank : 2 * rank + 2], forward, enter, be_lost)
         calibration.save(folder / f"result{rank}.npz")

@@ -205,6 +205,22 @@ def test_the_file_is_written_no_more_often_than_asked(tmp_path, monkeypatch):
     assert len(written) == 1
 
 
+def test_a_write_that_is_interrupted_is_done_all_the_same(tmp_path, monkeypatch):
+    def interrupt(handle):
+        if runs.runs > NUM_BATCHES:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    runs, again, folding = Counting(), Counting(), Counting()
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        collect(batches(), runs, resume=tmp_path / "p.npz", passes=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+    assert_same(collect(batches(), again, resume=tmp_path / "p.npz", passes=2), calibrate(None))
+    Quantizer(network(), forward=folding).fold(batches()[0])
+    assert again.runs == folding.runs + NUM_BATCHES
+
+
 def test_a_place_that_cannot_be_written_to_is_an_error_before_the_first_batch(tmp_path):
     (tmp_path / "file").touch()
     forward, folding = Counting(), Counting()
