@@ -1,12 +1,7 @@
-"""A calibration that is killed on the way, see torch/test_checkpoint.py.
-
-Arguments: the checkpoint file, the file for the result, and after which run of the model to die (0: not at all).
-"""
+"""A calibration that is killed on the way, see torch/test_checkpoint.py."""
 
 import os
 import signal
-import sys
-from pathlib import Path
 
 from klquant.backends.torch import quantize
 from klquant.backends.torch.running import call_model
@@ -39,5 +34,6 @@ def calibrate(checkpoint, *, die_after=0, **options):
     return quantize(network(), batches(), **options).calibration
 
 
-if __name__ == "__main__":
-    calibrate(Path(sys.argv[1]), die_after=int(sys.argv[3])).save(sys.argv[2])
+def job(state, checkpoint, result, die_after):
+    """Calibrate in a process of its own, and die after so many runs of the model (0: not at all)."""
+    calibrate(checkpoint, die_after=die_after).save(result)

@@ -1,23 +1,20 @@
 """What was collected survives: kill -9, errors in the middle, another process; and never counts for other data."""
 
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faults.jobs import start
 from klquant.backends.files import load_npz, save_npz
 from klquant.backends.torch import Calibration, Quantizer, Settings, quantize
 from klquant.backends.torch.checkpoint import Checkpoint, Progress, skip
 from klquant.backends.torch.statistics import Statistics, nothing
 from networks import Broken, mlp
-from resume_job import NUM_BATCHES, batches, calibrate, network
+from resume_job import NUM_BATCHES, batches, calibrate, job, network
 
 from klquant.errors import InvalidInputError
 
-JOB = Path(__file__).parents[1] / "resume_job.py"
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 
 
@@ -41,11 +38,11 @@ def assert_same(got, expected):
 
 def test_a_calibration_that_is_killed_again_and_again_ends_as_if_undisturbed(tmp_path):
     expected, checkpoint, result = calibrate(None), tmp_path / "progress.npz", tmp_path / "result.npz"
-    command = [sys.executable, str(JOB), str(checkpoint), str(result)]
     deaths = 0
     for die_after in (6, 9, 0):  # folding takes a few runs: in the first pass, in the second, not at all
-        done = subprocess.run([*command, str(die_after)], check=False, timeout=120)
-        deaths += done.returncode == -signal.SIGKILL
+        process, _ = start(job, checkpoint, result, die_after)
+        process.join(120)
+        deaths += process.exitcode == -signal.SIGKILL
     assert deaths == 2
     assert result.exists()
     assert_same(Calibration.load(result), expected)
