@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 
 from klquant.errors import InvalidInputError
 
+from ..files import temporary_folder
 from .graph import Graph
 from .preparing import write_model
 from .qdq import DEQUANTIZE, QUANTIZE, depends_on_input
@@ -54,5 +54,5 @@ def numbered(model: onnx.ModelProto) -> Iterator[Path]:
     copied.CopyFrom(model)
     for number, node in enumerate(copied.graph.node):
         node.name = f"#{number}#"
-    with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
-        yield write_model(copied, Path(folder) / "model.onnx")
+    with temporary_folder() as folder:
+        yield write_model(copied, folder / "model.onnx")

@@ -1,6 +1,7 @@
 """The command `klquant` itself: finds its subcommands when they are asked for."""
 
 import importlib
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,12 +101,26 @@ def cli() -> None:
 def needed(module: str, extra: str) -> Any:
     """Import what a command needs, or say how to install it."""
     try:
-        return importlib.import_module(module)
+        with _interrupts_held():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "klquant":
             raise
         message = f"this command needs {error.name}: pip install 'klquant[{extra}]'"
         raise klquant.MissingDependencyError(message) from error
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a Ctrl-C wait: while they are loaded extension modules make another error of it, or crash."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            raise KeyboardInterrupt
 
 
 @contextmanager
