@@ -53,11 +53,12 @@ class _Group(click.Group):
             with _short_warnings():
                 return super().invoke(ctx)
         except klquant.KLQuantError as error:
-            raise _Failure(" ".join(str(error).split())) from error
+            raise _Failure(printable(" ".join(str(error).split()))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # click ends quietly where a reader such as `head` went away
                 raise
-            raise _Failure(f"`{error.filename}`: {error.strerror}" if error.filename else str(error)) from error
+            message = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
+            raise _Failure(printable(message)) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 
@@ -95,6 +96,11 @@ def needed(module: str, extra: str) -> Any:
         raise klquant.MissingDependencyError(message) from error
 
 
+def printable(text: str) -> str:
+    """Return text in which what a terminal would obey, or not show, stands as its escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Show klquant's own warnings in one line each on stderr, without the line of code that they point at."""
@@ -104,7 +110,7 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, klquant.CalibrationWarning):
-                click.echo(f"warning: {message}", err=True)
+                click.echo(f"warning: {printable(str(message))}", err=True)
             else:
                 others(message, category, *where, **more)
 
