@@ -67,6 +67,8 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
             arrays = read_npz(file)
             meta = _parse_meta(arrays.pop(_META))
             found = meta.get("klquant"), meta.get("schema")
+        except OSError:
+            raise
         except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds
             raise InvalidInputError(
                 f"`{path}` must be a klquant {kind} file, got a damaged or foreign one: {error}"
@@ -114,7 +116,7 @@ def _check_members(members: list[zipfile.ZipInfo], num_names: int, size: int) ->
     if total > limit:
         raise ValueError(f"arrays of {limit} bytes are read at most, got {total} in a file of {size}")
     for info in members:
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.header_offset > size:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not 0 <= info.header_offset <= size:
             raise ValueError(f"{info.filename!r} must be stored or deflated in this file")
 
 

@@ -106,6 +106,8 @@ def load_arrays(path: Path, *, mapped: bool = False) -> Any:
                 file.seek(0)
                 is_mapped = mapped and path.suffix == ".npy"
                 return np.lib.format.open_memmap(path, mode="r") if is_mapped else np.load(file, allow_pickle=False)
+        except OSError:
+            raise
         except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
             raise InvalidInputError(
                 f"`{path}` must be a NumPy file of numbers, got a damaged one or one of Python objects: {error}"
