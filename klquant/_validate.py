@@ -90,7 +90,8 @@ def _index(where: Any) -> Any:
 def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
     precision = np.finfo(edges.dtype).eps if edges.dtype.kind == "f" else 0.0
     edges = edges.astype(np.float64)
-    widths = np.diff(edges)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        widths = np.diff(edges)
     steady = np.isfinite(widths) & (widths > 0)
     if not steady.all():
         where = np.unravel_index(np.argmin(steady), widths.shape)

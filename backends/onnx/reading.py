@@ -32,6 +32,19 @@ def wanted(wish: str) -> Iterator[None]:
         raise InvalidInputError(f"{wish}, got: {error}") from error
 
 
+@contextmanager
+def valid_or_refused(model: onnx.ModelProto) -> Iterator[None]:
+    """Where something fails on a model that is not valid, say that instead; onnx refuses more than engines do."""
+    try:
+        yield
+    except KLQuantError:
+        raise
+    except Exception:
+        with wanted("`model` must be a valid ONNX model"):
+            onnx.checker.check_model(model)
+        raise
+
+
 def read_model(path: str | Path) -> onnx.ModelProto:
     """Return a model with all its weights; a ValueError, or what onnx raises, else."""
     model = onnx.load(str(path), format="protobuf", load_external_data=False)
@@ -42,7 +55,10 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def check_nodes(model: onnx.ModelProto) -> None:
-    """Refuse a graph that is too large once the functions that it calls are inlined: each may call others twice."""
+    """Refuse a graph with a cycle, and one that is too large once its functions are inlined: each may call two more."""
+    givers = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
+    reads = {k: {givers[name] for name in node.input if name in givers} for k, node in enumerate(model.graph.node)}
+    TopologicalSorter(reads).prepare()  # raises a ValueError
     calls = {_key(function): [_called(node) for node in all_nodes(function)] for function in model.functions}
     sizes: dict[tuple[str, ...], int] = {}
     for key in TopologicalSorter({key: calls.keys() & set(called) for key, called in calls.items()}).static_order():
