@@ -74,6 +74,8 @@ def test_the_version_is_told():
         (klquant.MissingDependencyError("pip install it"), "Error: pip install it"),
         (FileNotFoundError(2, "No such file or directory", "a.npz"), "Error: `a.npz`: No such file or directory"),
         (OSError("disk full"), "Error: disk full"),
+        (klquant.InvalidInputError("layer `\x1b[2J\u202e`"), "Error: layer `\\x1b[2J\\u202e`"),
+        (FileNotFoundError(2, "No such file", "\x1b]0;"), "Error: `\\x1b]0;`: No such file"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(command, error, text):
@@ -115,14 +117,14 @@ def test_usage_errors_have_exit_code_2():
 
 def test_warnings_are_one_line_each_on_stderr(command):
     def warns():
-        for name in ("a", "b"):
+        for name in ("a", "b\x07\n"):
             search = np.array([1.0]), klquant.CalibrationWarning(f"layer `{name}`: look at it")
             group.warnings.warn(search[1], stacklevel=1)
         click.echo("done")
 
     command(warns)
     result = run("fake")
-    assert result.stderr == "warning: layer `a`: look at it\nwarning: layer `b`: look at it\n"
+    assert result.stderr == "warning: layer `a`: look at it\nwarning: layer `b\\x07\\n`: look at it\n"
     assert result.stdout == "done\n"
 
 

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from klquant.errors import InvalidInputError
 
-MAX_CHAIN = 300  # nodes in a row that are followed, in case that somebody means to keep us busy
+MAX_CHAIN = 100  # nodes in a row that are followed, in case that somebody means to keep us busy
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 

@@ -10,7 +10,7 @@ import onnx
 from .graph import Graph
 from .preparing import MAX_BYTES, num_bytes, write_model
 from .qdq import DEQUANTIZE, QUANTIZE, depends_on_input
-from .reading import check_nodes, read_model, wanted
+from .reading import check_graph, read_model, wanted
 
 NO_VALUES = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 """Element types of shapes, indices and conditions."""
@@ -23,7 +23,7 @@ def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     with wanted(f"{name} must hold an ONNX model"):
         if not isinstance(model, onnx.ModelProto):
             model = read_model(model)
-        check_nodes(model)
+        check_graph(model)
         if num_bytes(model) > MAX_BYTES:
             return model  # onnx's inference takes no more
         return onnx.shape_inference.infer_shapes(model)

@@ -16,7 +16,7 @@ from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
 from .halves import casts_halves, without_inserted_casts
-from .reading import check_nodes, read_model, wanted
+from .reading import check_graph, read_model, wanted
 from .tidying import all_nodes, sort_values, tidy
 
 MIN_OPSET = 13  # the first with scales per channel
@@ -123,7 +123,7 @@ def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
             raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path")
-    check_nodes(model)
+    check_graph(model)
     return _copy(model)
 
 

@@ -48,14 +48,17 @@ def valid_or_refused(model: onnx.ModelProto) -> Iterator[None]:
 def read_model(path: str | Path) -> onnx.ModelProto:
     """Return a model with all its weights; a ValueError, or what onnx raises, else."""
     model = onnx.load(str(path), format="protobuf", load_external_data=False)
-    check_nodes(model)
+    check_graph(model)
     _check_weights(model, Path(path).parent)
     onnx.load_external_data_for_model(model, str(Path(path).parent))
     return model
 
 
-def check_nodes(model: onnx.ModelProto) -> None:
-    """Refuse a graph with a cycle, and one that is too large once its functions are inlined: each may call two more."""
+def check_graph(model: onnx.ModelProto) -> None:
+    """Refuse a graph with names that are no text or with a cycle, and one that is too large with its functions inlined."""
+    for text in _texts(model):
+        if not isinstance(text, str):  # protobuf gives bytes where they are no UTF-8
+            raise ValueError(f"names must be Unicode text, got {text!r:.80}")
     givers = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
     reads = {k: {givers[name] for name in node.input if name in givers} for k, node in enumerate(model.graph.node)}
     TopologicalSorter(reads).prepare()  # raises a ValueError
@@ -66,6 +69,15 @@ def check_nodes(model: onnx.ModelProto) -> None:
     total = sum(sizes.get(_called(node), 1) for node in all_nodes(model.graph))
     if total > MAX_NODES:
         raise ValueError(f"a graph of {MAX_NODES} nodes at most is read, with its functions inlined, not of {total}")
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str]:
+    graph = model.graph
+    named = graph.initializer, graph.input, graph.output, graph.value_info, model.functions
+    yield from (one.name for one in chain(*named))
+    for node in chain(all_nodes(graph), *map(all_nodes, model.functions)):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _key(function: onnx.FunctionProto) -> tuple[str, ...]:

@@ -98,12 +98,12 @@ def integer_operators(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 def is_dequantized(graph: Graph, name: str) -> bool:
     """Return whether a tensor comes from a DequantizeLinear, also over nodes that only move values."""
-    pending, seen = [name], {name}
-    while pending and len(seen) <= MAX_CHAIN:
+    pending, joined = [name], set[str]()
+    while pending and len(joined) <= MAX_CHAIN:
         producer = graph.producers.get(one := pending.pop())
         if producer is not None and producer.op_type == "Concat":
-            pending += {*producer.input} - seen
-            seen.update(producer.input)
+            pending += [] if one in joined else producer.input
+            joined.add(one)
         elif _source(graph, one) is None:
             return False
     return not pending

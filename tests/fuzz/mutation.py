@@ -138,9 +138,9 @@ def _members(data, random):
         members[name] = _npy(members[name], random)
     buffer = io.BytesIO()
     method = random.choice([zipfile.ZIP_STORED] * 20 + [zipfile.ZIP_DEFLATED] * 10 + [zipfile.ZIP_BZIP2])
-    with zipfile.ZipFile(buffer, "w", method) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, compress_type=method)
     return buffer.getvalue()
 
 

@@ -153,7 +153,7 @@ def targets():
         },
         "table": Target(table, seeds.tables),
         "npz": Target(npz, lambda _: seeds.arrays(), seeds.zip_bombs),
-        "npy": Target(npy, lambda _: [seeds.npy(np.ones((5, 3), np.float32))], seeds.bombs),
+        "npy": Target(npy, lambda _: [seeds.npy(np.ones((5, 3), np.float32)), *seeds.arrays_of_nothing()], seeds.bombs),
         "threshold": Target(histogram, lambda _: seeds.arrays(), seeds.zip_bombs),
         "convert": Target(convert, lambda folder: [*seeds.calibrations(folder), *seeds.tables(folder)]),
         "terminal": Target(terminal, lambda _: ["\0".join(seeds.NAMES).encode()]),
