@@ -55,7 +55,7 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def check_graph(model: onnx.ModelProto) -> None:
-    """Refuse a graph with names that are no text or with a cycle, and one that is too large with its functions inlined."""
+    """Refuse a graph with names that are no text, with a cycle, or too large once its functions are inlined."""
     for text in _texts(model):
         if not isinstance(text, str):  # protobuf gives bytes where they are no UTF-8
             raise ValueError(f"names must be Unicode text, got {text!r:.80}")

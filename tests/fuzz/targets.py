@@ -50,7 +50,10 @@ def calibration(folder, data):
     found = Calibration.load(_written(folder / "c.npz", data))
     found.save(folder / "again.npz")
     again = Calibration.load(folder / "again.npz")
-    assert repr(again._replace(versions={})) == repr(found._replace(versions={}))
+    others = {"versions": {}, "histograms": {}}
+    assert repr(again._replace(**others)) == repr(found._replace(**others))
+    for name, histogram in found.histograms.items():
+        assert all(map(np.array_equal, histogram, again.histograms[name]))
     for threshold in found.search_thresholds().values():
         assert 0 < threshold.threshold < np.inf
 
