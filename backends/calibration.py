@@ -151,6 +151,14 @@ class Calibration(NamedTuple):
             ) from error
 
 
+def checked(calibration: object) -> Calibration:
+    """Refuse what is no calibration, such as the path of one."""
+    if not isinstance(calibration, Calibration):
+        given = type(calibration).__name__
+        raise InvalidInputError(f"expected a Calibration, got {given}; Calibration.load(path) reads a file")
+    return calibration
+
+
 def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> Calibration:
     names, weights = check_names(meta["layers"]), check_names(meta.get("weights", []))
     amax, ranges = (check_positives(arrays[key], (len(names),)) for key in ("amax", "range"))

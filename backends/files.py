@@ -4,14 +4,18 @@ What is read may come from anyone. Nothing of an npz file is unpickled or writte
 before anything is unpacked: memory is bounded by them, not by what the compressed bytes turn into.
 """
 
+import glob
 import io
 import json
 import math
 import os
-import tempfile
+import secrets
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -30,23 +34,57 @@ _META = "meta"
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write beside `path` and rename: a reader never sees half a file, also after a crash or on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    with naming(path):
+        try:
+            make_parent(path)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder of a file; where a file stands in its place, opening says so better than this."""
+    with suppress(FileExistsError):
+        path.parent.mkdir(parents=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while it wrote this file left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-????????.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(place: Path | None = None, prefix: str = "klquant-") -> Iterator[Path]:
+    """Yield a folder that goes again, also if its removal is interrupted."""
+    with TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the errors of the file system name the file that was meant, and not one beside it or none."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays: Arrays) -> None:
     """Write arrays, and what JSON can hold, as one npz file that says what it is."""
-    text = json.dumps({"klquant": kind, "schema": schema, **meta}, allow_nan=False)
+    text = json.dumps({"klquant": kind, "schema": schema, **meta, "arrays": list(arrays)}, allow_nan=False)
     buffer = io.BytesIO()
     content: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
     np.savez_compressed(buffer, **content)
@@ -67,6 +105,8 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
             arrays = read_npz(file)
             meta = _parse_meta(arrays.pop(_META))
             found = meta.get("klquant"), meta.get("schema")
+            if arrays.keys() != set(meta.get("arrays", arrays)):  # a damaged archive may seem to hold less
+                raise ValueError(f"it holds the arrays {', '.join(arrays)}")
         except OSError:
             raise
         except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds

@@ -11,7 +11,7 @@ from klquant.errors import InvalidInputError
 
 Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
-Choice: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
+CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 MAX_AMAX = 204800.0  # against absurd outliers
 MAX_BINS = 2**16 + 1  # a search takes their square
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
@@ -72,6 +72,8 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}")
         for name in ("include", "exclude"):
             patterns: Any = options.get(name, cls._field_defaults[name])
+            if not isinstance(patterns, Iterable):
+                raise InvalidInputError(f"`{name}` must be a name pattern or several, got {patterns!r}")
             options[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         for pattern in (*options["include"], *options["exclude"]):
             if not isinstance(pattern, str):

@@ -1,6 +1,19 @@
 """INT8 entropy (KL-divergence) calibration: pure functions on NumPy and JAX arrays.
 
-``klquant.backends.torch`` calibrates whole PyTorch models; it is imported on demand.
+- :func:`histogram` makes a :class:`Histogram`, :func:`merge` adds two
+- :func:`optimal_threshold` finds the :class:`Threshold` by the least divergence; :func:`max_threshold`,
+  :func:`percentile_threshold` and :func:`mse_threshold` find it otherwise
+- :func:`divergence_curve` and :func:`mse_curve` judge every candidate
+- :func:`smooth`, :func:`kl_divergence`, :func:`merge_partition`, :func:`quantized_distribution`: parts of the search
+- :func:`scale`, :func:`quantize`, :func:`dequantize`, :func:`fake_quantize`: what is done with a threshold
+- errors: all are a :class:`KLQuantError`, as the modules that raise them tell: :class:`ArrayTypeError`,
+  :class:`InvalidInputError`, :class:`InfeasibleError`, :class:`StageError`, :class:`ModelError`, :class:`PeerError`,
+  :class:`MissingDependencyError`; and a warning, :class:`CalibrationWarning`
+
+Imported on demand: ``klquant.backends.torch`` and ``klquant.backends.onnx`` for whole models,
+``klquant.backends.formats`` for tables of scales, ``klquant.backends.report`` for pages about a calibration,
+``klquant.plots`` for pictures, ``klquant.presets`` for thresholds as other tools choose them, ``klquant.reference`` for
+the algorithm in plain loops.
 """
 
 from klquant._result import Threshold

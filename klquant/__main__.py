@@ -12,6 +12,8 @@ def main() -> None:
             raise
         sys.stderr.write(f"klquant: the command line needs {error.name}: pip install 'klquant[cli]'\n")
         sys.exit(2)
+    except KeyboardInterrupt:  # as the command line itself ends
+        sys.exit(130)
     cli(prog_name="klquant")
 
 

@@ -11,7 +11,7 @@ from klquant._windows import counts_between, filled_between, sum_up
 from klquant.errors import ArrayTypeError, InvalidInputError
 
 
-def merge_partition(num_bins: int, num_quantized_bins: int = 255) -> Array:
+def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
     """Return the boundaries of the groups into which `num_bins` bins are merged.
 
     Group j holds the bins ``bounds[j] <= k < bounds[j + 1]``. All groups hold ``num_bins // num_quantized_bins``
@@ -38,7 +38,7 @@ def merge_partition(num_bins: int, num_quantized_bins: int = 255) -> Array:
     Examples
     --------
     >>> import klquant
-    >>> klquant.merge_partition(11, 5).tolist()
+    >>> klquant.merge_partition(11, num_quantized_bins=5).tolist()
     [0, 2, 4, 6, 8, 11]
     """
     check_odd("num_quantized_bins", num_quantized_bins)
@@ -88,7 +88,7 @@ def quantized_distribution(values: Array, support: Array, *, num_quantized_bins:
         raise InvalidInputError(
             f"`values` and `support` must have the same shape, got {tuple(values.shape)} and {tuple(support.shape)}"
         )
-    merge_partition(values.shape[0], num_quantized_bins)  # checks the numbers
+    merge_partition(values.shape[0], num_quantized_bins=num_quantized_bins)  # checks the numbers
     return _quantized_distribution(values, support, num_quantized_bins=int(num_quantized_bins))
 
 

@@ -11,6 +11,19 @@ from numpy.typing import NDArray
 
 from klquant.errors import InfeasibleError
 
+__all__ = [
+    "divergence_curve",
+    "histogram",
+    "kl_divergence",
+    "one_sided_divergence_curve",
+    "optimal_threshold",
+    "percentile",
+    "quantized_distribution",
+    "reference_distribution",
+    "smooth",
+    "squared_errors",
+]
+
 Vector = NDArray[np.float64]
 
 

@@ -65,14 +65,14 @@ def float32(bits):
 def test_a_table_is_read_back(path, kind, data):
     numbers = POSITIVE if kind in EXACT else MODERATE
     thresholds = data.draw(st.dictionaries(NAMES[kind], numbers, min_size=1, max_size=5))
-    write_table(path, thresholds, kind)
-    found = read_table(path, kind)
+    write_table(path, thresholds, format=kind)
+    found = read_table(path, format=kind)
     assert list(found) == list(thresholds)
     if kind in EXACT:
         assert found == thresholds
     assert all(math.isclose(found[name], thresholds[name], rel_tol=6e-8) for name in found)
-    write_table(path, found, kind)
-    assert read_table(path, kind) == found
+    write_table(path, found, format=kind)
+    assert read_table(path, format=kind) == found
 
 
 @given(st.dictionaries(LINE_NAME, FLOAT32_BITS | st.just(0), max_size=5), st.sampled_from(["MinMaxCalibration", "X2"]))
@@ -105,20 +105,20 @@ def test_every_float32_survives_the_way_through_thresholds(bits):
 def test_any_file_is_a_table_or_a_named_error(path, kind, content, suffix):
     path = path.with_suffix(suffix)
     path.write_bytes(content)
-    found = outcome(lambda: read_table(path, kind))
+    found = outcome(lambda: read_table(path, format=kind))
     if isinstance(found, InvalidInputError):
         assert "table" in str(found)
     else:
         assert found
         assert all(isinstance(name, str) and 0 < value < math.inf for name, value in found.items())
-        write_table(path, found, "json")  # what is read can be written
+        write_table(path, found, format="json")  # what is read can be written
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @given(name=st.text(), value=st.floats())
 def test_any_name_and_number_is_written_and_read_back_or_a_named_error(path, kind, name, value):
-    error = outcome(lambda: write_table(path, {name: value}, kind))
+    error = outcome(lambda: write_table(path, {name: value}, format=kind))
     if error is None:
-        assert list(read_table(path, kind)) == [name]
+        assert list(read_table(path, format=kind)) == [name]
     else:
         assert repr(name)[:60] in str(error)

@@ -43,7 +43,7 @@ def groups(num_bins, levels):
 @given(partitions())
 def test_every_bin_is_in_exactly_one_group(partition):
     num_bins, levels = partition
-    bounds = klquant.merge_partition(num_bins, levels)
+    bounds = klquant.merge_partition(num_bins, num_quantized_bins=levels)
     members = [k for low, high in itertools.pairwise(bounds) for k in range(low, high)]
     assert members == list(range(num_bins))
 
@@ -51,7 +51,7 @@ def test_every_bin_is_in_exactly_one_group(partition):
 @given(partitions())
 def test_all_groups_but_the_last_are_equal(partition):
     num_bins, levels = partition
-    sizes = np.diff(klquant.merge_partition(num_bins, levels))
+    sizes = np.diff(klquant.merge_partition(num_bins, num_quantized_bins=levels))
     assert sizes.shape == (levels,)
     assert (sizes[:-1] == num_bins // levels).all()
     assert sizes[-1] == num_bins // levels + num_bins % levels
@@ -62,7 +62,9 @@ def test_all_groups_but_the_last_are_equal(partition):
 def test_each_group_with_support_keeps_its_mass(implementation, drawn):
     values, support, levels = drawn
     merged = merged_by(implementation, values, support, levels)
-    for group in np.split(np.arange(len(values)), klquant.merge_partition(len(values), levels)[1:-1]):
+    for group in np.split(
+        np.arange(len(values)), klquant.merge_partition(len(values), num_quantized_bins=levels)[1:-1]
+    ):
         expected = values[group].sum() if support[group].any() else 0
         np.testing.assert_allclose(merged[group].sum(), expected, rtol=1e-12, atol=1e-12)
 

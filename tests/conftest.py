@@ -1,4 +1,10 @@
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores among them; said before anything starts threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from namespaces import ALL, EAGER
 
 

@@ -1,6 +1,7 @@
 """From a float ONNX model to one in INT8 by commands alone, on a network of two convolutions."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -83,6 +84,23 @@ def test_calibrate_writes_histograms_and_shows_each_tensor(here, images):
         (row,) = (line.split() for line in table.splitlines() if line.split()[:1] == [name])
         assert row[3] == f"{found.threshold:.4g}"
     assert {"images", "r"} <= set(calibration.thresholds)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_styled", "is_coloured"),
+    [({}, False, False), ({"FORCE_COLOR": "1"}, True, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False)],
+)
+def test_colours_are_for_terminals_and_for_those_who_want_them(
+    here, tmp_path, monkeypatch, variables, is_styled, is_coloured
+):
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    result = run("calibrate", here / "model.onnx", "--data", here / "images.npz", "--out", tmp_path / "c.npz")
+    assert ("\x1b[" in result.stdout) == is_styled
+    assert ("\x1b[" in result.stderr) == is_styled  # the bars
+    assert bool(re.search(r"\x1b\[[\d;]*3\d", result.stderr)) == is_coloured
 
 
 @pytest.mark.parametrize("form", ["folder", "samples", "npy", "function"])
@@ -254,7 +272,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(here, monkeypatch, images, argu
     result = run(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert [line[:7] for line in result.stderr.splitlines()] == ["Error: "]
+    first, *hint = result.stderr.splitlines()
+    assert first.startswith("Error: ")
+    assert [line[:6] for line in hint] in ([], ["Hint: "])
     assert not (here / "new.npz").exists()
     assert not (here / "new.onnx").exists()
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"threshold", "criteria", "presets"},
     {"__init__"},
 ]
-LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in sorted(names)}
 CORE_FILES = {path.stem: path for path in sorted(CORE.glob("*.py")) if path.stem not in ON_TOP}
 BACKEND_FILES = sorted(path for folder in klquant.backends.__path__ for path in Path(folder).rglob("*.py"))
 

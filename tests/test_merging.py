@@ -18,7 +18,7 @@ from klquant import ArrayTypeError, InvalidInputError
     ],
 )
 def test_the_last_group_takes_the_remainder(num_bins, levels, expected):
-    bounds = klquant.merge_partition(num_bins, levels)
+    bounds = klquant.merge_partition(num_bins, num_quantized_bins=levels)
     assert bounds.dtype == np.int64
     assert bounds.tolist() == expected
 
@@ -42,7 +42,7 @@ def test_int8_has_255_levels():
 )
 def test_bad_partitions_are_refused(num_bins, levels, error, message):
     with pytest.raises(error, match=message):
-        klquant.merge_partition(num_bins, levels)
+        klquant.merge_partition(num_bins, num_quantized_bins=levels)
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,11 @@ def test_200_tensors_are_less_than_5_mb():
     assert 2e6 < len(report_cases.big_page().encode()) < 5e6
 
 
+def test_the_path_of_a_calibration_is_none():
+    with pytest.raises(InvalidInputError, match=r"expected a Calibration, got str; Calibration\.load\(path\)"):
+        describe("calib.npz")
+
+
 def test_a_missing_library_is_named(calibration, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingDependencyError, match=r"klquant\[report\]"):
@@ -336,13 +341,14 @@ def run(*arguments):
 def test_the_command_writes_page_and_json(peculiar, tmp_path):
     peculiar.save(tmp_path / "calib.npz")
     (tmp_path / "diagnosis.json").write_text(json.dumps(report_cases.diagnosis([HOSTILE])))
-    page, numbers = tmp_path / "new" / "report.html", tmp_path / "report.json"
+    page, arguments = tmp_path / "new" / "report.html", ["--diagnosis", tmp_path / "diagnosis.json"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        done = run(tmp_path / "calib.npz", "-o", page, "--json", numbers, "--diagnosis", tmp_path / "diagnosis.json")
+        assert run(tmp_path / "calib.npz", "-o", page, *arguments).output == f"{page}: 9 tensors, 2 with warnings\n"
+        page.unlink()
+        done = run(tmp_path / "calib.npz", "-o", page, *arguments, "--json")
     assert done.exit_code == 0
-    assert done.output == f"{page}: 9 tensors, 2 with warnings\n"
-    content = json.loads(numbers.read_text(encoding="utf-8"))
+    content = json.loads(done.stdout)
     assert content == plain(describe(peculiar, title="calib.npz", diagnosis=report_cases.diagnosis([HOSTILE])))
     assert "<title>calib.npz</title>" in page.read_text(encoding="utf-8")
 

@@ -64,6 +64,7 @@ def test_settings_survive_json():
         ({"max_amax": float("nan")}, "`max_amax` must be positive and finite, got nan"),
         ({"max_amax": float("inf")}, "`max_amax` must be positive and finite, got inf"),
         ({"passes": 3}, "`passes` must be 1 or 2, got 3"),
+        ({"exclude": None}, "`exclude` must be a name pattern or several, got None"),
         ({"bins": 3}, r"settings must be among observe, .* got \['bins'\]"),
         ({"overrides": {"a": {"criterion": "kl"}}}, "`criterion` of `a` must be one of entropy, .* got 'kl'"),
         ({"overrides": {"a": {"threshold": 0.0}}}, "`threshold` of `a` must be positive and finite, got 0.0"),

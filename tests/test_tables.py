@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from klquant.backends import onnx as onnx_backend
+from klquant.backends import torch as torch_backend
 from klquant.backends.calibration import Calibration
-from klquant.backends.onnx import QuantizedModel
 from klquant.backends.settings import Settings
 from klquant.backends.tables import html_skipped, html_table, number, percent
 from klquant.backends.thresholds import LayerThreshold
-from klquant.backends.torch import Diagnosis, LayerDiagnosis, Quantized
+from klquant.backends.torch import Diagnosis, LayerDiagnosis
 from onnx import ModelProto
 
 import klquant
@@ -64,8 +65,8 @@ def results(thresholds, skipped):
     return {
         "calibration": calibration,
         "observed": calibration._replace(thresholds={}),
-        "torch": Quantized(torch.nn.ReLU(), thresholds, {}, {}, [], skipped, calibration),
-        "onnx": QuantizedModel(ModelProto(), values, skipped),
+        "torch": torch_backend.QuantizedModel(torch.nn.ReLU(), thresholds, {}, {}, [], skipped, calibration),
+        "onnx": onnx_backend.QuantizedModel(ModelProto(), values, skipped),
         "diagnosis": Diagnosis([LayerDiagnosis(name, *[math.nan] * 6, "") for name in thresholds], math.nan, math.nan),
     }
 

@@ -1,5 +1,11 @@
 """Tables of scales as engines and other tools read and write them.
 
+:func:`read_table` and :func:`write_table` take every format in :data:`FORMATS`, each a :class:`Format`. Single formats:
+:func:`read_tensorrt_cache`, :func:`write_tensorrt_cache`; :func:`read_onnxruntime_table`,
+:func:`write_onnxruntime_table`; :func:`read_onnxruntime_text`, :func:`write_onnxruntime_text`;
+:func:`read_ncnn_table`, :func:`write_ncnn_table`; :func:`read_json`, :func:`write_json`; :func:`read_csv`,
+:func:`write_csv`. All that stands in a file is in :class:`CalibrationCache` (TensorRT) and :class:`NcnnTable`.
+
 A table maps tensor names to thresholds T > 0, in units of the tensor, for INT8: scale = T / 127.
 
 =====================  ==================  ======================================================================
@@ -75,7 +81,7 @@ FORMATS: Mapping[str, Format] = {
 _CSV_HEADER = re.compile(r'"?(tensor|threshold)"?,')
 
 
-def read_table(path: PathLike, format: str | None = None) -> dict[str, float]:  # noqa: A002
+def read_table(path: PathLike, *, format: str | None = None) -> dict[str, float]:  # noqa: A002
     """Read thresholds from a table of any format.
 
     Parameters
@@ -103,7 +109,12 @@ def read_table(path: PathLike, format: str | None = None) -> dict[str, float]:  
     return _format(_recognize(path) if format is None else format).read(path)
 
 
-def write_table(path: PathLike, thresholds: Mapping[str, float], format: str | None = None) -> None:  # noqa: A002
+def write_table(
+    path: PathLike,
+    thresholds: Mapping[str, float],
+    *,
+    format: str | None = None,  # noqa: A002
+) -> None:
     """Write thresholds as a table of any format, whole or not at all.
 
     Parameters

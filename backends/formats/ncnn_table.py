@@ -51,7 +51,9 @@ class NcnnTable(NamedTuple):
         return cls(weights, {name: values[0] for name, values in scales.items() if name not in weights})
 
     @classmethod
-    def of(cls, thresholds: Mapping[str, float], weights: Mapping[str, Sequence[float]] | None = None) -> "NcnnTable":
+    def of(
+        cls, thresholds: Mapping[str, float], *, weights: Mapping[str, Sequence[float]] | None = None
+    ) -> "NcnnTable":
         """Return the table for these thresholds of activations, and these scales of weights in ncnn's own terms."""
         checked = check_thresholds(_SOURCE, thresholds, _BLANKS)
         scales = {name: to_float32(_SOURCE, name, QMAX / value) for name, value in checked.items()}
@@ -120,7 +122,7 @@ def write_ncnn_table(
     gives the weights of 3 x 3 convolutions of stride 1 the scale 31 / amax, since ncnn computes those with 6 bits.
     Source: Tencent/ncnn, tools/quantize, `save_table` in ncnn2table.cpp, `read_int8scale_table` in ncnn2int8.cpp.
     """
-    NcnnTable.of(thresholds, weights).save(path)
+    NcnnTable.of(thresholds, weights=weights).save(path)
 
 
 def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, tuple[float, ...]]:

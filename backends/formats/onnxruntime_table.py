@@ -72,7 +72,10 @@ def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, 
     Notes
     -----
     Ranges are float32, as onnxruntime's own: T reads back within 6e-8 of itself. The scale that it makes of them is
-    T / 127 only with ``extra_options={"ActivationSymmetric": True}`` and int8 activations.
+    T / 127 only with ``extra_options={"ActivationSymmetric": True}`` and int8 activations. As these ranges reach below
+    0, it takes a Relu for superfluous and drops it, unless told ``"QDQKeepRemovableActivations": True``; and it wants
+    the range of what enters a Relu, which calibrations here have not: give that tensor the range of what leaves it.
+    :func:`klquant.backends.onnx.quantize` needs none of this.
     """
     if method not in METHODS:
         raise InvalidInputError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}")

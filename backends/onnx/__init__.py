@@ -1,4 +1,11 @@
-"""INT8 calibration of ONNX models: observe in onnxruntime, search, write Q/DQ that engines execute in INT8."""
+"""INT8 calibration of ONNX models: observe in onnxruntime, search, write Q/DQ that engines execute in INT8.
+
+:func:`calibrate` gives a :class:`Calibration` (its parts: :class:`Settings`, :class:`LayerOptions`,
+:class:`LayerThreshold`), :func:`quantize` makes a :class:`QuantizedModel` of it. Both bring a model into one form by
+:func:`prepare`, whose names are the ones that count. :func:`inspect` gives a :class:`NodeReport` for each node,
+:func:`summarize` an :class:`OperatorCount` for each operator; :func:`check_tensorrt` gives each :class:`Violation`
+of TensorRT's rules.
+"""
 
 from klquant.errors import MissingDependencyError
 
@@ -15,9 +22,9 @@ from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .calibrating import calibrate
 from .inspecting import NodeReport, OperatorCount, inspect, summarize
-from .preparing import prepare, save_model
+from .preparing import prepare
 from .quantizing import QuantizedModel, quantize
-from .tensorrt_engine import check_tensorrt
+from .tensorrt_engine import Violation, check_tensorrt
 
 __all__ = [
     "Calibration",
@@ -27,11 +34,11 @@ __all__ = [
     "OperatorCount",
     "QuantizedModel",
     "Settings",
+    "Violation",
     "calibrate",
     "check_tensorrt",
     "inspect",
     "prepare",
     "quantize",
-    "save_model",
     "summarize",
 ]

@@ -67,6 +67,11 @@ def calibrate(
     ModelError
         If onnxruntime fails on a batch, naming it.
 
+    Warns
+    -----
+    CalibrationWarning
+        Naming the tensor, as :func:`klquant.backends.thresholds.search_thresholds` does.
+
     Notes
     -----
     The counts are integers over ranges that are known before: neither the split of the data into batches nor their

@@ -91,7 +91,18 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
 
 
 def summarize(reports: Iterable[NodeReport]) -> list[OperatorCount]:
-    """Count the reports by operator, in the order in which operators first occur."""
+    """Count the nodes in INT8 by operator.
+
+    Parameters
+    ----------
+    reports : iterable of NodeReport
+        From :func:`inspect`.
+
+    Returns
+    -------
+    list of OperatorCount
+        In the order in which operators first occur.
+    """
     by_operator: dict[str, list[NodeReport]] = {}
     for report in reports:
         by_operator.setdefault(report.op_type, []).append(report)

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 
+from klquant.errors import InvalidInputError
+
+from ..files import temporary_folder
 from .graph import Graph
 from .preparing import MAX_BYTES, num_bytes, write_model
 from .qdq import DEQUANTIZE, QUANTIZE, depends_on_input
@@ -23,6 +25,8 @@ def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     with wanted(f"{name} must hold an ONNX model"):
         if not isinstance(model, onnx.ModelProto):
             model = read_model(model)
+            if not model.graph.output:  # an empty file is an empty model to protobuf
+                raise InvalidInputError(f"{name} must hold an ONNX model, got one without outputs")
         check_graph(model)
         if num_bytes(model) > MAX_BYTES:
             return model  # onnx's inference takes no more
@@ -48,5 +52,5 @@ def numbered(model: onnx.ModelProto) -> Iterator[Path]:
     copied.CopyFrom(model)
     for number, node in enumerate(copied.graph.node):
         node.name = f"#{number}#"
-    with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
-        yield write_model(copied, Path(folder) / "model.onnx")
+    with temporary_folder() as folder:
+        yield write_model(copied, folder / "model.onnx")

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,6 +11,8 @@ import onnxruntime
 import klquant
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
+from ..batches import numbered
+from ..files import temporary_folder
 from ..progress import tracked
 from ..settings import Settings
 from .feeds import Array, Input, make_feed, read_inputs
@@ -48,8 +48,8 @@ def open_session(model: onnx.ModelProto, names: Sequence[str], providers: Provid
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised
-    with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
-        path = write_model(model, Path(folder) / "observed.onnx")
+    with temporary_folder() as folder:
+        path = write_model(model, folder / "observed.onnx")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime has a dozen, with no common base
@@ -103,13 +103,12 @@ def largest(tensor: Array) -> float:
 
 def _go_through(observed: Observed, batches: Iterable[Any], see: Observer, description: str) -> int:
     """Run all batches and let every tensor be seen, one batch at a time; return how many there were."""
-    number = 0
-    for batch in tracked(batches, description):
+    number = -1
+    for number, batch in numbered(tracked(batches, description)):
         _look(observed, batch, see, f"batch {number}")
-        number += 1
-    if number == 0:
+    if number < 0:
         raise InvalidInputError("expected at least one calibration batch, got none")
-    return number
+    return number + 1
 
 
 def _look(observed: Observed, batch: Any, see: Observer, where: str) -> None:

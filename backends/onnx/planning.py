@@ -99,7 +99,7 @@ def _add_sum(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str], de
         return
     branches = [name for name in inputs if _is_branch(graph, plan, name)]
     shortcuts = [name for name in inputs if name not in branches] or [min(inputs, key=lambda name: depth[name])]
-    if branches and len(shortcuts) == 1 and shortcuts[0] in known:
+    if branches and shortcuts[0] in known:
         plan.readers.setdefault(shortcuts[0], set()).add(node.name)
 
 

@@ -6,7 +6,6 @@ All goes through files in a temporary directory, with the weights beside the gra
 import os
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import onnxruntime
@@ -14,7 +13,7 @@ from onnx.external_data_helper import set_external_data, uses_external_data
 
 from klquant.errors import InvalidInputError
 
-from ..files import write_atomic
+from ..files import make_parent, naming, temporary_folder, write_atomic
 from .halves import casts_halves, without_inserted_casts
 from .reading import check_graph, read_model, wanted
 from .tidying import all_nodes, sort_values, tidy
@@ -61,9 +60,9 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         given = _read(model)
     _refuse_quantized(name, given)
     _free_weights(given)
-    with TemporaryDirectory(prefix="klquant-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder() as folder:
         with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
-            path = write_model(_raise_opset(given), Path(folder) / "given.onnx")
+            path = write_model(_raise_opset(given), folder / "given.onnx")
         with wanted(f"{name} must be a valid ONNX model"):
             onnx.checker.check_model(str(path))
             given = onnx.load(str(path), load_external_data=False)
@@ -73,7 +72,7 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         with wanted(f"{name} must have consistent shapes and types"):
             prepared = onnx.shape_inference.infer_shapes(optimized)
             sort_values(prepared.graph)
-        onnx.load_external_data_for_model(prepared, folder)
+        onnx.load_external_data_for_model(prepared, str(folder))
     for tensor in prepared.graph.initializer:
         tensor.ClearField("data_location")  # which may be said or left unsaid
     return prepared
@@ -84,7 +83,8 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
     for tensor in model.graph.initializer:  # not by onnx's own option, which minds files of that name where we stand
         if len(tensor.raw_data) >= MIN_BYTES:
             set_external_data(tensor, f"{path.name}.data")
-    onnx.save_model(model, str(path))
+    with naming(path):
+        onnx.save_model(model, str(path))
     return path
 
 
@@ -97,16 +97,20 @@ def save_model(model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX
     if num_bytes(model) < max_bytes:
         write_atomic(path, model.SerializeToString())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        written = write_model(_copy(model), Path(folder) / path.name)
-        data = written.with_name(f"{path.name}.data")
-        for file in (data, written):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        path.unlink(missing_ok=True)
-        data.replace(path.with_name(data.name))
-        written.replace(path)
+    with naming(path):
+        make_parent(path)
+        with temporary_folder(path.parent, f".{path.name}-") as folder:
+            _replace_both(path, write_model(_copy(model), folder / path.name))
+
+
+def _replace_both(path: Path, written: Path) -> None:
+    data = written.with_name(f"{path.name}.data")
+    for file in (data, written):
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    path.unlink(missing_ok=True)
+    data.replace(path.with_name(data.name))
+    written.replace(path)
 
 
 def num_bytes(model: onnx.ModelProto) -> int:

@@ -12,7 +12,7 @@ import onnx
 
 from klquant.errors import InvalidInputError
 
-from ..calibration import Calibration
+from ..calibration import Calibration, checked
 from ..tables import html_skipped, html_table, number
 from ..warning import warn_of_floats
 from .calibrating import fingerprint
@@ -125,11 +125,12 @@ def _check_types(model: onnx.ModelProto, graph: Graph) -> None:
 
 def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
     """Return T by tensor, checked."""
-    if not isinstance(calibration, Calibration):
+    if isinstance(calibration, Mapping):
         found = {name: float(value) for name, value in calibration.items()}
     else:
-        found = {name: layer.threshold for name, layer in calibration.thresholds.items()}
-        for name, layer in calibration.thresholds.items():
+        layers = checked(calibration).thresholds
+        found = {name: layer.threshold for name, layer in layers.items()}
+        for name, layer in layers.items():
             if layer.num_bits != 8:
                 raise InvalidInputError(f"tensor `{name}` must be calibrated for 8 bits, got {layer.num_bits}")
     if not found:

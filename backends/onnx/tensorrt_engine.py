@@ -42,7 +42,7 @@ def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
     Raises
     ------
     InvalidInputError
-        For what is no valid ONNX model.
+        For what is no valid ONNX model. A missing file is a FileNotFoundError.
 
     Notes
     -----

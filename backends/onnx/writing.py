@@ -10,7 +10,6 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 
 from .graph import Graph, read_graph
 from .grids import Grid
-from .operators import attribute
 from .planning import EVERYONE, Plan
 from .weights import Quantized, quantize_bias, quantize_weight
 
@@ -94,10 +93,9 @@ def _quantize_weight(
 
 
 def _quantize_bias(edits: Edits, node: onnx.NodeProto, input_scale: float, weight_scale: Array) -> None:
-    """Let a layer read its bias from INT32, where that is what it adds and INT32 holds it."""
+    """Let a layer read its bias from INT32, where that holds it."""
     bias = edits.graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
-    plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-    found = quantize_bias(bias, input_scale, weight_scale) if bias is not None and plain else None
+    found = None if bias is None else quantize_bias(bias, input_scale, weight_scale)
     if found is not None:
         edits.reads[node.name, node.input[2]] = _dequantized(edits, node, node.input[2], found, axis=0)
 

@@ -1,4 +1,8 @@
-"""A calibration as one HTML page that needs nothing else, and the same numbers as JSON; for every backend."""
+"""A calibration as one HTML page that needs nothing else, and the same numbers as JSON; for every backend.
+
+:func:`write_report` writes the page: :func:`describe` gathers what it says in a :class:`Report`, :func:`render_html`
+draws it.
+"""
 
 from .content import Report, describe
 from .html import render_html, write_report

@@ -9,7 +9,7 @@ import numpy as np
 
 import klquant
 
-from ..calibration import Calibration, Fingerprint
+from ..calibration import Calibration, Fingerprint, checked
 from ..clipping import overclipped
 from ..settings import LayerOptions
 from ..thresholds import LayerThreshold, candidate_thresholds
@@ -106,13 +106,14 @@ def describe(
     Raises
     ------
     InvalidInputError
-        For a diagnosis of other layers or without its numbers, and scales that are none; naming the layer.
+        For a diagnosis of other layers or without its numbers, and scales that are none, naming the layer; for what is
+        no Calibration.
 
     Notes
     -----
     Cost: every criterion is searched for every tensor, about 10 ms each at 4001 bins.
     """
-    names: Iterable[str] = calibration.amax
+    names: Iterable[str] = checked(calibration).amax
     if progress:
         from ..progress import tracked  # rich is an optional dependency
 

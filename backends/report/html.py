@@ -89,6 +89,13 @@ def write_report(
     -------
     Report
         What was written.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`describe`.
+    MissingDependencyError
+        Without jinja2.
     """
     report = describe(calibration, **options)
     write_atomic(Path(path), render_html(report).encode())

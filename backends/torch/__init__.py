@@ -1,6 +1,18 @@
 """INT8 calibration of whole PyTorch models: fold, observe, search, simulate.
 
-:func:`quantize` does everything; :class:`Quantizer` does it stage by stage; the functions below are the stages.
+:func:`quantize` does everything and gives a :class:`QuantizedModel`, :func:`requantize` does it without data, from a
+saved :class:`Calibration` (its parts: :class:`Settings`, :class:`LayerOptions`, :class:`LayerThreshold`).
+:func:`export_onnx` writes the result for an engine; :func:`saturate_like_engines` makes the simulation follow it.
+
+:class:`Quantizer` does it :class:`Stage` by stage. Each is a function:
+
+- :func:`examine` (an :class:`Examination`), or :func:`plan_folds` alone, decides each :class:`Fold`,
+  :func:`apply_folds` does it; :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
+- :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data
+- :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
+  :func:`choose_criterion` (a :class:`Choice` for each tensor)
+- :func:`simulate`, which rounds by :func:`fake_quantize`; :func:`correct_bias`
+- :func:`diagnose` (a :class:`Diagnosis`, with a :class:`LayerDiagnosis` for each layer)
 """
 
 from klquant.errors import MissingDependencyError
@@ -24,7 +36,7 @@ from .pipeline import quantize, requantize
 from .quantizer import Quantizer
 from .selection import Choice, choose_criterion
 from .simulation import fake_quantize, quantize_weights, saturate_like_engines, simulate
-from .stages import Quantized, Stage
+from .stages import QuantizedModel, Stage
 
 __all__ = [
     "Calibration",
@@ -36,7 +48,7 @@ __all__ = [
     "LayerDiagnosis",
     "LayerOptions",
     "LayerThreshold",
-    "Quantized",
+    "QuantizedModel",
     "Quantizer",
     "Settings",
     "Stage",

@@ -1,8 +1,9 @@
 """Go on where a calibration was cut off: the statistics so far, in a file that is replaced whole."""
 
 import hashlib
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from klquant.errors import InvalidInputError
 
-from ..files import load_npz, save_npz
+from ..batches import numbered
+from ..files import load_npz, remove_leftovers, save_npz
 from .fingerprint import tensor_bytes
-from .statistics import Statistics, nothing
+from .statistics import HIGHEST, LOWEST, Statistics, nothing
 
 _KIND, _SCHEMA = "checkpoint", 1
 
@@ -38,13 +40,22 @@ class Checkpoint:
         A digest of model and settings: the file of another calibration is refused.
     seconds : float
         How often to write, at most.
+
+    Raises
+    ------
+    InvalidInputError
+        For the file of another calibration, a damaged or foreign one.
+    OSError
+        If the file cannot be written: that shows here, and not when there is something to lose.
     """
 
     def __init__(self, path: Path | None = None, identity: str = "", seconds: float = 0.0) -> None:
         self._path, self._identity, self._seconds = path, identity, seconds
         self._passes: dict[str, Progress] = _load(path, identity) if path and path.exists() else {}
-        self._written = time.monotonic()
         self._finished: set[str] = set()
+        if path:
+            remove_leftovers(path)
+        self.write()
 
     def start(self, name: str) -> Progress:
         """Return how far a pass has come; one that this object saw to its end is begun anew."""
@@ -71,15 +82,15 @@ class Checkpoint:
 
     def write(self) -> None:
         """Write all that is known."""
-        if self._path and self._passes:
+        if self._path:
             _save(self._path, self._identity, self._passes)
-            self._written = time.monotonic()
+        self._written = time.monotonic()
 
 
 def skip(batches: Iterable[Any], progress: Progress) -> Iterator[Any]:
     """Yield the batches that are not yet counted; refuse data that are not the ones counted before."""
     number = -1
-    for number, batch in enumerate(batches):
+    for number, batch in numbered(batches):
         if number >= progress.num_batches:
             yield batch
         elif number == progress.num_batches - 1 and _digest(batch) != progress.last_batch:
@@ -114,10 +125,27 @@ def _save(path: Path, identity: str, passes: dict[str, Progress]) -> None:
 
 def _load(path: Path, identity: str) -> dict[str, Progress]:
     meta, arrays = load_npz(path, _KIND, _SCHEMA)
-    if meta["identity"] != identity:
+    try:
+        passes = {str(key): _read(key, kept, arrays) for key, kept in meta["passes"].items()}
+        other = meta["identity"] != identity
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInputError(f"`{path}` must be a klquant checkpoint file, got a damaged one: {error}") from error
+    if other:
         raise InvalidInputError(f"`{path}` must be a checkpoint of this model with these settings, got another's")
-    passes = {}
-    for key, (amax, calls, names, level, num_batches, last_batch) in meta["passes"].items():
-        hist = {name: arrays[f"{key}_hist_{k}"] for k, name in enumerate(names)}
-        passes[key] = Progress(Statistics(amax, calls, hist, level), num_batches, last_batch)
     return passes
+
+
+def _read(key: str, kept: Any, arrays: Mapping[str, Any]) -> Progress:
+    """Return the progress of one pass, as checked as if anybody could have written it."""
+    amax, calls, names, level, num_batches, last_batch = kept
+    hist = {str(name): arrays[f"{key}_hist_{k}"] for k, name in enumerate(names)}
+    fine = {
+        "ranges": all(isinstance(value, float) and 0 <= value < math.inf for value in amax.values()),
+        "calls": all(type(number) is int and number > 0 for number in calls.values()),
+        "levels": all(type(number) is int and LOWEST <= number <= HIGHEST for number in level.values()),
+        "counts": all(array.ndim == 1 and array.dtype == np.int64 and array.min() >= 0 for array in hist.values()),
+        "batches": type(num_batches) is int and num_batches >= 0 and isinstance(last_batch, str),
+    }
+    if wrong := [what for what, is_fine in fine.items() if not is_fine]:
+        raise ValueError(f"impossible {', '.join(wrong)} of `{key}`")
+    return Progress(Statistics(amax, calls, hist, level), num_batches, last_batch)

@@ -16,6 +16,7 @@ from klquant.errors import PeerError
 
 from .statistics import Statistics, at_level
 
+_TAG = 6013  # of messages that mean nothing but that a process is there
 Group: TypeAlias = Any  # a torch.distributed.ProcessGroup, or None for this process alone
 
 
@@ -74,7 +75,11 @@ def failing_together(group: Group) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    failed = share(None if failure is None else [rank_of(group), f"{type(failure).__name__}: {failure}"], group)
+    told = None if failure is None else [rank_of(group), f"{type(failure).__name__}: {failure}"]
+    try:
+        failed = share(told, group)
+    except PeerError as gone:
+        raise failure or gone from None
     if failure is not None:
         raise failure
     if failed is not None:
@@ -84,7 +89,40 @@ def failing_together(group: Group) -> Iterator[None]:
 def _reduced(values: "np.ndarray[Any, Any]", operation: Any, group: Group) -> "np.ndarray[Any, Any]":
     if group is None:
         return values
-    device = "cuda" if "nccl" in str(dist.get_backend(group)) else "cpu"
-    tensor = torch.from_numpy(values.copy()).to(device)
-    dist.all_reduce(tensor, op=operation, group=group)
+    backend = str(dist.get_backend(group))
+    on_gpu = "nccl" in backend and "gloo" not in backend
+    if not on_gpu:  # nccl has a watchdog of its own
+        _call_roll(group)
+    tensor = torch.from_numpy(values.copy()).to("cuda" if on_gpu else "cpu")
+    try:
+        dist.all_reduce(tensor, op=operation, group=group)
+    except RuntimeError as error:
+        _call_roll(group, wait=False)
+        raise PeerError(f"a process of the group is gone: {error}") from error
     return tensor.cpu().numpy()
+
+
+def _call_roll(group: Group, *, wait: bool = True) -> None:
+    """Wait for all processes, and name those that are gone: the error of a reduction tells no more than a port."""
+    works: dict[int, list[Any]] = {}
+    gone: dict[int, RuntimeError] = {}
+    for rank in (rank for rank in range(dist.get_world_size(group)) if rank != rank_of(group)):
+        peer = dist.get_global_rank(group, rank)
+        with _blaming(rank, gone):
+            sent = dist.isend(torch.zeros(1), peer, group, _TAG)
+            works[rank] = [sent, dist.irecv(torch.zeros(1), peer, group, _TAG)]
+    for rank, pending in works.items():
+        with _blaming(rank, gone):
+            for work in pending if wait else []:
+                work.wait()
+    if gone:
+        who = ", ".join(f"process {rank}" for rank in sorted(gone))
+        raise PeerError(f"{who} of the group: gone, or not here within the timeout") from gone[min(gone)]
+
+
+@contextmanager
+def _blaming(rank: int, gone: dict[int, RuntimeError]) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        gone[rank] = error

@@ -87,7 +87,21 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
 def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.Module:
     """Return a copy of the model in which the channels are equalized that :func:`equalize` found; no data are needed.
 
-    Raises InvalidInputError if the model lacks a layer that is named, or it has another number of channels.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model that was equalized, or one like it. It is not changed.
+    equalized : iterable of Equalized
+        What :func:`equalize` told; entries with a reason were left alone and are here too.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    InvalidInputError
+        If the model lacks a layer that is named, or it has another number of channels.
     """
     return _apply(model, {entry.first: entry for entry in equalized})[0]
 

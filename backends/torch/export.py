@@ -68,6 +68,11 @@ def export_onnx(
     MissingDependencyError
         Without onnx, onnxruntime, onnxscript, or with a torch before 2.8.
 
+    Warns
+    -----
+    CalibrationWarning
+        Naming them, for what stays in floating point; for a batch size that stays fixed in spite of `dynamic_batch`.
+
     Notes
     -----
     For "tensorrt" and "openvino", without `batches`, the model computes what the simulation does and nothing else, with

@@ -77,6 +77,11 @@ def plan_folds(model: nn.Module, batch: Any, *, forward: Forward = call_model) -
     -------
     list of Fold
         One entry for each BatchNorm, and for each layer that can be joined with its ReLU.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`examine`.
     """
     return examine(model, batch, forward=forward).folds
 

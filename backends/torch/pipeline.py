@@ -9,20 +9,20 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
-from ..settings import Choice
+from ..settings import Criterion, CriterionOrAuto
 from .quantizer import Quantizer
-from .stages import Quantized
+from .stages import QuantizedModel
 
 
 def quantize(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    criterion: Choice = "entropy",
+    criterion: CriterionOrAuto = "entropy",
     equalize: bool = False,
     correct_bias: bool = False,
     **options: Any,
-) -> Quantized:
+) -> QuantizedModel:
     """Calibrate a model on data and return it as INT8 inference would compute it.
 
     Parameters
@@ -44,7 +44,7 @@ def quantize(
 
     Returns
     -------
-    Quantized
+    QuantizedModel
         `model` simulates INT8; `thresholds`, `weight_scales`, `histograms`, `folds` and `skipped` tell what was found;
         ``calibration.save(path)`` keeps it for :func:`requantize`.
 
@@ -55,6 +55,12 @@ def quantize(
         in an activation (naming layer and batch), a model in training mode.
     ModelError
         If the model fails on a batch, naming batch and layer.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming them, for layers that stay in floating point without having been excluded, and for the thresholds that
+        :func:`search_thresholds` warns of.
     """
     quantizer = Quantizer(model, **options)
     one_pass = options.get("passes", 2) == 1
@@ -74,8 +80,8 @@ def quantize(
 
 
 def requantize(
-    model: nn.Module, calibration: Calibration, *, criterion: Choice | None = None, num_bits: int | None = None
-) -> Quantized:
+    model: nn.Module, calibration: Calibration, *, criterion: Criterion | None = None, num_bits: int | None = None
+) -> QuantizedModel:
     """Quantize a model by a saved calibration of it, without data; with another criterion or number of bits if wanted.
 
     Parameters
@@ -91,12 +97,17 @@ def requantize(
 
     Returns
     -------
-    Quantized
+    QuantizedModel
 
     Raises
     ------
     InvalidInputError
         If the calibration is of another model, naming the layers that differ.
+
+    Warns
+    -----
+    CalibrationWarning
+        As for :func:`quantize`.
     """
     quantizer = Quantizer.from_calibration(model, calibration)
     if criterion is not None or num_bits is not None or not calibration.thresholds:

@@ -12,8 +12,8 @@ from torch import nn
 import klquant
 from klquant.errors import InvalidInputError
 
-from ..calibration import Calibration
-from ..settings import Choice, LayerOptions, Settings
+from ..calibration import Calibration, checked
+from ..settings import CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .bias_correction import correct_bias
 from .checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from .observing import Run, capped, counts, cut_to_range, growing_counts, ranges
 from .running import Forward, call_model, check_eval
 from .selection import choose_criterion
 from .simulation import quantize_weights, simulate
-from .stages import EXCLUDED, NEVER_CALLED, Quantized, Stage, check_stage, tell_of_floats
+from .stages import EXCLUDED, NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
 from .watching import watched
 
 logger = logging.getLogger("klquant")
@@ -94,7 +94,7 @@ class Quantizer:
 
         Raises InvalidInputError, naming the layers, if it is a calibration of another model.
         """
-        quantizer = cls(model, **options, **calibration.settings._asdict())
+        quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
         quantizer._fold([Fold(**fold) for fold in calibration.transforms["fold"]], {})
         quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])
@@ -154,7 +154,11 @@ class Quantizer:
         return histograms
 
     def search_thresholds(
-        self, *, criterion: Choice = "entropy", num_bits: int | None = None, batches: Iterable[Any] | None = None
+        self,
+        *,
+        criterion: CriterionOrAuto = "entropy",
+        num_bits: int | None = None,
+        batches: Iterable[Any] | None = None,
     ) -> dict[str, LayerThreshold]:
         """Choose T for every observed tensor; may be called again with another criterion or number of bits.
 
@@ -172,15 +176,17 @@ class Quantizer:
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
 
-    def simulate(self) -> Quantized:
+    def simulate(self) -> QuantizedModel:
         """Return a model that simulates INT8 inference, with all that was found on the way."""
         self._need(Stage.CALIBRATED)
         found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
         tell_of_floats(found)
         model = simulate(self._folded, self._weight_scales, found.thresholds, observe=self._run.observe)
-        return Quantized(model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found)
+        return QuantizedModel(
+            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
+        )
 
-    def correct_bias(self, quantized: Quantized, batches: Iterable[Any]) -> Quantized:
+    def correct_bias(self, quantized: QuantizedModel, batches: Iterable[Any]) -> QuantizedModel:
         """Return what :meth:`simulate` gave with the biases corrected for rounding; see :func:`correct_bias`."""
         if self._run.group is not None:
             raise InvalidInputError("bias correction needs all data in one process, got a process group")

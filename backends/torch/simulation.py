@@ -69,7 +69,14 @@ def fake_quantize(
     Returns
     -------
     torch.Tensor, shape and dtype of `x`
+
+    Raises
+    ------
+    InvalidInputError
+        For an `x` of integers, a `scale` per channel without `axis`, `num_bits` other than 2 to 16.
     """
+    if not x.is_floating_point():
+        raise InvalidInputError(f"`x` must be floating point, got {x.dtype}")
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     steps = scale.to(wide.dtype)
     if axis is not None:
@@ -83,6 +90,8 @@ def fake_quantize(
 
 def qmax(num_bits: int) -> int:
     """Return the highest level: 127 for 8 bits."""
+    if not 2 <= num_bits <= 16:
+        raise InvalidInputError(f"`num_bits` must be 2 to 16, got {num_bits}")
     return (1 << (num_bits - 1)) - 1
 
 
@@ -105,7 +114,7 @@ def quantize_weights(model: nn.Module, *, num_bits: int | Mapping[str, int] = 8)
     Raises
     ------
     InvalidInputError
-        For NaN or infinite weights, naming the layer.
+        For NaN or infinite weights, naming the layer; for `num_bits` other than 2 to 16.
     """
     scales = {}
     for name, layer in weighted_layers(model):
@@ -144,12 +153,21 @@ def simulate(
     -------
     torch.nn.Module
         Each quantized layer is a :class:`QuantizedLayer` under its old name.
+
+    Raises
+    ------
+    InvalidInputError
+        For a threshold of a layer that the model lacks, or that has no scales of its weights; for another `observe`.
     """
     model = copy_model(model)
     layers = dict(weighted_layers(model))
     if unknown := thresholds.keys() - layers.keys():
         raise InvalidInputError(
             f"`thresholds` must be those of this model, got layers that it lacks: {sorted(unknown)}"
+        )
+    if missing := thresholds.keys() - weight_scales.keys():
+        raise InvalidInputError(
+            f"`weight_scales` must hold every layer with a threshold, got none of {sorted(missing)}"
         )
     for name, found in thresholds.items():
         inner, place = inner_layer(layers[name]), observed_at(name, observe) or "inputs"
@@ -174,6 +192,11 @@ def saturate_like_engines(model: nn.Module) -> nn.Module:
     Returns
     -------
     torch.nn.Module
+
+    Raises
+    ------
+    InvalidInputError
+        For a model without quantized layers.
     """
     model = copy_model(model)
     for layer in quantized_layers(model).values():

@@ -39,7 +39,7 @@ _HOW_TO_REACH = {
 }
 
 
-class Quantized(NamedTuple):
+class QuantizedModel(NamedTuple):
     """A model quantized."""
 
     model: nn.Module

@@ -9,16 +9,17 @@ import click
 from klquant.errors import InvalidInputError
 
 from .convert import read_thresholds
-from .group import needed, printable
-from .options import EXISTING, NEW, json_option, profile_option
+from .failures import printable
+from .group import needed
+from .options import NEW, ONNX_MODEL, TABLE, json_option, profile_option
 from .tables import busy, number, print_json, print_table
 
 SHOWN = 5
 
 
 @click.command()
-@click.argument("model", type=EXISTING)
-@click.argument("cache", type=EXISTING)
+@click.argument("model", type=ONNX_MODEL)
+@click.argument("cache", type=TABLE)
 @click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
 @profile_option
 @json_option

@@ -8,13 +8,14 @@ import click
 from .data import open_batches
 from .group import needed
 from .images import ImageOptions, image_options
-from .options import EXISTING, NEW, criterion_option, json_option, override_option
+from .options import NEW, ONNX_MODEL, criterion_option, json_option, override_option
 from .tables import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
 
 
 @click.command()
-@click.argument("model", type=EXISTING)
-@click.option("--data", required=True, metavar="FOLDER|FILE|MODULE:FUNCTION", help="See above.")
+@click.argument("model", type=ONNX_MODEL)
+@click.option("--data", required=True, metavar="FOLDER|FILE|MODULE:FUNCTION", help="See above.",
+              shell_complete=click.Path().shell_complete)  # fmt: skip
 @click.option("--out", "-o", required=True, type=NEW, help="The calibration, an .npz file.")
 @criterion_option("entropy", "How each T is chosen.")
 @override_option

@@ -10,14 +10,14 @@ from klquant.backends.formats import FORMATS, read_table, write_table
 from klquant.errors import InvalidInputError
 
 from .calibrations import load_calibration
-from .options import EXISTING, NEW, json_option
+from .options import NEW, TABLE, json_option
 from .tables import print_json
 
 CALIBRATION = "calibration"
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=EXISTING)
+@click.argument("source", metavar="IN", type=TABLE)
 @click.argument("target", metavar="OUT", type=NEW)
 @click.option("--from", "source_format", type=click.Choice([*FORMATS, CALIBRATION]), help="[default: told by the file]")
 @click.option("--to", "target_format", type=click.Choice(list(FORMATS)), help="[default: told by the name of OUT]")

@@ -26,7 +26,11 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
 
     A VGG-style classifier of scikit-learn's handwritten digits is folded, calibrated on 512 training images and
     quantized; its accuracy in INT8 is compared with FP32 on 600 test images.
-    """
+
+    \b
+    Example:
+      klquant demo --out results
+    """  # noqa: D301
     if not as_json:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     status = Console(stderr=True)

@@ -1,15 +1,21 @@
-"""The command `klquant` itself: finds its subcommands when they are asked for, and shows errors in one line."""
+"""The command `klquant` itself: finds its subcommands when they are asked for."""
 
-import errno
 import importlib
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import klquant
+
+from .failures import debug_option, failing_in_one_line, printable
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Each is a function in the module of its name; its first sentence is here so that --help imports none of them.
 COMMANDS = {
@@ -21,14 +27,9 @@ COMMANDS = {
     "convert": "Convert between the calibration tables of engines",
     "cache-to-qdq": "Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache",
     "demo": "Calibrate and quantize a small trained network on real images",
+    "doctor": "Tell what is installed, and which features it makes usable",
+    "completion": "Print the script that makes a shell complete commands and names",
 }
-INTERRUPTED = 130
-
-
-class _Failure(click.ClickException):
-    """An error in one line, with the exit code of click's own usage errors: 1 is an answer."""
-
-    exit_code = 2
 
 
 class _Group(click.Group):
@@ -42,28 +43,39 @@ class _Group(click.Group):
             return None
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(needed(f"klquant.cli.{name}", "cli"), name)
+        if debug_option not in command.params:
+            command.params.append(debug_option)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0].isalpha() and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            close = get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        commands = [CompletionItem(name, help=COMMANDS[name]) for name in names]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with failing_in_one_line(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _short_warnings():
-                return super().invoke(ctx)
-        except klquant.KLQuantError as error:
-            raise _Failure(printable(" ".join(str(error).split()))) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # click ends quietly where a reader such as `head` went away
-                raise
-            message = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
-            raise _Failure(printable(message)) from error
-        except KeyboardInterrupt:
-            ctx.exit(INTERRUPTED)
+        with failing_in_one_line(ctx), _short_warnings():
+            return super().invoke(ctx)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, params=[debug_option])
 @click.version_option(klquant.__version__, prog_name="klquant")
 def cli() -> None:
     """INT8 entropy (KL-divergence) calibration, from a float ONNX model to one that engines run in INT8.
@@ -81,6 +93,7 @@ def cli() -> None:
       0    done, and as asked for
       1    an answer: what was asked for is not so (see inspect --help)
       2    wrong usage or input; one line on stderr says which
+      3    a bug of klquant; please report what --debug shows
       130  interrupted
     """  # noqa: D301
 
@@ -88,7 +101,8 @@ def cli() -> None:
 def needed(module: str, extra: str) -> Any:
     """Import what a command needs, or say how to install it."""
     try:
-        return importlib.import_module(module)
+        with _interrupts_held():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "klquant":
             raise
@@ -96,9 +110,17 @@ def needed(module: str, extra: str) -> Any:
         raise klquant.MissingDependencyError(message) from error
 
 
-def printable(text: str) -> str:
-    """Return text in which what a terminal would obey, or not show, stands as its escape."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a Ctrl-C wait: while they are loaded extension modules make another error of it, or crash."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            raise KeyboardInterrupt
 
 
 @contextmanager

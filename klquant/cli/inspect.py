@@ -5,14 +5,14 @@ from pathlib import Path
 import click
 
 from .group import needed
-from .options import EXISTING, PROFILES, json_option
+from .options import ONNX_MODEL, PROFILES, json_option
 from .tables import busy, print_json, print_table
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @click.command()
-@click.argument("model", type=EXISTING)
+@click.argument("model", type=ONNX_MODEL)
 @click.option("--engine", type=click.Choice(PROFILES), required=True, help="Whose INT8 nodes to look for.")
 @json_option
 @click.pass_context

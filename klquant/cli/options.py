@@ -9,11 +9,14 @@ import click
 
 from klquant.backends.settings import Criterion
 
+from .kinds import CACHE, CALIBRATION, MODEL, InputFile
+
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 PROFILES = ("tensorrt", "onnxruntime", "openvino")
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW = click.Path(dir_okay=False, path_type=Path)
+ONNX_MODEL, SAVED_CALIBRATION, TABLE = InputFile(MODEL), InputFile(CALIBRATION), InputFile(CACHE, CALIBRATION)
 
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -10,13 +10,21 @@ from klquant.backends.thresholds import LayerThreshold
 
 from .calibrations import load_calibration
 from .group import needed
-from .options import EXISTING, NEW, criterion_option, json_option, override_option, profile_option
+from .options import (
+    NEW,
+    ONNX_MODEL,
+    SAVED_CALIBRATION,
+    criterion_option,
+    json_option,
+    override_option,
+    profile_option,
+)
 from .tables import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_row
 
 
 @click.command()
-@click.argument("model", type=EXISTING)
-@click.argument("calibration", type=EXISTING)
+@click.argument("model", type=ONNX_MODEL)
+@click.argument("calibration", type=SAVED_CALIBRATION)
 @profile_option
 @click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
 @click.option("--exclude", multiple=True, metavar="PATTERN",

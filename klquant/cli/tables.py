@@ -15,7 +15,7 @@ from rich.text import Text
 
 from klquant.backends.thresholds import LayerThreshold
 
-from .group import printable
+from .failures import printable
 
 UNLIMITED = 10_000  # columns where nobody looks: names are neither wrapped nor cut in a file or a pipe
 THRESHOLD_COLUMNS = ("tensor", "criterion", "amax", "T", "T/amax", "clipped", "KL nats", "SQNR dB")

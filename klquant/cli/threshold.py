@@ -15,19 +15,30 @@ from klquant.backends.thresholds import LayerThreshold, candidate_thresholds
 from klquant.errors import InvalidInputError
 
 from .data import load_arrays
-from .options import EXISTING, json_option
+from .kinds import ARRAYS, CALIBRATION, InputFile
+from .options import json_option
 from .tables import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
 
 Found: TypeAlias = Mapping[str, Mapping[str, LayerThreshold]]  # by criterion and tensor
 KEYS = (("hist", "edges"), ("counts", "amax"))
 
 
+def _complete_tensor(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names in the calibration that was named before; click leaves arguments alone at a lonely option."""
+    path = ctx.params["hist"] or next(iter(ctx.args), "")
+    try:
+        return [name for name in Calibration.load(path).amax if name.startswith(incomplete)]
+    except (klquant.KLQuantError, OSError):  # another file, or none yet
+        return []
+
+
 @click.command()
-@click.argument("hist", type=EXISTING)
+@click.argument("hist", type=InputFile(ARRAYS, CALIBRATION))
 @click.option("--key", nargs=2, metavar="HIST EDGES",
               help="Names of the two arrays; EDGES may be amax.  [default: hist edges, counts amax]")  # fmt: skip
 @click.option("--num-bits", type=click.IntRange(2, 16), help="8 for INT8.  [default: 8, or as calibrated]")
-@click.option("--tensor", "tensors", multiple=True, help="Only this tensor of a calibration; may be repeated.")
+@click.option("--tensor", "tensors", multiple=True, shell_complete=_complete_tensor,
+              help="Only this tensor of a calibration; may be repeated.")  # fmt: skip
 @json_option
 def threshold(
     hist: Path, key: tuple[str, str] | None, num_bits: int | None, tensors: tuple[str, ...], as_json: bool

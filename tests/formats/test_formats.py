@@ -22,16 +22,16 @@ ROUNDED = {
 @pytest.mark.parametrize("form", [str, lambda path: path], ids=["str", "Path"])
 def test_each_format_is_recognized_and_read_back(tmp_path, kind, form):
     path = form(tmp_path / f"table{FORMATS[kind].suffix}")
-    write_table(path, THRESHOLDS, kind)
+    write_table(path, THRESHOLDS, format=kind)
     expected = {name: ROUNDED.get(kind, float)(value) for name, value in THRESHOLDS.items()}
-    assert read_table(path) == read_table(path, kind) == expected
+    assert read_table(path) == read_table(path, format=kind) == expected
     assert expected == pytest.approx(THRESHOLDS, rel=6e-8)
 
 
 @pytest.mark.parametrize("kind", ["tensorrt", "onnxruntime", "json", "csv"])
 def test_the_content_tells_more_than_the_suffix(tmp_path, kind):
-    write_table(tmp_path / "table.table", THRESHOLDS, kind)
-    assert read_table(tmp_path / "table.table") == read_table(tmp_path / "table.table", kind)
+    write_table(tmp_path / "table.table", THRESHOLDS, format=kind)
+    assert read_table(tmp_path / "table.table") == read_table(tmp_path / "table.table", format=kind)
 
 
 def test_the_suffix_tells_how_to_write_where_it_is_clear(tmp_path):
@@ -61,14 +61,14 @@ def test_names_and_numbers_alone_could_be_of_several_formats(tmp_path):
         InvalidInputError, match=r"`format` must be given for `.*`: it may be any of onnxruntime-text, nc"
     ):
         read_table(tmp_path / "t")
-    assert read_table(tmp_path / "t", "onnxruntime-text") == {"conv1": 2.5}
-    assert read_table(tmp_path / "t", "ncnn") == {"conv1": 127 / 2.5}
+    assert read_table(tmp_path / "t", format="onnxruntime-text") == {"conv1": 2.5}
+    assert read_table(tmp_path / "t", format="ncnn") == {"conv1": 127 / 2.5}
 
 
-@pytest.mark.parametrize("call", [read_table, lambda path, f: write_table(path, THRESHOLDS, f)])
+@pytest.mark.parametrize("call", [read_table, lambda path, **options: write_table(path, THRESHOLDS, **options)])
 def test_an_unknown_format_is_an_error_that_lists_the_known(tmp_path, call):
     with pytest.raises(InvalidInputError, match=r"`format` must be one of tensorrt, onnxruntime, .*, got 'trt'"):
-        call(tmp_path / "t", "trt")
+        call(tmp_path / "t", format="trt")
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_a_file_that_is_too_long_for_a_table_is_refused(tmp_path, monkeypatch, k
     path = tmp_path / "t.csv"
     path.write_bytes(b"x" * (2**20 + 1))
     with pytest.raises(InvalidInputError, match=r"t\.csv` must have 1 MiB of text at most, got more"):
-        read_table(path, kind)
+        read_table(path, format=kind)
     with pytest.raises(InvalidInputError, match="1 MiB of text at most"):
-        read_table("/dev/zero", kind)
+        read_table("/dev/zero", format=kind)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_long_name_is_not_shown_whole(tmp_path, kind):
     with pytest.raises(InvalidInputError) as caught:
-        write_table(tmp_path / "t", {"x" * 10**6: -1.0}, kind)
+        write_table(tmp_path / "t", {"x" * 10**6: -1.0}, format=kind)
     assert len(str(caught.value)) < 500

@@ -48,15 +48,34 @@ def calibrations(folder):
         both = found, found._replace(thresholds=found.search_thresholds(num_bits=6))
     for calibration in both:
         calibration.save(folder / "seed.npz")
-        with zipfile.ZipFile(folder / "seed.npz") as archive:
-            yield packed(**{name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()})
+        yield _without_times(folder / "seed.npz")
+
+
+def checkpoints(folder):
+    """Return a checkpoint of both passes."""
+    from klquant.backends.torch.checkpoint import Checkpoint, Progress
+    from klquant.backends.torch.statistics import Statistics
+
+    counts = np.arange(255)
+    statistics = Statistics({"a": 1.5, HOSTILE: 0.0}, {"a": 1, HOSTILE: 2}, {"a": counts}, {"a": -2})
+    (folder / "seed.npz").unlink(missing_ok=True)
+    kept = Checkpoint(folder / "seed.npz", "this model")
+    for name in ("amax", "histogram"):
+        kept.keep(name, Progress(statistics, 3, "0" * 64))
+    kept.write()
+    yield _without_times(folder / "seed.npz")
+
+
+def _without_times(path):
+    with zipfile.ZipFile(path) as archive:
+        return packed(**{name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()})
 
 
 def tables(folder, *kinds):
     """Return tables of some formats, or of all."""
     for kind in kinds or FORMATS:
         names = ("conv1", "z") if kind == "ncnn" else NAMES if kind in ("json", "csv", "onnxruntime") else ("a b", "z")
-        write_table(folder / "seed", dict(zip(names, THRESHOLDS.values(), strict=False)), kind)
+        write_table(folder / "seed", dict(zip(names, THRESHOLDS.values(), strict=False)), format=kind)
         yield (folder / "seed").read_bytes()
 
 

@@ -58,6 +58,13 @@ def calibration(folder, data):
         assert 0 < threshold.threshold < np.inf
 
 
+def checkpoint(folder, data):
+    from klquant.backends.torch.checkpoint import Checkpoint
+
+    kept = Checkpoint(_written(folder / "p.npz", data), "this model").start("amax")
+    assert kept.num_batches >= 0
+
+
 def report(folder, data):
     """Names, reasons and titles are text: the page has the elements and attributes that it always has."""
     found = Calibration.load(_written(folder / "c.npz", data))
@@ -68,9 +75,9 @@ def report(folder, data):
 
 def table(folder, data, *, kind=None, suffix=""):
     """What is read can be written, and is the same again."""
-    found = read_table(_written(folder / f"t{suffix}", data), kind)
+    found = read_table(_written(folder / f"t{suffix}", data), format=kind)
     assert found
-    write_table(folder / "again", found, "json")
+    write_table(folder / "again", found, format="json")
     assert read_table(folder / "again") == found
 
 
@@ -148,6 +155,7 @@ def targets():
     suffixes = {kind: form.suffix for kind, form in FORMATS.items()}
     return {
         "calibration": Target(calibration, seeds.calibrations, seeds.zip_bombs),
+        "checkpoint": Target(checkpoint, seeds.checkpoints, seeds.zip_bombs),
         "report": Target(report, seeds.calibrations),
         "tensorrt-cache": Target(tensorrt_cache, lambda _: seeds.CACHES),
         **{
@@ -190,7 +198,7 @@ def _command(*arguments):
     """Run a command as a person does; its errors are one line and exit code 2."""
     result = CliRunner().invoke(cli, [*map(str, arguments)])
     if result.exit_code not in (0, 2) or not isinstance(result.exception, SystemExit | None):
-        raise result.exception or AssertionError(f"exit code {result.exit_code}")
+        raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
     _check_output(result.output)
     if result.exit_code == 2:
         raise KLQuantError(result.output)

@@ -71,6 +71,9 @@ def test_what_is_no_model(tmp_path):
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(InvalidInputError, match=r"text\.onnx.* must hold an ONNX model"):
         inspect(tmp_path / "text.onnx", "onnxruntime")
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(InvalidInputError, match=r"empty\.onnx` must hold an ONNX model, got one without outputs"):
+        inspect(tmp_path / "empty.onnx", "tensorrt")
     with pytest.raises(FileNotFoundError):
         inspect(tmp_path / "none.onnx", "onnxruntime")
 

@@ -1,8 +1,9 @@
 import numpy as np
+import onnx
 import pytest
 from klquant.backends.onnx.graph import read_graph
 from klquant.backends.onnx.operators import non_negative, observed_tensors, weight_axis
-from klquant.backends.onnx.planning import EVERYONE, explicit, operators
+from klquant.backends.onnx.planning import EVERYONE, explicit, make_plan, operators
 from onnx_models import build
 
 IMAGE = "float[n, 3, 8, 8] x"
@@ -68,6 +69,23 @@ def test_a_sum_without_a_layer_of_its_own_is_left_alone():
 def test_a_branch_that_others_see_is_none():
     model = residual("s = Relu(c)")
     assert not {"s", "c"} & tensorrt(model).readers.keys()
+
+
+def test_openvino_quantizes_what_enters_layers_only():
+    graph = read_graph(residual("s = Relu(x)"))
+    assert make_plan(graph, observed_tensors(graph), "openvino").readers == {"x": {"conv0"}, "r": {"conv2"}}
+    assert "s" in make_plan(graph, observed_tensors(graph), "tensorrt").readers
+
+
+def test_what_a_product_adds_is_not_quantized():
+    model = build("float[n, 4] x", "float y", "c = Relu(x) y = Gemm(x, w, c)", w=(4, 4))
+    assert tensorrt(model).readers == {"x": {"gemm1"}}
+
+
+def test_an_output_of_the_model_is_quantized_before_its_rectifier():
+    model = conv_relu_conv()
+    model.graph.output.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, None))
+    assert for_everyone(onnxruntime(model).readers, "x", "a", "b1", "y")
 
 
 def test_explicit_for_layers_only_leaves_sums_and_concatenations():

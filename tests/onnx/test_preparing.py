@@ -4,8 +4,9 @@ import numpy as np
 import onnx
 import onnx_networks
 import pytest
-from klquant.backends.onnx import prepare, save_model
+from klquant.backends.onnx import prepare
 from klquant.backends.onnx.graph import read_graph
+from klquant.backends.onnx.preparing import save_model
 from onnx import TensorProto, numpy_helper
 from onnx_models import array, build, run, run_all
 

@@ -125,6 +125,11 @@ def test_no_thresholds_are_refused():
         quantize(small(), Calibration.of(Settings()))
 
 
+def test_the_path_of_a_calibration_is_none():
+    with pytest.raises(klquant.InvalidInputError, match=r"expected a Calibration, got str; Calibration\.load\(path\)"):
+        quantize(small(), "calib.npz")
+
+
 def test_only_8_bits_are_written():
     four = LayerThreshold(3.0, 3.0, 0.1, 0.0, num_bits=4)
     calibration = Calibration.of(Settings())._replace(thresholds={"x": four})

@@ -127,7 +127,9 @@ def test_two_uses_in_one_function_count_twice():
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda y: y, lambda y: (y, 1), lambda y: {"a": [y]}, lambda y: [None, {"b": (y,)}]], ids=str
+    "wrap",
+    [lambda y: y, lambda y: (y, 1), lambda y: {"a": [y]}, lambda y: [None, {"b": (y,)}]],
+    ids=["tensor", "tuple", "dict", "nested"],
 )
 def test_the_output_of_the_model_is_a_consumer(wrap):
     assert consumers_of_fc(lambda net, y: wrap(y)) == [Consumer(None, OUTPUT)]

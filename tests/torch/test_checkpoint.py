@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from klquant.backends.torch import Calibration, Quantizer, quantize
+from klquant.backends.files import load_npz, save_npz
+from klquant.backends.torch import Calibration, Quantizer, Settings, quantize
 from klquant.backends.torch.checkpoint import Checkpoint, Progress, skip
 from klquant.backends.torch.statistics import Statistics, nothing
 from networks import Broken, mlp
@@ -153,23 +154,79 @@ def test_progress_of_another_model_is_refused(tmp_path):
         quantize(other, batches(), resume=path, num_bins=801)
 
 
-def test_a_damaged_file_is_refused_and_not_written_over(tmp_path):
+def changed(path, *, missing=(), arrays=(), **changes):
+    """Write a checkpoint again with other JSON, or without some of it or of the arrays."""
+    meta, kept = load_npz(path, "checkpoint", 1)
+    meta = {k: v for k, v in {**meta, **changes}.items() if k not in ("klquant", "schema", *missing)}
+    save_npz(path, "checkpoint", 1, meta, {k: v for k, v in kept.items() if k not in arrays})
+
+
+def with_first_pass(path, **changes):
+    """Change numbers of the first pass."""
+    names = ("amax", "calls", "names", "level", "num_batches", "last_batch")
+    passes = load_npz(path, "checkpoint", 1)[0]["passes"]
+    kept = dict(zip(names, passes["ranges"], strict=True))
+    changed(path, passes={**passes, "ranges": list({**kept, **changes}.values())})
+
+
+DAMAGE = {
+    "text": lambda path: path.write_bytes(b"not a checkpoint"),
+    "half a file": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "a calibration": lambda path: Calibration.of(Settings()).save(path),
+    "no identity": lambda path: changed(path, missing=["identity"]),
+    "no passes": lambda path: changed(path, missing=["passes"]),
+    "a list of passes": lambda path: changed(path, passes=[]),
+    "an empty pass": lambda path: changed(path, passes={"ranges": []}),
+    "no counts": lambda path: changed(path, arrays=[k for k in load_npz(path, "checkpoint", 1)[1] if "hist_0" in k]),
+    "a negative range": lambda path: with_first_pass(path, amax={"0": -1.0}),
+    "a range in words": lambda path: with_first_pass(path, amax={"0": "wide"}),
+    "half a batch": lambda path: with_first_pass(path, num_batches=3.5),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_or_foreign_file_is_refused_and_not_written_over(tmp_path, damage):
     path = tmp_path / "p.npz"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(InvalidInputError, match="must be a klquant checkpoint file"):
+    calibrate(path)
+    DAMAGE[damage](path)
+    before = path.read_bytes()
+    with pytest.raises(InvalidInputError, match=r"p\.npz` must be a klquant checkpoint file"):
         calibrate(path)
-    assert path.read_bytes() == b"not a checkpoint"
+    assert path.read_bytes() == before
 
 
 def test_the_file_is_written_no_more_often_than_asked(tmp_path, monkeypatch):
-    written = []
+    checkpoint, written = Checkpoint(tmp_path / "p.npz", "me", seconds=1e9), []
     monkeypatch.setattr("klquant.backends.torch.checkpoint.save_npz", lambda *args: written.append(args))
-    checkpoint = Checkpoint(tmp_path / "p.npz", "me", seconds=1e9)
     for number in range(5):
         checkpoint.keep("pass", Progress(nothing(), number, ""))
     assert not written
     checkpoint.write()
     assert len(written) == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_an_error_before_the_first_batch(tmp_path):
+    (tmp_path / "file").touch()
+    forward, folding = Counting(), Counting()
+    with pytest.raises(NotADirectoryError, match=r"file/p\.npz"):
+        quantize(network(), batches(), resume=tmp_path / "file" / "p.npz", forward=forward)
+    Quantizer(network(), forward=folding).fold(batches()[0])
+    assert forward.runs == folding.runs
+
+
+def test_what_a_killed_process_left_beside_the_file_goes(tmp_path):
+    calibrate(tmp_path / "p.npz")
+    others = [tmp_path / name for name in (".p.npz-mine.tmp", ".q.npz-12345678.tmp", "p.npz-12345678.tmp")]
+    for path in (tmp_path / ".p.npz-12345678.tmp", *others):
+        path.touch()
+    calibrate(tmp_path / "p.npz")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "p.npz", *others])
+
+
+def test_an_error_of_the_data_passes_through_with_a_note_of_the_batch(tmp_path):
+    with pytest.raises(Broken) as caught:
+        collect(Flaky(5), Counting(), resume=tmp_path / "p.npz", passes=2)
+    assert caught.value.__notes__ == ["batch 4: the data raised this instead of giving it"]
 
 
 def test_without_a_path_nothing_is_kept():
@@ -199,8 +256,8 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("number", range(len(ITEMS)))
-def test_batches_are_told_apart_by_all_that_they_hold(number):
-    digest = Checkpoint(Path("unused")).digest
+def test_batches_are_told_apart_by_all_that_they_hold(number, tmp_path):
+    digest = Checkpoint(tmp_path / "p.npz").digest
     assert digest(ITEMS[number]) == digest(ITEMS[number])
     assert len({digest(item) for item in ITEMS}) == len(ITEMS)
     assert list(skip(ITEMS, Progress(nothing(), number + 1, digest(ITEMS[number])))) == ITEMS[number + 1 :]

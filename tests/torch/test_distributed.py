@@ -14,6 +14,8 @@ from klquant.backends.torch import Calibration, quantize
 from klquant.backends.torch.distributed import failing_together, join_all, share, total
 from klquant.backends.torch.statistics import Statistics
 
+from klquant.errors import PeerError
+
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 JOB = Path(__file__).parents[1] / "distributed_job.py"
 UNEVEN = [  # what to do, and how many batches each process gets
@@ -107,6 +109,22 @@ def test_alone_nothing_is_exchanged():
     assert (share({"a": 1}, None), share(None, None), total(3, None)) == ({"a": 1}, None, 3)
     with pytest.raises(ZeroDivisionError), failing_together(None):
         1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize(("own", "error"), [(ZeroDivisionError, ZeroDivisionError), (None, PeerError)])
+def test_the_own_error_is_told_also_if_another_process_is_gone(monkeypatch, own, error):
+    def share_with_nobody(*_):
+        raise PeerError("process 1 of the group: gone")
+
+    def fail():
+        with failing_together("a group"):
+            if own:
+                raise own
+
+    monkeypatch.setattr("klquant.backends.torch.distributed.share", share_with_nobody)
+    monkeypatch.setattr("klquant.backends.torch.distributed.rank_of", lambda group: 0)
+    with pytest.raises(error):
+        fail()
 
 
 def test_the_network_of_the_job_computes_exactly():

@@ -185,6 +185,11 @@ def test_another_choice_from_a_saved_calibration_is_that_of_the_data(change):
     assert again.calibration.settings.num_bits == change.get("num_bits", 8)
 
 
+def test_the_path_of_a_calibration_is_none():
+    with pytest.raises(InvalidInputError, match=r"expected a Calibration, got str; Calibration\.load\(path\)"):
+        requantize(mlp(), "calib.npz")
+
+
 def test_a_calibration_of_another_model_is_refused_by_layer():
     calibration = quantize(mlp(), DATA, **OPTIONS).calibration
     other = mlp()

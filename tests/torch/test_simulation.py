@@ -370,6 +370,19 @@ def test_a_vector_of_scales_needs_an_axis():
         fake_quantize(batch(4, 3), torch.tensor([1.0, 2.0, 3.0]))
 
 
+def test_integers_are_not_fake_quantized():
+    with pytest.raises(InvalidInputError, match=r"`x` must be floating point, got torch\.int32"):
+        fake_quantize(torch.ones(3, dtype=torch.int32), torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("num_bits", [1, 17])
+def test_numbers_of_bits_without_levels_are_refused(num_bits):
+    with pytest.raises(InvalidInputError, match=f"`num_bits` must be 2 to 16, got {num_bits}"):
+        fake_quantize(batch(4, 3), torch.tensor(0.1), num_bits=num_bits)
+    with pytest.raises(InvalidInputError, match=f"`num_bits` must be 2 to 16, got {num_bits}"):
+        quantize_weights(mlp(), num_bits=num_bits)
+
+
 def test_a_misspelt_observe_is_refused():
     with pytest.raises(InvalidInputError, match="`observe` must be"):
         simulated(mlp(), observe="input")
@@ -378,3 +391,8 @@ def test_a_misspelt_observe_is_refused():
 def test_thresholds_of_another_model_are_refused():
     with pytest.raises(InvalidInputError, match="renamed"):
         simulate(mlp(), quantize_weights(mlp()), {"renamed": clipping(1.0)})
+
+
+def test_scales_of_another_model_are_refused():
+    with pytest.raises(InvalidInputError, match=r"`weight_scales` must hold every layer .* got none of \['first'\]"):
+        simulate(mlp(), {}, {"first": clipping(1.0)})

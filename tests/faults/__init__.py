@@ -1,0 +1,1 @@
+"""The faults that faults.py tries, by kind."""
