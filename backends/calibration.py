@@ -1,5 +1,6 @@
 """What a calibration found, as data: saved to one file, and searched again later without the calibration data."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +10,17 @@ import numpy as np
 import klquant
 from klquant.errors import InvalidInputError
 
+from .checks import (
+    check_chosen,
+    check_floats,
+    check_names,
+    check_number,
+    check_positives,
+    check_text,
+    check_texts,
+    check_transforms,
+    read_histogram,
+)
 from .files import load_npz, save_npz
 from .settings import Criterion, Settings
 from .tables import html_skipped, html_table, html_thresholds, number
@@ -148,35 +160,36 @@ def checked(calibration: object) -> Calibration:
 
 
 def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> Calibration:
-    names = [str(name) for name in meta["layers"]]
-    amax, ranges = (arrays[key].astype(np.float64, casting="safe") for key in ("amax", "range"))
-    chosen = zip(meta["chosen"].items(), arrays["thresholds"].tolist(), strict=True)
+    names, weights = check_names(meta["layers"]), check_names(meta.get("weights", []))
+    amax, ranges = (check_positives(arrays[key], (len(names),)) for key in ("amax", "range"))
+    rows = check_floats(arrays["thresholds"], (len(meta["chosen"]), len(_NUMBERS)))
+    chosen = zip(meta["chosen"].items(), rows.tolist(), strict=True)
     return Calibration(
         settings=Settings.make(**meta["settings"]),
-        model={name: Fingerprint(*map(str, layer)) for name, layer in meta["model"].items()},
-        amax=dict(zip(names, amax.tolist(), strict=True)),
+        model={check_text(name): Fingerprint(*map(check_text, layer)) for name, layer in meta["model"].items()},
+        amax=dict(zip(names, amax, strict=True)),
         histograms={
-            name: _histogram(arrays[f"hist_{k}"], float(ranges[k]))
+            name: read_histogram(arrays[f"hist_{k}"], ranges[k])
             for k, name in enumerate(names)
             if f"hist_{k}" in arrays
         },
-        thresholds={name: LayerThreshold(*row, *kind) for (name, kind), row in chosen},
-        calls={str(name): int(number) for name, number in meta["calls"].items()},
-        num_batches=int(meta["num_batches"]),
-        transforms=meta["transforms"],
-        skipped={str(name): str(reason) for name, reason in meta["skipped"].items()},
-        weight_scales={str(name): arrays[f"weights_{k}"].tolist() for k, name in enumerate(meta.get("weights", []))},
-        versions={str(name): str(version) for name, version in meta["versions"].items()},
+        thresholds={check_text(name): _threshold(row, *how) for (name, how), row in chosen},
+        calls={check_text(name): check_number(number) for name, number in meta["calls"].items()},
+        num_batches=check_number(meta["num_batches"]),
+        transforms=check_transforms(meta["transforms"]),
+        skipped=check_texts(meta["skipped"]),
+        weight_scales={name: check_positives(arrays[f"weights_{k}"], (-1,)) for k, name in enumerate(weights)},
+        versions=check_texts(meta["versions"]),
     )
+
+
+def _threshold(row: list[Any], *how: Any) -> LayerThreshold:
+    chosen: Any = check_chosen(*how)
+    found = LayerThreshold(*row, *chosen)
+    if not (0 <= found.amax < math.inf and 0 < found.threshold < math.inf):
+        raise ValueError(f"T and amax must be positive and finite, got {found}")
+    return found
 
 
 def _range_of(histogram: klquant.Histogram | None) -> float:
     return 0.0 if histogram is None else float(histogram.edges[-1])
-
-
-def _histogram(hist: "np.ndarray[Any, Any]", amax: float) -> klquant.Histogram:
-    """Return the histogram with the edges that klquant gives to this range."""
-    if hist.ndim != 1 or hist.dtype != np.int64 or hist.min() < 0:
-        raise ValueError(f"counts of {hist.dtype}, shape {hist.shape}")
-    empty = klquant.histogram(np.zeros(0), num_bins=len(hist), amax=amax)
-    return klquant.Histogram(hist, empty.edges)

@@ -1,8 +1,13 @@
-"""Files that are either written whole or not at all, and read without running anything that is in them."""
+"""Files that are either written whole or not at all, and read without running anything that is in them.
+
+What is read may come from anyone. Nothing of an npz file is unpickled or written to disk, and its sizes are looked at
+before anything is unpacked: memory is bounded by them, not by what the compressed bytes turn into.
+"""
 
 import glob
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -11,13 +16,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 
 from klquant.errors import InvalidInputError
 
 Arrays: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
+MAX_BYTES = 2**30
+"""Of the arrays in one npz file; one that is hardly compressed may hold more."""
+MAX_RATIO = 20
+"""Of arrays to the file that they are in, beyond `MAX_BYTES`."""
+MAX_TEXT = 2**24
+"""Bytes of a text or JSON; its objects take some 30 times as much."""
 _META = "meta"
 
 
@@ -86,23 +97,84 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
     Raises
     ------
     InvalidInputError
-        For a damaged file, another kind, or a newer schema; naming the file. A missing one is a FileNotFoundError.
+        For a damaged file, another kind, a newer schema, or more than `MAX_BYTES`; naming the file. A missing one is a
+        FileNotFoundError.
     """
-    content = io.BytesIO(path.read_bytes())
-    try:
-        if not zipfile.is_zipfile(content):  # of which NumPy says that it might be a pickle
-            raise ValueError("it is no npz archive")
-        content.seek(0)
-        with np.load(content, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        meta = json.loads(arrays.pop(_META).tobytes())
-        found = meta.get("klquant"), meta.get("schema")
-        if arrays.keys() != set(meta.get("arrays", arrays)):  # a damaged archive may seem to hold less
-            raise ValueError(f"it holds the arrays {', '.join(arrays)}")
-    except Exception as error:  # zip, each of its compressors, NumPy and JSON have their own
-        raise InvalidInputError(
-            f"`{path}` must be a klquant {kind} file, got a damaged or foreign one: {error}"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            arrays = read_npz(file)
+            meta = _parse_meta(arrays.pop(_META))
+            found = meta.get("klquant"), meta.get("schema")
+            if arrays.keys() != set(meta.get("arrays", arrays)):  # a damaged archive may seem to hold less
+                raise ValueError(f"it holds the arrays {', '.join(arrays)}")
+        except OSError:
+            raise
+        except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds
+            raise InvalidInputError(
+                f"`{path}` must be a klquant {kind} file, got a damaged or foreign one: {error}"
+            ) from error
     if found != (kind, schema):
         raise InvalidInputError(f"`{path}` must be a klquant {kind} file of schema {schema}, got {found}")
     return meta, arrays
+
+
+def read_npz(file: IO[bytes]) -> "dict[str, np.ndarray[Any, Any]]":
+    """Return the arrays of numbers in an npz file by name; a ValueError, or what zipfile and NumPy raise, else."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        _check_members(archive.infolist(), len(members), size)
+        return {name: _read_member(archive, info) for name, info in members.items()}
+
+
+def check_npy(stream: IO[bytes], size: int) -> None:
+    """Refuse a stream of so many bytes that is not one array of numbers, or is shorter than it says."""
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("arrays of numbers are written in version 1.0 of the npy format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"an array must hold numbers, got {dtype}")
+    expected = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or expected > size - stream.tell():
+        raise ValueError(f"an array of shape {shape} needs {expected} bytes, got {size - stream.tell()}")
+
+
+def read_limited(path: Path) -> bytes:
+    """Return the bytes of a file of text, of `MAX_TEXT` at most."""
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT + 1)
+    if len(content) > MAX_TEXT:
+        raise InvalidInputError(f"`{path}` must have {MAX_TEXT >> 20} MiB of text at most, got more")
+    return content
+
+
+def _check_members(members: list[zipfile.ZipInfo], num_names: int, size: int) -> None:
+    """Refuse what unpacks to too much: bz2 and lzma do so in one step, a name that stands twice more than once."""
+    if num_names < len(members):
+        raise ValueError("every array must have a name of its own")
+    total, limit = sum(info.file_size for info in members), max(MAX_BYTES, MAX_RATIO * size)
+    if total > limit:
+        raise ValueError(f"arrays of {limit} bytes are read at most, got {total} in a file of {size}")
+    for info in members:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not 0 <= info.header_offset <= size:
+            raise ValueError(f"{info.filename!r} must be stored or deflated in this file")
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> "np.ndarray[Any, Any]":
+    with archive.open(info) as stream:
+        check_npy(stream, info.file_size)
+    with archive.open(info) as stream:
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _parse_meta(content: "np.ndarray[Any, Any]") -> dict[str, Any]:
+    """Return a JSON object, in which numbers are finite."""
+    if content.nbytes > MAX_TEXT:
+        raise ValueError(f"JSON of {MAX_TEXT} bytes is read at most, got {content.nbytes}")
+    meta: dict[str, Any] = json.loads(content.tobytes(), parse_constant=_refuse)
+    return meta
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

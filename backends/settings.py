@@ -1,8 +1,10 @@
 """What can be chosen: for a whole calibration, and for single layers by name pattern."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from sys import float_info
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from klquant.errors import InvalidInputError
@@ -11,6 +13,7 @@ Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 MAX_AMAX = 204800.0  # against absurd outliers
+MAX_BINS = 2**16 + 1  # a search takes their square
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 
 
@@ -41,7 +44,7 @@ class LayerOptions(NamedTuple):
             "criterion": (self.criterion in (None, *get_args(Criterion)), f"one of {', '.join(get_args(Criterion))}"),
             "num_bits": (self.num_bits is None or (_is_int(self.num_bits) and 2 <= self.num_bits <= 16), "2 to 16"),
             "observe": (self.observe in (None, *get_args(Observe)), "'inputs' or 'outputs'"),
-            "threshold": (self.threshold is None or 0 < self.threshold < float("inf"), "positive and finite"),
+            "threshold": (self.threshold is None or 0 < self.threshold <= float_info.max, "positive and finite"),
             "min_ratio": (self.min_ratio is None or 0 <= self.min_ratio <= 1, "between 0 and 1"),
             "percentile": (self.percentile is None or 0 < self.percentile <= 100, "above 0 and at most 100"),
         }
@@ -72,13 +75,18 @@ class Settings(NamedTuple):
             if not isinstance(patterns, Iterable):
                 raise InvalidInputError(f"`{name}` must be a name pattern or several, got {patterns!r}")
             options[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        for pattern in (*options["include"], *options["exclude"]):
+            if not isinstance(pattern, str):
+                raise InvalidInputError(f"patterns must be text, got {pattern!r:.80}")
         options["overrides"] = {k: _layer_options(k, v) for k, v in dict(options.get("overrides", {})).items()}
         settings = cls(**options)
         settings.general().check("")
         if not _is_int(settings.num_bins) or settings.num_bins % 2 == 0 or settings.num_bins < 255:
             raise InvalidInputError(f"`num_bins` must be odd and at least 255, got {settings.num_bins}")
-        if not settings.max_amax > 0:
-            raise InvalidInputError(f"`max_amax` must be positive, got {settings.max_amax}")
+        if settings.num_bins > MAX_BINS:
+            raise InvalidInputError(f"`num_bins` must be {MAX_BINS} at most, got {settings.num_bins}")
+        if not 0 < settings.max_amax <= float_info.max:
+            raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
         return settings
@@ -98,7 +106,8 @@ class Settings(NamedTuple):
     def resolve(self, names: Iterable[str]) -> dict[str, LayerOptions]:
         """Return the options of every layer that is to be quantized; of overrides that match the last one wins."""
         names = list(names)
-        chosen = [name for name in names if _matches(name, self.include) and not _matches(name, self.exclude)]
+        included, excluded = _any_of(self.include), _any_of(self.exclude)
+        chosen = [name for name in names if included.match(name) and not excluded.match(name)]
         options = dict.fromkeys(chosen, self.general())
         for pattern, override in self.overrides.items():
             options |= {name: override.over(options[name]) for name in chosen if fnmatchcase(name, pattern)}
@@ -113,8 +122,9 @@ class Settings(NamedTuple):
                 raise InvalidInputError(f"pattern `{pattern}` matches none of {len(names)} layers, such as {close}")
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Return the expression for names that one of the patterns matches; without patterns for none."""
+    return re.compile("|".join(map(translate, patterns)) or r"(?!)")
 
 
 def _is_int(value: Any) -> bool:

@@ -15,6 +15,7 @@ from .settings import Criterion, LayerOptions
 from .warning import warn
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+MAX_MSE = 2**26  # a search by mse takes some ten bytes for each bin and level
 Array: TypeAlias = "np.ndarray[Any, Any]"
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)
 
@@ -111,10 +112,10 @@ def _search(
     if histogram is None:
         raise InvalidInputError(f"layer `{name}` has an amax and no histogram; collect both from the same data")
     hist = np.array(histogram.hist)
-    total, hist[len(hist) // 2] = int(hist.sum()), 0
+    total, hist[len(hist) // 2] = hist.sum().item(), 0
     try:
         found = _evaluate(hist, histogram.edges, options)
-        layer = _layer_threshold(found, amax, int(hist.sum()) / total, options, bits)
+        layer = _layer_threshold(found, amax, hist.sum().item() / total, options, bits)
         return layer, _overclipped(layer, hist, histogram.edges)
     except InfeasibleError:
         layer = LayerThreshold(amax, amax, math.nan, 0.0, math.nan, "none", bits)
@@ -132,12 +133,17 @@ def _evaluate(hist: Array, edges: Array, options: LayerOptions) -> klquant.Thres
     if options.criterion == "percentile":
         percentile = options.percentile or 99.99
         return klquant.percentile_threshold(hist, edges, num_quantized_bins=levels, percentile=percentile)
-    search = klquant.mse_threshold if options.criterion == "mse" else klquant.max_threshold
-    return search(hist, edges, num_quantized_bins=levels)
+    if options.criterion == "max":
+        return klquant.max_threshold(hist, edges, num_quantized_bins=levels)
+    if len(hist) * levels > MAX_MSE:
+        raise InvalidInputError(f"the mse criterion takes {MAX_MSE} bins x levels at most, got {len(hist)} x {levels}")
+    return klquant.mse_threshold(hist, edges, num_quantized_bins=levels)
 
 
 def _at(hist: Array, edges: Array, value: float, levels: int) -> klquant.Threshold:
     """Return what a T that was given does to the histogram, with all values at their bins' centres."""
+    if not hist.any():
+        return klquant.Threshold(value, -1, math.nan, 0.0, math.nan)
     centres = (edges[1:] + edges[:-1]) / 2
     noise = centres - klquant.fake_quantize(centres, value / (levels // 2), num_quantized_bins=levels)
     signal_to_noise = (hist * centres**2).sum() / max(float((hist * noise**2).sum()), 1e-300)
@@ -160,7 +166,7 @@ def _overclipped(layer: LayerThreshold, hist: Array, edges: Array) -> str:
     """Return a complaint where another criterion would clip less and keep more."""
     if layer.criterion not in ("entropy", "percentile"):
         return ""
-    others: tuple[Criterion, ...] = ("mse", "max")
+    others: list[Criterion] = ["max"] if len(hist) * 2**layer.num_bits > MAX_MSE else ["mse", "max"]
     found = {name: _evaluate(hist, edges, LayerOptions(name, layer.num_bits)).sqnr_db for name in others}
     return overclipped(
         amax=layer.amax,

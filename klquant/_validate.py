@@ -8,6 +8,7 @@ import numpy as np
 from klquant._namespace import Array, array_namespace, is_concrete
 from klquant.errors import ArrayTypeError, InvalidInputError
 
+SMALLEST, LARGEST = 1e-140, 1e140  # of ranges: beyond them errors, which are squares, are no longer floats
 MAX_TOTAL = 2.0**63 * (1 - 2.0**-40)  # a float64 sum may be off by less than that
 
 
@@ -89,7 +90,8 @@ def _index(where: Any) -> Any:
 def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
     precision = np.finfo(edges.dtype).eps if edges.dtype.kind == "f" else 0.0
     edges = edges.astype(np.float64)
-    widths = np.diff(edges)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        widths = np.diff(edges)
     steady = np.isfinite(widths) & (widths > 0)
     if not steady.all():
         where = np.unravel_index(np.argmin(steady), widths.shape)
@@ -98,6 +100,10 @@ def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
             f"`edges` must be finite and strictly increasing, got {edges[where]}, {edges[after]} "
             f"at index {_index(where)}"
         )
+    outside = (edges[..., -1] < SMALLEST) | (edges[..., -1] > LARGEST)
+    if outside.any():
+        where = np.unravel_index(np.argmax(outside), outside.shape)
+        raise InvalidInputError(f"`edges` must end between {SMALLEST} and {LARGEST}, got {edges[(*where, -1)]}")
     skew = np.abs(edges + edges[..., ::-1])
     # linspace and running sums are a few roundings off; a millionth of a bin moves no threshold
     allowed = np.maximum(1e-6 * widths.min(axis=-1), 8 * precision * edges[..., -1])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from klquant.backends.calibration import Calibration, Fingerprint
 from klquant.backends.files import load_npz, save_npz
-from klquant.backends.settings import Settings
-from klquant.backends.thresholds import search_thresholds
+from klquant.backends.settings import MAX_BINS, Settings
+from klquant.backends.thresholds import LayerThreshold, search_thresholds
 
 import klquant
 from klquant.errors import InvalidInputError
@@ -127,6 +127,12 @@ def rewritten(path, *, kind="calibration", schema=1, **changes):
     save_npz(path, kind, schema, meta, arrays)
 
 
+def chosen(path, *, amax=1.0, threshold=0.5, criterion="max", num_bits=8):
+    """Give a file one threshold."""
+    row = [[amax, threshold, np.nan, 0.0, 30.0]]
+    rewritten(path, thresholds=np.array(row), chosen={"a.b/c:d e": (criterion, num_bits)})
+
+
 def plain_array():
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
@@ -153,6 +159,31 @@ DAMAGE = {
     "unknown settings": lambda path: rewritten(path, settings={"bins": 3}),
     "thresholds of nobody": lambda path: rewritten(path, thresholds=np.ones((1, 5))),
     "calls as text": lambda path: rewritten(path, calls={"a": "often"}),
+    "calls without end": lambda path: rewritten(path, calls={"a": 10**30}),
+    "half a batch": lambda path: rewritten(path, num_batches=0.5),
+    "a layer twice": lambda path: rewritten(path, layers=["a", "a", "b", "c", "d"]),
+    "a name that is no text": lambda path: rewritten(path, layers=[1, "a", "b", "c", "d"]),
+    "a name that is no Unicode": lambda path: rewritten(path, layers=["\ud800", "a", "b", "c", "d"]),
+    "a reason that is no Unicode": lambda path: rewritten(path, skipped={"a": "\udfff"}),
+    "an endless amax": lambda path: rewritten(path, amax=np.full(5, np.inf)),
+    "a negative amax": lambda path: rewritten(path, amax=np.full(5, -1.0)),
+    "an amax of two dimensions": lambda path: rewritten(path, amax=np.ones((5, 1))),
+    "a range that overflows": lambda path: rewritten(path, range=np.full(5, np.inf)),
+    "counts of nothing": lambda path: rewritten(path, hist_0=np.zeros(801, np.int64)),
+    "counts of 2**64": lambda path: rewritten(path, hist_0=np.full(801, 2**55)),
+    "too many bins": lambda path: rewritten(path, hist_0=np.ones(3 * MAX_BINS + 2, np.int64)),
+    "patterns that are no text": lambda path: rewritten(path, settings={"include": [1]}),
+    "rows that are no rows": lambda path: rewritten(path, transforms={"fold": [5]}),
+    "rows of many columns": lambda path: rewritten(path, transforms={"fold": [{str(k): ""} for k in range(17)]}),
+    "rows within rows": lambda path: rewritten(path, transforms={"fold": [{"a": {"b": {}}}]}),
+    "scales that are none": lambda path: rewritten(path, weights_0=np.full(3, np.nan)),
+    "scales of two dimensions": lambda path: rewritten(path, weights_0=np.ones((3, 3))),
+    "T of NaN": lambda path: chosen(path, threshold=np.nan),
+    "T of 0": lambda path: chosen(path, threshold=0.0),
+    "a negative amax of T": lambda path: chosen(path, amax=-1.0),
+    "T by nobody": lambda path: chosen(path, criterion="kl"),
+    "T for too many bits": lambda path: chosen(path, num_bits=10**9),
+    "T for no bits": lambda path: chosen(path, num_bits=1),
 }
 
 
@@ -163,6 +194,13 @@ def test_a_damaged_or_foreign_file_is_a_named_error(calibration, tmp_path, damag
     DAMAGE[damage](path)
     with pytest.raises(InvalidInputError, match=r"c\.npz` must be a klquant calibration file"):
         Calibration.load(path)
+
+
+def test_a_threshold_is_read_back(calibration, tmp_path):
+    calibration.save(tmp_path / "c.npz")
+    chosen(tmp_path / "c.npz")
+    (found,) = Calibration.load(tmp_path / "c.npz").thresholds.values()
+    assert repr(found) == repr(LayerThreshold(1.0, 0.5, math.nan, 0.0, 30.0, "max", 8))
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):

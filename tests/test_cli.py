@@ -78,6 +78,8 @@ def test_the_version_is_told():
         (klquant.InvalidInputError("`x` must be\n  one line"), "Error: `x` must be one line"),
         (FileNotFoundError(2, "No such file or directory", "a.npz"), "Error: `a.npz`: No such file or directory"),
         (OSError("disk full"), "Error: disk full"),
+        (klquant.InvalidInputError("layer `\x1b[2J\u202e`"), "Error: layer `\\x1b[2J\\u202e`"),
+        (FileNotFoundError(2, "No such file", "\x1b]0;"), "Error: `\\x1b]0;`: No such file"),
         (klquant.ModelError("batch 3: no"), "Error: batch 3: no\nHint: --debug shows where"),
         (MemoryError(), "Error: out of memory\nHint: smaller batches take less"),
         (
@@ -216,14 +218,14 @@ def test_a_file_of_the_wrong_kind_is_told_at_once(tmp_path, monkeypatch, argumen
 
 def test_warnings_are_one_line_each_on_stderr(command):
     def warns():
-        for name in ("a", "b"):
+        for name in ("a", "b\x07\n"):
             search = np.array([1.0]), klquant.CalibrationWarning(f"layer `{name}`: look at it")
             group.warnings.warn(search[1], stacklevel=1)
         click.echo("done")
 
     command(warns)
     result = run("fake")
-    assert result.stderr == "warning: layer `a`: look at it\nwarning: layer `b`: look at it\n"
+    assert result.stderr == "warning: layer `a`: look at it\nwarning: layer `b\\x07\\n`: look at it\n"
     assert result.stdout == "done\n"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz import seeds
 
 from klquant.cli import data as data_module
 from klquant.cli.data import load_arrays, open_batches
@@ -176,6 +177,29 @@ def test_objects_are_never_unpickled(tmp_path):
             load_arrays(tmp_path / name)
 
 
+@pytest.mark.parametrize("data", list(seeds.bombs()))
+@pytest.mark.parametrize("mapped", [True, False])
+def test_an_array_that_claims_to_be_more_than_it_is_is_refused(tmp_path, data, mapped):
+    (tmp_path / "bomb.npy").write_bytes(data)
+    with pytest.raises(InvalidInputError, match=r"bomb\.npy` must be"):
+        load_arrays(tmp_path / "bomb.npy", mapped=mapped)
+
+
+@pytest.mark.parametrize("data", list(seeds.zip_bombs()))
+def test_an_archive_that_claims_to_be_more_than_it_is_is_refused(tmp_path, data):
+    (tmp_path / "bomb.npz").write_bytes(data)
+    with pytest.raises(InvalidInputError, match=r"bomb\.npz` must"):
+        load_arrays(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("array", seeds.arrays_of_nothing())
+def test_many_samples_of_nothing_are_refused(tmp_path, suffix, array):
+    (tmp_path / f"x.{suffix}").write_bytes(array if suffix == "npy" else seeds.packed(a=array))
+    with pytest.raises(InvalidInputError, match=r"x\.np[yz]` must"):
+        open_batches(str(tmp_path / f"x.{suffix}"))
+
+
 @pytest.mark.parametrize("name", ["bad.npz", "bad.npy"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"\x93NUMPY damaged"])
 def test_a_damaged_file_is_named(tmp_path, name, content):
@@ -234,6 +258,20 @@ def test_pictures_need_a_size(pictures):
 def test_a_damaged_picture_is_named(pictures):
     (pictures / "c.png").write_bytes(b"\x89PNG damaged")
     with pytest.raises(InvalidInputError, match=r"c\.png` must be a picture"):
+        list(open_batches(str(pictures), images=ImageOptions((2, 2))))
+
+
+def test_only_pictures_of_the_kinds_that_are_named_are_opened(pictures):
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    for form in ("eps", "gif"):
+        image.new("RGB", (3, 3)).save(pictures / "c.png", format=form)
+        with pytest.raises(InvalidInputError, match=r"c\.png` must be a picture"):
+            list(open_batches(str(pictures), images=ImageOptions((2, 2))))
+
+
+def test_a_picture_of_too_many_pixels_is_refused(pictures, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InvalidInputError, match=r"must be a picture.*(32|25) pixels"):
         list(open_batches(str(pictures), images=ImageOptions((2, 2))))
 
 

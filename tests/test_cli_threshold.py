@@ -185,3 +185,33 @@ def test_only_what_is_asked_for_is_searched_again(calibration):
 def test_a_misspelt_override_is_refused(calibration):
     with pytest.raises(InvalidInputError, match=r"pattern `conv\*` matches none of 3 layers"):
         load_calibration(calibration, overrides={"conv*": {"criterion": "max"}})
+
+
+def test_weights_with_a_total_below_1_are_counted_as_what_they_are(tmp_path, histogram):
+    """But by the entropy criterion, to which small weights are no counts."""
+    share = {}
+    for name, total in {"counts": 1, "weights": 3 * histogram.hist.sum()}.items():
+        np.savez(tmp_path / f"{name}.npz", hist=histogram.hist / total, edges=histogram.edges)
+        share[name] = [record["clipped"] for record in records(tmp_path / f"{name}.npz")[1:]]
+    assert share["weights"] == pytest.approx(share["counts"])
+
+
+@pytest.mark.parametrize("shape", [(100_000_001,), (1, 1001), ()], ids=["many bins", "two dimensions", "one number"])
+def test_a_histogram_that_is_none_or_too_long_is_refused(tmp_path, histogram, shape):
+    np.savez_compressed(tmp_path / "h.npz", hist=np.zeros(shape, np.uint8), amax=1.0)
+    result = run(tmp_path / "h.npz", "--key", "hist", "amax")
+    assert result.exit_code == 2
+    assert "`hist` of" in result.stderr
+    assert "must have shape (n,) up to 65537, got " in result.stderr
+
+
+def test_names_do_not_act_on_the_terminal(tmp_path, histogram):
+    names = ["\x1b[31mred", "[bold]x[/bold]", ":smile:", "a\nb\rc", "\u202eabc", "\x9b2J", "größe"]
+    found = Calibration.of(Settings.make(num_bins=1001))._replace(
+        amax=dict.fromkeys(names, 20.0), histograms=dict.fromkeys(names, histogram)
+    )
+    found.save(tmp_path / "c.npz")
+    output = run(tmp_path / "c.npz").stdout
+    for shown in ("\\x1b[31mred", "[bold]x[/bold]", ":smile:", "a\\nb\\rc", "\\u202eabc", "\\x9b2J", "größe"):
+        assert f"{shown} " in output
+    assert all(letter.isprintable() for letter in output.replace("\n", ""))

@@ -100,5 +100,5 @@ def test_no_damage_of_a_byte_passes_unseen(tmp_path):
 
 def test_what_is_no_archive_is_called_that_and_not_a_pickle(tmp_path):
     (tmp_path / "c.npz").write_bytes(b"text")
-    with pytest.raises(InvalidInputError, match="got a damaged or foreign one: it is no npz archive"):
+    with pytest.raises(InvalidInputError, match="got a damaged or foreign one: File is not a zip file"):
         load_npz(tmp_path / "c.npz", "kind", 1)

@@ -5,7 +5,10 @@ import json
 import math
 import re
 import sys
+import time
 import warnings
+from collections import Counter
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -212,6 +215,36 @@ def test_a_diagnosis_object_is_read_by_its_json(calibration):
     assert by_name(found)["features.3.conv"].measured_sqnr_db == 30.5
 
 
+ATTACKS = [
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(1)</script>",
+    "</title><svg onload=alert(1)>",
+    '" onmouseover="alert(1)',
+    "' onmouseover='alert(1)",
+    "--><b>",
+    "]]><b>",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;b&gt;\u2028\0",
+]
+
+
+class Elements(HTMLParser):
+    """Counts elements by their names and attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def handle_starttag(self, tag, attributes):
+        self.found[(tag, *(name for name, _ in attributes))] += 1
+
+
+def elements(page):
+    parser = Elements()
+    parser.feed(page)
+    return parser.found
+
+
 def test_names_are_text_in_the_page(peculiar):
     found = describe(peculiar, title=HOSTILE, diagnosis=report_cases.diagnosis([HOSTILE]), weight_scales={HOSTILE: [1]})
     page = render_html(found)
@@ -219,6 +252,30 @@ def test_names_are_text_in_the_page(peculiar):
     assert len(re.findall(r"<script", page)) == 5
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
     assert json.loads(data) == plain(found)
+
+
+def test_no_name_adds_an_element_or_an_attribute(calibration):
+    """Whatever names are, the page has the elements and attributes that it has with plain ones."""
+    found = calibration._replace(skipped={}, transforms={"fold": [{"module": "", "reason": ""}]})
+
+    def renamed(name):
+        first = next(iter(found.amax))
+        fields = {key: dict(getattr(found, key)) for key in ("amax", "histograms", "thresholds", "calls", "model")}
+        for values in fields.values():
+            values[name] = values.pop(first)
+        rows = [{name: name, "module": name}]
+        return found._replace(**fields, skipped={name: name}, transforms={name: rows}, versions={"klquant": name})
+
+    pages = [elements(render_html(describe(renamed(name), title=name))) for name in ("plain", *ATTACKS)]
+    assert all(page == pages[0] for page in pages)
+
+
+def test_many_rows_are_listed_in_no_time(calibration):
+    rows = [{"module": str(k), "reason": ""} for k in range(30_000)]
+    start = time.process_time()
+    page = render_html(describe(calibration._replace(amax={}, transforms={"fold": rows})))
+    assert time.process_time() - start < 5
+    assert ">29999<" in page
 
 
 def test_the_page_needs_nothing_else(calibration):
@@ -302,9 +359,10 @@ def test_the_command_takes_a_title(calibration, tmp_path):
     assert "<h1>Digits &amp; more</h1>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_the_command_refuses_a_diagnosis_that_is_no_json(calibration, tmp_path):
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\xff"], ids=["cut", "deep", "bytes"])
+def test_the_command_refuses_a_diagnosis_that_is_no_json(calibration, tmp_path, text):
     calibration.save(tmp_path / "calib.npz")
-    (tmp_path / "d.json").write_text("{")
+    (tmp_path / "d.json").write_text(text, encoding="latin1")
     with pytest.raises(InvalidInputError, match=r"d\.json` must be a JSON file"):
         run(tmp_path / "calib.npz", "-o", tmp_path / "r.html", "--diagnosis", tmp_path / "d.json")
     assert not (tmp_path / "r.html").exists()

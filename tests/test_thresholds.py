@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
+from klquant.backends.settings import LayerOptions
 from klquant.backends.thresholds import search_thresholds
 
 import klquant
@@ -136,3 +137,20 @@ def test_the_warning_points_at_the_caller():
     with pytest.warns(CalibrationWarning) as caught:
         search_thresholds({"fc": 0.0}, {})
     assert caught[0].filename == __file__
+
+
+def test_mse_for_very_many_bins_and_levels_is_refused_and_left_out_of_comparisons(laplace):
+    edges = klquant.histogram(np.zeros(0), num_bins=65_537, amax=8.0).edges
+    histogram = klquant.Histogram(np.ones(65_537, np.int64), edges)
+    with pytest.raises(
+        InvalidInputError, match=r"layer `fc`: the mse criterion takes .* bins x levels at most, got 65537 x 4095"
+    ):
+        search_thresholds({"fc": 8.0}, {"fc": histogram}, criterion="mse", options={"fc": LayerOptions(num_bits=12)})
+    found = search_thresholds({"fc": 8.0}, {"fc": histogram}, options={"fc": LayerOptions("percentile", 12)})
+    assert 7.9 < found["fc"].threshold <= 8.0
+
+
+def test_a_threshold_that_is_given_stays_where_nothing_but_zeros_was_counted():
+    histogram = klquant.Histogram(np.eye(1, NUM_BINS, NUM_BINS // 2, dtype=np.int64)[0], observed(np.ones(1))[1].edges)
+    found = search_thresholds({"fc": 1.0}, {"fc": histogram}, options={"fc": LayerOptions(threshold=0.5)})["fc"]
+    assert (found.threshold, found.clipped, found.criterion) == (0.5, 0.0, "fixed")

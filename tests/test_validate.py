@@ -59,6 +59,12 @@ BAD_VALUES = {
     "equal edges": (HIST, with_entry(EDGES, 3, 0.5), r"strictly increasing, got 0.5, 0.5 at index 3"),
     "NaN among the edges": (HIST, with_entry(EDGES, 5, np.nan), r"`edges` must be finite .* got 0.5, nan at index 4"),
     "infinite edges": (HIST, with_entry(EDGES, 7, np.inf), r"`edges` must be finite .* got 2.5, inf at index 6"),
+    "edges whose squares overflow": (
+        HIST,
+        EDGES * 1e150,
+        r"`edges` must end between 1e-140 and 1e\+?140, got 3.5e\+150",
+    ),
+    "edges whose squares vanish": (HIST, EDGES * 1e-150, r"`edges` must end between 1e-140 and 1e\+?140, got 3.5e-150"),
     "shifted edges": (HIST, EDGES + 1, r"`edges` must be symmetric about 0, got -2.5 and 4.5 at 0 from the ends"),
     "one side stretched": (HIST, with_entry(EDGES, 7, 4.0), r"must be symmetric about 0, got -3.5 and 4.0 at 0"),
 }

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from klquant.errors import InvalidInputError
 
+from ..files import read_limited
+
 PathLike: TypeAlias = str | Path
 Value = TypeVar("Value")
 LINE_ENDS = "\n\r"
@@ -31,8 +33,8 @@ def shown(value: object) -> str:
 
 
 def read_text(path: PathLike) -> str:
-    """Return a file's text without a byte order mark; it must be UTF-8, without NUL, and not blank."""
-    content = Path(path).read_bytes()
+    """Return a file's text without a byte order mark; it must be UTF-8, without NUL, not blank, 16 MiB at most."""
+    content = read_limited(Path(path))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -133,7 +135,9 @@ def check_thresholds(source: str, thresholds: Mapping[str, Any], forbidden: str 
         if problem:
             raise InvalidInputError(f"{source} must hold names that it can write, got {shown(name)}, which {problem}")
         if not is_positive(threshold):
-            raise InvalidInputError(f"{source}: tensor {name!r} must have a positive, finite T, got {threshold!r}")
+            raise InvalidInputError(
+                f"{source}: tensor {shown(name)} must have a positive, finite T, got {shown(threshold)}"
+            )
     return {name: float(threshold) for name, threshold in thresholds.items()}
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, Fingerprint
 from ..settings import Criterion, Settings
 from ..thresholds import search_thresholds
-from .graph import FLOATS, read_graph
+from .graph import FLOATS, read_graph, to_array
 from .observing import Providers, collect_amax, collect_histograms, open_session
 from .operators import observed_tensors
 from .preparing import prepare
@@ -129,6 +128,6 @@ def fingerprint(model: onnx.ModelProto) -> dict[str, Fingerprint]:
             shapes = ", ".join(f"{tuple(t.dims)} {onnx.TensorProto.DataType.Name(t.data_type).lower()}" for t in own)
             digest = hashlib.sha256()
             for tensor in own:
-                digest.update(numpy_helper.to_array(tensor).tobytes())
+                digest.update(to_array(tensor).tobytes())
             found[first_output(node)] = Fingerprint(f"{node.op_type}({shapes})", digest.hexdigest())
     return found

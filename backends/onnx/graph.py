@@ -1,9 +1,14 @@
 """A graph, read once: who produces what, who consumes it, what is constant. The model is not changed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
+from klquant.errors import InvalidInputError
+
+MAX_CHAIN = 100  # nodes in a row that are followed, in case that somebody means to keep us busy
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
@@ -45,3 +50,11 @@ def read_graph(model: onnx.ModelProto) -> Graph:
         outputs=[value.name for value in graph.output],
         types=types | {name: tensor.data_type for name, tensor in initializers.items()},
     )
+
+
+def to_array(tensor: onnx.TensorProto) -> "np.ndarray[Any, Any]":
+    """Return the values of a constant, which may be less than its type and shape say."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # of NumPy and onnx, whatever does not fit
+        raise InvalidInputError(f"constant `{tensor.name}` must hold what its type and shape say: {error}") from error

@@ -14,6 +14,7 @@ from .fates import Verdict
 from .graph import Graph, read_graph
 from .loading import computing_nodes, load
 from .qdq import key, label
+from .reading import valid_or_refused
 
 Engine: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt"]
 Verdicts: TypeAlias = Callable[[onnx.ModelProto, Graph, list[onnx.NodeProto]], dict[str, Verdict]]
@@ -67,7 +68,7 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
     Raises
     ------
     InvalidInputError
-        For another engine, or a file that holds no ONNX model.
+        For another engine, or what is no valid ONNX model.
     ModelError
         If the engine refuses the model; its own error is the cause.
     MissingDependencyError
@@ -82,9 +83,10 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
     if engine not in ENGINES:
         raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
     model = load(model)
-    graph = read_graph(model)
-    nodes = computing_nodes(graph)
-    found = ENGINES[engine](model, graph, nodes)
+    with valid_or_refused(model):
+        graph = read_graph(model)
+        nodes = computing_nodes(graph)
+        found = ENGINES[engine](model, graph, nodes)
     return [NodeReport(label(node), node.op_type, *found[key(node)]) for node in nodes]
 
 

@@ -10,8 +10,9 @@ from klquant.errors import InvalidInputError
 
 from ..files import temporary_folder
 from .graph import Graph
-from .preparing import write_model
+from .preparing import MAX_BYTES, num_bytes, write_model
 from .qdq import DEQUANTIZE, QUANTIZE, depends_on_input
+from .reading import check_graph, read_model, wanted
 
 NO_VALUES = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 """Element types of shapes, indices and conditions."""
@@ -20,19 +21,16 @@ NOT_COMPUTING = (QUANTIZE, DEQUANTIZE, "Constant", "Identity")
 
 def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with the element types of its tensors, as far as they can be inferred."""
-    if not isinstance(model, onnx.ModelProto):
-        path = model
-        try:
-            model = onnx.load(path)
-        except OSError:
-            raise
-        except Exception as error:  # protobuf's, which onnx does not wrap
-            raise InvalidInputError(f"`{path}` must hold an ONNX model, got something else: {error}") from error
-        if not model.graph.output:  # an empty file is an empty model to protobuf
-            raise InvalidInputError(f"`{path}` must hold an ONNX model, got one without outputs")
-    if model.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
-        return model  # onnx's inference takes no more
-    return onnx.shape_inference.infer_shapes(model)
+    name = "`model`" if isinstance(model, onnx.ModelProto) else f"`{model}`"
+    with wanted(f"{name} must hold an ONNX model"):
+        if not isinstance(model, onnx.ModelProto):
+            model = read_model(model)
+            if not model.graph.output:  # an empty file is an empty model to protobuf
+                raise InvalidInputError(f"{name} must hold an ONNX model, got one without outputs")
+        check_graph(model)
+        if num_bytes(model) > MAX_BYTES:
+            return model  # onnx's inference takes no more
+        return onnx.shape_inference.infer_shapes(model)
 
 
 def computing_nodes(graph: Graph) -> list[onnx.NodeProto]:

@@ -3,9 +3,8 @@
 from fnmatch import fnmatchcase
 
 import onnx
-from onnx import numpy_helper
 
-from .graph import Graph
+from .graph import MAX_CHAIN, Graph, to_array
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 RECTIFIERS = ("Relu", "Clip")
@@ -53,7 +52,7 @@ def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _lowest(graph: Graph, node: onnx.NodeProto) -> float | None:
     bound = graph.initializers.get(node.input[1]) if len(node.input) > 1 else None
-    return None if bound is None else float(numpy_helper.to_array(bound))
+    return None if bound is None else float(to_array(bound))
 
 
 def sole_consumer(graph: Graph, name: str) -> onnx.NodeProto | None:
@@ -64,7 +63,10 @@ def sole_consumer(graph: Graph, name: str) -> onnx.NodeProto | None:
 
 def rectified(graph: Graph, name: str) -> str:
     """Return the tensor behind the rectifiers that alone consume this one, which engines compute with its producer."""
-    while (node := sole_consumer(graph, name)) is not None and is_rectifier(graph, node):
+    for _ in range(MAX_CHAIN):
+        node = sole_consumer(graph, name)
+        if node is None or not is_rectifier(graph, node):
+            break
         name = node.output[0]
     return name
 
@@ -75,7 +77,7 @@ def non_negative(graph: Graph) -> set[str]:
 
     def is_non_negative(name: str) -> bool:
         constant = graph.initializers.get(name)
-        return name in found or (constant is not None and bool((numpy_helper.to_array(constant) >= 0).all()))
+        return name in found or (constant is not None and bool((to_array(constant) >= 0).all()))
 
     for node in graph.nodes:
         first = node.op_type in (*MOVING, *AVERAGING) and is_non_negative(node.input[0])

@@ -4,8 +4,6 @@ All goes through files in a temporary directory, with the weights beside the gra
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -13,15 +11,17 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import set_external_data, uses_external_data
 
-from klquant.errors import InvalidInputError, KLQuantError
+from klquant.errors import InvalidInputError
 
 from ..files import make_parent, naming, temporary_folder, write_atomic
 from .halves import casts_halves, without_inserted_casts
+from .reading import check_graph, read_model, wanted
 from .tidying import all_nodes, sort_values, tidy
 
 MIN_OPSET = 13  # the first with scales per channel
 MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
 MIN_BYTES = 1024  # of a weight, to lie beside the graph
+MAX_FOLDED = 2**26  # bytes of a constant that is computed; some bytes of a model may ask for terabytes
 MAX_BYTES = 2_000_000_000  # of one file, a little below what protobuf can hold
 _NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
 
@@ -56,21 +56,21 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     float32, and its own casts could not be told from the model's. It has no kernels for most of bfloat16 there.
     """
     name = f"`{model}`" if isinstance(model, str | Path) else "`model`"
-    with _wanted(f"{name} must be a valid ONNX model"):
+    with wanted(f"{name} must be a valid ONNX model"):
         given = _read(model)
     _refuse_quantized(name, given)
     _free_weights(given)
     with temporary_folder() as folder:
-        with _wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
+        with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
             path = write_model(_raise_opset(given), folder / "given.onnx")
-        with _wanted(f"{name} must be a valid ONNX model"):
+        with wanted(f"{name} must be a valid ONNX model"):
             onnx.checker.check_model(str(path))
             given = onnx.load(str(path), load_external_data=False)
-        with _wanted(f"{name} must be a model that onnxruntime can run"):
+        with wanted(f"{name} must be a model that onnxruntime can run"):
             optimized = given if casts_halves(given) else _optimized(path)
         tidy(optimized, like=given)
-        with _wanted(f"{name} must have consistent shapes and types"):
-            prepared = onnx.shape_inference.infer_shapes(optimized, data_prop=True)
+        with wanted(f"{name} must have consistent shapes and types"):
+            prepared = onnx.shape_inference.infer_shapes(optimized)
             sort_values(prepared.graph)
         onnx.load_external_data_for_model(prepared, str(folder))
     for tensor in prepared.graph.initializer:
@@ -94,7 +94,7 @@ def save_model(model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX
     Of two files the model itself comes last, and an old one goes first: never stands an old model with new weights.
     """
     path = Path(path)
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < max_bytes:
+    if num_bytes(model) < max_bytes:
         write_atomic(path, model.SerializeToString())
         return
     with naming(path):
@@ -113,26 +113,21 @@ def _replace_both(path: Path, written: Path) -> None:
     written.replace(path)
 
 
-@contextmanager
-def _wanted(wish: str) -> Iterator[None]:
-    """Turn what onnx and onnxruntime raise into an error that says what was wanted."""
-    try:
-        yield
-    except (KLQuantError, OSError):
-        raise
-    except Exception as error:  # each library has its own, and protobuf one more
-        raise InvalidInputError(f"{wish}, got: {error}") from error
+def num_bytes(model: onnx.ModelProto) -> int:
+    """Return how much the weights take; protobuf cannot tell it of more than it can hold."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     """Return a copy with all its weights."""
     if isinstance(model, str | Path):
-        return onnx.load(str(model))
+        return read_model(model)
     if not isinstance(model, onnx.ModelProto):
         raise InvalidInputError(f"`model` must be an onnx.ModelProto or a path, got {type(model).__name__}")
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
             raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path")
+    check_graph(model)
     return _copy(model)
 
 
@@ -164,13 +159,18 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _optimized(path: Path) -> onnx.ModelProto:
-    """Return what onnxruntime's basic optimization makes of a model, with its weights in a file beside `path`."""
+    """Return what onnxruntime's basic optimization makes of a model, with its weights in a file beside `path`.
+
+    Constants that would take more than `MAX_FOLDED` bytes and twice the model's stay computations.
+    """
     target = path.with_name("optimized.onnx")
+    max_folded = max(MAX_FOLDED, 2 * sum(file.stat().st_size for file in path.parent.iterdir()))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised
     options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(max_folded))
     key = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{key}_file_name", f"{target.name}.data")
     options.add_session_config_entry(f"{key}_min_size_in_bytes", str(MIN_BYTES))

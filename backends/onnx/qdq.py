@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from .graph import Graph
+from .graph import MAX_CHAIN, Graph, to_array
 from .operators import attribute
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -79,12 +78,12 @@ def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
     """Return the value of an initializer, or of a Constant's output; None also if it is in a file that was not read."""
     if name in graph.initializers:
         tensor = graph.initializers[name]
-        return None if uses_external_data(tensor) else numpy_helper.to_array(tensor)
+        return None if uses_external_data(tensor) else to_array(tensor)
     producer = graph.producers.get(name)
     if producer is None or producer.op_type != "Constant":
         return None
     value: Any = attribute(producer, "value", None)
-    return None if value is None else numpy_helper.to_array(value)
+    return None if value is None else to_array(value)
 
 
 def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
@@ -140,7 +139,8 @@ def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:
     between: list[onnx.NodeProto] = []
     while True:
         consumers = graph.consumers.get(name, [])
-        if len(consumers) != 1 or name in graph.outputs or consumers[0].op_type not in passed:
+        ends = len(consumers) != 1 or name in graph.outputs or consumers[0].op_type not in passed
+        if ends or len(between) == MAX_CHAIN:
             return Tail(between, name, consumers)
         between.append(consumers[0])
         name = consumers[0].output[0]

@@ -11,6 +11,7 @@ from .graph import Graph, read_graph
 from .loading import load
 from .operators import MOVING, WEIGHTED
 from .qdq import DEQUANTIZE, QUANTIZE, dequantizer, follow, key, label, parameters
+from .reading import valid_or_refused
 from .tensorrt_rules import FOLLOWERS, RULES, is_dequantized, layer_of, reaches_quantizer
 
 _PER_AXIS_OPSET = 13
@@ -41,7 +42,7 @@ def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
     Raises
     ------
     InvalidInputError
-        For a file that holds no ONNX model. A missing file is a FileNotFoundError.
+        For what is no valid ONNX model. A missing file is a FileNotFoundError.
 
     Notes
     -----
@@ -50,8 +51,8 @@ def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
     one on places costs speed: it falls back to floating point there.
     """
     model = load(model)
-    graph = read_graph(model)
-    return [violation for _, violation in _violations(model, graph)]
+    with valid_or_refused(model):
+        return [violation for _, violation in _violations(model, read_graph(model))]
 
 
 def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from .graph import Graph
+from .graph import MAX_CHAIN, Graph
 from .operators import MOVING, RECTIFIERS, WEIGHTED
 from .qdq import DEQUANTIZE, QUANTIZE, axes_of_scales, constant, dequantizer, follow, label, parameters
 from .tensorrt_quantizers import RULES as QUANTIZER_RULES
@@ -98,16 +98,23 @@ def integer_operators(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 def is_dequantized(graph: Graph, name: str) -> bool:
     """Return whether a tensor comes from a DequantizeLinear, also over nodes that only move values."""
-    producer = graph.producers.get(name)
-    if producer is not None and producer.op_type == "Concat":
-        return all(is_dequantized(graph, one) for one in producer.input)
-    return _source(graph, name) is not None
+    pending, joined = [name], set[str]()
+    while pending and len(joined) <= MAX_CHAIN:
+        producer = graph.producers.get(one := pending.pop())
+        if producer is not None and producer.op_type == "Concat":
+            pending += [] if one in joined else producer.input
+            joined.add(one)
+        elif _source(graph, one) is None:
+            return False
+    return not pending
 
 
 def _source(graph: Graph, name: str) -> onnx.NodeProto | None:
     """Return the DequantizeLinear that a tensor comes from, also over nodes that only move values."""
     producer = graph.producers.get(name)
-    while producer is not None and producer.op_type in MOVING:
+    for _ in range(MAX_CHAIN):
+        if producer is None or producer.op_type not in MOVING:
+            break
         producer = graph.producers.get(producer.input[0])
     return producer if producer is not None and producer.op_type == DEQUANTIZE else None
 

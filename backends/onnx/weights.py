@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 import klquant
 from klquant.errors import InvalidInputError
 
 from ..settings import DEAD_CHANNEL
-from .graph import Graph
+from .graph import Graph, to_array
 from .operators import WEIGHTED, weight_axis
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +49,7 @@ def weight_scales(graph: Graph, num_bits: int) -> dict[str, list[float]]:
 
 def _ranges(weight: onnx.TensorProto, axis: int) -> tuple[Array, Array]:
     """Return a weight in float32, and the largest absolute value of each of its channels."""
-    values = numpy_helper.to_array(weight).astype(np.float32)
+    values = to_array(weight).astype(np.float32)
     if not np.isfinite(values).all():
         raise InvalidInputError(f"weight `{weight.name}` must be finite, got NaN or infinity")
     others = tuple(k for k in range(values.ndim) if k != axis)
@@ -59,7 +58,7 @@ def _ranges(weight: onnx.TensorProto, axis: int) -> tuple[Array, Array]:
 
 def quantize_bias(bias: onnx.TensorProto, input_scale: float, weight_scale: Array) -> Quantized | None:
     """Return a bias in steps of the products that it is added to; None where INT32 cannot hold it."""
-    values, scale = numpy_helper.to_array(bias), np.float32(input_scale) * weight_scale.astype(np.float32)
+    values, scale = to_array(bias), np.float32(input_scale) * weight_scale.astype(np.float32)
     if values.shape != scale.shape:
         return None
     codes = np.rint(values.astype(np.float64) / scale)

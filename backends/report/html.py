@@ -12,7 +12,8 @@ and load nothing.
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "percent": _percent, "sortable": _sortable, "options": _options}
-    environment.filters["share_of_range"] = _share_of_range
+    environment.filters |= {"share_of_range": _share_of_range, "columns": _columns}
     environment.globals |= {"sparkline": sparkline, "outline": outline}
     scripts = {name: _read(name) for name in _SCRIPTS}
     return environment.get_template("page.html").render(
@@ -129,6 +130,10 @@ def _share_of_range(tensor: Tensor) -> float:
     """Return the chosen T as a share of the range that the histogram covers."""
     bars = tensor.bars
     return min(2 * tensor.chosen.threshold / (bars.bin_width * bars.num_bins), 1.0) if bars else 0.0
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(chain.from_iterable(rows)))
 
 
 def _options(settings: Mapping[str, Any]) -> list[str]:

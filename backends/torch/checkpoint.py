@@ -16,7 +16,7 @@ from klquant.errors import InvalidInputError
 from ..batches import numbered
 from ..files import load_npz, remove_leftovers, save_npz
 from .fingerprint import tensor_bytes
-from .statistics import Statistics, nothing
+from .statistics import HIGHEST, LOWEST, Statistics, nothing
 
 _KIND, _SCHEMA = "checkpoint", 1
 
@@ -146,7 +146,7 @@ def _read(key: str, kept: Any, arrays: Mapping[str, Any]) -> Progress:
     fine = {
         "ranges": all(isinstance(value, float) and 0 <= value < math.inf for value in amax.values()),
         "calls": all(type(number) is int and number > 0 for number in calls.values()),
-        "levels": all(type(number) is int for number in level.values()),
+        "levels": all(type(number) is int and LOWEST <= number <= HIGHEST for number in level.values()),
         "counts": all(array.ndim == 1 and array.dtype == np.int64 and array.min() >= 0 for array in hist.values()),
         "batches": type(num_batches) is int and num_batches >= 0 and isinstance(last_batch, str),
     }

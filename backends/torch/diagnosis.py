@@ -69,10 +69,13 @@ class Diagnosis(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> "Diagnosis":
         """Return what :meth:`as_json` wrote, with NaN for null."""
-        content = json.loads(text)
-        rows: list[dict[str, Any]] = content.pop("layers")
-        layers = [LayerDiagnosis(**{key: _nan_if_null(value) for key, value in row.items()}) for row in rows]
-        return cls(layers, **{key: _nan_if_null(value) for key, value in content.items()})
+        try:
+            content = json.loads(text)
+            rows: list[dict[str, Any]] = content.pop("layers")
+            layers = [LayerDiagnosis(**{key: _nan_if_null(value) for key, value in row.items()}) for row in rows]
+            return cls(layers, **{key: _nan_if_null(value) for key, value in content.items()})
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InvalidInputError(f"`text` must be what Diagnosis.as_json wrote, got: {error}") from error
 
 
 def diagnose(

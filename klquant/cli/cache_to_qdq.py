@@ -9,6 +9,7 @@ import click
 from klquant.errors import InvalidInputError
 
 from .convert import read_thresholds
+from .failures import printable
 from .group import needed
 from .options import NEW, ONNX_MODEL, TABLE, json_option, profile_option
 from .tables import busy, number, print_json, print_table
@@ -80,4 +81,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(printable, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

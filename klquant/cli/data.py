@@ -1,16 +1,16 @@
 """Calibration data as the command line names them: batches that are read one at a time, as often as needed."""
 
 import importlib
+import os
 import sys
 import traceback
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import IO, Any, TypeAlias, overload
 
 import numpy as np
 
+from klquant.backends.files import check_npy, read_npz
 from klquant.errors import InvalidInputError
 
 from .images import SUFFIXES as IMAGES
@@ -94,24 +94,33 @@ def open_batches(
 def load_arrays(path: Path, *, mapped: bool = False) -> Any:
     """Return the array of an .npy file, those of an .npz file by name, its only one if it has no name of its own.
 
-    With `mapped` the array of an .npy file stays on the disk.
+    With `mapped` the array of an .npy file stays on the disk. Nothing is unpickled, and an .npz file may not unpack to
+    more than 1 GiB or 20 times its size.
     """
-    try:
-        if mapped and path.suffix == ".npy":
-            return np.lib.format.open_memmap(path, mode="r")
-        with path.open("rb") as file:  # NumPy leaves a damaged file open
-            content = np.load(file, allow_pickle=False)
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                return content
-            with content:
-                arrays = dict(content)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InvalidInputError(
-            f"`{path}` must be a NumPy file of numbers, got a damaged one or one of Python objects: {error}"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            if file.read(2) == b"PK":
+                arrays = read_npz(file)
+            else:
+                check_npy(file, _size_from_start(file))
+                file.seek(0)
+                is_mapped = mapped and path.suffix == ".npy"
+                return np.lib.format.open_memmap(path, mode="r") if is_mapped else np.load(file, allow_pickle=False)
+        except OSError:
+            raise
+        except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
+            raise InvalidInputError(
+                f"`{path}` must be a NumPy file of numbers, got a damaged one or one of Python objects: {error}"
+            ) from error
     if not arrays:
         raise InvalidInputError(f"`{path}` must hold at least one array, got none")
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays
+
+
+def _size_from_start(file: IO[bytes]) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def _of_folder(folder: Path, batch_size: int | None, default_size: int, images: ImageOptions | None) -> Batches:
@@ -136,13 +145,13 @@ def _of_file(path: Path, size: int) -> Batches:
         raise InvalidInputError(f"{_EXPECTED}, got `{path}`")
     content = load_arrays(path, mapped=True)
     arrays = content if isinstance(content, dict) else {"array": content}
-    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+    lengths = {name: array.shape[0] if array.ndim and array.size else None for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         raise InvalidInputError(f"arrays of `{path}` must have the same number of samples first, got {lengths}")
-    parts = [slice(begin, begin + size) for begin in range(0, next(iter(arrays.values())).shape[0], size)]
+    begins = range(0, next(iter(arrays.values())).shape[0], size)
     if not isinstance(content, dict):
-        return Batches(parts, lambda part: np.array(content[part]))
-    return Batches(parts, lambda part: {name: array[part] for name, array in arrays.items()})
+        return Batches(begins, lambda begin: np.array(content[begin : begin + size]))
+    return Batches(begins, lambda begin: {name: array[begin : begin + size] for name, array in arrays.items()})
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -15,13 +15,18 @@ _DEBUG = "klquant.debug"
 _SHOWS_HELP: type[Exception] = getattr(click.exceptions, "NoArgsIsHelpError", click.Abort)  # not in 8.1
 
 
+def printable(text: str) -> str:
+    """Return text in which what a terminal would obey, or not show, stands as its escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class Failure(click.ClickException):
     """An error in one line."""
 
     exit_code = WRONG
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.hint = hint
 
     def show(self, file: IO[Any] | None = None) -> None:

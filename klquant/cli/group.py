@@ -12,7 +12,7 @@ import click
 
 import klquant
 
-from .failures import debug_option, failing_in_one_line
+from .failures import debug_option, failing_in_one_line, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -132,7 +132,7 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, klquant.CalibrationWarning):
-                click.echo(f"warning: {message}", err=True)
+                click.echo(f"warning: {printable(str(message))}", err=True)
             else:
                 others(message, category, *where, **more)
 

@@ -12,6 +12,7 @@ from .options import parse_numbers, parse_size
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")  # whatever the name says: others are more to trust, and EPS runs Ghostscript
 
 
 class ImageOptions(NamedTuple):
@@ -27,14 +28,14 @@ class ImageOptions(NamedTuple):
 def load_image(path: Path, options: ImageOptions) -> Array:
     """Return one picture without the batch axis, float32."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ModuleNotFoundError as error:
         raise MissingDependencyError("pictures need Pillow: pip install pillow") from error
     height, width = options.size or (0, 0)
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             rgb = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
         raise InvalidInputError(f"`{path}` must be a picture, got a damaged file: {error}") from error
     pixels: Array = (rgb / 255 - np.asarray(options.mean, np.float32)) / np.asarray(options.std, np.float32)
     return pixels if options.layout == "NHWC" else pixels.transpose(2, 0, 1)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from klquant.backends.calibration import Calibration
+from klquant.backends.files import read_limited
 from klquant.errors import InvalidInputError
 
 from .group import needed
@@ -42,6 +43,6 @@ def report(calibration: Path, out: Path, title: str | None, diagnosis: Path | No
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(read_limited(path), parse_int=float)
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"`{path}` must be a JSON file, got: {error}") from error

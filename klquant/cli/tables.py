@@ -15,6 +15,8 @@ from rich.text import Text
 
 from klquant.backends.thresholds import LayerThreshold
 
+from .failures import printable
+
 UNLIMITED = 10_000  # columns where nobody looks: names are neither wrapped nor cut in a file or a pipe
 THRESHOLD_COLUMNS = ("tensor", "criterion", "amax", "T", "T/amax", "clipped", "KL nats", "SQNR dB")
 _LONG = {"tensor", "node", "why"}
@@ -28,7 +30,7 @@ def busy(what: str) -> Status:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table, or its title alone if it has no rows."""
-    rows = list(rows)
+    rows, title = list(rows), printable(title)
     if not rows:
         click.echo(f"{title}: none")
         return
@@ -43,7 +45,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         align: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
         table.add_column(column, justify=align, no_wrap=column not in _LONG, overflow="fold")
     for row in rows:  # as Text: names may hold brackets, which rich would take for styles
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else UNLIMITED).print(table)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import klquant
 from klquant.backends.calibration import Calibration
-from klquant.backends.settings import LayerOptions
+from klquant.backends.settings import MAX_BINS, LayerOptions
 from klquant.backends.thresholds import LayerThreshold, candidate_thresholds
 from klquant.errors import InvalidInputError
 
@@ -84,6 +84,8 @@ def _of_arrays(path: Path, key: tuple[str, str] | None, num_bits: int | None, te
             f"`{path}` must hold the arrays {' and '.join(pair)}, got {sorted(arrays)}: no {missing}"
         )
     hist, edges = (arrays[name] for name in pair)
+    if hist.ndim != 1 or hist.size > MAX_BINS:
+        raise InvalidInputError(f"`{pair[0]}` of `{path}` must have shape (n,) up to {MAX_BINS}, got {hist.shape}")
     if edges.size == 1:
         edges = klquant.histogram(np.zeros(0), num_bins=hist.size, amax=float(edges.item())).edges
     histogram = klquant.Histogram(hist, edges)

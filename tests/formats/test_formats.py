@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from klquant.backends import files
 from klquant.backends.formats import FORMATS, read_table, write_table
 
 from klquant.errors import InvalidInputError
@@ -93,3 +94,21 @@ def test_no_framework_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", [None, *FORMATS])
+def test_a_file_that_is_too_long_for_a_table_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(files, "MAX_TEXT", 2**20)
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"x" * (2**20 + 1))
+    with pytest.raises(InvalidInputError, match=r"t\.csv` must have 1 MiB of text at most, got more"):
+        read_table(path, format=kind)
+    with pytest.raises(InvalidInputError, match="1 MiB of text at most"):
+        read_table("/dev/zero", format=kind)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_long_name_is_not_shown_whole(tmp_path, kind):
+    with pytest.raises(InvalidInputError) as caught:
+        write_table(tmp_path / "t", {"x" * 10**6: -1.0}, format=kind)
+    assert len(str(caught.value)) < 500

@@ -470,6 +470,12 @@ def test_json_holds_every_number():
     assert Diagnosis.from_json(found.as_json()) == found
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": [1]}', '{"layers": [{"a": 1}]}', "[" * 100_000], ids=len)
+def test_what_is_no_diagnosis_is_refused(text):
+    with pytest.raises(InvalidInputError, match=r"`text` must be what Diagnosis.as_json wrote"):
+        Diagnosis.from_json(text)
+
+
 def test_json_has_null_for_what_is_not_finite():
     layer = LayerDiagnosis("a.b", 40.0, math.inf, math.nan, 30.0, -math.inf, 2.0, "why")
     text = Diagnosis([layer], math.inf, math.nan).as_json()
