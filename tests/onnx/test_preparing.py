@@ -108,7 +108,7 @@ def test_an_old_model_that_is_not_valid_is_refused_before_it_is_converted():
     model = old()
     squeeze = next(node for node in model.graph.node if node.op_type == "Squeeze")
     squeeze.attribute[0].CopyFrom(onnx.helper.make_attribute("axes", "text"))
-    with pytest.raises(InvalidInputError, match="must have opset 13.*Mismatched attribute type.*axes"):
+    with pytest.raises(InvalidInputError, match=r"must have opset 13.*Mismatched attribute type.*axes"):
         prepare(model)
 
 
