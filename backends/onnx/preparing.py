@@ -155,7 +155,10 @@ def _free_weights(model: onnx.ModelProto) -> None:
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), MIN_OPSET)
-    return model if opset >= MIN_OPSET else onnx.version_converter.convert_version(model, MIN_OPSET)
+    if opset >= MIN_OPSET:
+        return model
+    onnx.checker.check_model(model)  # what is not valid may crash the converter
+    return onnx.version_converter.convert_version(model, MIN_OPSET)
 
 
 def _optimized(path: Path) -> onnx.ModelProto:

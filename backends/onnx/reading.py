@@ -34,7 +34,10 @@ def wanted(wish: str) -> Iterator[None]:
 
 @contextmanager
 def valid_or_refused(model: onnx.ModelProto) -> Iterator[None]:
-    """Where something fails on a model that is not valid, say that instead; onnx refuses more than engines do."""
+    """Where something fails on a model that is not valid, say that instead; onnx refuses more than engines do.
+
+    Or on an operator that only has the name of one of ONNX's.
+    """
     try:
         yield
     except KLQuantError:
@@ -42,6 +45,9 @@ def valid_or_refused(model: onnx.ModelProto) -> Iterator[None]:
     except Exception:
         with wanted("`model` must be a valid ONNX model"):
             onnx.checker.check_model(model)
+            for node in model.graph.node:
+                if node.domain not in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+                    raise ValueError(f"{node.op_type} of domain `{node.domain}`") from None
         raise
 
 

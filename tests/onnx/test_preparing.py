@@ -103,6 +103,15 @@ def test_the_same_bytes_every_time_and_preparing_twice_changes_nothing(name):
     assert content(model) == before
 
 
+def test_an_old_model_that_is_not_valid_is_refused_before_it_is_converted():
+    """The converter of onnx takes an attribute of another type for granted, and crashes."""
+    model = old()
+    squeeze = next(node for node in model.graph.node if node.op_type == "Squeeze")
+    squeeze.attribute[0].CopyFrom(onnx.helper.make_attribute("axes", "text"))
+    with pytest.raises(InvalidInputError, match=r"must have opset 13.*Mismatched attribute type.*axes"):
+        prepare(model)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_inputs_and_outputs_stay_and_every_node_has_a_name_of_its_own(name):
     model, prepared = MODELS[name](), prepare(MODELS[name]())

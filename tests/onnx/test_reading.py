@@ -126,9 +126,17 @@ def test_a_graph_with_a_cycle_is_refused(read):
         read(model)
 
 
+@pytest.mark.parametrize("read", [READERS["inspect"], READERS["check"]])
+def test_what_only_has_the_name_of_an_operator_is_told(read):
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "mine": 1]>
+        graph (float[n, 2] x) => (float[n, 2] y) { y = mine.Conv(x) }""")
+    with pytest.raises(InvalidInputError, match="`model` must be a valid ONNX model, got: Conv of domain `mine`"):
+        read(model)
+
+
 @pytest.mark.parametrize("body", ["r = Tile(k, a)", "r = Expand(k, a)", "r = ConstantOfShape(a)"])
 def test_a_constant_that_would_be_huge_stays_a_computation(body):
-    huge = build("float[n] x", "float y", f"{body} y = Add(x, r)", k=np.ones(1, np.float32), a=np.array([400_000_000]))
+    huge = build("float[n] x", "float y", f"{body} y = Add(x, r)", k=np.ones(1, np.float32), a=np.array([100_000_000]))
     small = build("float[n] x", "float y", f"{body} y = Add(x, r)", k=np.ones(1, np.float32), a=np.array([400]))
     assert len(prepare(small).graph.node) == 1
     assert len(limited(huge)) == 2
