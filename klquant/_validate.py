@@ -100,11 +100,8 @@ def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
             f"`edges` must be finite and strictly increasing, got {edges[where]}, {edges[after]} "
             f"at index {_index(where)}"
         )
-    outside = (edges[..., -1] < SMALLEST) | (edges[..., -1] > LARGEST)
-    if outside.any():
-        where = np.unravel_index(np.argmax(outside), outside.shape)
-        raise InvalidInputError(f"`edges` must end between {SMALLEST} and {LARGEST}, got {edges[(*where, -1)]}")
-    skew = np.abs(edges + edges[..., ::-1])
+    with np.errstate(over="ignore"):
+        skew = np.abs(edges + edges[..., ::-1])
     # linspace and running sums are a few roundings off; a millionth of a bin moves no threshold
     allowed = np.maximum(1e-6 * widths.min(axis=-1), 8 * precision * edges[..., -1])
     if (skew.max(axis=-1) > allowed).any():
@@ -113,3 +110,7 @@ def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
             f"`edges` must be symmetric about 0, got {edges[where]} and {edges[..., ::-1][where]} at {_index(where)} "
             "from the ends"
         )
+    outside = (edges[..., -1] < SMALLEST) | (edges[..., -1] > LARGEST)
+    if outside.any():
+        where = np.unravel_index(np.argmax(outside), outside.shape)
+        raise InvalidInputError(f"`edges` must end between {SMALLEST} and {LARGEST}, got {edges[(*where, -1)]}")

@@ -124,6 +124,7 @@ def test_the_form_of_the_data_does_not_show(here, images, tmp_path, monkeypatch,
         np.save(tmp_path / "data.npy", images)
         text = "import numpy\ndef batches():\n    return ({'images': image[None]} for image in numpy.load('data.npy'))"
         (tmp_path / "mydata.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "mydata", raising=False)
         data = "mydata:batches"
     found = run_json("calibrate", here / "model.onnx", "--data", data, "--out", tmp_path / "c.npz", *arguments)
     first, second = (Calibration.load(folder / f) for folder, f in ((here, "calib.npz"), (tmp_path, "c.npz")))

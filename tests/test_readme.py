@@ -68,6 +68,7 @@ def run_python(code, names, where):
     """Run a block, or write it to the file that it names; return the lines that a reader would see."""
     if file := FILE.match(code):
         Path(file[1]).write_text(code, encoding="utf-8")
+        sys.modules.pop(Path(file[1]).stem, None)  # another test's
         return []
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()) as printed:
         warnings.simplefilter("error")
