@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import click
 import numpy as np
@@ -143,6 +144,12 @@ def test_an_interrupt_waits_until_a_module_is_loaded(tmp_path, monkeypatch, comm
     assert (result.exit_code, result.output) == (130, "")
     assert (tmp_path / "loaded").exists()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_commands_run_in_any_thread(command):
+    command(lambda: click.echo(group.needed("json", "cli").__name__))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, "fake").result().output == "json\n"
 
 
 def test_a_reader_that_went_away_is_no_error(command):

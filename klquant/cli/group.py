@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,9 @@ def needed(module: str, extra: str) -> Any:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Let a Ctrl-C wait: while they are loaded extension modules make another error of it, or crash."""
+    if threading.current_thread() is not threading.main_thread():  # which no Ctrl-C comes to
+        yield
+        return
     held: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
