@@ -383,9 +383,15 @@ def test_gpu(report, benchmark, right_curve):
     jax, on_device = importlib.import_module("jax"), to_jax(hists, edges, kind=kind)
     search = functools.partial(klquant.optimal_threshold, *on_device)
     batch, seconds = clocked(lambda: jax.block_until_ready(search()), time.perf_counter)
-    report.add(f"{row}: first call, compiles", (seconds,))
+    report.add(f"{row}: first call, compiles", (seconds,), note=jax.devices(kind)[0].device_kind)
     assert_same_as_singles(batch, hists, edges, right_curve, every=100)
-    timed(report, benchmark, lambda: jax.block_until_ready(search()), row, rounds=5)
+    few = hists[: len(hists) // 100]
+    _, on_one_core = clocked(lambda: [klquant.optimal_threshold(hist, edges) for hist in few], time.perf_counter)
+    report.add(f"klquant NumPy on one core (wall), {len(few)} single calls, times 100", (100 * on_one_core,))
+    seconds = [clocked(lambda: jax.block_until_ready(search()), time.perf_counter)[1] for _ in range(5)]
+    ratio = statistics.median(seconds) / (100 * on_one_core)
+    report.add(row, seconds, ratio, "x NumPy", ("<=", 1))
+    benchmark.pedantic(lambda: None, rounds=1)
 
 
 def gpu_or_skip(report, row):

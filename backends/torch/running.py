@@ -35,9 +35,13 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy, or say why there is none."""
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as error:
         raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
+    for module in copied.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants its weights in one piece, and a copy has them in several
+    return copied
 
 
 def check_eval(model: nn.Module) -> None:

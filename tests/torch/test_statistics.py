@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from klquant.backends.torch import counting
 from klquant.backends.torch.counting import count, count_scaled
 from klquant.backends.torch.statistics import (
     HIGHEST,
@@ -39,11 +40,14 @@ def as_data(statistics):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("amax", [0.7, 3.0, 4.5])
-def test_counts_are_those_of_the_core_also_as_a_device_makes_them(dtype, amax):
+def test_counts_are_those_of_the_core_also_as_a_device_makes_them(dtype, amax, monkeypatch):
     x = torch.cat([X, torch.tensor([amax, -amax, 0.0, -0.0, amax / NUM_BINS, -3 * amax / NUM_BINS])]).to(dtype)
     expected = klquant.histogram(x.to(torch.promote_types(dtype, torch.float32)).numpy(), num_bins=NUM_BINS, amax=amax)
     assert count(x, NUM_BINS, amax).tolist() == expected.hist.tolist()
     assert count_scaled(x, NUM_BINS, NUM_BINS / amax).tolist() == expected.hist.tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "_ON_DEVICE", ("cpu",))
+        assert count_scaled(x, NUM_BINS, NUM_BINS / amax).tolist() == expected.hist.tolist()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
