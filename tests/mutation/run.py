@@ -1,0 +1,177 @@
+"""Change the core in thousands of small ways and see whether its tests notice each: ``python tests/mutation/run.py``.
+
+It needs ``pip install mutmut coverage``, and takes an hour or two. Options: ``--file NAME`` for some files only, may be
+repeated, ``--part 1/2`` for the first half of the changes (run both halves at once), ``--out`` for the JSON lines.
+``python tests/mutation/run.py --table A.jsonl B.jsonl`` prints the score and who survived.
+
+The tests are collected once. Then each change is made in a fork, where the tests that run the changed lines go first
+by what killed before and how fast they are, for --seconds at most. A change that no test notices in that time survives;
+one that takes five times as long as it should is killed.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests")]
+CORE = ("affine", "criteria", "divergence", "errors", "histogram", "merging", "namespace", "presets", "reference",
+        "threshold", "validate", "windows", "public_api")  # fmt: skip
+PROPS = ("affine", "criteria", "divergence", "histogram", "merging", "namespace", "threshold", "validate")
+TESTS = [f"tests/test_{name}.py" for name in CORE] + [f"property_tests/test_{name}_props.py" for name in PROPS]
+MEMORY = 12 << 30
+
+
+def main():
+    options = _options()
+    if options.table:
+        return _print_table([json.loads(line) for file in options.table for line in file.read_text().splitlines()])
+    import pytest
+
+    os.environ["KLQUANT_HYPOTHESIS_PROFILE"] = "mutation"
+    os.chdir(ROOT)
+    quiet = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "no:xdist", "-p", "no:randomly"]
+    return pytest.main([*quiet, *TESTS], plugins=[Plugin(options)])
+
+
+def _options():
+    parser = argparse.ArgumentParser(description="Mutation testing of the core.")
+    parser.add_argument("--file", action="append", help="name of a module, without .py")
+    parser.add_argument("--part", default="1/1")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=Path("mutation.jsonl").absolute())
+    parser.add_argument("--table", type=Path, nargs="+")
+    return parser.parse_args()
+
+
+class Plugin:
+    """Takes the place of pytest's loop over the tests."""
+
+    def __init__(self, options):
+        self._options, self._failed, self._killers = options, False, defaultdict(Counter)
+
+    def pytest_runtest_logreport(self, report):
+        self._failed |= report.failed
+
+    def pytest_runtestloop(self, session):
+        from mutation.mutants import mutants
+
+        known, durations = self._known(session.items)
+        files = [f for f in sorted((ROOT / "klquant").glob("*.py")) if f.stem in (self._options.file or [f.stem])]
+        part, parts = map(int, self._options.part.split("/"))
+        with self._options.out.open("a") as out:
+            for mutant in [m for f in files if f.stem != "__main__" for m in mutants(f)][part - 1 :: parts]:
+                tests = self._tests(mutant, known, durations)
+                outcome, killer = self._outcome(mutant, [session.items[k] for k in tests], sum(durations[k] for k in tests))
+                out.write(json.dumps({**mutant._asdict(), "path": mutant.path.name, "source": "", "tests": len(tests),
+                                      "outcome": outcome, "killer": killer}) + "\n")  # fmt: skip
+                out.flush()
+        return True
+
+    def _known(self, items):
+        """Return what `_measure` finds, kept beside the results for the next run over the same tests."""
+        kept, names = self._options.out.with_suffix(".tests.json"), [item.nodeid for item in items]
+        if not kept.exists() or (found := json.loads(kept.read_text()))["names"] != names:
+            found = {"names": names, "measured": in_child(lambda: self._measure(items), limit=3600)[1]}
+            kept.write_text(json.dumps(found))
+        return found["measured"]
+
+    def _measure(self, items):
+        """Run each test once; return which of them run which lines of which file, and how long each takes."""
+        import coverage
+
+        tracer = coverage.Coverage(data_file=None, config_file=False, include=[str(ROOT / "klquant/*.py")])
+        durations = []
+        tracer.start()
+        for k, item in enumerate(items):
+            tracer.switch_context(str(k))
+            start = time.perf_counter()
+            if self._fails(item, items[k + 1] if k + 1 < len(items) else None):
+                raise RuntimeError(f"fails without any change: {item.nodeid}")
+            durations.append(time.perf_counter() - start)
+        tracer.stop()
+        data = tracer.get_data()
+        lines = {Path(file).name: data.contexts_by_lineno(file) for file in data.measured_files()}
+        return lines, durations
+
+    def _tests(self, mutant, known, durations):
+        """Return the numbers of the tests that run the lines, those that are likely to notice first."""
+        lines = known.get(mutant.path.name, {})
+        numbers = {int(k) for n in range(mutant.lines[0], mutant.lines[1] + 1) for k in lines.get(str(n), []) if k}
+        killers = self._killers[mutant.path.name]
+        chosen, seconds = [], 0.0
+        for k in sorted(numbers, key=lambda k: (durations[k] - min(killers[k], 5), durations[k])):
+            seconds += durations[k]
+            if chosen and seconds > self._options.seconds:
+                break
+            chosen.append(k)
+        return chosen
+
+    def _outcome(self, mutant, items, seconds):
+        from mutation.mutants import apply
+
+        def attempt():
+            try:
+                apply(mutant)
+            except Exception as error:
+                return repr(error)
+            return next((k for k, item in enumerate(items) if self._fails(item, None)), None)
+
+        status, number = in_child(attempt, limit=10 + 5 * seconds) if items else (0, None)
+        if status == signal.SIGALRM:
+            return "timed out", ""
+        if status == 0 and number is None:
+            return "survived", ""
+        if status or isinstance(number, str):
+            return "killed", f"ended with {status}: {number}"
+        killer = items[number]
+        self._killers[mutant.path.name][killer.session.items.index(killer)] += 1
+        return "killed", killer.nodeid
+
+    def _fails(self, item, following):
+        self._failed = False
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        return self._failed
+
+
+def in_child(function, limit):
+    """Return how a forked process ended, 0 or a signal or 255, and what the function returned there, through JSON."""
+    begin, end = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(int(limit))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        try:
+            with os.fdopen(end, "w") as pipe:
+                json.dump(function(), pipe)
+        except BaseException as error:
+            sys.__stderr__.write(f"{error!r:.200}\n")
+            os._exit(1)
+        os._exit(0)
+    os.close(end)
+    with os.fdopen(begin) as pipe:
+        text = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    signalled = status & 0x7F
+    return signalled or (255 if status else 0), json.loads(text) if text and not status else None
+
+
+def _print_table(found):
+    for name in sorted({m["path"] for m in found}) + [""]:
+        outcomes = Counter(m["outcome"] for m in found if name in ("", m["path"]))
+        killed = outcomes["killed"] + outcomes["timed out"]
+        cells = f"{outcomes.total():6} {killed:6} {outcomes['timed out']:6} {outcomes['survived']:6}"
+        print(f"{name or 'all':20} {cells}  {killed / outcomes.total():6.1%}")  # noqa: T201
+    for m in found:
+        if m["outcome"] == "survived":
+            print(f"{m['path']}:{m['lines'][0]}  {m['before']:.80}  ->  {m['after']:.80}  [{m['tests']} tests]")  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())
