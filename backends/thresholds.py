@@ -146,10 +146,11 @@ def _at(hist: Array, edges: Array, value: float, levels: int) -> klquant.Thresho
         return klquant.Threshold(value, -1, math.nan, 0.0, math.nan)
     centres = (edges[1:] + edges[:-1]) / 2
     noise = centres - klquant.fake_quantize(centres, value / (levels // 2), num_quantized_bins=levels)
-    signal_to_noise = (hist * centres**2).sum() / max(float((hist * noise**2).sum()), 1e-300)
-    beyond = np.clip((np.maximum(edges[1:], -edges[:-1]) - value) / np.diff(edges), 0, 1)
+    signal, lost = (max(float((hist * values**2).sum()), 1e-300) for values in (centres, noise))
+    with np.errstate(over="ignore"):  # of bins far narrower than the distance to T: infinitely many lie between
+        beyond = np.clip((np.maximum(edges[1:], -edges[:-1]) - value) / np.diff(edges), 0, 1)
     share = (hist * beyond).sum() / hist.sum()
-    return klquant.Threshold(value, -1, math.nan, share, 10 * math.log10(signal_to_noise))
+    return klquant.Threshold(value, -1, math.nan, share, 10 * math.log10(signal / lost))
 
 
 def _layer_threshold(

@@ -154,3 +154,9 @@ def test_a_threshold_that_is_given_stays_where_nothing_but_zeros_was_counted():
     histogram = klquant.Histogram(np.eye(1, NUM_BINS, NUM_BINS // 2, dtype=np.int64)[0], observed(np.ones(1))[1].edges)
     found = search_thresholds({"fc": 1.0}, {"fc": histogram}, options={"fc": LayerOptions(threshold=0.5)})["fc"]
     assert (found.threshold, found.clipped, found.criterion) == (0.5, 0.0, "fixed")
+
+
+def test_a_threshold_far_beyond_bins_that_are_tiny_clips_nothing():
+    histogram = klquant.histogram(np.linspace(-1e-300, 1e-300, 5000), num_bins=255)
+    found = search_thresholds({"fc": 1e-300}, {"fc": histogram}, options={"fc": LayerOptions(threshold=1e9)})["fc"]
+    assert (found.threshold, found.clipped, found.sqnr_db) == (1e9, 0.0, 0.0)

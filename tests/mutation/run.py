@@ -36,7 +36,20 @@ def main():
 
     os.environ["KLQUANT_HYPOTHESIS_PROFILE"] = "mutation"
     os.chdir(ROOT)
-    quiet = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "no:xdist", "-p", "no:randomly"]
+    quiet = [
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-p",
+        "no:terminal",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:randomly",
+    ]
     return pytest.main([*quiet, *TESTS], plugins=[Plugin(options)])
 
 
@@ -68,7 +81,9 @@ class Plugin:
         with self._options.out.open("a") as out:
             for mutant in [m for f in files if f.stem != "__main__" for m in mutants(f)][part - 1 :: parts]:
                 tests = self._tests(mutant, known, durations)
-                outcome, killer = self._outcome(mutant, [session.items[k] for k in tests], sum(durations[k] for k in tests))
+                outcome, killer = self._outcome(
+                    mutant, [session.items[k] for k in tests], sum(durations[k] for k in tests)
+                )
                 out.write(json.dumps({**mutant._asdict(), "path": mutant.path.name, "source": "", "tests": len(tests),
                                       "outcome": outcome, "killer": killer}) + "\n")  # fmt: skip
                 out.flush()
@@ -163,7 +178,7 @@ def in_child(function, limit):
 
 
 def _print_table(found):
-    for name in sorted({m["path"] for m in found}) + [""]:
+    for name in [*sorted({m["path"] for m in found}), ""]:
         outcomes = Counter(m["outcome"] for m in found if name in ("", m["path"]))
         killed = outcomes["killed"] + outcomes["timed out"]
         cells = f"{outcomes.total():6} {killed:6} {outcomes['timed out']:6} {outcomes['survived']:6}"
