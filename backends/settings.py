@@ -13,6 +13,7 @@ Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 MAX_AMAX = 204800.0  # against absurd outliers
+MAX_ONE_PASS = 3**16  # up to where the ranges grow of which one pass finds the right one
 MAX_BINS = 2**16 + 1  # a search takes their square
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 
@@ -89,6 +90,8 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
+        if settings.passes == 1 and settings.max_amax > MAX_ONE_PASS:
+            raise InvalidInputError(f"`max_amax` must be {MAX_ONE_PASS} at most with one pass, got {settings.max_amax}")
         return settings
 
     def general(self) -> LayerOptions:

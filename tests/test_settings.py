@@ -64,6 +64,7 @@ def test_settings_survive_json():
         ({"max_amax": float("nan")}, "`max_amax` must be positive and finite, got nan"),
         ({"max_amax": float("inf")}, "`max_amax` must be positive and finite, got inf"),
         ({"passes": 3}, "`passes` must be 1 or 2, got 3"),
+        ({"passes": 1, "max_amax": 1e9}, "`max_amax` must be 43046721 at most with one pass, got 1000000000.0"),
         ({"exclude": None}, "`exclude` must be a name pattern or several, got None"),
         ({"bins": 3}, r"settings must be among observe, .* got \['bins'\]"),
         ({"overrides": {"a": {"criterion": "kl"}}}, "`criterion` of `a` must be one of entropy, .* got 'kl'"),

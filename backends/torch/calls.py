@@ -113,7 +113,19 @@ def count_uses(model: nn.Module) -> Counter[int]:
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
-class _Recorder(TorchFunctionMode):
+class Mode(TorchFunctionMode):
+    """A mode whose end lets the error through that ends it: Ctrl-C may come while torch has taken the mode off."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Take the mode off, if it is still there."""
+        try:
+            super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError):
+            if error is None:
+                raise
+
+
+class _Recorder(Mode):
     def __init__(self, seen: Recording, model: nn.Module) -> None:
         super().__init__()
         self._seen = seen

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from .calls import record_calls, tensors_in
+from .calls import Mode, record_calls, tensors_in
 from .functions import METADATA
 from .layers import LayerReLU, inner_layer, weighted_layers
 
@@ -71,7 +70,7 @@ def follow_chains(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Chain]
     return tracer.chains, tracer.used, output
 
 
-class _Tracer(TorchFunctionMode):
+class _Tracer(Mode):
     def __init__(self) -> None:
         super().__init__()
         self.chains: list[Chain] = []

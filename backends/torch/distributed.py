@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from klquant.errors import PeerError
+from klquant.errors import InvalidInputError, PeerError
 
 from .statistics import Statistics, at_level
 
@@ -52,8 +52,11 @@ def join_all(statistics: Statistics, names: Sequence[str], group: Group) -> Stat
     fields = (statistics.amax, statistics.calls, statistics.level)
     own = np.array([[field.get(name, -np.inf) for name in names] for field in fields], np.float64)
     amax, calls, level = _reduced(own, dist.ReduceOp.MAX, group)
-    bins = int(_reduced(np.array([max(map(len, statistics.hist.values()), default=0)]), dist.ReduceOp.MAX, group)[0])
-    counts = np.zeros((len(names), bins), np.int64)
+    sizes = [(len(hist), hist.sum(dtype=np.float64)) for hist in statistics.hist.values()]
+    bins, most = _reduced(np.array([*sizes, (0, 0)], np.float64).max(axis=0), dist.ReduceOp.MAX, group)
+    if most * dist.get_world_size(group) >= 2.0**63:
+        raise InvalidInputError(f"the counts of all processes must stay below 2**63, got {most:.4g} of a layer in one")
+    counts = np.zeros((len(names), int(bins)), np.int64)
     levels = {name: int(k) for name, k in zip(names, level, strict=True) if np.isfinite(k)}
     for row, name in zip(counts, names, strict=True):
         if name in statistics.hist:

@@ -18,11 +18,15 @@ import torch
 import klquant
 from klquant.errors import InvalidInputError
 
+from ..settings import MAX_ONE_PASS
 from .counting import Counts, count, count_scaled, largest
 
 _Number = TypeVar("_Number", int, float)
 _DRIFT = 1.01  # float kernels may round differently from pass to pass; different data exceed this
-LOWEST, HIGHEST = -9, 16  # levels where float32 values times bins are exact in float64, so that all levels agree
+LOWEST, HIGHEST = (
+    -9,
+    round(math.log(MAX_ONE_PASS, 3)),
+)  # levels where float32 values times bins are exact in float64, so that all levels agree
 
 
 class Statistics(NamedTuple):
@@ -60,7 +64,10 @@ def _larger(a: Mapping[str, _Number], b: Mapping[str, _Number]) -> dict[str, _Nu
 
 def _sum(parts: Iterable[Counts]) -> Counts:
     first, *others = parts
-    return sum(others, start=first)
+    total = sum(others, start=first)
+    if total.min() < 0:  # int64 goes round without a word
+        raise InvalidInputError(f"the counts of a layer must stay below 2**63, got more after {first.max():.4g}")
+    return total
 
 
 def at_level(statistics: Statistics, name: str, level: int) -> Counts:
@@ -107,8 +114,8 @@ def observe_growing(batch: Statistics, name: str, tensor: torch.Tensor, *, num_b
         return
     level = _level_of(amax)
     counts = count_scaled(tensor.float(), num_bins, num_bins * 3.0 ** max(-level, 0), 3.0 ** max(level, 0))
-    grown = at_level(batch, name, level) if name in batch.hist else 0
-    batch.hist[name], batch.level[name] = counts + grown, level
+    grown = [at_level(batch, name, level)] if name in batch.hist else []
+    batch.hist[name], batch.level[name] = _sum([counts, *grown]), level
 
 
 def growing_histogram(statistics: Statistics, name: str, max_amax: float) -> klquant.Histogram:
@@ -128,7 +135,7 @@ def _level_of(amax: float) -> int:
 
 
 def _add(batch: Statistics, name: str, counts: Counts) -> None:
-    batch.hist[name] = batch.hist[name] + counts if name in batch.hist else counts
+    batch.hist[name] = _sum([counts, batch.hist[name]]) if name in batch.hist else counts
 
 
 def _finite(amax: float) -> float:

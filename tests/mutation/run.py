@@ -6,7 +6,7 @@ repeated, ``--part 1/2`` for the first half of the changes (run both halves at o
 
 The tests are collected once. Then each change is made in a fork, where the tests that run the changed lines go first
 by what killed before and how fast they are, for --seconds at most. A change that no test notices in that time survives;
-one that takes five times as long as it should is killed.
+one that takes three times as long as it should is killed.
 """
 
 import argparse
@@ -57,7 +57,8 @@ def _options():
     parser = argparse.ArgumentParser(description="Mutation testing of the core.")
     parser.add_argument("--file", action="append", help="name of a module, without .py")
     parser.add_argument("--part", default="1/1")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--again", type=Path, help="only those that survived there, say with more --seconds")
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl").absolute())
     parser.add_argument("--table", type=Path, nargs="+")
     return parser.parse_args()
@@ -67,7 +68,7 @@ class Plugin:
     """Takes the place of pytest's loop over the tests."""
 
     def __init__(self, options):
-        self._options, self._failed, self._killers = options, False, defaultdict(Counter)
+        self._options, self._failed, self._killers, self._survivors = options, False, defaultdict(Counter), set()
 
     def pytest_runtest_logreport(self, report):
         self._failed |= report.failed
@@ -76,10 +77,10 @@ class Plugin:
         from mutation.mutants import mutants
 
         known, durations = self._known(session.items)
-        files = [f for f in sorted((ROOT / "klquant").glob("*.py")) if f.stem in (self._options.file or [f.stem])]
         part, parts = map(int, self._options.part.split("/"))
+        chosen = [m for f in self._files() for m in mutants(f) if self._is_wanted(m)]
         with self._options.out.open("a") as out:
-            for mutant in [m for f in files if f.stem != "__main__" for m in mutants(f)][part - 1 :: parts]:
+            for mutant in chosen[part - 1 :: parts]:
                 tests = self._tests(mutant, known, durations)
                 outcome, killer = self._outcome(
                     mutant, [session.items[k] for k in tests], sum(durations[k] for k in tests)
@@ -88,6 +89,16 @@ class Plugin:
                                       "outcome": outcome, "killer": killer}) + "\n")  # fmt: skip
                 out.flush()
         return True
+
+    def _files(self):
+        names = self._options.file or [f.stem for f in (ROOT / "klquant").glob("*.py")]
+        return [ROOT / f"klquant/{name}.py" for name in sorted(names) if name != "__main__"]
+
+    def _is_wanted(self, mutant):
+        if self._options.again and not self._survivors:
+            found = map(json.loads, self._options.again.read_text().splitlines())
+            self._survivors |= {(m["path"], m["before"], m["after"]) for m in found if m["outcome"] == "survived"}
+        return not self._options.again or (mutant.path.name, mutant.before, mutant.after) in self._survivors
 
     def _known(self, items):
         """Return what `_measure` finds, kept beside the results for the next run over the same tests."""
@@ -138,7 +149,7 @@ class Plugin:
                 return repr(error)
             return next((k for k, item in enumerate(items) if self._fails(item, None)), None)
 
-        status, number = in_child(attempt, limit=10 + 5 * seconds) if items else (0, None)
+        status, number = in_child(attempt, limit=10 + 3 * seconds) if items else (0, None)
         if status == signal.SIGALRM:
             return "timed out", ""
         if status == 0 and number is None:
