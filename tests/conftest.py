@@ -7,6 +7,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores among them; s
 
 from namespaces import ALL, EAGER
 
+collect_ignore = ["mutation"]  # no tests, and it needs libraries of its own
+
 
 @pytest.fixture(params=ALL)
 def xp(request):

@@ -36,10 +36,14 @@ CRITERIA = {
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     """Settings of matplotlib are not changed, and no figure stays open."""
-    before = dict(matplotlib.rcParams)
+    before, figures = dict(matplotlib.rcParams), open_figures()
     yield
     assert dict(matplotlib.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert open_figures() == figures
+
+
+def open_figures():
+    return sys.modules["matplotlib.pyplot"].get_fignums() if "matplotlib.pyplot" in sys.modules else []
 
 
 def axes(left=0.12, right=0.98, height=3.0):
@@ -166,13 +170,14 @@ def test_without_axes_there_is_a_new_figure_that_notebooks_show(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     from matplotlib import pyplot
 
-    hist, edges = sample()
+    (hist, edges), before = sample(), open_figures()
     try:
         drawn = [plot_histogram(hist, edges), plot_divergence(hist, edges), plot_layers(some_layers(200))]
-        assert [pyplot.figure(number).axes[0] for number in pyplot.get_fignums()] == drawn
+        assert [pyplot.figure(number).axes[0] for number in open_figures() if number not in before] == drawn
         assert drawn[2].figure.get_figheight() > 30
     finally:
-        pyplot.close("all")
+        for number in {*open_figures()} - {*before}:
+            pyplot.close(number)
 
 
 def test_bad_input_makes_no_figure():

@@ -1,4 +1,4 @@
-"""Ten million batches: counts are whole numbers, so nothing drifts; what int64 cannot hold is refused, never wrapped."""
+"""Ten million batches: counts are whole numbers, and nothing drifts; what int64 cannot hold is refused, not wrapped."""
 
 from itertools import accumulate, repeat
 
