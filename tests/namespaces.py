@@ -43,7 +43,14 @@ class Namespace:
 
 
 def enable_x64():
-    return _jax().enable_x64(True) if HAS_JAX else contextlib.nullcontext()
+    """Return JAX's context manager, by either of the names that it has had."""
+    if not HAS_JAX:
+        return contextlib.nullcontext()
+    return (
+        _jax().enable_x64(True)
+        if hasattr(_jax(), "enable_x64")
+        else __import__("jax.experimental").experimental.enable_x64()
+    )
 
 
 def _jax():

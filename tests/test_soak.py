@@ -5,6 +5,7 @@ from itertools import accumulate, repeat
 import numpy as np
 import pytest
 from klquant.backends.torch.statistics import Statistics, join, nothing, observe_growing
+from namespaces import enable_x64
 
 import klquant
 from klquant import reference
@@ -61,7 +62,7 @@ def test_counts_near_two_to_the_62_are_searched_exactly(one_batch, library):
     arrays = (hist, one_batch.edges)
     if library == "jax":
         jax = pytest.importorskip("jax")
-        with jax.enable_x64(True):
+        with enable_x64():
             arrays = tuple(map(jax.numpy.asarray, arrays))
     found = klquant.optimal_threshold(*arrays)
     assert int(found.index) == int(np.argmin(curve))

@@ -3,7 +3,7 @@ from math import isnan
 import numpy as np
 import pytest
 from cases import by_hand, even_edges, golden, listed
-from namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
+from namespaces import JAX, JIT, NUMPY, READ_ONLY, enable_x64, needs_jax, params
 
 import klquant
 from klquant import InfeasibleError, Threshold, reference
@@ -231,7 +231,7 @@ def test_vmap_searches_each_row():
 
     hists = [[1, 0, 2, 2, 2, 1, 1], [9, 0, 2, 2, 0, 1, 8], [0, 0, 0, 0, 0, 0, 0]]
     edges = JAX.asarray(even_edges(7))
-    with jax.enable_x64(True):
+    with enable_x64():
         found = jax.vmap(lambda h: klquant.optimal_threshold(h, edges, num_quantized_bins=3))(JAX.asarray(hists))
     expected = [int(search(NUMPY, hist, num_quantized_bins=3).index) for hist in hists[:2]]
     assert np.asarray(found.index).tolist() == [*expected, -1]

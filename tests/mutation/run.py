@@ -1,8 +1,8 @@
 """Change the core in thousands of small ways and see whether its tests notice each: ``python tests/mutation/run.py``.
 
 It needs ``pip install mutmut coverage``, and takes an hour or two. Options: ``--file NAME`` for some files only, may be
-repeated, ``--part 1/2`` for the first half of the changes (run both halves at once), ``--out`` for the JSON lines.
-``python tests/mutation/run.py --table A.jsonl B.jsonl`` prints the score and who survived.
+repeated, ``--part 1/2`` for one half of the changes (run both halves at once), ``--out`` for the JSON lines; it may be
+stopped and started again with the same file. ``--table A.jsonl B.jsonl`` prints the score and who survived.
 
 The tests are collected once. Then each change is made in a fork, where the tests that run the changed lines go first
 by what killed before and how fast they are, for --seconds at most. A change that no test notices in that time survives;
@@ -12,6 +12,7 @@ one that takes three times as long as it should is killed.
 import argparse
 import json
 import os
+import random
 import resource
 import signal
 import sys
@@ -78,9 +79,14 @@ class Plugin:
 
         known, durations = self._known(session.items)
         part, parts = map(int, self._options.part.split("/"))
+        self._options.out.touch()
         chosen = [m for f in self._files() for m in mutants(f) if self._is_wanted(m)]
+        random.Random(0).shuffle(chosen)  # noqa: S311 - so that what is done when time is up is a fair sample
+        done = {_key(json.loads(line)) for line in self._options.out.read_text().splitlines()}
         with self._options.out.open("a") as out:
             for mutant in chosen[part - 1 :: parts]:
+                if _key({**mutant._asdict(), "path": mutant.path.name, "lines": [*mutant.lines]}) in done:
+                    continue
                 tests = self._tests(mutant, known, durations)
                 outcome, killer = self._outcome(
                     mutant, [session.items[k] for k in tests], sum(durations[k] for k in tests)
@@ -186,6 +192,10 @@ def in_child(function, limit):
     status = os.waitpid(child, 0)[1]
     signalled = status & 0x7F
     return signalled or (255 if status else 0), json.loads(text) if text and not status else None
+
+
+def _key(mutant):
+    return json.dumps([mutant[field] for field in ("path", "lines", "before", "after")])
 
 
 def _print_table(found):
