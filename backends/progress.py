@@ -16,9 +16,11 @@ def progress_bar(description: str, batches: Iterable[Any], *, steps: int = 1) ->
 
     Without a description, or where nobody looks, there is none.
     """
-    console = Console(stderr=True)
+    if not (description and (console := Console(stderr=True)).is_terminal):
+        yield lambda: None  # a disabled bar of rich before 14.1 prints an empty line
+        return
     total = steps * len(batches) if isinstance(batches, Sized) else None
-    with Progress(console=console, disable=not (description and console.is_terminal)) as bar:
+    with Progress(console=console) as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)
 
@@ -26,4 +28,4 @@ def progress_bar(description: str, batches: Iterable[Any], *, steps: int = 1) ->
 def tracked(items: Iterable[_Item], description: str) -> Iterable[_Item]:
     """Yield the items, with a progress bar if there is a description and a terminal."""
     console = Console(stderr=True)
-    return track(items, description, console=console, disable=not (description and console.is_terminal))
+    return track(items, description, console=console) if description and console.is_terminal else items

@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx
 
 from .graph import MAX_CHAIN, Graph, to_array
@@ -52,7 +53,8 @@ def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _lowest(graph: Graph, node: onnx.NodeProto) -> float | None:
     bound = graph.initializers.get(node.input[1]) if len(node.input) > 1 else None
-    return None if bound is None else float(to_array(bound))
+    values = np.zeros(0) if bound is None else to_array(bound)
+    return float(values.item()) if values.size == 1 else None
 
 
 def sole_consumer(graph: Graph, name: str) -> onnx.NodeProto | None:

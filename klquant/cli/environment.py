@@ -24,7 +24,6 @@ FEATURES = {
 }
 # Libraries that no extra of klquant names, for commands on ONNX models.
 OTHERS = {"openvino": "klquant inspect --engine openvino", "pillow": "pictures as klquant calibrate --data"}
-_MORE = {"torch,onnx": {"torch": "2.8"}}  # what a feature needs beyond its extras
 _INSTRUCTIONS = {
     "AVX2": {"avx2"},
     "AVX-512": {"avx512f"},
@@ -82,7 +81,7 @@ def examine() -> Environment:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         probes = dict(zip(minimums, pool.map(probe, map(_module, minimums)), strict=True))
     packages = {name: _package(name, minimum, probes[name]) for name, minimum in minimums.items()}
-    features = [_feature(name, {**required, **_MORE.get(name, {})}, packages) for name, required in needs.items()]
+    features = [_feature(name, required, packages) for name, required in needs.items()]
     versions = {"klquant": metadata.version("klquant"), "python": platform.python_version()}
     return Environment({**versions, "system": platform.platform()}, *_cpu(), list(packages.values()), features)
 
@@ -116,7 +115,7 @@ def _feature(name: str, required: Mapping[str, str], packages: Mapping[str, Pack
     missing = [
         f"{package}>={minimum}" if minimum else package
         for package, minimum in required.items()
-        if packages[package].problem or _is_older(packages[package].version or "", minimum)
+        if packages[package].problem
     ]
     what = {**FEATURES, **OTHERS}[name]
     wanted = f"'klquant[onnx]' {name}" if name in OTHERS else f"'klquant[{name}]'" if name else "klquant"

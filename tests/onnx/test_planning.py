@@ -213,6 +213,7 @@ def test_output_channels_lie_on_their_axis(body, shape, axis):
         ("y = Clip(x, zero, six)", {"y"}),
         ("y = Clip(x, minus, six)", set()),
         ("y = Clip(x)", set()),
+        ("y = Clip(x, zeros, six)", set()),  # not a number: no ONNX, and no reason to end here
         ("a = Sigmoid(x) y = MaxPool<kernel_shape=[2,2]>(a)", {"a", "y"}),
         ("a = Relu(x) y = Add(a, x)", {"a"}),
         ("a = Relu(x) y = Add(a, minus)", {"a"}),
@@ -222,5 +223,5 @@ def test_output_channels_lie_on_their_axis(body, shape, axis):
     ],
 )
 def test_what_cannot_be_negative(body, expected):
-    bounds = {"zero": np.float32(0), "six": np.float32(6), "minus": np.float32(-1)}
+    bounds = {"zero": np.float32(0), "six": np.float32(6), "minus": np.float32(-1), "zeros": np.zeros(2)}
     assert non_negative(read_graph(build(IMAGE, "float y", body, **bounds))) == expected
