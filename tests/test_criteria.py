@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from cases import even_edges
-from namespaces import ALL, NUMPY
+from namespaces import ALL, JIT, NUMPY, needs_jax
 
 import klquant
 from klquant import InfeasibleError, InvalidInputError, reference
@@ -104,8 +104,27 @@ def test_an_empty_histogram_of_a_batch_is_named(criterion):
     batch = np.stack([HIST, HIST * 0, HIST])
     with pytest.raises(InfeasibleError, match=r"histograms \[1\] of the batch"):
         call(NUMPY, criterion, batch)
-    with pytest.raises(InfeasibleError, match="`hist` must have"):
+    with pytest.raises(InfeasibleError, match=r"`hist` must have .+, got "):
         call(NUMPY, criterion, HIST * 0)
+
+
+def test_of_many_empty_histograms_ten_are_named():
+    with pytest.raises(InfeasibleError, match=r"histograms \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] of the batch"):
+        call(NUMPY, klquant.max_threshold, np.zeros((12, 13), int))
+
+
+@needs_jax
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_under_jit_an_empty_histogram_has_no_threshold_and_no_index(criterion):
+    found = call(JIT, criterion, HIST * 0)
+    assert np.isnan(found.value)
+    assert int(found.index) == -1
+
+
+@xp_all
+def test_mse_may_choose_the_narrowest_of_all(xp):
+    found = call(xp, klquant.mse_threshold, [0, 0, 0, 5, 0, 0, 0])
+    assert (float(found), int(found.index)) == (0.5, 0)
 
 
 @pytest.mark.parametrize("levels", [15, 31, 255, 1023])

@@ -44,6 +44,11 @@ def test_nothing_feasible_is_an_error():
         reference.optimal_threshold(np.zeros(7, int), even_edges(7), 3)
 
 
+def test_an_empty_histogram_has_no_percentile():
+    with pytest.raises(InfeasibleError, match="empty histogram"):
+        reference.percentile(np.zeros(7, int), even_edges(7), 50)
+
+
 def test_outliers_go_to_the_end_bins():
     p = reference.reference_distribution(np.array([1, 2, 4, 8, 16, 32, 64]), 2, 5)
     assert p.tolist() == [1 + 2 + 4, 8, 16 + 32 + 64]

@@ -22,6 +22,9 @@ class Mutant(NamedTuple):
     path: Path
     lines: tuple[int, int]
     """The first and the last that the changed code covers."""
+    column: int
+    function: tuple[int, int]
+    """The first and the last line of the outermost function around it."""
     before: str
     after: str
     source: str
@@ -36,20 +39,22 @@ class _Places(libcst.CSTVisitor):
 
     def __init__(self):
         super().__init__()
-        self.found, self._depth = [], 0
+        self.found, self._functions = [], []
 
     def on_visit(self, node):
         if isinstance(node, libcst.Annotation | libcst.Decorator):
             return False
-        self._depth += isinstance(node, libcst.FunctionDef)
-        if self._depth:
-            place = self.get_metadata(PositionProvider, node, None)
+        place = self.get_metadata(PositionProvider, node, None)
+        if isinstance(node, libcst.FunctionDef):
+            self._functions.append((place.start.line, place.end.line))
+        if self._functions and place:
             changes = (new for kind, change in OPERATORS if isinstance(node, kind) for new in change(node))
-            self.found += [(node, new, place) for new in changes if place]
+            self.found += [(node, new, place, self._functions[0]) for new in changes]
         return True
 
     def on_leave(self, original_node):
-        self._depth -= isinstance(original_node, libcst.FunctionDef)
+        if isinstance(original_node, libcst.FunctionDef):
+            self._functions.pop()
 
 
 def mutants(path):
@@ -57,11 +62,13 @@ def mutants(path):
     wrapper, places = MetadataWrapper(libcst.parse_module(path.read_text())), _Places()
     module = wrapper.module
     wrapper.visit(places)
-    for node, new, place in places.found:
+    seen = set()
+    for node, new, place, function in places.found:
         before, after = (" ".join(module.code_for_node(n).split()) for n in (node, new))
         source = module.deep_replace(node, new).code
-        if before != after and _compiles(source):
-            yield Mutant(path, (place.start.line, place.end.line), before, after, source)
+        if before != after and source not in seen and _compiles(source):
+            seen.add(source)
+            yield Mutant(path, (place.start.line, place.end.line), place.start.column, function, before, after, source)
 
 
 def _compiles(source):

@@ -2,7 +2,8 @@
 
 It needs ``pip install mutmut coverage``, and takes an hour or two. Options: ``--file NAME`` for some files only, may be
 repeated, ``--part 1/2`` for one half of the changes (run both halves at once), ``--out`` for the JSON lines; it may be
-stopped and started again with the same file. ``--table A.jsonl B.jsonl`` prints the score and who survived.
+stopped and started again with the same file. ``--table A.jsonl B.jsonl`` prints the score and who survived; of
+a change that is in several files, the last one counts.
 
 The tests are collected once. Then each change is made in a fork, where the tests that run the changed lines go first
 by what killed before and how fast they are, for --seconds at most. A change that no test notices in that time survives;
@@ -32,25 +33,13 @@ MEMORY = 12 << 30
 def main():
     options = _options()
     if options.table:
-        return _print_table([json.loads(line) for file in options.table for line in file.read_text().splitlines()])
+        return _print_table({_key(m): m for file in options.table for m in _read(file)}.values())
     import pytest
 
     os.environ["KLQUANT_HYPOTHESIS_PROFILE"] = "mutation"
     os.chdir(ROOT)
-    quiet = [
-        "-o",
-        "addopts=--import-mode=importlib",
-        "-p",
-        "no:terminal",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:randomly",
-    ]
+    unwanted = ("terminal", "cacheprovider", "benchmark", "xdist", "random_order", "cov")
+    quiet = ["-o", "addopts=--import-mode=importlib", *(f"-pno:{name}" for name in unwanted)]
     return pytest.main([*quiet, *TESTS], plugins=[Plugin(options)])
 
 
@@ -59,7 +48,7 @@ def _options():
     parser.add_argument("--file", action="append", help="name of a module, without .py")
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--again", type=Path, help="only those that survived there, say with more --seconds")
+    parser.add_argument("--again", type=Path, help="only those not killed there, say with more --seconds")
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl").absolute())
     parser.add_argument("--table", type=Path, nargs="+")
     return parser.parse_args()
@@ -78,21 +67,21 @@ class Plugin:
         from mutation.mutants import mutants
 
         known, durations = self._known(session.items)
+        self._control(session.items, durations)
         part, parts = map(int, self._options.part.split("/"))
         self._options.out.touch()
         chosen = [m for f in self._files() for m in mutants(f) if self._is_wanted(m)]
         random.Random(0).shuffle(chosen)  # noqa: S311 - so that what is done when time is up is a fair sample
-        done = {_key(json.loads(line)) for line in self._options.out.read_text().splitlines()}
+        done = {_key(m) for m in _read(self._options.out)}
         with self._options.out.open("a") as out:
             for mutant in chosen[part - 1 :: parts]:
-                if _key({**mutant._asdict(), "path": mutant.path.name, "lines": [*mutant.lines]}) in done:
+                row = {**mutant._asdict(), "path": mutant.path.name, "source": ""}
+                if _key(row) in done:
                     continue
                 tests = self._tests(mutant, known, durations)
-                outcome, killer = self._outcome(
-                    mutant, [session.items[k] for k in tests], sum(durations[k] for k in tests)
-                )
-                out.write(json.dumps({**mutant._asdict(), "path": mutant.path.name, "source": "", "tests": len(tests),
-                                      "outcome": outcome, "killer": killer}) + "\n")  # fmt: skip
+                seconds = sum(durations[k] for k in tests)
+                outcome, killer = self._outcome(mutant, [session.items[k] for k in tests], seconds)
+                out.write(json.dumps({**row, "tests": len(tests), "outcome": outcome, "killer": killer}) + "\n")
                 out.flush()
         return True
 
@@ -102,9 +91,19 @@ class Plugin:
 
     def _is_wanted(self, mutant):
         if self._options.again and not self._survivors:
-            found = map(json.loads, self._options.again.read_text().splitlines())
-            self._survivors |= {(m["path"], m["before"], m["after"]) for m in found if m["outcome"] == "survived"}
-        return not self._options.again or (mutant.path.name, mutant.before, mutant.after) in self._survivors
+            self._survivors |= {_key(m) for m in _read(self._options.again) if m["outcome"] != "killed"}
+        return not self._options.again or _key({**mutant._asdict(), "path": mutant.path.name}) in self._survivors
+
+    def _control(self, items, durations):
+        """Make sure that what changes nothing survives."""
+        from mutation.mutants import Mutant
+
+        quick = sorted(range(len(items)), key=durations.__getitem__)[: len(items) // 2]
+        for file in self._files():
+            mutant = Mutant(file, (0, 0), 0, (0, 0), "", "", file.read_text())
+            outcome = self._outcome(mutant, [items[k] for k in quick], sum(durations[k] for k in quick))
+            if outcome[0] != "survived":
+                raise RuntimeError(f"without any change, {file.name} is {outcome}")
 
     def _known(self, items):
         """Return what `_measure` finds, kept beside the results for the next run over the same tests."""
@@ -135,7 +134,7 @@ class Plugin:
     def _tests(self, mutant, known, durations):
         """Return the numbers of the tests that run the lines, those that are likely to notice first."""
         lines = known.get(mutant.path.name, {})
-        numbers = {int(k) for n in range(mutant.lines[0], mutant.lines[1] + 1) for k in lines.get(str(n), []) if k}
+        numbers = _running(lines, mutant.lines) or _running(lines, mutant.function)  # a default runs before any test
         killers = self._killers[mutant.path.name]
         chosen, seconds = [], 0.0
         for k in sorted(numbers, key=lambda k: (durations[k] - min(killers[k], 5), durations[k])):
@@ -194,8 +193,16 @@ def in_child(function, limit):
     return signalled or (255 if status else 0), json.loads(text) if text and not status else None
 
 
+def _running(lines, span):
+    return {int(k) for n in range(span[0], span[1] + 1) for k in lines.get(str(n), []) if k}
+
+
+def _read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def _key(mutant):
-    return json.dumps([mutant[field] for field in ("path", "lines", "before", "after")])
+    return json.dumps([mutant[field] for field in ("path", "lines", "column", "before", "after")])
 
 
 def _print_table(found):
