@@ -163,10 +163,10 @@ def _percentile(hist: Array, edges: Array, *, xp: ModuleType, percentile: float,
     def one(hist: Array, edges: Array) -> Threshold:
         folded, outer = _fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
         below = xp.cumsum(folded)
-        target = percentile / 100 * below[-1]
+        target = xp.abs(percentile / 100 * below[-1])  # abs: a difference from a product might be rounded once only
         k = first_true(below >= target, xp=xp)
         inner = xp.where(k == 0, 0.0, outer[k - 1])
-        value = outer[k] - (below[k] - target) / folded[k] * (outer[k] - inner)
+        value = outer[k] - xp.abs((below[k] - target) / folded[k] * (outer[k] - inner))
         value = xp.where(below[-1] > 0, value, xp.nan)
         nothing = xp.asarray(-1), xp.asarray(xp.nan)
         return describe(hist, edges, value, *nothing, num_quantized_bins=num_quantized_bins, xp=xp)

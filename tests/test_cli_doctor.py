@@ -6,6 +6,7 @@ from importlib import metadata
 
 import pytest
 from click.testing import CliRunner
+from namespaces import needs_jax
 
 import klquant
 from klquant.cli import cli, environment, probing
@@ -32,6 +33,7 @@ def features(result):
     return {feature["what"]: feature for feature in json.loads(result.stdout)["features"]}
 
 
+@needs_jax  # as one of those that are told
 def test_this_machine_is_told_as_it_is(monkeypatch):
     for name in ("plots", "demo"):  # matplotlib and scikit-learn take seconds
         monkeypatch.delitem(FEATURES, name)
@@ -45,7 +47,7 @@ def test_this_machine_is_told_as_it_is(monkeypatch):
     for name in ("numpy", "torch", "jax", "onnxruntime"):
         assert packages[name]["version"] == metadata.version(name)
         assert packages[name]["problem"] == ""
-    assert packages["torch"]["minimum"] == "2.8"
+    assert packages["torch"]["minimum"] == "2.9"
     assert packages["torch"]["devices"][0].startswith("cpu")
     assert packages["jax"]["devices"]
     assert "CPUExecutionProvider" in packages["onnxruntime"]["devices"]
@@ -100,15 +102,15 @@ def test_without_numpy_nothing_is_usable(libraries):
 
 
 def test_an_old_version_is_told_with_the_one_that_is_needed(libraries, monkeypatch):
-    versions = {"torch": "2.7.1+cu118", "onnx": "1.23.0"}
+    versions = {"torch": "2.8.1+cu118", "onnx": "1.23.0"}
     monkeypatch.setattr(environment.metadata, "version", lambda name: versions.get(name, "999"))
     result = run("--json")
     packages = {package["name"]: package for package in json.loads(result.stdout)["packages"]}
-    assert packages["torch"]["problem"] == "too old, 2.8 is needed"
+    assert packages["torch"]["problem"] == "too old, 2.9 is needed"
     assert packages["onnx"]["problem"] == ""
     found = features(result)
     assert not found[FEATURES["torch"]]["usable"]
-    assert found[FEATURES["torch"]]["missing"] == ["torch>=2.8"]
+    assert found[FEATURES["torch"]]["missing"] == ["torch>=2.9"]
     assert found[FEATURES["onnx"]]["usable"]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from cases import even_edges
-from namespaces import ALL, JIT, NUMPY, needs_jax
+from namespaces import ALL, JAX, JIT, NUMPY, needs_jax, params
 
 import klquant
 from klquant import InfeasibleError, InvalidInputError, reference
@@ -33,6 +33,15 @@ def test_percentiles_are_linear_inside_the_bin(xp, percentile, expected):
     found = call(xp, klquant.percentile_threshold, hist, edges, num_quantized_bins=3, percentile=percentile)
     assert float(found) == pytest.approx(expected, rel=1e-12)
     assert float(found.clipped) == pytest.approx(1 - percentile / 100, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("xp", params(JAX, JIT))
+@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.99])
+def test_percentiles_are_the_same_to_the_last_bit(xp, percentile):
+    batch, edges = np.random.default_rng(0).integers(0, 1000, (500, 101)), even_edges(101) * 0.017
+    expected = call(NUMPY, klquant.percentile_threshold, batch, edges, percentile=percentile)
+    found = call(xp, klquant.percentile_threshold, batch, edges, percentile=percentile)
+    np.testing.assert_array_equal(np.asarray(found.value), expected.value)
 
 
 @xp_all

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from klquant.errors import InvalidInputError, MissingDependencyError
 
@@ -66,7 +67,7 @@ def export_onnx(
     ModelError
         If torch cannot export the model; its own error is the cause.
     MissingDependencyError
-        Without onnx, onnxruntime, onnxscript, or with a torch before 2.8.
+        Without onnx, onnxruntime, onnxscript, or with a torch before 2.9.
 
     Warns
     -----
@@ -121,8 +122,8 @@ def _tell_fixed(result: "QuantizedModel") -> None:
 
 
 def _need_onnx() -> None:
-    if not hasattr(torch.onnx, "ops"):
-        raise MissingDependencyError(f"export_onnx needs torch 2.8 or later, got {torch.__version__}")
+    if TorchVersion(torch.__version__) < (2, 9):  # 2.8 exports one branch of those that depend on data, and is silent
+        raise MissingDependencyError(f"export_onnx needs torch 2.9 or later, got {torch.__version__}")
     try:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
 

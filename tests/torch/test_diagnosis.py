@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import sys
@@ -7,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from klquant.backends import progress
 from klquant.backends.torch import LayerThreshold, fold_relu, quantize_weights
 from klquant.backends.torch.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from klquant.backends.torch.layers import weighted_layers
 from networks import Broken, Net, batch, fingerprint, num_hooks, outputs, ready
+from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
@@ -448,9 +451,10 @@ def test_progress_is_shown_on_a_terminal_if_asked_for(monkeypatch, shown):
 @pytest.mark.parametrize("sensitivity", [True, False])
 def test_the_bar_has_a_step_for_every_run(monkeypatch, sensitivity):
     totals, steps = [], []
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
     monkeypatch.setattr(Progress, "add_task", lambda self, description, total: totals.append(total))
     monkeypatch.setattr(Progress, "advance", lambda self, task: steps.append(task))
-    diagnosed(chain(), list(X.split(20)), sensitivity=sensitivity)
+    diagnosed(chain(), list(X.split(20)), sensitivity=sensitivity, progress=True)
     assert totals == [len(steps)] == [2 * (8 if sensitivity else 2)]
 
 

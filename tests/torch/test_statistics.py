@@ -50,6 +50,13 @@ def test_counts_are_those_of_the_core_also_as_a_device_makes_them(dtype, amax, m
         assert count_scaled(x, NUM_BINS, NUM_BINS / amax).tolist() == expected.hist.tolist()
 
 
+@pytest.mark.parametrize("num_bins", [32767, 32769])
+def test_a_device_counts_in_sixteen_bits_while_they_do(num_bins, monkeypatch):
+    expected = klquant.histogram(X.numpy(), num_bins=num_bins, amax=2.5).hist
+    monkeypatch.setattr(counting, "_ON_DEVICE", ("cpu",))
+    assert count(X, num_bins, 2.5).tolist() == expected.tolist()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_counts_on_a_gpu_are_those_on_the_cpu():
     assert count(X.cuda(), NUM_BINS, 2.5).tolist() == count(X, NUM_BINS, 2.5).tolist()
