@@ -122,7 +122,7 @@ def _tell_fixed(result: "QuantizedModel") -> None:
 
 
 def _need_onnx() -> None:
-    if TorchVersion(torch.__version__) < (2, 9):  # 2.8 exports one branch of those that depend on data, and is silent
+    if TorchVersion(torch.__version__) < "2.9":  # 2.8 exports one branch of those that depend on data, and is silent
         raise MissingDependencyError(f"export_onnx needs torch 2.9 or later, got {torch.__version__}")
     try:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
