@@ -104,8 +104,9 @@ def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
         skew = np.abs(edges + edges[..., ::-1])
     # linspace and running sums are a few roundings off; a millionth of a bin moves no threshold
     allowed = np.maximum(1e-6 * widths.min(axis=-1), 8 * precision * edges[..., -1])
-    if (skew.max(axis=-1) > allowed).any():
-        where = np.unravel_index(np.argmax(skew), skew.shape)
+    excess = skew - allowed[..., None]
+    if (excess > 0).any():
+        where = np.unravel_index(np.argmax(excess), excess.shape)
         raise InvalidInputError(
             f"`edges` must be symmetric about 0, got {edges[where]} and {edges[..., ::-1][where]} at {_index(where)} "
             "from the ends"

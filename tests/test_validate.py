@@ -1,5 +1,7 @@
 """Every bad input has an error of its own that says what was expected and what came."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from cases import even_edges
@@ -7,7 +9,7 @@ from namespaces import JAX, JIT, needs_jax
 
 import klquant
 from klquant import ArrayTypeError, InfeasibleError, InvalidInputError
-from klquant._validate import check_odd, check_positive, check_vector
+from klquant._validate import LARGEST, SMALLEST, check_odd, check_positive, check_vector
 
 SEARCHES = [klquant.optimal_threshold, klquant.divergence_curve]
 HIST, EDGES = [1, 3, 9, 1, 7, 4, 2], even_edges(7)
@@ -55,6 +57,12 @@ BAD_VALUES = {
         r"`hist` must have a total below 2\*\*63, got about 9.223e\+18",
     ),
     "weights of 2**63": (np.full(7, 2.0**61), EDGES, r"`hist` must have a total below 2\*\*63, got about 1.614e\+19"),
+    "one of several": ([HIST, [*HIST[:2], -9, *HIST[3:]]], EDGES, r"must not be negative, got -9 at index \(1, 2\)"),
+    "one of several of 2**63": (
+        np.array([HIST, [2**62, 0, 0, 0, 0, 0, 2**62]]),
+        EDGES,
+        r"`hist` must have a total below 2\*\*63, got about 9.223e\+18",
+    ),
     "falling edges": (HIST, EDGES[::-1], r"`edges` must be finite and strictly increasing, got 3.5, 2.5 at index 0"),
     "equal edges": (HIST, with_entry(EDGES, 3, 0.5), r"strictly increasing, got 0.5, 0.5 at index 3"),
     "NaN among the edges": (HIST, with_entry(EDGES, 5, np.nan), r"`edges` must be finite .* got 0.5, nan at index 4"),
@@ -66,6 +74,19 @@ BAD_VALUES = {
     ),
     "edges whose squares vanish": (HIST, EDGES * 1e-150, r"`edges` must end between 1e-140 and 1e\+?140, got 3.5e-150"),
     "shifted edges": (HIST, EDGES + 1, r"`edges` must be symmetric about 0, got -2.5 and 4.5 at 0 from the ends"),
+    "shifted so far that sums overflow": (HIST, np.linspace(1e308, 1.7e308, 8), r"`edges` must be symmetric about 0"),
+    "one of several shifted": (
+        [HIST, HIST],
+        np.stack(
+            [with_entry(EDGES * 1e6, 0, -3.5e6 + 0.75), EDGES + 0.25]
+        ),  # the first by less than a millionth of a bin
+        r"`edges` must be symmetric about 0, got -3.25 and 3.75 at \(1, 0\) from the ends",
+    ),
+    "one of several too wide": (
+        [HIST, HIST],
+        np.stack([EDGES, EDGES * 1e150]),
+        r"`edges` must end between 1e-140 and 1e\+?140, got 3.5e\+150",
+    ),
     "one side stretched": (HIST, with_entry(EDGES, 7, 4.0), r"must be symmetric about 0, got -3.5 and 4.0 at 0"),
 }
 BAD_TYPES = {
@@ -169,6 +190,34 @@ def test_edges_that_linspace_rounds_are_symmetric_enough(dtype, num_bins):
         edges = np.linspace(-amax, amax, num_bins + 1).astype(dtype)
         curve = klquant.divergence_curve(hist, edges, num_quantized_bins=3)
         assert np.isfinite(curve).all()
+
+
+@pytest.mark.parametrize(("times", "accepted"), [(7.6, True), (8.4, False)])
+def test_how_far_from_symmetric_float32_may_be(times, accepted):
+    edges = np.array([-256, -1, -0.5, 0.5, 1, 256], np.float32)
+    edges[0] += np.float32(times * np.finfo(np.float32).eps * 256)  # more than a millionth of the narrowest bin
+    with contextlib.nullcontext() if accepted else pytest.raises(InvalidInputError, match="symmetric about 0"):
+        klquant.divergence_curve(np.ones(5, int), edges, num_quantized_bins=3)
+
+
+@pytest.mark.parametrize(("times", "accepted"), [(0.9e-6, True), (1.1e-6, False)])
+def test_how_far_from_symmetric_in_bins(times, accepted):
+    edges = with_entry(EDGES * 100, 0, -350 + times * 100)
+    with contextlib.nullcontext() if accepted else pytest.raises(InvalidInputError, match="symmetric about 0"):
+        klquant.divergence_curve(np.array(HIST), edges, num_quantized_bins=3)
+
+
+@pytest.mark.parametrize("end", [SMALLEST, LARGEST])
+def test_the_ends_themselves_are_accepted(end):
+    edges = EDGES / EDGES[-1] * end
+    assert edges[-1] == end
+    assert np.isfinite(float(klquant.max_threshold(np.array(HIST), edges, num_quantized_bins=3)))
+
+
+def test_integers_as_edges_have_no_rounding():
+    edges = np.array([-(2**53), -2, -1, 1, 2, 2**53 - 2])
+    with pytest.raises(InvalidInputError, match="symmetric about 0"):
+        klquant.divergence_curve(np.ones(5, int), edges, num_quantized_bins=3)
 
 
 def test_a_total_just_below_the_limit_is_accepted(eager):
