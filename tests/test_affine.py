@@ -210,6 +210,11 @@ def test_integers_are_refused(xp, dtype):
         xp.call(klquant.quantize, xp.asarray([1], dtype), xp.asarray(0.5, F32))
 
 
+def test_integers_do_not_dequantize_to_integers(xp):
+    with pytest.raises(ArrayTypeError, match="`dtype` must be floating point, got int32"):
+        xp.call(klquant.dequantize, xp.asarray([1], "int8"), 0.5, dtype="int32")
+
+
 def test_what_is_no_real_array_is_refused():
     for x, message in [
         ([1.0], "`x` must be a NumPy or JAX array, got list"),

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 from cases import even_edges
@@ -155,6 +157,20 @@ def test_a_percentile_outside_its_range_is_refused(percentile):
 def test_a_floor_outside_its_range_is_refused(ratio):
     with pytest.raises(InvalidInputError, match="`min_ratio` must lie between 0 and 1"):
         call(NUMPY, klquant.optimal_threshold, HIST, min_ratio=ratio)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_255_levels_are_the_default(criterion):
+    hist, edges = np.random.default_rng(4).poisson(20, 401), even_edges(401)
+    np.testing.assert_equal(criterion(hist, edges), criterion(hist, edges, num_quantized_bins=255))
+
+
+@pytest.mark.parametrize(("stretched", "accepted"), [(1.005, True), (1.02, False)])
+def test_bins_may_differ_by_a_hundredth(stretched, accepted):
+    edges = even_edges(1001)
+    edges[0], edges[-1] = edges[1] - stretched, edges[-2] + stretched
+    with contextlib.nullcontext() if accepted else pytest.raises(InvalidInputError, match="equally spaced"):
+        klquant.mse_threshold(np.ones(1001, int), edges)
 
 
 def test_bins_of_different_widths_are_refused_by_mse():

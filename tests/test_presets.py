@@ -1,5 +1,6 @@
 """Each preset against a transcription of its original into plain loops, which shares no code with it."""
 
+import contextlib
 from bisect import bisect_right
 from math import ceil, floor, inf, isinf, isnan, log, nan
 
@@ -472,9 +473,9 @@ def change(edges, where, value):
     ("wrong", "message"),
     [
         (lambda edges: edges + 1, r"must start at 0, as of absolute values, got 1\.0"),
-        (lambda edges: edges - 150, "must start at 0"),
+        (lambda edges: edges - 150, r"must start at 0, as of absolute values, got -150\.0"),
         (lambda edges: -edges, "strictly increasing, got -?0.0, -"),
-        (lambda edges: change(edges, 5, edges[4]), "strictly increasing, got .* at index 4"),
+        (lambda edges: change(edges / edges[1], 5, 4.0), r"strictly increasing, got 4\.0, 4\.0 at index 4"),
         (lambda edges: change(edges, -1, inf), "must be finite and strictly increasing"),
         (lambda edges: change(edges, 5, nan), "must be finite and strictly increasing"),
         (lambda edges: edges**2, "must be equally spaced"),
@@ -484,6 +485,16 @@ def test_edges_of_absolute_histograms(find, wrong, message):
     hist, edges = valid(find)
     with pytest.raises(InvalidInputError, match=message), np.errstate(invalid="ignore"):
         find(hist, wrong(edges))
+
+
+@every_absolute
+@pytest.mark.parametrize(("dtype", "more", "accepted"), [("f4", 0, True), ("f4", 0.03, False), ("i8", 1, False)])
+def test_how_far_the_widths_may_differ(find, dtype, more, accepted):
+    hist, edges = valid(find)
+    edges = (np.arange(len(edges)) * (3.3 if dtype == "f4" else 50)).astype(dtype)
+    edges[-1] += (edges[1] * more).astype(dtype) if dtype == "f4" else more
+    with contextlib.nullcontext() if accepted else pytest.raises(InvalidInputError, match="must be equally spaced"):
+        find(hist, edges)
 
 
 def test_symmetric_histograms():

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests")]
 CORE = ("affine", "criteria", "divergence", "errors", "histogram", "merging", "namespace", "presets", "reference",
-        "threshold", "validate", "windows", "public_api")  # fmt: skip
+        "tables", "threshold", "validate", "windows", "public_api")  # fmt: skip
 PROPS = ("affine", "criteria", "divergence", "histogram", "merging", "namespace", "threshold", "validate")
 TESTS = [f"tests/test_{name}.py" for name in CORE] + [f"property_tests/test_{name}_props.py" for name in PROPS]
 MEMORY = 12 << 30
