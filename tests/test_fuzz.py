@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fuzz import run
 from fuzz.loop import Attempts, damaged
 from fuzz.targets import Target, targets
 
@@ -57,3 +59,15 @@ def test_the_command_prints_a_row_for_each_target(tmp_path):
     assert row.split()[:2] == ["tensorrt-cache", "200"]
     assert row.endswith("ok")
     assert not (tmp_path / "failed").exists()
+
+
+def test_after_a_crash_the_rest_is_tried(monkeypatch, capsys):
+    account = {"seconds": 1.0, "errors": 30, "accepted": 70, "worst": 0.5, "peak": 7, "failures": {}}
+    found = [({**account, "inputs": 100}, "ended with -11: "), ({**account, "inputs": 200, "worst": 0.2}, "")]
+    asked = []
+    monkeypatch.setattr(run, "_in_child", lambda name, options, more: asked.append(more) or found.pop(0))
+    assert run._parent("onnx", SimpleNamespace(inputs=300, seconds=60.0, seed="0")) == 1
+    assert [(more[1], more[-1]) for more in asked] == [("300", "0"), ("200", "0.x")]
+    row = capsys.readouterr().out.split()
+    assert row[:5] == ["onnx", "300", "2", "60", "140"]
+    assert row[5:] == ["0.50", "7", "1", "x", "ended", "with", "-11:"]

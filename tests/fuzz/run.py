@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -51,24 +52,42 @@ def _options():
 
 
 def _parent(name, options):
-    """Run a target in a process, print its row, and return the exit code."""
+    """Run a target, in another process after each crash, print its row, and return the exit code."""
+    accounts, failures, deadline = [], Counter(), time.monotonic() + options.seconds
+    while (left := options.inputs - sum(account["inputs"] for account in accounts)) > 0:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or len(accounts) == MAX_CRASHES:
+            break
+        seed = options.seed + ".x" * len(accounts)  # others than those that led to the crash
+        account, ended = _in_child(name, options, ["--inputs", f"{left}", "--seconds", f"{seconds}", "--seed", seed])
+        accounts.append(account)
+        failures.update(account["failures"])
+        failures.update([ended] if ended else [])
+    row = {key: reduce(account[key] for account in accounts) for key, reduce in JOINED.items()}
+    cells = (f"{row[key]:{form}}" for key, form in ROW.items())
+    told = "; ".join(f"{number} x {kind}" for kind, number in failures.items()) or "ok"
+    print(COLUMNS.format(name, *cells, told), flush=True)  # noqa: T201
+    return 1 if failures else 0
+
+
+def _in_child(name, options, more):
+    """Run a target in a process; return its account, and how it ended if it did not come to its end."""
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=os.environ.get("KLQUANT_FUZZ_TMP")) as folder:
-        command = [sys.executable, __file__, *sys.argv[1:], "--target", name, "--child", folder]
+        command = [sys.executable, __file__, *sys.argv[1:], "--target", name, "--child", folder, *more]
         ended = subprocess.run(
             command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         written = Path(folder, "account.json")
-        account = json.loads(written.read_text()) if written.exists() else {}
-        failures = [f"{number} x {kind}" for kind, number in account.get("failures", {}).items()]
-        if ended.returncode or not account.get("finished"):
-            failures.append(f"ended with {ended.returncode}: {ended.stderr[-2000:]}")
-            shutil.copytree(folder, options.failed / f"{name.replace(' ', '-')}-last", dirs_exist_ok=True)
-    row = (f"{account.get(key, 0):{form}}" for key, form in ROW.items())
-    print(COLUMNS.format(name, *row, "; ".join(failures) or "ok"), flush=True)  # noqa: T201
-    return 1 if failures else 0
+        account = json.loads(written.read_text()) if written.exists() else {**dict.fromkeys(ROW, 0), "failures": {}}
+        if not ended.returncode and account.get("finished"):
+            return account, ""
+        shutil.copytree(folder, options.failed / f"{name.replace(' ', '-')}-last", dirs_exist_ok=True)
+        return account, f"ended with {ended.returncode}: {ended.stderr[-2000:]}"
 
 
+MAX_CRASHES = 20
 ROW = {"inputs": "d", "seconds": ".0f", "errors": "d", "accepted": "d", "worst": ".2f", "peak": ".0f"}
+JOINED = {"inputs": sum, "seconds": sum, "errors": sum, "accepted": sum, "worst": max, "peak": max}
 
 
 def _child(options):
