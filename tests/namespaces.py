@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,12 @@ NUMPY = Namespace("numpy")
 READ_ONLY = Namespace("read-only")
 JAX = Namespace("jax", is_jax=True)
 JIT = Namespace("jit", is_jax=True, is_traced=True)
+
+
+def import_torch():
+    """Return torch, or skip the test: where it is not installed, `import torch` finds the folder of its tests."""
+    pytest.importorskip("torch.nn")
+    return sys.modules["torch"]
 
 
 def params(*namespaces):

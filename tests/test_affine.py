@@ -2,7 +2,7 @@ from math import inf, nan
 
 import numpy as np
 import pytest
-from namespaces import JAX, NUMPY, needs_jax, params
+from namespaces import JAX, NUMPY, import_torch, needs_jax, params
 
 import klquant
 from klquant import ArrayTypeError, InvalidInputError
@@ -231,7 +231,7 @@ def test_what_is_no_real_array_is_refused():
 
 
 def test_torch_tensors_are_sent_to_the_backend():
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     with pytest.raises(ArrayTypeError, match=r"got torch\.Tensor; .*klquant\.backends\.torch"):
         klquant.fake_quantize(torch.ones(2), 0.5)
 

@@ -7,6 +7,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from namespaces import import_torch
 
 import klquant
 
@@ -43,7 +44,7 @@ def test_thresholds_are_those_of_every_other_environment(xp, criterion):
 
 @pytest.mark.parametrize("passes", IN_PASSES)
 def test_torch_counts_the_same_everywhere(passes):
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     from klquant.backends.torch import quantize
 
     batches = [torch.from_numpy(X[k::3, None].copy()) for k in range(3)]

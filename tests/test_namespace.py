@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from namespaces import JAX, NUMPY, needs_jax
+from namespaces import JAX, NUMPY, import_torch, needs_jax
 
 from klquant import ArrayTypeError
 from klquant._namespace import (
@@ -50,7 +50,7 @@ def test_what_is_no_array_is_refused(value, kind):
 
 
 def test_a_torch_tensor_is_sent_to_the_backend():
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     with pytest.raises(ArrayTypeError, match=r"got torch\.Tensor; .*klquant\.backends\.torch"):
         array_namespace(hist=torch.ones(3))
 

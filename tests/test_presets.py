@@ -6,7 +6,7 @@ from math import ceil, floor, inf, isinf, isnan, log, nan
 
 import numpy as np
 import pytest
-from namespaces import JAX, needs_jax
+from namespaces import JAX, import_torch, needs_jax
 
 from klquant import ArrayTypeError, InfeasibleError, InvalidInputError, presets
 
@@ -435,7 +435,7 @@ def test_jax_arrays_are_refused(find):
 
 @every_preset
 def test_torch_tensors_are_refused(find):
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     hist, edges = valid(find)
     with pytest.raises(ArrayTypeError, match=r"`hist` must be a NumPy array, got torch.Tensor"):
         find(torch.from_numpy(hist), edges)

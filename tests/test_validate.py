@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 from cases import even_edges
-from namespaces import JAX, JIT, needs_jax
+from namespaces import JAX, JIT, import_torch, needs_jax
 
 import klquant
 from klquant import ArrayTypeError, InfeasibleError, InvalidInputError
@@ -163,7 +163,7 @@ def test_lists_are_refused(search):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_torch_tensors_are_sent_to_the_backend(search):
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     with pytest.raises(ArrayTypeError, match=r"`hist` .* got torch\.Tensor; .*klquant\.backends\.torch"):
         search(torch.tensor(HIST), torch.tensor(EDGES), num_quantized_bins=3)
 
