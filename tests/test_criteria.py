@@ -77,6 +77,17 @@ def test_the_one_sided_curve_is_that_of_the_reference(xp, num_bins):
 
 
 @xp_all
+@pytest.mark.parametrize("num_bins", [13, 41])
+def test_the_one_sided_threshold_is_that_of_the_reference(xp, num_bins):
+    hist, edges = np.random.default_rng(num_bins).integers(0, 9, num_bins), even_edges(num_bins)
+    found = call(xp, klquant.optimal_threshold, hist, one_sided=True)
+    expected = reference.one_sided_divergence_curve(hist, 5)
+    assert int(found.index) == np.argmin(expected)
+    assert float(found) == edges[len(edges) - len(expected) + int(found.index)]
+    assert float(found.divergence) == pytest.approx(expected.min(), abs=1e-12)
+
+
+@xp_all
 def test_a_floor_excludes_narrower_candidates(xp):
     hist, edges = np.array([0, 0, 0, 1, 0, 0, 5, 100, 100, 0, 30, 100, 30]), even_edges(13)
     free = call(xp, klquant.optimal_threshold, hist, edges)

@@ -497,6 +497,14 @@ def test_how_far_the_widths_may_differ(find, dtype, more, accepted):
         find(hist, edges)
 
 
+def test_bins_so_narrow_that_float32_rounds_their_widths():
+    edges = np.linspace(0, 1, 500_002, dtype=np.float32)
+    widths = np.diff(edges.astype(np.float64))
+    assert np.ptp(widths) > 0.02 * widths.mean()
+    found = presets.modelopt_threshold(np.ones(500_001, np.int64), edges, stride=400_000)
+    assert float(found) in edges
+
+
 def test_symmetric_histograms():
     hist, edges = valid(presets.mxnet_threshold)
     with pytest.raises(InvalidInputError, match="symmetric about 0"):

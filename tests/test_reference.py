@@ -56,6 +56,7 @@ def test_outliers_go_to_the_end_bins():
 
 def test_smooth_by_hand():
     assert reference.smooth(np.array([0.0, 4, 6]), 0.5).tolist() == [0.5, 3.75, 5.75]
+    assert reference.smooth(np.array([0.0, 4])).tolist() == [1e-4, 4 - 1e-4]
     assert reference.smooth(np.zeros(3)) is None
     assert reference.smooth(np.array([0.0, 9]), 1.0) is None
     assert reference.smooth(np.array([0.0, 0, 9, 0.125]), 0.25) is None

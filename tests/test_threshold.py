@@ -38,6 +38,15 @@ def test_golden_curves(xp, case):
     np.testing.assert_allclose(curve, case.divergence, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("xp", params(JAX))
+@pytest.mark.parametrize(("num_bins", "levels"), [(75, 5), (125, 5), (1001, 255)])
+def test_merge_factors_that_jax_computes_together_reach_beyond_the_bins(xp, num_bins, levels):
+    hist, edges = np.random.default_rng(num_bins).integers(1, 1000, num_bins), even_edges(num_bins)
+    curve = klquant.divergence_curve(xp.asarray(hist), xp.asarray(edges), num_quantized_bins=levels)
+    expected = klquant.divergence_curve(hist, edges, num_quantized_bins=levels)
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
 def search(xp, hist, edges=None, **options):
     edges = even_edges(len(hist)) if edges is None else edges
     return xp.call(klquant.optimal_threshold, xp.asarray(hist), xp.asarray(edges), **options)

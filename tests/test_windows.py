@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from klquant._closed_form import prepare
 from klquant._namespace import compiled
-from klquant._windows import counts_between, filled_between, sum_up
+from klquant._windows import counts_between, filled_between, log_kept, sum_up
 
 
 @compiled
@@ -44,3 +45,10 @@ def test_weights_far_below_the_total_keep_their_digits():
     weights = np.array([1e12, 0.0, 1.2345678901234567e-9])
     sums = sum_up(weights, 0, xp=np)
     assert float(counts_between(sums, 1, 3, xp=np)) == pytest.approx(1.2345678901234567e-9, rel=1e-11)
+
+
+@pytest.mark.parametrize(("total", "lost"), [(10**15, 1), (10**12, 7), (2**62, 3)])
+def test_what_hardly_loses_anything_keeps_its_digits(total, lost):
+    search = prepare(np.array([lost, 0, 0, total, 0, 0, 0]), 3, 1e-4, False, xp=np)
+    kept = log_kept(search.window, search.total, xp=np)
+    assert kept[-1] == pytest.approx(-lost / (total + lost), rel=1e-12)
