@@ -176,7 +176,7 @@ def test_many_channels_are_thinned_with_both_ends(calibration):
     assert (profile[0], profile[-1]) == (1000, 1)
 
 
-@pytest.mark.parametrize("scale", [[], [math.nan], [-1.0], [[1.0], [2.0]], "much", None], ids=str)
+@pytest.mark.parametrize("scale", [[], [math.nan], [-1.0], [1.0, 1e307], [[1.0], [2.0]], "much", None], ids=str)
 def test_scales_that_are_none_are_refused(calibration, scale):
     with pytest.raises(InvalidInputError, match=r"`weight_scales` of layer `features\.0\.conv`"):
         describe(calibration, weight_scales={"features.0.conv": scale})

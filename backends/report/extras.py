@@ -13,6 +13,7 @@ from .drawing import short
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_PROFILE = 64
+MAX_SCALE = 1e300  # twice the largest level of it is still a float
 _OF_A_LAYER = (
     "weight_sqnr_db",
     "activation_sqnr_db",
@@ -97,6 +98,8 @@ def _checked_scale(name: str, given: Any) -> Array:
         scale = np.atleast_1d(np.asarray(listed, np.float64))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"`weight_scales` of layer `{name}` must be numbers, got {given!r}") from error
-    if scale.ndim != 1 or not scale.size or not np.isfinite(scale).all() or (scale < 0).any():
-        raise InvalidInputError(f"`weight_scales` of layer `{name}` must list finite numbers >= 0, got {given!r}")
+    if scale.ndim != 1 or not scale.size or not ((scale >= 0) & (scale <= MAX_SCALE)).all():
+        raise InvalidInputError(
+            f"`weight_scales` of layer `{name}` must list numbers from 0 to {MAX_SCALE}, got {given!r}"
+        )
     return scale
