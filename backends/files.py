@@ -87,7 +87,10 @@ def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays
     text = json.dumps({"klquant": kind, "schema": schema, **meta, "arrays": list(arrays)}, allow_nan=False)
     buffer = io.BytesIO()
     content: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
-    np.savez_compressed(buffer, **content)
+    try:
+        np.savez_compressed(buffer, **content)
+    except ValueError as error:  # zipfile's, about what it could not close after an interrupt
+        raise (error.__context__ or error) from None
     write_atomic(path, buffer.getvalue())
 
 

@@ -57,6 +57,18 @@ def test_other_errors_come_through_and_leave_nothing(tmp_path, monkeypatch, erro
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the archive's, as it is deleted
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_interrupts_the_packing_is_not_replaced(tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("zipfile._get_compressor", fails)
+    with pytest.raises(error):
+        save_npz(tmp_path / "c", "calibration", 1, {}, {"a": np.zeros(3)})
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_folder_for_temporary_files_goes_also_if_its_removal_is_interrupted(tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         monkeypatch.undo()

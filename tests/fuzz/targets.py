@@ -28,6 +28,8 @@ from klquant.errors import KLQuantError
 from . import seeds
 from .mutation import mutate
 
+OUTPUT = io.StringIO()  # one for all: click keeps every standard output that it has met
+
 
 class Target(NamedTuple):
     """One attack."""
@@ -108,9 +110,11 @@ def convert(folder, data):
 
 def terminal(folder, data):
     rows = [[line] * 3 for line in data.decode("utf-8", "surrogateescape").split("\0")]
-    with contextlib.redirect_stdout(io.StringIO()) as output:
+    with contextlib.redirect_stdout(OUTPUT):
         print_table(rows[0][0], ("tensor", "node", "why"), rows)
-    _check_output(output.getvalue())
+    _check_output(OUTPUT.getvalue())
+    OUTPUT.seek(0)
+    OUTPUT.truncate()
 
 
 def diagnosis(folder, data):
