@@ -23,7 +23,9 @@ JOB = Path(__file__).parent / "load_job.py"
 @pytest.fixture(scope="module")
 def report(request):
     provenance = machine.provenance(cores=f"{os.cpu_count()}")
-    with collected(request.config.pluginmanager, provenance, title="many tensors of 8001 bins") as report:
+    with collected(
+        request.config.pluginmanager, provenance, title="many tensors of 8001 bins", clock="wall ms"
+    ) as report:
         yield report
 
 
