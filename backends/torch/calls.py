@@ -8,7 +8,7 @@ else that touches a tensor.
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .functions import METADATA, product_name, relu_kind
+from .holding import holding
 from .layers import BATCH_NORMS, RELUS, WEIGHTED
 
 OUTPUT = "output"  # stands for the model's own output among the consumers
@@ -67,19 +68,17 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
     """
     seen = Recording({name: [] for name in interesting}, [], {}, set())
     recorder = _Recorder(seen, model)
-    handles = []
-    try:
+
+    def recorders() -> Iterator[AbstractContextManager[Any]]:
         for name, module in model.named_modules():
-            if name and name not in seen.calls and not products:
-                continue
-            entering, leaving = recorder.hooks(name)
-            handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
-            handles.append(module.register_forward_hook(leaving, always_call=True))
-        with recorder:
-            yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+            if not name or name in seen.calls or products:
+                entering, leaving = recorder.hooks(name)
+                yield module.register_forward_pre_hook(entering, with_kwargs=True)
+                yield module.register_forward_hook(leaving, always_call=True)
+        yield recorder
+
+    with holding(recorders()):
+        yield seen
     recorder.consume(seen.output, Consumer(None, OUTPUT))
 
 

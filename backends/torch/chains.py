@@ -4,16 +4,18 @@ As in :mod:`.calls`, what counts is what one run of the model showed; here the t
 functions that commute with positive factors per channel, modules or not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .calls import Mode, record_calls, tensors_in
 from .functions import METADATA
+from .holding import holding
 from .layers import LayerReLU, inner_layer, weighted_layers
 
 # by name: the function f of a module, torch.f and Tensor.f are the same
@@ -52,20 +54,18 @@ def follow_chains(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Chain]
     Also the ids of all tensors that were used outside the layers, and the tensors that the model returned.
     """
     tracer = _Tracer()
-    handles = []
+
+    def hooks() -> Iterator[RemovableHandle]:
+        for name, layer in weighted_layers(model):
+            yield layer.register_forward_pre_hook(tracer.entering(name, layer), with_kwargs=True)
+            yield layer.register_forward_hook(tracer.leaving(name, layer), always_call=True)
 
     def traced() -> None:
-        with tracer:
+        with holding([tracer]):
             run()
 
-    try:
-        for name, layer in weighted_layers(model):
-            handles.append(layer.register_forward_pre_hook(tracer.entering(name, layer), with_kwargs=True))
-            handles.append(layer.register_forward_hook(tracer.leaving(name, layer), always_call=True))
+    with holding(hooks()):
         output = record_calls(model, traced).output
-    finally:
-        for handle in handles:
-            handle.remove()
     tracer.end(output)
     return tracer.chains, tracer.used, output
 

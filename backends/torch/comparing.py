@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..thresholds import LayerThreshold
+from .holding import holding
 from .layers import weighted_layers
 from .running import Where
 from .simulation import fake_quantize, simulate
@@ -83,14 +84,8 @@ def each_call(layers: Mapping[str, nn.Module], observer: Callable[[Call], None])
 
         return hook
 
-    handles = []
-    try:
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_hook(reporting(name), with_kwargs=True))
+    with holding(layer.register_forward_hook(reporting(name), with_kwargs=True) for name, layer in layers.items()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class SwitchableModel:

@@ -2,16 +2,17 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ..settings import Observe
+from .holding import holding
 from .layers import weighted_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -92,7 +93,7 @@ def run_observed(
         except KLQuantError as error:
             raise type(error)(f"{entered}batch {number}: {error}") from error
 
-    with torch.no_grad(), _hooks(model, observed, observe):
+    with torch.no_grad(), holding(_hooks(model, observed, observe)):
         for number, batch in enumerate(batches, start=first):
             try:
                 forward(model, batch)
@@ -111,20 +112,13 @@ def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-@contextmanager
-def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Where) -> Iterator[None]:
-    handles = []
-    try:
-        for name, layer in weighted_layers(model):
-            place = observed_at(name, observe)
-            if place == "inputs":
-                handles.append(layer.register_forward_pre_hook(_on_input(name, observed), with_kwargs=True))
-            elif place == "outputs":
-                handles.append(layer.register_forward_hook(_on_output(name, observed)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Where) -> Iterator[RemovableHandle]:
+    for name, layer in weighted_layers(model):
+        place = observed_at(name, observe)
+        if place == "inputs":
+            yield layer.register_forward_pre_hook(_on_input(name, observed), with_kwargs=True)
+        elif place == "outputs":
+            yield layer.register_forward_hook(_on_output(name, observed))
 
 
 def _on_input(name: str, observed: Callable[[str, Any], None]) -> Callable[..., None]:

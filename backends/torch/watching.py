@@ -11,6 +11,7 @@ from klquant.errors import InvalidInputError
 
 from .calls import Call, Consumer, Recording, recording
 from .fusing import Fold
+from .holding import holding
 from .running import Forward
 
 
@@ -38,13 +39,10 @@ def watching_folds(folded_model: nn.Module, folds: Iterable[Fold]) -> Iterator[N
     """
     done = [fold for fold in folds if not fold.reason]
     norms = [fold.module for fold in done if fold.kind == "batch_norm"]
-    handles = [folded_model.get_submodule(name).register_forward_hook(_renew) for name in norms]
-    try:
-        with recording(folded_model, [*norms, *(str(fold.into) for fold in done)]) as seen:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    renewing = (folded_model.get_submodule(name).register_forward_hook(_renew) for name in norms)
+    recorded = [*norms, *(str(fold.into) for fold in done)]
+    with holding(renewing), recording(folded_model, recorded) as seen:
+        yield
     _check(folded_model, done, seen)
 
 
