@@ -8,6 +8,7 @@ import numpy as np
 from klquant._namespace import Array, is_concrete
 from klquant.errors import InfeasibleError
 
+ROUNDING = 2.0**-48  # of a value: what is nearer to a level is on it
 _MAX_ROWS = 30  # in a notebook
 _COLUMNS = {"T": ".6g", "index": ".0f", "KL nats": ".4g", "clipped": ".3%", "SQNR dB": ".1f"}
 
@@ -67,6 +68,7 @@ def describe(
     centre, qmax = (low + high) / 2, num_quantized_bins // 2
     step = wide / qmax
     noise = centre - xp.clip(xp.rint(centre / step), -qmax, qmax) * step
+    noise = xp.where(xp.abs(noise) > ROUNDING * xp.abs(centre), noise, 0.0)  # a fused product leaves another one
     sqnr = 10 * xp.log10((counts * centre**2).sum() / (counts * noise**2).sum())
     exact = edges if edges.dtype.kind == "f" else edges_64
     return Threshold(

@@ -67,6 +67,15 @@ def test_sqnr_is_the_ratio_of_signal_to_expected_error(xp):
 
 
 @xp_all
+@pytest.mark.parametrize("width", [1.0, 0.1, 2 / 33])
+def test_what_is_met_but_for_rounding_has_no_error(xp, width):
+    hist = np.zeros(33, np.int64)
+    hist[10] = 1
+    found = call(xp, klquant.mse_threshold, hist, even_edges(33) * width, num_quantized_bins=15)
+    assert float(found.sqnr_db) == np.inf
+
+
+@xp_all
 @pytest.mark.parametrize("num_bins", [5, 13, 41])
 def test_the_one_sided_curve_is_that_of_the_reference(xp, num_bins):
     hist = np.random.default_rng(num_bins).integers(0, 9, num_bins)
