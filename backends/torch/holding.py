@@ -16,12 +16,25 @@ def holding(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
             for context in contexts:
                 stack.enter_context(context)
         yield
+    except Exception as error:
+        if interrupt := _interrupt_behind(error):
+            raise interrupt from None
+        raise
     finally:
         try:
             with _uninterrupted():
                 stack.close()
         finally:
             stack.close()  # a Ctrl-C may have come just before that; what is closed stays so
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the Ctrl-C that led to an error: PyTorch's modes fail when they are left on account of one."""
+    while error:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__context__
+    return None
 
 
 @contextmanager

@@ -67,6 +67,17 @@ def test_an_error_on_the_way_leaves_no_hook():
     assert num_hooks(layer) == 0
 
 
+def test_an_interrupt_behind_an_error_is_not_lost():
+    def fails():
+        try:
+            press()
+        finally:
+            raise RuntimeError("in a clean-up")
+
+    with pytest.raises(KeyboardInterrupt), holding([]):
+        fails()
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
 def test_handlers_that_are_no_functions_are_left_alone(handler):
     signal.signal(signal.SIGINT, handler)
