@@ -14,6 +14,7 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ..progress import tracked
+from .holding import holding
 from .layers import inner_layer, weighted_layers
 from .running import Forward, call_model, copy_model, run_observed
 from .simulation import QuantizedLayer
@@ -78,7 +79,7 @@ def correct_bias(
     description = "bias correction" if progress else ""
     if not run_observed(reference, tracked(batches, description), observer, forward=forward):
         raise InvalidInputError("expected at least one calibration batch, got none")
-    with torch.no_grad():
+    with holding([torch.no_grad()]):
         means = {name: shift.mean() for name, shift in shifts.items() if shift.was_called}
     for name, mean in means.items():
         _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)

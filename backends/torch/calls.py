@@ -55,7 +55,7 @@ class Recording(NamedTuple):
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """Run the model and return who used the output of what. The model is left as it was."""
     interesting = {name: m for name, m in model.named_modules() if type(m) in (*WEIGHTED, *BATCH_NORMS, *RELUS)}
-    with torch.no_grad(), recording(model, interesting, products=True) as seen:
+    with holding([torch.no_grad()]), recording(model, interesting, products=True) as seen:
         run()
     return seen
 

@@ -13,6 +13,7 @@ from klquant.errors import InvalidInputError
 from ..progress import progress_bar
 from ..tables import html_table, number
 from ..thresholds import LayerThreshold
+from .holding import holding
 from .measuring import NOTHING, LayerSums, Measurements, Run
 from .running import Forward, Where, call_model, check_eval
 
@@ -131,7 +132,7 @@ def diagnose(
     check_eval(model)
     measured = Measurements(model, weight_scales, thresholds, observe)
     steps, number = 2 + (2 * len(thresholds) if sensitivity else 0), -1
-    with torch.no_grad(), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
+    with holding([torch.no_grad()]), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
         for number, batch in enumerate(batches):
             run = Run(batch, number, forward, advance)
             measured.compare_layers(run)

@@ -1,6 +1,7 @@
 """Hooks and modes that always go again, also when Ctrl-C is pressed while they come or go."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -11,25 +12,32 @@ from typing import Any
 def holding(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter all contexts, such as the handles of hooks, and leave them at the end; meanwhile a Ctrl-C waits."""
     stack = ExitStack()
+    with _staying_interrupts():
+        try:
+            with _uninterrupted():
+                for context in contexts:
+                    stack.enter_context(context)
+            yield
+        finally:
+            try:
+                with _uninterrupted():
+                    stack.__exit__(*sys.exc_info())
+            finally:
+                stack.close()  # a Ctrl-C may have come just before that; what is closed stays so
+
+
+@contextmanager
+def _staying_interrupts() -> Iterator[None]:
+    """Raise the Ctrl-C that led to an error: PyTorch's modes fail when they are left on account of one."""
     try:
-        with _uninterrupted():
-            for context in contexts:
-                stack.enter_context(context)
         yield
     except Exception as error:
         if interrupt := _interrupt_behind(error):
             raise interrupt from None
         raise
-    finally:
-        try:
-            with _uninterrupted():
-                stack.close()
-        finally:
-            stack.close()  # a Ctrl-C may have come just before that; what is closed stays so
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """Return the Ctrl-C that led to an error: PyTorch's modes fail when they are left on account of one."""
     while error:
         if isinstance(error, KeyboardInterrupt):
             return error

@@ -93,7 +93,7 @@ def run_observed(
         except KLQuantError as error:
             raise type(error)(f"{entered}batch {number}: {error}") from error
 
-    with torch.no_grad(), holding(_hooks(model, observed, observe)):
+    with holding([torch.no_grad()]), holding(_hooks(model, observed, observe)):
         for number, batch in enumerate(batches, start=first):
             try:
                 forward(model, batch)

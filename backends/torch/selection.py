@@ -12,6 +12,7 @@ from klquant.errors import InvalidInputError
 from ..progress import progress_bar
 from ..thresholds import LayerThreshold
 from .comparing import Call, SwitchableModel, compare, each_call, fake_quantize_at
+from .holding import holding
 from .running import Forward, Where, call_model, check_eval, observed_at
 
 PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals
@@ -127,7 +128,11 @@ def output_errors(
 
     number = -1
     description = "choice of criteria" if progress else ""
-    with torch.no_grad(), each_call(switchable.floats, observer), progress_bar(description, batches) as advance:
+    with (
+        holding([torch.no_grad()]),
+        each_call(switchable.floats, observer),
+        progress_bar(description, batches) as advance,
+    ):
         for number, batch in enumerate(batches):  # noqa: B007
             forward(model, batch)
             advance()

@@ -78,6 +78,18 @@ def test_an_interrupt_behind_an_error_is_not_lost():
         fails()
 
 
+def test_an_interrupt_is_not_lost_where_the_clean_up_fails():
+    @contextmanager
+    def failing():
+        try:
+            yield
+        finally:
+            raise RuntimeError("on the way out")
+
+    with pytest.raises(KeyboardInterrupt), holding([failing()]):
+        press()
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
 def test_handlers_that_are_no_functions_are_left_alone(handler):
     signal.signal(signal.SIGINT, handler)
