@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from klquant.backends.torch.holding import holding
+from networks import num_hooks
 from torch import nn
 
 
@@ -25,10 +26,6 @@ def hooks(layer, meanwhile=lambda: None):
     yield layer.register_forward_hook(print)
     meanwhile()
     yield layer.register_forward_pre_hook(print)
-
-
-def num_hooks(layer):
-    return len(layer._forward_hooks) + len(layer._forward_pre_hooks)
 
 
 def test_hooks_are_there_inside_only():
