@@ -22,8 +22,6 @@ import numpy as np
 
 from klquant.errors import InvalidInputError
 
-from .interrupts import not_replaced
-
 Arrays: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 MAX_BYTES = 2**30
 """Of the arrays in one npz file; one that is hardly compressed may hold more."""
@@ -89,8 +87,10 @@ def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays
     text = json.dumps({"klquant": kind, "schema": schema, **meta, "arrays": list(arrays)}, allow_nan=False)
     buffer = io.BytesIO()
     content: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
-    with not_replaced(KeyboardInterrupt, MemoryError):  # by zipfile's ValueError about what it cannot close then
+    try:
         np.savez_compressed(buffer, **content)
+    except ValueError as error:  # zipfile's, about what it could not close after an interrupt
+        raise (error.__context__ or error) from None
     write_atomic(path, buffer.getvalue())
 
 

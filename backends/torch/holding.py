@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from ..interrupts import not_replaced
-
 
 @contextmanager
 def holding(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter all contexts, such as the handles of hooks, and leave them at the end; meanwhile a Ctrl-C waits."""
     stack = ExitStack()
-    with not_replaced(KeyboardInterrupt):  # PyTorch's modes fail when they are left on account of one
+    with _staying_interrupts():
         try:
             with _uninterrupted():
                 for context in contexts:
@@ -26,6 +24,25 @@ def holding(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
                     stack.__exit__(*sys.exc_info())
             finally:
                 stack.close()  # a Ctrl-C may have come just before that; what is closed stays so
+
+
+@contextmanager
+def _staying_interrupts() -> Iterator[None]:
+    """Raise the Ctrl-C that led to an error: PyTorch's modes fail when they are left on account of one."""
+    try:
+        yield
+    except Exception as error:
+        if interrupt := _interrupt_behind(error):
+            raise interrupt from None
+        raise
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    while error:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__context__
+    return None
 
 
 @contextmanager
