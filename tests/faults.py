@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from faults.commands import interrupt_commands
 from faults.disks import available
+from faults.everywhere import interrupt_everywhere
 from faults.interrupting import interrupt
 from faults.killing import kill_again_and_again
 from faults.outcomes import print_table
@@ -23,6 +24,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--interrupts", type=int, default=20, help="of each kind; 20")
+    parser.add_argument("--functions", type=int, default=400, help="that Ctrl-C comes in; 400")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write the table too")
     options = parser.parse_args()
@@ -31,6 +33,7 @@ def main():
     kinds = [
         lambda: kill_again_and_again(options.kills, options.seed),
         lambda: interrupt(options.interrupts, options.seed),
+        lambda: interrupt_everywhere(options.functions, options.seed),
         lambda: interrupt_commands(options.interrupts, options.seed),
         lambda: fail_to_read(options.interrupts, options.seed),
         lambda: save_everywhere(options.seed, available()),

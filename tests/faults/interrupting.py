@@ -113,7 +113,7 @@ def _torch_with_resume(state, folder):
     before, paths = fingerprint(model), (folder / "progress.npz", folder / "result.npz")
     if not interrupted(state, calibrate, state, *paths, model=model, forward=first, checkpoint_seconds=1e9):
         return None
-    complaints = _changed(model, before, first)
+    complaints = changed(model, before, first)
     calibrate(again.state, *paths, model=model, forward=again)
     twice = first.runs + again.runs - 2 * NUM_BATCHES
     fine = {
@@ -126,16 +126,16 @@ def _torch_with_resume(state, folder):
 def _torch_all_stages(state, folder):
     model, seen = network(), Seen(state)
     before = fingerprint(model)
-    return _changed(model, before, seen) if interrupted(state, _all_stages, model, seen) else None
+    return changed(model, before, seen) if interrupted(state, all_stages, model, seen) else None
 
 
-def _all_stages(model, forward):
+def all_stages(model, forward):
     quantize(model, batches(), criterion="auto", equalize=True, correct_bias=True, forward=forward)
     amax = collect_amax(model, batches(), forward=forward)
     collect_histograms(model, batches(), amax, forward=forward)
 
 
-def _changed(model, before, seen):
+def changed(model, before, seen):
     """Return what is not as it was before."""
     fine = {
         "the model changed": fingerprint(model) == before,

@@ -1,5 +1,6 @@
 """What tests/faults.py tries at length, a few times each."""
 
+from faults.everywhere import interrupt_everywhere
 from faults.interrupting import TASKS, interrupt
 from faults.killing import kill_again_and_again
 from faults.ranks import lose_processes
@@ -18,6 +19,13 @@ def test_killing():
 
 def test_interrupting():
     assert_fine(interrupt(1, seed=1), len(TASKS))
+
+
+def test_interrupting_everywhere():
+    functions, lines = interrupt_everywhere(10, seed=1, lines=40)
+    assert_fine([functions], 10)
+    assert_fine([lines], lines.outcomes.total())
+    assert lines.outcomes.keys() >= {"absent, comes out", "whole, comes out"}
 
 
 def test_reading():
