@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import klquant
 from klquant.errors import InvalidInputError
 
-from .checks import (
+from .calibration_checks import (
     check_chosen,
     check_floats,
     check_names,
@@ -21,13 +21,10 @@ from .checks import (
     check_transforms,
     read_histogram,
 )
-from .files import load_npz, save_npz
+from .html_tables import html_skipped, html_table, html_thresholds, number
+from .npz import load_npz, save_npz
 from .settings import Criterion, Settings
-from .tables import html_skipped, html_table, html_thresholds, number
 from .thresholds import LayerThreshold, search_thresholds
-
-if TYPE_CHECKING:
-    from .report import Report
 
 SCHEMA = 1
 _KIND = "calibration"
@@ -103,12 +100,6 @@ class Calibration(NamedTuple):
             raise InvalidInputError(
                 f"the calibration must be of this model, got {len(differing)} differing layers: {shown}"
             )
-
-    def report(self, path: str | Path, **options: Any) -> "Report":
-        """Write an HTML page about this calibration; see :func:`klquant.backends.report.write_report`."""
-        from .report import write_report
-
-        return write_report(self, path, **options)
 
     def save(self, path: str | Path) -> None:
         """Write all of it to one npz file, whole or not at all."""

@@ -10,7 +10,7 @@ import numpy as np
 import klquant
 from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError, KLQuantError
 
-from .clipping import overclipped
+from .guard import overclipped
 from .settings import Criterion, LayerOptions
 from .warning import warn
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from klquant._namespace import Array, array_namespace, compiled
+from klquant._search.prefix_sums import counts_between, filled_between, sum_up
 from klquant._validate import check_odd, check_vector
-from klquant._windows import counts_between, filled_between, sum_up
 from klquant.errors import ArrayTypeError, InvalidInputError
 
 

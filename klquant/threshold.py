@@ -4,10 +4,10 @@ from types import ModuleType
 
 import numpy as np
 
-from klquant._closed_form import closed_form_curve, prepare
-from klquant._direct import Search, direct_divergence
 from klquant._namespace import Array, at_most, compiled, first_true, from_numpy, map_batch, while_loop
 from klquant._result import Threshold, check_found, describe
+from klquant._search.bin_by_bin import Search, direct_divergence
+from klquant._search.closed_form import closed_form_curve, prepare
 from klquant._validate import check_histogram, check_positive
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError

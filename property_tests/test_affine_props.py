@@ -3,11 +3,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from namespaces import JAX, JIT, READ_ONLY, params
-from strategies import data as reals
-from strategies import fewer
 
 import klquant
+from strategies import data as reals
+from strategies import fewer
+from support.namespaces import JAX, JIT, READ_ONLY, params
 
 LEVELS = st.sampled_from([3, 15, 255])
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])

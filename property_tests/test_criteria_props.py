@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from namespaces import JAX, needs_jax
-from strategies import INTEGER_SHAPES, JAX_SIZES, even_edges, fewer, histograms
 
 import klquant
 from klquant import InfeasibleError, reference
+from strategies import INTEGER_SHAPES, JAX_SIZES, even_edges, fewer, histograms
+from support.namespaces import JAX, needs_jax
 
 CRITERIA = [klquant.optimal_threshold, klquant.max_threshold, klquant.percentile_threshold, klquant.mse_threshold]
 

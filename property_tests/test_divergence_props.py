@@ -5,11 +5,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from namespaces import JAX, JIT, READ_ONLY, params
-from strategies import EPS, counts, fewer, real_weights, vectors
 
 import klquant
 from klquant import InfeasibleError, reference
+from strategies import EPS, counts, fewer, real_weights, vectors
+from support.namespaces import JAX, JIT, READ_ONLY, params
 
 
 @st.composite

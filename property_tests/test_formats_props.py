@@ -8,8 +8,8 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from klquant.backends.formats import FORMATS, CalibrationCache, NcnnTable, read_table, write_table
 
+from klquant.backends.formats import FORMATS, CalibrationCache, NcnnTable, read_table, write_table
 from klquant.errors import CalibrationWarning, InvalidInputError
 
 ANY_NAME = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from namespaces import JAX, JIT, READ_ONLY, needs_jax, params
-from strategies import data as reals
-from strategies import fewer
 
 import klquant
 from klquant import Histogram, reference
 from klquant.histogram import symmetric_edges
+from strategies import data as reals
+from strategies import fewer
+from support.namespaces import JAX, JIT, READ_ONLY, needs_jax, params
 
 NUM_BINS = st.sampled_from([3, 15, 255, 2001])
 AMAX = st.floats(1e-6, 1e6) | st.sampled_from([1.0, 1.5, 2.0])

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from namespaces import JAX, JIT, READ_ONLY, params
-from strategies import JAX_SIZES, SHAPES, SIZES, counts, fewer, histograms, vectors, weights
 
 import klquant
 from klquant import reference
-from klquant._windows import counts_between, sum_up
+from klquant._search.prefix_sums import counts_between, sum_up
+from strategies import JAX_SIZES, SHAPES, SIZES, counts, fewer, histograms, vectors, weights
+from support.namespaces import JAX, JIT, READ_ONLY, params
 
 LEVELS = st.integers(1, 20).map(lambda k: 2 * k + 1)
 

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from namespaces import EAGER, JAX, JIT, READ_ONLY, params
-from strategies import fewer
 
 from klquant._namespace import array_namespace, compiled, count_truncated, from_numpy, map_selected
+from strategies import fewer
+from support.namespaces import EAGER, JAX, JIT, READ_ONLY, params
 
 DTYPES = st.sampled_from(["int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"])
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
-from strategies import EPS, INTEGER_SHAPES, JAX_SIZES, fewer, histograms, real_weights, weights
 
 import klquant
 from klquant import InfeasibleError, reference
+from strategies import EPS, INTEGER_SHAPES, JAX_SIZES, fewer, histograms, real_weights, weights
+from support.namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
 
 
 def curve_of(case, xp=NUMPY):

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from hypothesis import event, given, note
 from hypothesis.extra import numpy as hnp
-from klquant.backends.torch import collect_amax, collect_histograms, fake_quantize, fold_batch_norm, fold_relu
-from klquant.backends.torch.folding import plan_folds
-from klquant.backends.torch.fusing import apply_folds
-from klquant.backends.torch.running import call_model
-from klquant.backends.torch.watching import watched
-from networks import Net, batch, eighths, exact, is_same, outputs, ready
 from torch import nn
 from torch.nn import functional as F
 
 import klquant
+from klquant.backends.torch import collect_amax, collect_histograms, fake_quantize, fold_batch_norm, fold_relu
+from klquant.backends.torch.folding.api import plan_folds
+from klquant.backends.torch.folding.apply import apply_folds
+from klquant.backends.torch.folding.verify import watched
+from klquant.backends.torch.model.forward import call_model
+from support.networks import Net, batch, eighths, exact, is_same, outputs, ready
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

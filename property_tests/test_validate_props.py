@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import SIZES, edges, histograms
 
 import klquant
 from klquant import InfeasibleError, InvalidInputError
+from strategies import SIZES, edges, histograms
 
 SMALL = histograms(sizes=[(num_bins, levels) for num_bins, levels in SIZES if num_bins <= 33])
 

@@ -5,9 +5,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores among them; said before anything starts threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from namespaces import ALL, EAGER
+from support.namespaces import ALL, EAGER
 
-collect_ignore = ["mutation"]  # no tests, and it needs libraries of its own
+collect_ignore = ["tools/mutation"]  # no tests, and it needs libraries of its own
 
 
 @pytest.fixture(params=ALL)

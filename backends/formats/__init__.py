@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from klquant.errors import InvalidInputError
 
+from .json_csv import read_csv, read_json, write_csv, write_json
 from .ncnn_table import NcnnTable, read_ncnn_table, write_ncnn_table
 from .onnxruntime_table import (
     read_onnxruntime_table,
@@ -35,9 +36,8 @@ from .onnxruntime_table import (
     write_onnxruntime_table,
     write_onnxruntime_text,
 )
-from .plain import read_csv, read_json, write_csv, write_json
+from .parsing import PathLike, parse_json, read_text
 from .tensorrt_cache import CalibrationCache, read_tensorrt_cache, write_tensorrt_cache
-from .text import PathLike, parse_json, read_text
 
 __all__ = [
     "FORMATS",

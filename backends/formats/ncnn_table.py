@@ -8,7 +8,7 @@ from typing import NamedTuple
 from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
-from .text import (
+from .parsing import (
     QMAX,
     PathLike,
     check_thresholds,

@@ -8,7 +8,7 @@ from typing import Any
 from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
-from .text import (
+from .parsing import (
     LINE_ENDS,
     PathLike,
     check_thresholds,

@@ -11,7 +11,7 @@ from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
 from ..warning import warn
-from .text import (
+from .parsing import (
     LINE_ENDS,
     QMAX,
     PathLike,

@@ -20,11 +20,11 @@ except ImportError as error:
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
-from .calibrating import calibrate
-from .inspecting import NodeReport, OperatorCount, inspect, summarize
-from .preparing import prepare
-from .quantizing import QuantizedModel, quantize
-from .tensorrt_engine import Violation, check_tensorrt
+from .calibration import calibrate
+from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
+from .engines.tensorrt import Violation, check_tensorrt
+from .model.preparation import prepare
+from .quantization import QuantizedModel, quantize
 
 __all__ = [
     "Calibration",

@@ -8,7 +8,7 @@ import onnx
 
 from klquant.errors import InvalidInputError
 
-from .graph import Graph
+from .model.graph import Graph
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

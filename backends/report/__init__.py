@@ -4,7 +4,7 @@
 draws it.
 """
 
-from .content import Report, describe
-from .html import render_html, write_report
+from .data import Report, describe
+from .page import render_html, write_report
 
 __all__ = ["Report", "describe", "render_html", "write_report"]

@@ -25,16 +25,16 @@ except ImportError as error:
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold, search_thresholds
-from .bias_correction import correct_bias
-from .diagnosis import Diagnosis, LayerDiagnosis, diagnose
-from .equalization import Equalized, apply_equalization, equalize
-from .export import export_onnx
-from .folding import Examination, examine, fold_batch_norm, fold_relu, plan_folds
-from .fusing import Fold, apply_folds
-from .observing import collect_amax, collect_histograms
+from .accuracy.criterion_choice import Choice, choose_criterion
+from .accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+from .correction.bias_correction import correct_bias
+from .correction.equalization import Equalized, apply_equalization, equalize
+from .export.api import export_onnx
+from .folding.api import Examination, examine, fold_batch_norm, fold_relu, plan_folds
+from .folding.apply import Fold, apply_folds
+from .observation.passes import collect_amax, collect_histograms
 from .pipeline import quantize, requantize
 from .quantizer import Quantizer
-from .selection import Choice, choose_criterion
 from .simulation import fake_quantize, quantize_weights, saturate_like_engines, simulate
 from .stages import QuantizedModel, Stage
 

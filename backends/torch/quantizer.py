@@ -15,21 +15,20 @@ from klquant.errors import InvalidInputError
 from ..calibration import Calibration, checked
 from ..settings import CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
-from .bias_correction import correct_bias
-from .checkpoint import Checkpoint
-from .diagnosis import Diagnosis, diagnose
-from .distributed import Group, failing_together, rank_of, share
-from .equalization import Equalized, apply_equalization, equalize
-from .fingerprint import fingerprint
-from .folding import examine
-from .fusing import Fold, apply_folds
-from .layers import weighted_layers
-from .observing import Run, capped, counts, cut_to_range, growing_counts, ranges, with_edges
-from .running import Forward, call_model, check_eval
-from .selection import choose_criterion
+from .accuracy.criterion_choice import choose_criterion
+from .accuracy.diagnosis import Diagnosis, diagnose
+from .correction.bias_correction import correct_bias
+from .correction.equalization import Equalized, apply_equalization, equalize
+from .folding.api import examine
+from .folding.apply import Fold, apply_folds
+from .folding.verify import watched
+from .model.forward import Forward, call_model, check_eval
+from .model.layers import fingerprint, weighted_layers
+from .observation.checkpoint import Checkpoint
+from .observation.distributed import Group, failing_together, rank_of, share
+from .observation.passes import Run, capped, counts, cut_to_range, growing_counts, ranges, with_edges
 from .simulation import quantize_weights, simulate
 from .stages import EXCLUDED, NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
-from .watching import watched
 
 logger = logging.getLogger("klquant")
 

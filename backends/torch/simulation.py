@@ -10,8 +10,8 @@ from klquant.errors import InvalidInputError
 
 from ..settings import DEAD_CHANNEL, Observe
 from ..thresholds import LayerThreshold
-from .layers import LayerWrapper, channel_axis, inner_layer, replace_module, weighted_layers
-from .running import Where, copy_model, observed_at
+from .model.forward import Where, copy_model, observed_at
+from .model.layers import LayerWrapper, channel_axis, inner_layer, replace_module, weighted_layers
 
 
 class QuantizedLayer(LayerWrapper):

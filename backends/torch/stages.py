@@ -10,10 +10,10 @@ import klquant
 from klquant.errors import StageError
 
 from ..calibration import Calibration
-from ..tables import html_skipped, html_thresholds
+from ..html_tables import html_skipped, html_thresholds
 from ..thresholds import LayerThreshold
 from ..warning import warn_of_floats
-from .fusing import Fold
+from .folding.apply import Fold
 
 EXCLUDED = "excluded by the settings"
 NEVER_CALLED = "it was never called"

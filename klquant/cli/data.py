@@ -10,7 +10,7 @@ from typing import IO, Any, TypeAlias, overload
 
 import numpy as np
 
-from klquant.backends.files import check_npy, read_npz
+from klquant.backends.npz import check_npy, read_npz
 from klquant.errors import InvalidInputError
 
 from .images import SUFFIXES as IMAGES

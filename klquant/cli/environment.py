@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from .probing import Probe, probe
+from .probe import Probe, probe
 
 # What each is good for. Names with commas are extras of klquant that are needed together.
 FEATURES = {

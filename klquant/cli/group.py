@@ -13,7 +13,7 @@ import click
 
 import klquant
 
-from .failures import debug_option, failing_in_one_line, printable
+from .errors import debug_option, failing_in_one_line, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -43,7 +43,7 @@ class _Group(click.Group):
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(needed(f"klquant.cli.{name}", "cli"), name)
+        command: click.Command = getattr(needed(f"klquant.cli.commands.{name}", "cli"), name)
         if debug_option not in command.params:
             command.params.append(debug_option)
         return command

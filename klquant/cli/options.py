@@ -1,15 +1,61 @@
-"""Options that several commands have, and the types of their values."""
+"""Kinds of files, told by how they begin: one of the wrong kind is refused before anything is loaded."""
 
 import math
-from collections.abc import Callable, Iterable
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import click
 
-from klquant.backends.settings import Criterion
+from klquant.backends.calibration import Calibration
+from klquant.backends.settings import Criterion, Settings
 
-from .kinds import CACHE, CALIBRATION, MODEL, InputFile
+from .output import busy
+
+MODEL, CALIBRATION, ARRAYS = "an ONNX model", "a calibration of klquant", "a NumPy file"
+CACHE, PYTORCH = "a TensorRT calibration cache", "a file of PyTorch"
+
+
+class InputFile(click.Path):
+    """An existing file of one of these kinds, or of a kind that is not told by its beginning."""
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+        self._kinds = kinds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return its path."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        found = kind_of(path)
+        if found and found not in self._kinds:
+            self.fail(f"expected {' or '.join(self._kinds)}, got `{path}`: {found}", param, ctx)
+        return path
+
+
+def kind_of(path: Path) -> str:
+    """Return what a file plainly is, or nothing."""
+    names = _names_in_zip(path)
+    if names:
+        return PYTORCH if "data.pkl" in names else CALIBRATION if "meta.npy" in names else ARRAYS
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"\x93NUMPY"):
+        return ARRAYS
+    if start.startswith(b"TRT-"):
+        return CACHE
+    return MODEL if path.suffix == ".onnx" else ""
+
+
+def _names_in_zip(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as content:
+            return {Path(name).name for name in content.namelist()}
+    except zipfile.BadZipFile:
+        return set()
+
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -66,3 +112,27 @@ profile_option = click.option(
     help="Where Q/DQ nodes stand: as this engine wants them.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else.")
+
+
+def load_calibration(
+    path: Path, *, criterion: Criterion | None = None, overrides: Mapping[str, Any] | None = None
+) -> Calibration:
+    """Read a calibration with its thresholds, searched again where another criterion is asked for.
+
+    With a `criterion` all tensors are searched again, except for those that have one of their own; otherwise the
+    tensors that match `overrides`, and all of them if there are no thresholds yet.
+    """
+    calibration, overrides = Calibration.load(path), overrides or {}
+    Settings.make(overrides=overrides).check_patterns(calibration.amax)
+    settings = Settings.make(
+        **{**calibration.settings._asdict(), "overrides": {**calibration.settings.overrides, **overrides}}
+    )
+    again = {
+        name: amax
+        for name, amax in calibration.amax.items()
+        if criterion or not calibration.thresholds or any(fnmatchcase(name, pattern) for pattern in overrides)
+    }
+    searching = calibration._replace(settings=settings, amax=again)
+    with busy("searching"):
+        found = searching.search_thresholds(criterion=criterion or "entropy")
+    return calibration._replace(settings=settings, thresholds={**calibration.thresholds, **found})

@@ -1,5 +1,6 @@
 """What ``klquant demo`` does: fold, calibrate on 512 images, quantize, compare with FP32, write it all down."""
 
+import io
 import json
 import logging
 import math
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import klquant
 from klquant.backends.files import write_atomic
 from klquant.backends.torch import Calibration, Diagnosis, LayerThreshold, Quantizer
 from klquant.demo.digits import Digits
+from klquant.plots import plot_divergence, plot_histogram
 
 logger = logging.getLogger("klquant.demo")
 
@@ -80,8 +83,6 @@ def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "
 
 def write_report(result: DemoResult, folder: Path) -> list[Path]:
     """Write ``report.json``, ``calibration.npz`` and one picture for each layer; return their paths."""
-    from klquant.demo.plots import plot_layer  # matplotlib takes a second to import
-
     paths = [folder / "report.json", folder / "calibration.npz"]
     write_atomic(paths[0], result.as_json().encode())
     result.calibration.save(paths[1])
@@ -133,3 +134,15 @@ def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def _top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return 100.0 * float((logits.argmax(1) == labels).double().mean())
+
+
+def plot_layer(name: str, layer: LayerThreshold, histogram: klquant.Histogram) -> bytes:
+    """Return a PNG with two panels for one layer."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    figure.suptitle(f"{name}: T = {layer.threshold:.4g}, {layer.threshold / layer.amax:.0%} of amax = {layer.amax:.4g}")
+    plot_histogram(*histogram, thresholds={layer.criterion: layer}, ax=upper).set_xlabel("")
+    plot_divergence(*histogram, without_zeros=True, ax=lower)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.plots needs matplotlib: pip install 'klquant[plots]'") from error
 
-from .histograms import plot_divergence, plot_histogram
-from .layers import plot_layers
+from klquant.plots.histograms import plot_divergence, plot_histogram
+from klquant.plots.layers import plot_layers
 
 __all__ = ["plot_divergence", "plot_histogram", "plot_layers"]

@@ -8,12 +8,11 @@ from matplotlib.axes import Axes
 
 from klquant._namespace import Array
 from klquant._validate import check_histogram, check_positive
-from klquant.backends.tables import percent
+from klquant.backends.html_tables import percent
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
+from klquant.plots.style import BLUE, GREY, RED, Style, axes_or_new, choose_styles
 from klquant.threshold import divergence_curve, optimal_threshold
-
-from .style import BLUE, GREY, RED, Style, axes_or_new, choose_styles
 
 _LEAST = 1e-9  # nats: a logarithmic axis has no 0
 

@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from klquant.backends.calibration import Calibration
-from klquant.backends.tables import number, percent, ratio
+from klquant.backends.html_tables import number, percent, ratio
 from klquant.backends.thresholds import LayerThreshold
 from klquant.errors import InvalidInputError
-
-from .style import axes_or_new, choose_styles
+from klquant.plots.style import axes_or_new, choose_styles
 
 Sort: TypeAlias = Literal["model", "ratio", "clipped", "sqnr_db"]
 

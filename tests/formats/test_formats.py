@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
+
 from klquant.backends import files
 from klquant.backends.formats import FORMATS, read_table, write_table
-
 from klquant.errors import InvalidInputError
 
 THRESHOLDS = {"conv1": 2.5, "a:0": 1 / 3, "größe": 255.062}

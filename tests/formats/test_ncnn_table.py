@@ -2,8 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from klquant.backends.formats import NcnnTable, read_ncnn_table, write_ncnn_table
 
+from klquant.backends.formats import NcnnTable, read_ncnn_table, write_ncnn_table
 from klquant.errors import InvalidInputError
 
 WRITTEN_BY_NCNN = "conv1_param_0 156.639840 inf \nfc_param_0 12.500000 \nconv1 63.500000 \nfc 0.498039 \n"

@@ -3,16 +3,16 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, load_tensors_data, save_tensors_data
+from onnxruntime.quantization.quant_utils import write_calibration_table
+
 from klquant.backends.formats import (
     read_onnxruntime_table,
     read_onnxruntime_text,
     write_onnxruntime_table,
     write_onnxruntime_text,
 )
-from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import TensorData, TensorsData, load_tensors_data, save_tensors_data
-from onnxruntime.quantization.quant_utils import write_calibration_table
-
 from klquant.errors import InvalidInputError
 
 ENDS = {"conv/out:0": (-2.5, 1.0), "a b": (0.0, 0.1), "größe": (-7.25, -1.0), "one": ([-3.0], [4.0])}

@@ -3,8 +3,8 @@ import struct
 
 import numpy as np
 import pytest
-from klquant.backends.formats import CalibrationCache, read_tensorrt_cache, write_tensorrt_cache
 
+from klquant.backends.formats import CalibrationCache, read_tensorrt_cache, write_tensorrt_cache
 from klquant.errors import CalibrationWarning, InvalidInputError
 
 REAL = """TRT-8401-EntropyCalibration2

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from klquant.backends.onnx.feeds import make_feed, read_inputs
-from klquant.backends.onnx.graph import read_graph
-from namespaces import JAX, needs_jax
 from onnx import helper
-from onnx_models import build
 
+from klquant.backends.onnx.feeds import make_feed, read_inputs
+from klquant.backends.onnx.model.graph import read_graph
 from klquant.errors import InvalidInputError
+from support.namespaces import JAX, needs_jax
+from support.onnx_models import build
 
 IMAGES = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 IDS = np.arange(6, dtype=np.int64).reshape(2, 3)

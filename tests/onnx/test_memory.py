@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import resident
 
-JOB = Path(__file__).parents[1] / "onnx_memory_job.py"
+from support import resident
+
+JOB = Path(__file__).parents[1] / "support" / "onnx_memory_job.py"
 
 
 def peak(number):

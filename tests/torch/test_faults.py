@@ -1,11 +1,11 @@
 """What tests/faults.py tries at length, a few times each."""
 
-from faults.everywhere import interrupt_everywhere
-from faults.interrupting import TASKS, interrupt
-from faults.killing import kill_again_and_again
-from faults.ranks import lose_processes
-from faults.reading import fail_to_read
-from faults.writing import save_everywhere
+from tools.faults.everywhere import interrupt_everywhere
+from tools.faults.interrupting import TASKS, interrupt
+from tools.faults.killing import kill_again_and_again
+from tools.faults.ranks import lose_processes
+from tools.faults.reading import fail_to_read
+from tools.faults.writing import save_everywhere
 
 
 def assert_fine(rows, tried):

@@ -4,13 +4,13 @@ import warnings
 
 import pytest
 import torch
-from klquant.backends.torch import Calibration, LayerOptions, Quantizer, Stage, fake_quantize, quantize, requantize
-from klquant.backends.torch.simulation import QuantizedLayer, quantize_weights
-from networks import Net, batch, is_same, mlp, outputs, ready
 from torch import nn
 
 import klquant
+from klquant.backends.torch import Calibration, LayerOptions, Quantizer, Stage, fake_quantize, quantize, requantize
+from klquant.backends.torch.simulation import QuantizedLayer, quantize_weights
 from klquant.errors import CalibrationWarning, InvalidInputError, StageError
+from support.networks import Net, batch, is_same, mlp, outputs, ready
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 DATA = [batch(40, 4, seed=k, dtype=torch.float32) for k in range(3)]

@@ -3,6 +3,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
 from klquant.backends.torch import (
     Quantizer,
     Stage,
@@ -16,12 +20,8 @@ from klquant.backends.torch import (
     simulate,
 )
 from klquant.backends.torch.simulation import QuantizedLayer
-from networks import Broken, Net, batch, fingerprint, is_same, mlp, outputs
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrizations
-
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError, StageError
+from support.networks import Broken, Net, batch, fingerprint, is_same, mlp, outputs
 
 # a few hundred values are clipped hard by the entropy criterion, and a warning says so
 pytestmark = pytest.mark.filterwarnings("ignore:layer `.*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")

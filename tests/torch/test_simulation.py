@@ -4,6 +4,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+import klquant
 from klquant.backends.torch import (
     LayerThreshold,
     collect_amax,
@@ -13,15 +18,10 @@ from klquant.backends.torch import (
     saturate_like_engines,
     simulate,
 )
-from klquant.backends.torch.layers import LayerReLU, channel_axis, weighted_layers
+from klquant.backends.torch.model.layers import LayerReLU, channel_axis, weighted_layers
 from klquant.backends.torch.simulation import QuantizedLayer
-from networks import Net, batch, fingerprint, is_same, mlp, outputs, ready
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
-
-import klquant
 from klquant.errors import InvalidInputError
+from support.networks import Net, batch, fingerprint, is_same, mlp, outputs, ready
 
 LAYERS = {
     "Linear": nn.Linear(4, 6),

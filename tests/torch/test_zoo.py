@@ -3,15 +3,15 @@ import warnings
 
 import pytest
 import torch
-from klquant.backends.torch import quantize
-from klquant.backends.torch.calls import tensors_in
-from klquant.backends.torch.folding import examine
-from klquant.backends.torch.fusing import apply_folds
-from networks import Net, batch, fingerprint, is_same, ready
 from torch import nn
-from zoo import ZOO, folding_error, layers, load, outputs_of
 
+from klquant.backends.torch import quantize
+from klquant.backends.torch.folding.api import examine
+from klquant.backends.torch.folding.apply import apply_folds
+from klquant.backends.torch.model.dataflow import tensors_in
 from klquant.errors import CalibrationWarning
+from support.networks import Net, batch, fingerprint, is_same, ready
+from support.zoo import ZOO, folding_error, layers, load, outputs_of
 
 WITHOUT = {"bert": "transformers"}  # what a model needs that is no dependency of the backend
 MODELS = [

@@ -1,0 +1,1 @@
+"""Which nodes of a quantized model each engine runs in INT8."""

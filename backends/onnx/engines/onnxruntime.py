@@ -1,0 +1,101 @@
+"""What onnxruntime executes in int8: read from the graph that it makes of a model for this machine's CPU."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from klquant.errors import ModelError
+
+from ..model.graph import Graph, read_graph
+from .inspected_model import numbered
+from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
+from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, key, parameters
+from .verdicts import Fate, Verdict, follow_fused
+
+_NUMBER = re.compile(r"#(\d+)#")
+_NCHWC = "_nchwc"
+_FLOAT_OUTPUT = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger", DEQUANTIZE)
+_QGEMM_OUTPUT_SCALE = 7  # the input that QGemm has only if it quantizes its output
+
+
+def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
+    """Return how onnxruntime executes the nodes of a model, by their outputs."""
+    with numbered(model) as path:
+        optimized = read_graph(optimize(path))
+    executed = _executed(graph, optimized)
+    eight_bits = _eight_bits(optimized)
+    fates = {
+        name: Fate(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
+        for name, node in executed.items()
+    }
+    return {key(node): _verdict(graph, optimized, executed.get(key(node)), fates, node) for node in nodes}
+
+
+def _verdict(
+    graph: Graph, optimized: Graph, executed: onnx.NodeProto | None, fates: Mapping[str, Fate], node: onnx.NodeProto
+) -> Verdict:
+    if executed is not None and fates[key(node)].int8:
+        wrong = why_wrong(graph, node)
+        return Verdict(True, f"executed as {executed.op_type}" + (f" with wrong results: {wrong}" if wrong else ""))
+    if executed is None:
+        verdict = follow_fused(graph, fates, node, "onnxruntime")
+        if verdict.int8 or node.op_type not in LAYERS:
+            return verdict
+    return Verdict(False, why_float(Case(graph, node, optimized, executed)))
+
+
+def optimize(path: Path) -> onnx.ModelProto:
+    """Return the graph that onnxruntime executes, with all its optimizations, which is its default.
+
+    Weights stay in a file beside: only the nodes are of interest.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
+    weights = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{weights}_file_name", "optimized.data")
+    options.add_session_config_entry(f"{weights}_min_size_in_bytes", "1024")
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what matters is raised; it warns that the graph written is one for this machine
+    try:
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no other base
+        raise ModelError(f"onnxruntime must be able to load the model, got: {error}") from error
+    return onnx.load(options.optimized_model_filepath, load_external_data=False)
+
+
+def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
+    """Return the nodes that onnxruntime executes, by the output of the node of the model that they stem from.
+
+    Each has a name made of the number of that; in the layout NCHWc, of its output. What is inserted before it (a
+    dequantizer for its bias) may bear the number as well.
+    """
+    found: dict[str, onnx.NodeProto] = {}
+    for node in optimized.nodes:
+        originals = [graph.nodes[int(number)] for number in _NUMBER.findall(node.name)]
+        if node.name.endswith(_NCHWC) and node.name.removesuffix(_NCHWC) in graph.producers:
+            originals.append(graph.producers[node.name.removesuffix(_NCHWC)])
+        found |= {key(original): node for original in originals}
+    return found
+
+
+def _kind(node: onnx.NodeProto) -> tuple[str, str]:
+    return node.domain, node.op_type
+
+
+def _eight_bits(optimized: Graph) -> set[str]:
+    """Return the activations of 8 bits: from a quantizer or an input, through kernels that give what they take."""
+    found = {name for name in optimized.inputs if optimized.types.get(name) in (INT8, UINT8)}
+    for node in optimized.nodes:
+        if node.op_type == QUANTIZE:
+            gives = parameters(optimized, node).dtype in (INT8, UINT8)
+        elif node.op_type == "QGemm":
+            gives = len(node.input) > _QGEMM_OUTPUT_SCALE
+        else:
+            gives = node.op_type not in _FLOAT_OUTPUT and not found.isdisjoint(node.input)
+        if gives:
+            found.update(node.output)
+    return found

@@ -1,0 +1,120 @@
+"""What TensorRT would execute in int8, as far as its documented rules tell: it needs a GPU and is not asked itself."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+
+from ..model.graph import Graph, read_graph
+from ..model.loading import valid_or_refused
+from ..model.operators import MOVING, WEIGHTED
+from .inspected_model import load
+from .quantizer_nodes import DEQUANTIZE, QUANTIZE, dequantizer, follow, key, label, parameters
+from .tensorrt_rules import FOLLOWERS, RULES, is_dequantized, layer_of, reaches_quantizer
+from .verdicts import Verdict
+
+_PER_AXIS_OPSET = 13
+
+
+class Violation(NamedTuple):
+    """A documented rule of TensorRT's that a model breaks."""
+
+    rule: str
+    node: str
+    """Name of the node, or of its output if it has none."""
+    message: str
+
+
+def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
+    """Check a model with Q/DQ against the rules that TensorRT documents for explicit quantization.
+
+    Parameters
+    ----------
+    model : path or onnx.ModelProto
+        With QuantizeLinear and DequantizeLinear.
+
+    Returns
+    -------
+    list of Violation
+        In the order of the nodes; empty if all rules hold. A layer that is not quantized at all breaks none.
+
+    Raises
+    ------
+    InvalidInputError
+        For what is no valid ONNX model. A missing file is a FileNotFoundError.
+
+    Notes
+    -----
+    The rules, what they say and where that is documented:
+    ``klquant.backends.onnx.engines.tensorrt_rules.RULES``. A rule on
+    a single quantizer (its type, scale, zero point) makes TensorRT refuse the whole model or compute something else;
+    one on places costs speed: it falls back to floating point there.
+    """
+    model = load(model)
+    with valid_or_refused(model):
+        return [violation for _, violation in _violations(model, read_graph(model))]
+
+
+def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
+    """Return what the rules say of the nodes, by their outputs; a quantizer's fault is that of those next to it."""
+    broken: dict[str, str] = {}
+    for node, violation in _violations(model, graph):
+        broken.setdefault(key(node), f"{label(node)}: {violation.message}")
+    found: dict[str, Verdict] = {}
+    for node in nodes:
+        reasons = [broken[key(one)] for one in (node, *_next_to(graph, node)) if key(one) in broken]
+        own = reasons[0].removeprefix(f"{label(node)}: ") if reasons else ""
+        found[key(node)] = Verdict(False, own) if own else _placed(graph, node, found)
+    return found
+
+
+def _violations(model: onnx.ModelProto, graph: Graph) -> Iterator[tuple[onnx.NodeProto, Violation]]:
+    for node in graph.nodes:
+        messages = [(rule.__name__, message) for rule, _ in RULES for message in rule(graph, node)]
+        for rule, message in (*messages, *_per_axis_opset(model, graph, node)):
+            yield node, Violation(rule, label(node), message)
+
+
+def _per_axis_opset(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
+    """Use scales along an axis from the opset on that introduced them."""
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), _PER_AXIS_OPSET)
+    scale = parameters(graph, node).scale if node.op_type in (QUANTIZE, DEQUANTIZE) else None
+    if opset < _PER_AXIS_OPSET and scale is not None and scale.size > 1:
+        yield "per_axis_opset", f"scales along an axis need opset {_PER_AXIS_OPSET}, got {opset}"
+
+
+def _next_to(graph: Graph, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Yield the quantizers and dequantizers at the inputs and behind the outputs of a node."""
+    for source in (dequantizer(graph, name) for name in node.input):
+        if source is not None:
+            yield source
+            before = graph.producers.get(source.input[0])
+            if before is not None and before.op_type == QUANTIZE:
+                yield before
+    for name in node.output:
+        yield from (one for one in follow(graph, name, FOLLOWERS).consumers if one.op_type == QUANTIZE)
+
+
+def _placed(graph: Graph, node: onnx.NodeProto, found: dict[str, Verdict]) -> Verdict:
+    """Return the verdict on a node that breaks no rule."""
+    host = _host(graph, node)
+    if host is not None and key(host) in found:
+        int8 = found[key(host)].int8
+        return Verdict(int8, f"part of `{label(host)}`" + ("" if int8 else ", which runs in floating point"))
+    if any(is_dequantized(graph, name) for name in node.input[:1] if node.op_type in WEIGHTED):
+        return Verdict(True, "its inputs are quantized")
+    if node.op_type not in WEIGHTED and any(is_dequantized(graph, name) for name in node.input):
+        return Verdict(True, "its inputs and its output are quantized")
+    if node.op_type in (*MOVING, "Concat") and reaches_quantizer(graph, node.output[0]):
+        return Verdict(True, "the quantizer behind it may as well stand before it")
+    return Verdict(False, "none of its inputs comes from a DequantizeLinear")
+
+
+def _host(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Return the layer or sum that a node becomes part of."""
+    if node.op_type == "Add":
+        return next((layer for name in node.input if (layer := layer_of(graph, name)) is not None), None)
+    producer = graph.producers.get(node.input[0])
+    hosts = (*WEIGHTED, *FOLLOWERS, "Add")
+    return producer if node.op_type in FOLLOWERS and producer is not None and producer.op_type in hosts else None

@@ -1,0 +1,1 @@
+"""ONNX models: loading, preparation, the graph and its operators, saving."""

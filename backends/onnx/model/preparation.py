@@ -1,0 +1,160 @@
+"""The form of a model that is calibrated and quantized: checked, float, its constants and BatchNorms folded.
+
+All goes through files in a temporary directory, with the weights beside the graph: protobuf holds 2 GB and no more.
+"""
+
+from itertools import chain
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx.external_data_helper import uses_external_data
+
+from klquant.errors import InvalidInputError
+
+from ...files import temporary_folder
+from .graph import _copy
+from .loading import check_graph, read_model, wanted
+from .normal_form import all_nodes, sort_values, tidy
+from .saving import MIN_BYTES, write_model
+
+MIN_OPSET = 13  # the first with scales per channel
+MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
+MAX_FOLDED = 2**26  # bytes of a constant that is computed; some bytes of a model may ask for terabytes
+_NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
+
+
+def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """Return a model in the form that is calibrated and quantized.
+
+    Constants become initializers, identities and dropouts go, BatchNorm is folded into what feeds it and a constant
+    that is added to a product into a Gemm, by onnxruntime's basic optimization; local functions are inlined.
+    The names of inputs, outputs and of the tensors that stay are kept, every node gets a name of its own, and shapes
+    and types are inferred as far as they go.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, or path of one
+        In floating point. With weights in files beside it if given by path. It is not changed.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Of opset 13 at least. The same bytes for the same model; preparing it again changes nothing.
+
+    Raises
+    ------
+    InvalidInputError
+        For what is no valid ONNX model or already quantized, an opset that cannot be raised, operators that
+        onnxruntime does not know; naming the file. A missing file is a FileNotFoundError.
+
+    Notes
+    -----
+    A model that casts between float16 and wider types stays unoptimized: onnxruntime on CPUs computes float16 in
+    float32, and its own casts could not be told from the model's. It has no kernels for most of bfloat16 there.
+    """
+    name = f"`{model}`" if isinstance(model, str | Path) else "`model`"
+    with wanted(f"{name} must be a valid ONNX model"):
+        given = _read(model)
+    _refuse_quantized(name, given)
+    _free_weights(given)
+    with temporary_folder() as folder:
+        with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
+            path = write_model(_raise_opset(given), folder / "given.onnx")
+        with wanted(f"{name} must be a valid ONNX model"):
+            onnx.checker.check_model(str(path))
+            given = onnx.load(str(path), load_external_data=False)
+        with wanted(f"{name} must be a model that onnxruntime can run"):
+            optimized = given if casts_halves(given) else _optimized(path)
+        tidy(optimized, like=given)
+        with wanted(f"{name} must have consistent shapes and types"):
+            prepared = onnx.shape_inference.infer_shapes(optimized)
+            sort_values(prepared.graph)
+        onnx.load_external_data_for_model(prepared, str(folder))
+    for tensor in prepared.graph.initializer:
+        tensor.ClearField("data_location")  # which may be said or left unsaid
+    return prepared
+
+
+def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """Return a copy with all its weights."""
+    if isinstance(model, str | Path):
+        return read_model(model)
+    if not isinstance(model, onnx.ModelProto):
+        raise InvalidInputError(f"`model` must be an onnx.ModelProto or a path, got {type(model).__name__}")
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path")
+    check_graph(model)
+    return _copy(model)
+
+
+def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:
+    for node in chain(all_nodes(model.graph), *(function.node for function in model.functions)):
+        kind = node.op_type
+        if kind.endswith(("QuantizeLinear", "DequantizeLinear", "Integer")) or kind.startswith("QLinear"):
+            raise InvalidInputError(f"{name} must be a float model, got {kind} in node `{node.name}`")
+
+
+def _free_weights(model: onnx.ModelProto) -> None:
+    """Take the initializers out of the inputs, where they count as defaults that may change."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in weights]:
+        model.graph.input.remove(value)
+    if 0 < model.ir_version < MIN_IR:
+        model.ir_version = MIN_IR
+
+
+def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), MIN_OPSET)
+    if opset >= MIN_OPSET:
+        return model
+    onnx.checker.check_model(model)  # what is not valid may crash the converter
+    return onnx.version_converter.convert_version(model, MIN_OPSET)
+
+
+def _optimized(path: Path) -> onnx.ModelProto:
+    """Return what onnxruntime's basic optimization makes of a model, with its weights in a file beside `path`.
+
+    Constants that would take more than `MAX_FOLDED` bytes and twice the model's stay computations.
+    """
+    target = path.with_name("optimized.onnx")
+    max_folded = max(MAX_FOLDED, 2 * sum(file.stat().st_size for file in path.parent.iterdir()))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # errors are raised
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(max_folded))
+    key = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{key}_file_name", f"{target.name}.data")
+    options.add_session_config_entry(f"{key}_min_size_in_bytes", str(MIN_BYTES))
+    cpu = ["CPUExecutionProvider"]  # wherever calibration runs: the names and weights are the same
+    onnxruntime.InferenceSession(str(path), options, providers=cpu, disabled_optimizers=_NOT_WANTED)
+    return without_inserted_casts(onnx.load(str(target), load_external_data=False))
+
+
+_INSERTED = "InsertedPrecisionFreeCast_"  # before the names of these casts and of what they give
+_HALF = onnx.TensorProto.FLOAT16
+
+
+def casts_halves(model: onnx.ModelProto) -> bool:
+    """Return whether a model in float16 has casts of its own, which could not be told from onnxruntime's."""
+    graph = model.graph
+    types = {tensor.data_type for tensor in graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    targets = {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    return _HALF in types | targets and bool(targets)
+
+
+def without_inserted_casts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model as it was in float16: tensors have the names again that onnxruntime's casts were named after."""
+    graph = model.graph
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.name.startswith(_INSERTED)]:
+        graph.node.remove(node)
+    for value in [value for value in graph.value_info if value.name.startswith(_INSERTED)]:
+        graph.value_info.remove(value)
+    for node in graph.node:
+        node.input[:] = [name.removeprefix(_INSERTED) for name in node.input]
+        node.output[:] = [name.removeprefix(_INSERTED) for name in node.output]
+    return model

@@ -1,0 +1,130 @@
+"""Write QuantizeLinear and DequantizeLinear into a model, as planned."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
+
+from ..model.graph import Graph, read_graph
+from .grids import Grid, Quantized, quantize_bias, quantize_weight
+from .plan import EVERYONE, Plan
+
+Array = np.ndarray[Any, Any]
+
+
+class Edits(NamedTuple):
+    """What is to change in a graph."""
+
+    graph: Graph
+    names: set[str]
+    """All that are taken."""
+    constants: list[onnx.TensorProto]
+    before: dict[str, list[onnx.NodeProto]]
+    """New nodes, by the name of the node that they precede."""
+    after: dict[str, list[onnx.NodeProto]]
+    """New nodes, by the tensor that they follow."""
+    reads: dict[tuple[str, str], str]
+    """What a node reads instead of a tensor, by names of node (or EVERYONE) and tensor."""
+    gives: dict[str, str]
+    """How a tensor is called that leaves its producer, where its name is needed behind the dequantizer."""
+
+    def constant(self, name: str, value: Array) -> str:
+        """Add a constant, under this name or one like it."""
+        name = self.new_name(name)
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def new_name(self, wanted: str) -> str:
+        """Return a name that is not taken, and take it."""
+        while wanted in self.names:
+            wanted += "_"
+        self.names.add(wanted)
+        return wanted
+
+
+def write_qdq(
+    model: onnx.ModelProto, plan: Plan, grids: Mapping[str, Grid], *, int_bias: bool, reduce_range: bool
+) -> onnx.ModelProto:
+    """Return the model with the planned activations, weights and (if `int_bias`) biases as integers and back."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = read_graph(result)
+    edits = Edits(graph, {*graph.types, *graph.producers, *(node.name for node in graph.nodes)}, [], {}, {}, {}, {})
+    for name, readers in plan.readers.items():
+        _quantize_activation(edits, name, readers, grids[name])
+    weights: dict[tuple[str, int], tuple[str, Array]] = {}
+    for node in (node for node in graph.nodes if node.name in plan.weights):
+        scale = _quantize_weight(edits, node, plan.weights[node.name], weights, reduce_range=reduce_range)
+        if int_bias:
+            _quantize_bias(edits, node, grids[node.input[0]].scale, scale)
+    _apply(edits, result.graph)
+    ONNXModel(result).clean_initializers()
+    return result
+
+
+def _quantize_activation(edits: Edits, name: str, readers: set[str], grid: Grid) -> None:
+    """Let a quantizer and a dequantizer follow a tensor."""
+    steps = np.asarray(grid.scale, helper.tensor_dtype_to_np_dtype(edits.graph.types[name]))
+    zero = np.asarray(grid.zero_point, helper.tensor_dtype_to_np_dtype(grid.dtype))
+    constants = [edits.constant(f"{name}_scale", steps), edits.constant(f"{name}_zero_point", zero)]
+    source, integers, result = name, edits.new_name(f"{name}_quantized"), edits.new_name(f"{name}_dequantized")
+    if EVERYONE in readers and name in edits.graph.outputs:  # whose name must stay
+        source, result = result, name
+        edits.gives[name] = source
+    quantize = _node(edits, "QuantizeLinear", [source, *constants], integers)
+    edits.after[name] = [quantize, _node(edits, "DequantizeLinear", [integers, *constants], result)]
+    edits.reads.update({(reader, name): result for reader in readers})
+
+
+def _quantize_weight(
+    edits: Edits, node: onnx.NodeProto, axis: int, done: dict[tuple[str, int], tuple[str, Array]], *, reduce_range: bool
+) -> Array:
+    """Let a layer read integers; return their scales. Layers that share a weight share them."""
+    name = node.input[1]
+    if (name, axis) not in done:
+        found = quantize_weight(edits.graph.initializers[name], axis, reduce_range=reduce_range)
+        done[name, axis] = _dequantized(edits, node, name, found, axis=axis), found.scale
+    edits.reads[node.name, name], scale = done[name, axis]
+    return scale
+
+
+def _quantize_bias(edits: Edits, node: onnx.NodeProto, input_scale: float, weight_scale: Array) -> None:
+    """Let a layer read its bias from INT32, where that holds it."""
+    bias = edits.graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
+    found = None if bias is None else quantize_bias(bias, input_scale, weight_scale)
+    if found is not None:
+        edits.reads[node.name, node.input[2]] = _dequantized(edits, node, node.input[2], found, axis=0)
+
+
+def _dequantized(edits: Edits, node: onnx.NodeProto, name: str, found: Quantized, *, axis: int) -> str:
+    """Put integers, and their dequantizer, before a node; return what it gives."""
+    integers = edits.constant(f"{name}_quantized", found.codes)
+    scale = edits.constant(f"{name}_scale", found.scale)
+    zero = edits.constant(f"{name}_zero_point", np.zeros(found.scale.shape, found.codes.dtype))
+    result = edits.new_name(f"{name}_dequantized")
+    dequantize = _node(edits, "DequantizeLinear", [integers, scale, zero], result, axis=axis)
+    edits.before.setdefault(node.name, []).append(dequantize)
+    return result
+
+
+def _node(edits: Edits, kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs, [output], edits.new_name(f"{output}/{kind}"), **attributes)
+
+
+def _apply(edits: Edits, target: onnx.GraphProto) -> None:
+    """Make the changes; new nodes stand where they are needed, so the order stays topological."""
+    nodes = [new for name in edits.graph.inputs for new in edits.after.get(name, [])]
+    for node in edits.graph.nodes:
+        for k, name in enumerate(node.input):
+            node.input[k] = edits.reads.get((node.name, name)) or edits.reads.get((EVERYONE, name)) or name
+        following = [new for name in node.output for new in edits.after.get(name, [])]
+        for k, name in enumerate(node.output):
+            node.output[k] = edits.gives.get(name, name)
+        nodes += [*edits.before.get(node.name, []), node, *following]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del target.node[:]
+    target.node.extend(copies)
+    target.initializer.extend(edits.constants)

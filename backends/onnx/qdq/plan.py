@@ -1,0 +1,178 @@
+"""Where quantizers stand: a plan, made by the rules of an engine. Nothing is changed yet.
+
+``explicit`` is for engines that quantize what the model says and fuse the rest themselves (TensorRT, OpenVINO);
+``operators`` is for onnxruntime, which executes an operator in INT8 only between dequantizers and a quantizer.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+import onnx
+
+from ..model.graph import Graph
+from ..model.operators import (
+    COMBINING,
+    CURVES,
+    MOVING,
+    WEIGHTED,
+    activations,
+    attribute,
+    matches,
+    rectified,
+    sole_consumer,
+    weight_axis,
+)
+
+Profile: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
+EVERYONE = "*"
+EXCLUDED = "excluded"
+NO_KERNEL = ("ConvTranspose",)  # of onnxruntime
+FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's kernels of these can give floating point
+BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # and these have kernels in INT8
+
+
+class Plan(NamedTuple):
+    """Which tensors pass through quantize and dequantize, on the way to whom."""
+
+    readers: dict[str, set[str]]
+    """Names of the nodes that read the dequantized values, by activation; EVERYONE for all and the graph's output."""
+    weights: dict[str, int]
+    """The axis of output channels of the weight of each quantized layer, by name of the node."""
+    shared: list[tuple[str, ...]]
+    """Activations that must have one scale."""
+    skipped: dict[str, str]
+    """Layers that stay in floating point, and why, by name of the node."""
+
+
+def make_plan(graph: Graph, thresholds: Iterable[str], profile: Profile, exclude: tuple[str, ...] = ()) -> Plan:
+    """Return the plan of a profile, given the names of the tensors whose threshold is known."""
+    if profile == "onnxruntime":
+        return operators(graph, thresholds, exclude)
+    return explicit(graph, thresholds, exclude, layers_only=profile == "openvino")
+
+
+def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:
+    """Quantize what enters the layers; and, if not `layers_only`, the shortcut of residual sums and concatenations."""
+    known = set(thresholds)
+    plan = Plan({}, {}, [], {})
+    for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
+        if reason := _why_not(graph, node, known, exclude):
+            plan.skipped[node.name] = reason
+            continue
+        _add_layer(graph, plan, node)
+        for name in activations(graph, node):
+            plan.readers.setdefault(name, set()).add(node.name)
+    if not layers_only:
+        depth = _depths(graph)
+        for node in graph.nodes:
+            if not matches(graph, node, exclude):
+                _add_sum(graph, plan, node, known, depth)
+                _add_concatenation(graph, plan, node, known)
+        _share_moved(graph, plan)
+    return plan
+
+
+def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple[str, ...]) -> str:
+    """Return why a layer cannot be quantized."""
+    inputs = activations(graph, node)
+    unknown = [name for name in inputs if name not in known]
+    if matches(graph, node, exclude):
+        return EXCLUDED
+    if weight_axis(graph, node) is None and len(set(node.input[:2]) & set(inputs)) < len(set(node.input[:2])):
+        return "its weight is not its constant second input"
+    if unknown:
+        return f"no threshold is known for its input `{unknown[0]}`"
+    wide = [name for name in inputs if graph.types[name] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)]
+    return f"its input `{wide[0]}` is neither float32 nor float16" if wide else ""
+
+
+def _add_layer(graph: Graph, plan: Plan, node: onnx.NodeProto) -> None:
+    axis = weight_axis(graph, node)
+    if axis is not None:
+        plan.weights[node.name] = axis
+
+
+def _add_sum(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str], depth: Mapping[str, int]) -> None:
+    """Quantize the shortcut of a residual sum: what does not come from a layer, or from the less deep one."""
+    inputs = activations(graph, node)
+    if node.op_type != "Add" or len(inputs) != 2:
+        return
+    branches = [name for name in inputs if _is_branch(graph, plan, name)]
+    shortcuts = [name for name in inputs if name not in branches] or [min(inputs, key=lambda name: depth[name])]
+    if branches and shortcuts[0] in known:
+        plan.readers.setdefault(shortcuts[0], set()).add(node.name)
+
+
+def _is_branch(graph: Graph, plan: Plan, name: str) -> bool:
+    """Return whether a quantized layer gives this tensor to the sum alone."""
+    producer = graph.producers.get(name)
+    quantized = producer is not None and producer.op_type in WEIGHTED and producer.name not in plan.skipped
+    return quantized and sole_consumer(graph, name) is not None
+
+
+def _depths(graph: Graph) -> dict[str, int]:
+    """Return how many layers lie before each tensor, at most."""
+    depth = dict.fromkeys(graph.inputs, 0)
+    for node in graph.nodes:
+        deepest = max((depth.get(name, 0) for name in node.input), default=0)
+        depth |= dict.fromkeys(node.output, deepest + (node.op_type in WEIGHTED))
+    return depth
+
+
+def _add_concatenation(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
+    """Quantize what enters a concatenation whose output is quantized, all by its scale."""
+    inputs = activations(graph, node)
+    if node.op_type == "Concat" and node.output[0] in plan.readers and known.issuperset(inputs):
+        plan.shared.append((*inputs, node.output[0]))
+        for name in inputs:
+            plan.readers.setdefault(name, set()).add(node.name)
+
+
+def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...]) -> Plan:
+    """Quantize what enters and what leaves each layer, and the operators between them that can compute in INT8."""
+    known = set(thresholds)
+    plan = Plan({}, {}, [], {})
+    for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
+        reason = _why_not(graph, node, known, exclude) or _why_no_kernel(graph, node, known)
+        if reason:
+            plan.skipped[node.name] = reason
+        else:
+            _add_layer(graph, plan, node)
+            _quantize_around(graph, plan, node, known)
+    for node in (node for node in graph.nodes if node.op_type in BETWEEN):
+        possible = _all_quantized(plan, node) and rectified(graph, node.output[0]) in known
+        if possible and not matches(graph, node, exclude):
+            _quantize_around(graph, plan, node, known)
+    _share_moved(graph, plan)
+    return plan
+
+
+def _quantize_around(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
+    """Quantize what enters a node and what leaves it; but products that leave the model need no quantizer."""
+    output = rectified(graph, node.output[0])
+    optional = node.op_type in FLOAT_OUTPUT and (output in graph.outputs or output not in known)
+    for name in (*activations(graph, node), *([] if optional else [output])):
+        plan.readers[name] = {EVERYONE}
+
+
+def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
+    output = rectified(graph, node.output[0])
+    if node.op_type in NO_KERNEL:
+        return f"onnxruntime has no INT8 kernel for {node.op_type}"
+    if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        return "onnxruntime has no INT8 kernel for factors (alpha, beta) in a Gemm"
+    unknown = output not in known and node.op_type not in FLOAT_OUTPUT
+    return f"no threshold is known for its output `{output}`" if unknown else ""
+
+
+def _all_quantized(plan: Plan, node: onnx.NodeProto) -> bool:
+    """Return whether all that a node computes with is quantized already."""
+    inputs = node.input if node.op_type in COMBINING else node.input[:1]
+    return all(name in plan.readers for name in inputs)
+
+
+def _share_moved(graph: Graph, plan: Plan) -> None:
+    """Let what only moves values have one scale at its input and output, where both are quantized."""
+    for node in graph.nodes:
+        if node.op_type in MOVING and {node.input[0], node.output[0]} <= plan.readers.keys():
+            plan.shared.append((node.input[0], node.output[0]))

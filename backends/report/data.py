@@ -1,0 +1,209 @@
+"""What a report says about a calibration, as plain data: the page shows it, and as JSON it is for programs."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import klquant
+
+from ..calibration import Calibration, Fingerprint, checked
+from ..guard import overclipped
+from ..settings import LayerOptions
+from ..thresholds import LayerThreshold, candidate_thresholds
+from .charts import Bars, Curve, sum_bars, thin_curve
+from .diagnosis import Weights, check_diagnosis, describe_weights
+
+
+class Choice(NamedTuple):
+    """One threshold of one tensor, and what it does."""
+
+    criterion: str
+    threshold: float
+    ratio: float
+    """T / amax."""
+    clipped: float
+    """Share of all values beyond T."""
+    sqnr_db: float
+    """Expected on the histogram."""
+    divergence: float
+    """In nats, at the T of the entropy criterion."""
+
+
+class Tensor(NamedTuple):
+    """Everything about one observed tensor."""
+
+    name: str
+    amax: float
+    chosen: Choice
+    """As the calibration has it."""
+    criteria: dict[str, Choice]
+    """What each criterion would choose at this number of bits; without those that find nothing."""
+    measured_sqnr_db: float
+    """From a diagnosis; NaN without one."""
+    num_bits: int
+    calls: int
+    """How often it was observed in one batch."""
+    num_values: int
+    num_zeros: int
+    """Values in the centre bin, which the search leaves out."""
+    warnings: list[str]
+    bars: Bars | None
+    """None for a tensor that is always 0."""
+    curve: Curve | None
+
+
+class Report(NamedTuple):
+    """All that the page shows. It bears no date: the same calibration always gives the same bytes."""
+
+    title: str
+    versions: dict[str, str]
+    """Of what made the report."""
+    settings: dict[str, Any]
+    model: dict[str, Fingerprint]
+    num_batches: int
+    tensors: list[Tensor]
+    weights: list[Weights] | None
+    """None where no scales were given."""
+    diagnosis: dict[str, Any] | None
+    """As ``Diagnosis.as_json`` has it; None where none was given."""
+    transforms: dict[str, list[dict[str, Any]]]
+    skipped: dict[str, str]
+
+    def as_json(self) -> str:
+        """Return everything as JSON, with null for NaN and infinity."""
+        return json.dumps(_plain(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def describe(
+    calibration: Calibration,
+    *,
+    title: str = "Calibration report",
+    diagnosis: Any = None,
+    weight_scales: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Gather what a report says about a calibration.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Of any backend. Thresholds that it lacks are searched by entropy.
+    title : str
+    diagnosis : Diagnosis or mapping, optional
+        Where accuracy is lost, or the content of its ``as_json()``: gives measured SQNR and the sensitivity ranking.
+    weight_scales : mapping, optional
+        Scale of each output channel by layer, where the calibration has none; 0 marks a dead channel.
+    progress : bool
+        Show a bar on a terminal.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InvalidInputError
+        For a diagnosis of other layers or without its numbers, and scales that are none, naming the layer; for what is
+        no Calibration.
+
+    Notes
+    -----
+    Cost: every criterion is searched for every tensor, about 10 ms each at 4001 bins.
+    """
+    names: Iterable[str] = checked(calibration).amax
+    if progress:
+        from ..batches import tracked
+
+        names = tracked(list(names), "report")
+    found = None if diagnosis is None else check_diagnosis(diagnosis, calibration.amax)
+    measured = {layer["name"]: layer["activation_sqnr_db"] for layer in (found or {"layers": []})["layers"]}
+    scales = calibration.weight_scales if weight_scales is None else weight_scales
+    calibration = _searched(calibration)
+    return Report(
+        title=title,
+        versions=dict(calibration.versions) or {"klquant": klquant.__version__, "numpy": np.__version__},
+        settings=calibration.settings.as_json(),
+        model=calibration.model,
+        num_batches=calibration.num_batches,
+        tensors=[_describe_tensor(calibration, name, measured) for name in names],
+        weights=describe_weights(scales, calibration) if scales else None,
+        diagnosis=found,
+        transforms=calibration.transforms,
+        skipped=calibration.skipped,
+    )
+
+
+def _searched(calibration: Calibration) -> Calibration:
+    """Return the calibration with a threshold for every tensor."""
+    missing = {name: amax for name, amax in calibration.amax.items() if name not in calibration.thresholds}
+    found = calibration._replace(amax=missing).search_thresholds()
+    return calibration._replace(thresholds={**found, **calibration.thresholds})
+
+
+def _describe_tensor(calibration: Calibration, name: str, measured: Mapping[str, float | None]) -> Tensor:
+    found, histogram = calibration.thresholds[name], calibration.histograms.get(name)
+    criteria, curve = {}, None
+    if histogram is not None and 2**found.num_bits - 1 <= len(histogram.hist):
+        criteria = _try_criteria(calibration, name, found.num_bits)
+        curve = thin_curve(histogram, num_quantized_bins=2**found.num_bits - 1)
+    sqnr_db = measured.get(name)
+    return Tensor(
+        name,
+        found.amax,
+        _choice(found),
+        criteria,
+        math.nan if sqnr_db is None else sqnr_db,
+        found.num_bits,
+        calibration.calls.get(name, 1),
+        0 if histogram is None else int(histogram.hist.sum()),
+        0 if histogram is None else int(histogram.hist[len(histogram.hist) // 2]),
+        _complaints(found, criteria, calibration.settings.max_amax),
+        None if histogram is None else sum_bars(histogram),
+        curve,
+    )
+
+
+def _try_criteria(calibration: Calibration, name: str, num_bits: int) -> dict[str, Choice]:
+    """Return what each criterion finds, as if none had been asked for."""
+    options = calibration.settings.resolve([name]).get(name, LayerOptions())
+    free = {name: options._replace(criterion=None, threshold=None, num_bits=num_bits)}
+    amax, histograms = {name: calibration.amax[name]}, {name: calibration.histograms[name]}
+    candidates = candidate_thresholds(amax, histograms, free)
+    return {
+        criterion: _choice(by_name[name])
+        for criterion, by_name in candidates.items()
+        if by_name[name].criterion == criterion
+    }
+
+
+def _choice(found: LayerThreshold) -> Choice:
+    ratio = found.threshold / found.amax if found.amax else math.nan
+    return Choice(found.criterion, found.threshold, ratio, found.clipped, found.sqnr_db, found.divergence)
+
+
+def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float) -> list[str]:
+    """Return what the search warned of, and what a T that was given would have been warned of."""
+    if found.amax == 0:
+        return ["all its values are 0; it gets scale 1"]
+    complaints = [f"its range is cut at max_amax = {max_amax:g}"] if found.amax >= max_amax else []
+    if found.criterion == "none":
+        return [*complaints, f"no threshold is feasible; it gets T = amax = {found.amax:.4g}"]
+    if found.criterion not in ("max", "mse"):
+        others = {name: criteria[name].sqnr_db for name in ("mse", "max") if name in criteria}
+        numbers = {key: getattr(found, key) for key in ("amax", "threshold", "clipped", "sqnr_db")}
+        complaints.append(overclipped(**numbers, alternatives=others))
+    return [complaint for complaint in complaints if complaint]
+
+
+def _plain(value: Any) -> Any:
+    """Return NamedTuples as dicts, and None for what JSON has no number for."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Measure what quantization costs, layer by layer, and choose criteria by it."""

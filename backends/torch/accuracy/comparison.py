@@ -1,0 +1,120 @@
+"""What a model and its approximation have in common: sums over tensors, hooks on calls, and layers that switch."""
+
+import math
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...thresholds import LayerThreshold
+from ..model.forward import Where
+from ..model.hooks import holding
+from ..model.layers import weighted_layers
+from ..simulation import fake_quantize, simulate
+
+
+class Sums(NamedTuple):
+    """Sums over a tensor x and its approximation y; those of parts of the data add up to those of all."""
+
+    signal: float = 0.0
+    """Sum of x^2."""
+    noise: float = 0.0
+    """Sum of (x - y)^2."""
+    product: float = 0.0
+    """Sum of x y."""
+    energy: float = 0.0
+    """Sum of y^2."""
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Return the sums over the data of both."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise ratio; +inf without noise, NaN without data."""
+        if self.noise == 0:
+            return math.inf if self.signal else math.nan
+        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between x and y; NaN if either is 0."""
+        length = math.sqrt(self.signal) * math.sqrt(self.energy)
+        return self.product / length if length else math.nan
+
+
+def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:
+    """Sum in float64 over two tensors of one shape. Where the reference is not finite (masks) they are left out."""
+    x, y = (tensor.detach().double().flatten() for tensor in (reference, approximation))
+    finite = x.isfinite()
+    if not finite.all():
+        x, y = x[finite], y[finite]
+    noise = x - y
+    return Sums(*torch.stack([x @ x, noise @ noise, x @ y, y @ y]).tolist())
+
+
+def fake_quantize_at(x: torch.Tensor, layer: LayerThreshold) -> torch.Tensor:
+    """Return an activation as INT8 represents it at the threshold of its layer."""
+    scale = torch.tensor(layer.scale, dtype=torch.float32, device=x.device)
+    return fake_quantize(x, scale, num_bits=layer.num_bits)
+
+
+class Call(NamedTuple):
+    """One call of a layer."""
+
+    layer: str
+    input: torch.Tensor
+    output: torch.Tensor
+    again: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    """Calls another layer with another input in the same way."""
+
+
+@contextmanager
+def each_call(layers: Mapping[str, nn.Module], observer: Callable[[Call], None]) -> Iterator[None]:
+    """Report every call of the layers, by the names given to them."""
+
+    def reporting(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            def again(other: nn.Module, x: torch.Tensor) -> Any:
+                return other(x, *args[1:], **kwargs) if args else other(**{**kwargs, "input": x})
+
+            observer(Call(name, args[0] if args else kwargs["input"], output, again))
+
+        return hook
+
+    with holding(layer.register_forward_hook(reporting(name), with_kwargs=True) for name, layer in layers.items()):
+        yield
+
+
+class SwitchableModel:
+    """One INT8 simulation of a model in which any layers can be put back to floating point, without another copy.
+
+    The layers in floating point are those of the model itself, put in the place of the quantized ones.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weight_scales: Mapping[str, torch.Tensor],
+        thresholds: Mapping[str, LayerThreshold],
+        observe: Where,
+    ) -> None:
+        simulated = simulate(model, weight_scales, thresholds, observe=observe)
+        floats, modules = dict(weighted_layers(model)), dict(simulated.named_modules())
+        self.floats = {name: floats[name] for name in thresholds}
+        self.quantized = {name: modules[name] for name in thresholds}
+        self._root = nn.ModuleList([simulated])  # the model may be a single layer: then this is its parent
+        self._places: dict[int, list[tuple[nn.Module, str]]] = {id(layer): [] for layer in self.quantized.values()}
+        for parent in self._root.modules():
+            for key, child in parent._modules.items():
+                if id(child) in self._places:
+                    self._places[id(child)].append((parent, key))
+
+    def quantizing(self, names: Container[str]) -> nn.Module:
+        """Return the model with these layers in INT8 and the others in floating point, until the next call."""
+        for name, quantized in self.quantized.items():
+            for parent, key in self._places[id(quantized)]:
+                parent._modules[key] = quantized if name in names else self.floats[name]
+        return self._root[0]

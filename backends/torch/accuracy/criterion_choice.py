@@ -1,0 +1,144 @@
+"""Choose a criterion for each tensor by the error that its threshold causes on data."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from klquant.errors import InvalidInputError
+
+from ...batches import progress_bar
+from ...thresholds import LayerThreshold
+from ..model.forward import Forward, Where, call_model, check_eval, observed_at
+from ..model.hooks import holding
+from .comparison import Call, SwitchableModel, compare, each_call, fake_quantize_at
+
+PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals
+
+
+class Choice(NamedTuple):
+    """Which criterion serves one tensor best."""
+
+    criterion: str
+    errors: dict[str, float]
+    """Squared error of the layer's output, summed over the data, by criterion."""
+
+
+def choose_criterion(
+    model: nn.Module,
+    weight_scales: Mapping[str, torch.Tensor],
+    candidates: Mapping[str, Mapping[str, LayerThreshold]],
+    batches: Iterable[Any],
+    *,
+    observe: Where = "inputs",
+    forward: Forward = call_model,
+    progress: bool = False,
+) -> dict[str, Choice]:
+    """Choose, for each tensor, the criterion whose threshold gives the least error of the layer's own output.
+
+    The error is ``sum (layer_int8(fake_quantize(x, T)) - layer(x))^2`` with x as it is in the float model; with
+    ``observe="outputs"`` it is ``sum (fake_quantize(y, T) - y)^2``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, in eval mode
+        Folded, as it was observed; it is not changed.
+    weight_scales : mapping
+        The result of :func:`quantize_weights`.
+    candidates : mapping
+        The results of :func:`search_thresholds` on the same histograms, by criterion.
+    batches : iterable
+        The calibration data, gone through once.
+    observe, forward, progress
+        As for :func:`collect_amax`.
+
+    Returns
+    -------
+    dict
+        A Choice by qualified layer name. Ties go to entropy, mse, percentile, max, in this order.
+
+    Raises
+    ------
+    InvalidInputError
+        For no batches, no candidates, criteria with different layers, a model in training mode.
+
+    Notes
+    -----
+    The weights give each input channel its importance, which the tensor's own SQNR does not know: on three VGGs with
+    function-preserving random channel scaling (sigma 1.5) the layer's output error led to 86.7, 58.7 and 83.7 % top-1,
+    the tensor's error to 63.3, 58.0 and 67.2 %. The error of the whole model's output, layer by layer alone, gave 86.7,
+    58.7 and 84.3 %; it takes a run of the model for each layer and criterion, where this takes one run in which each
+    layer is evaluated once more for each distinct threshold.
+
+    Sums are float64 and add up over parts of the data, up to rounding. Memory: one copy of the model.
+    """
+    errors = output_errors(
+        model, weight_scales, candidates, batches, observe=observe, forward=forward, progress=progress
+    )
+    return {name: choose(by_criterion) for name, by_criterion in errors.items()}
+
+
+def choose(errors: Mapping[str, float]) -> Choice:
+    """Return the criterion with the least error, the preferred one among equals."""
+    order = sorted(errors, key=lambda name: PREFERENCE.index(name) if name in PREFERENCE else len(PREFERENCE))
+    best = min(order, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    return Choice(best, dict(errors))
+
+
+def _check_candidates(candidates: Mapping[str, Mapping[str, LayerThreshold]]) -> None:
+    if not candidates:
+        raise InvalidInputError("`candidates` must hold the thresholds of at least one criterion, got none")
+    layers = set().union(*candidates.values())
+    if differing := {name for name in layers if not all(name in found for found in candidates.values())}:
+        raise InvalidInputError(
+            f"`candidates` must hold the same layers for each criterion, got only for some: {sorted(differing)}"
+        )
+
+
+def output_errors(
+    model: nn.Module,
+    weight_scales: Mapping[str, torch.Tensor],
+    candidates: Mapping[str, Mapping[str, LayerThreshold]],
+    batches: Iterable[Any],
+    *,
+    observe: Where = "inputs",
+    forward: Forward = call_model,
+    progress: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Return the squared error of each layer's output by criterion, summed over the data: what is to be chosen by.
+
+    The arguments are those of :func:`choose_criterion`.
+    """
+    check_eval(model)
+    _check_candidates(candidates)
+    layers = next(iter(candidates.values()))
+    switchable = SwitchableModel(model, weight_scales, layers, observe)
+    distinct = {name: {found[name].threshold: found[name] for found in candidates.values()} for name in layers}
+    errors = {name: dict.fromkeys(thresholds, 0.0) for name, thresholds in distinct.items()}
+
+    def observer(call: Call) -> None:
+        for threshold, layer in distinct[call.layer].items():
+            if observed_at(call.layer, observe) == "outputs":
+                output = fake_quantize_at(call.output, layer)
+            else:
+                output = call.again(switchable.quantized[call.layer].layer, fake_quantize_at(call.input, layer))
+            errors[call.layer][threshold] += compare(call.output, output).noise
+
+    number = -1
+    description = "choice of criteria" if progress else ""
+    with (
+        holding([torch.no_grad()]),
+        each_call(switchable.floats, observer),
+        progress_bar(description, batches) as advance,
+    ):
+        for number, batch in enumerate(batches):  # noqa: B007
+            forward(model, batch)
+            advance()
+    if number < 0:
+        raise InvalidInputError("expected at least one calibration batch, got none")
+    return {
+        name: {criterion: errors[name][found[name].threshold] for criterion, found in candidates.items()}
+        for name in layers
+    }

@@ -1,0 +1,1 @@
+"""Changes to weights and biases that reduce the quantization error."""

@@ -1,0 +1,171 @@
+"""Empirical bias correction: rounding shifts the mean of what a layer returns, and the bias can take it back.
+
+After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, Data-Free Quantization Through Weight Equalization and
+Bias Correction, ICCV 2019, appendix D, here with the rounding of the input as well.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from klquant.errors import InvalidInputError
+
+from ...batches import tracked
+from ..model.forward import Forward, call_model, copy_model, run_observed
+from ..model.hooks import holding
+from ..model.layers import inner_layer, weighted_layers
+from ..simulation import QuantizedLayer
+
+
+def correct_bias(
+    simulated: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward = call_model,
+    progress: bool = False,
+) -> tuple[nn.Module, dict[str, float]]:
+    """Add to each quantized layer's bias what rounding takes from the mean of each output channel.
+
+    ``b_c + mean(W x - W_hat x_hat)_c`` over the data and all positions, before the ReLU, where x is what the layer
+    gets in the floating point model.
+
+    Parameters
+    ----------
+    simulated : torch.nn.Module
+        The result of :func:`simulate`.
+    reference : torch.nn.Module, in eval mode
+        The floating point model that was simulated: folded, and equalized if it was.
+    batches : iterable
+        Calibration data, gone through once.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch.
+    progress : bool
+        Show a bar on a terminal.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        A corrected copy of `simulated`; a layer without a bias got one.
+    corrections : dict
+        The largest absolute correction of each layer that was called, in units of its output.
+
+    Raises
+    ------
+    InvalidInputError
+        If `simulated` has no quantized layer or one that `reference` lacks, for no batches, for a model in training
+        mode, and for inputs that the two models disagree about.
+
+    Notes
+    -----
+    A layer is linear but for its bias: it is enough to sum up its inputs, in float64, and to run it once on the sums.
+    The result is the same for any batches, but for the rounding of float64, and memory does not grow with the data.
+    Where outputs are observed (``observe="outputs"``) a layer's input comes rounded from elsewhere or not at all, and
+    only the rounding of the weights is corrected. Correcting twice is the same as once.
+    """
+    corrected = copy_model(simulated)
+    quantized = {name: m for name, m in corrected.named_modules() if isinstance(m, QuantizedLayer)}
+    layers = dict(weighted_layers(reference))
+    _check_names(quantized, layers)
+    shifts = {name: _Shift(layers[name], layer) for name, layer in quantized.items()}
+
+    def observer(name: str, tensor: torch.Tensor) -> None:
+        if name in shifts:
+            shifts[name].update(tensor)
+
+    description = "bias correction" if progress else ""
+    if not run_observed(reference, tracked(batches, description), observer, forward=forward):
+        raise InvalidInputError("expected at least one calibration batch, got none")
+    with holding([torch.no_grad()]):
+        means = {name: shift.mean() for name, shift in shifts.items() if shift.was_called}
+    for name, mean in means.items():
+        _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)
+    return corrected, {name: float(mean.abs().max()) for name, mean in means.items()}
+
+
+def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:
+    if not quantized:
+        raise InvalidInputError("`simulated` must be the result of simulate(), got a model without quantized layers")
+    if missing := sorted(quantized.keys() - layers.keys()):
+        raise InvalidInputError(f"`reference` must be the model that was simulated, got one without {missing}")
+    for name, layer in quantized.items():
+        shapes = [tuple(inner_layer(each).weight.shape) for each in (layers[name], layer.layer)]
+        if shapes[0] != shapes[1]:
+            raise InvalidInputError(
+                f"layer `{name}`: `reference` must be the model that was simulated, got weights of shape "
+                f"{shapes[0]}, not {shapes[1]}"
+            )
+
+
+class _Shift:
+    """The mean difference between a layer and its quantized form, by output channel."""
+
+    def __init__(self, layer: nn.Module, quantized: QuantizedLayer) -> None:
+        self._layers = inner_layer(layer), inner_layer(quantized.layer)
+        self._round = _input_quantizer(quantized)
+        self._sums: list[torch.Tensor] = []  # of x and of x_hat, over `_samples` samples
+        self._samples = 0
+        self._total: Any = 0.0
+        self._count = 0
+
+    @property
+    def was_called(self) -> bool:
+        return self._samples + self._count > 0
+
+    def update(self, x: torch.Tensor) -> None:
+        """Add a batch of inputs."""
+        sums = [_sum_up(value, self._layers[0]) for value in (x, self._round(x))]
+        if not sums[0].isfinite().all():
+            raise InvalidInputError("activations must be finite, got NaN or infinity")
+        if self._samples and self._sums[0].shape == sums[0].shape:
+            sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
+        else:  # samples of another size: sums of their own
+            self._flush()
+        self._sums = sums
+        self._samples += x.numel() // max(1, sums[0].numel())
+
+    def mean(self) -> torch.Tensor:
+        """Return what is to be added to the bias."""
+        self._flush()
+        mean: torch.Tensor = self._total / self._count
+        return mean
+
+    def _flush(self) -> None:
+        if not self._samples:
+            return
+        exact, rounded = (_apply_linear(layer, x) for layer, x in zip(self._layers, self._sums, strict=True))
+        self._total = self._total + (exact - rounded).sum(1)
+        self._count += self._samples * exact.shape[1]
+        self._samples = 0
+
+
+def _input_quantizer(quantized: QuantizedLayer) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what the quantized layer does to its input: that is what remains of it with an identity inside."""
+    if quantized.observe != "inputs":
+        return nn.Identity()
+    rounding = copy.copy(quantized)
+    rounding._modules = {"layer": nn.Identity()}
+    return rounding
+
+
+def _sum_up(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    """Return the sum of all samples in float64: a batch of one."""
+    sample = x.shape[1 - layer.weight.ndim :]  # one dimension for linear layers, rank + 1 for convolutions
+    total: torch.Tensor = x.reshape(-1, *sample).sum(0, keepdim=True, dtype=torch.float64)
+    return total
+
+
+def _apply_linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return W x in float64, of shape (output channels, positions)."""
+    linear = copy.deepcopy(layer).double()
+    linear.bias = None
+    output: torch.Tensor = linear.forward(x)[0]  # no hooks
+    return output.reshape(len(output), -1)
+
+
+def _set_bias(layer: Any, bias: torch.Tensor | None, shift: torch.Tensor) -> None:
+    shifted = shift if bias is None else bias.detach().double() + shift
+    layer.bias = nn.Parameter(shifted.to(layer.weight.dtype), requires_grad=False)

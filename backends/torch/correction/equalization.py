@@ -1,0 +1,209 @@
+"""Cross-layer equalization: scale the channels between two layers so that both are easier to quantize.
+
+After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, Data-Free Quantization Through Weight Equalization and
+Bias Correction, ICCV 2019. Where ReLU(W1 x + b1) enters W2, dividing channel c of W1 and b1 by s_c > 0 and
+multiplying column c of W2 by it changes nothing in exact arithmetic; with powers of two nothing in floating point.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from klquant.errors import InvalidInputError
+
+from ..model.dataflow import count_uses, outputs_agree, record_calls
+from ..model.forward import Forward, call_model, check_eval, copy_model
+from ..model.layers import TRANSPOSED, inner_layer, weighted_layers
+from .channel_flow import Chain, follow_chains
+
+_MAX_SWEEPS = 100
+
+
+class Equalized(NamedTuple):
+    """What became of the channels between a layer and the next."""
+
+    first: str
+    """Qualified name of the layer whose output channels are concerned."""
+    second: str | None
+    """Qualified name of the layer that they enter, if it is known."""
+    reason: str
+    """Why they were left alone; empty where they were equalized."""
+    largest_factor: float
+    """Largest s_c or 1 / s_c over the channels; 1 where nothing was scaled."""
+
+
+class _Pair(NamedTuple):
+    first: Any
+    second: Any
+    positions: int
+
+
+def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Equalized]]:
+    """Equalize the ranges of the weights on both sides of every channel between two layers.
+
+    ``s_c = sqrt(r1_c / r2_c)``, rounded to a power of two, where r1_c is the largest weight of the first layer's
+    output channel c and r2_c that of the second layer's input channel c; ``W1_c / s_c``, ``b1_c / s_c``,
+    ``W2_c * s_c``, pair by pair until nothing changes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, in eval mode
+        After :func:`fold_batch_norm` and :func:`fold_relu`: a BatchNorm between two layers keeps them apart.
+    batch
+        One batch of input, to see what feeds what.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        An equalized copy, the same function bit for bit unless a number over- or underflows.
+    equalized : list of Equalized
+        One entry for each layer that was called.
+
+    Raises
+    ------
+    InvalidInputError
+        If a module is in training mode.
+
+    Notes
+    -----
+    A pair is equalized only if one run shows a layer that is called once, whose output goes through nothing but
+    ReLU, leaky ReLU, pooling, Dropout, Identity and Flatten, is used once each time, and enters a layer that is called
+    once. Shared or parametrized weights and hooks forbid it. A channel without weights on one side keeps s = 1.
+    """
+    check_eval(model)
+    chains, used, expected = follow_chains(model, lambda: forward(model, batch))
+    equalized, entries = _apply(model, _entries(model, chains, dict(weighted_layers(model)), used))
+    got = record_calls(equalized, lambda: forward(equalized, batch)).output
+    if outputs_agree(got, expected):
+        return equalized, entries
+    return copy_model(model), [entry if entry.reason else _undone(entry) for entry in entries]
+
+
+def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.Module:
+    """Return a copy of the model in which the channels are equalized that :func:`equalize` found; no data are needed.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model that was equalized, or one like it. It is not changed.
+    equalized : iterable of Equalized
+        What :func:`equalize` told; entries with a reason were left alone and are here too.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    InvalidInputError
+        If the model lacks a layer that is named, or it has another number of channels.
+    """
+    return _apply(model, {entry.first: entry for entry in equalized})[0]
+
+
+def _apply(model: nn.Module, entries: dict[str, Equalized]) -> tuple[nn.Module, list[Equalized]]:
+    """Return an equalized copy, and the entries with their factors."""
+    model = copy_model(model)
+    layers = dict(weighted_layers(model))
+    factors = _sweep({name: _pair(entry, layers) for name, entry in entries.items() if not entry.reason})
+    return model, [entry._replace(largest_factor=factors.get(name, 1.0)) for name, entry in entries.items()]
+
+
+def _pair(entry: Equalized, layers: dict[str, nn.Module]) -> _Pair:
+    if entry.first not in layers or entry.second not in layers:
+        raise InvalidInputError(f"the pairs must be those of this model, got `{entry.first}` and `{entry.second}`")
+    first, second = inner_layer(layers[entry.first]), inner_layer(layers[entry.second])
+    leaving = first.out_features if isinstance(first, nn.Linear) else first.out_channels
+    entering = second.in_features if isinstance(second, nn.Linear) else second.in_channels
+    if entering % leaving:
+        raise InvalidInputError(
+            f"`{entry.second}` must take the {leaving} channels of `{entry.first}`, got {entering} inputs"
+        )
+    return _Pair(first, second, entering // leaving)
+
+
+def _entries(
+    model: nn.Module, chains: list[Chain], layers: dict[str, nn.Module], used: set[int]
+) -> dict[str, Equalized]:
+    """Return by layer what is to become of its output channels."""
+    calls = Counter(chain.first for chain in chains)
+    uses = count_uses(model)
+
+    def reason(chain: Chain) -> str:
+        for name in filter(None, (chain.first, chain.second)):
+            if calls[name] > 1:
+                return f"`{name}` is called more than once"
+            if why := _why_not(layers[name], uses, used):
+                return f"`{name}` {why}"
+        return chain.reason
+
+    return {chain.first: Equalized(chain.first, chain.second, reason(chain), 1.0) for chain in chains}
+
+
+def _undone(entry: Equalized) -> Equalized:
+    return entry._replace(reason="equalizing changed the output of the model", largest_factor=1.0)
+
+
+def _why_not(layer: nn.Module, uses: Counter[int], used: set[int]) -> str:
+    parameters = [p for m in layer.modules() for p in m.parameters(recurse=False)]
+    if any(uses[id(p)] > 1 for p in parameters):
+        return "shares weights with another module"
+    if any(id(p) in used for p in parameters):
+        return "has weights that are used outside it too"
+    if "bias" not in inner_layer(layer)._parameters:
+        return "has a bias that is no parameter"
+    return "has hooks" if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()) else ""
+
+
+def _sweep(pairs: dict[str, _Pair]) -> dict[str, float]:
+    """Equalize all pairs until nothing changes; return the largest factor of each."""
+    totals: dict[str, Any] = dict.fromkeys(pairs, 0.0)
+    for _ in range(_MAX_SWEEPS):
+        steps = {name: _equalize_pair(pair) for name, pair in pairs.items()}
+        totals = {name: total + steps[name] for name, total in totals.items()}
+        if not any(step.any() for step in steps.values()):
+            break
+    return {name: float(total.abs().max().exp2()) for name, total in totals.items()}
+
+
+def _equalize_pair(pair: _Pair) -> torch.Tensor:
+    """Scale both layers once; return the logarithms of the factors, one per channel."""
+    leaving, entering = _output_axis(pair.first), 3 - _output_axis(pair.second)
+    first, second = _ranges(pair.first, leaving), _ranges(pair.second, entering, pair.positions)
+    exponents = torch.where((first > 0) & (second > 0), (first / second).log2() / 2, 0.0).round()
+    _scale_weight(pair.first, leaving, -exponents)
+    if pair.first.bias is not None:
+        bias = pair.first.bias
+        pair.first.bias = nn.Parameter(bias.detach() * (-exponents).exp2().to(bias), bias.requires_grad)
+    _scale_weight(pair.second, entering, exponents, pair.positions)
+    return exponents
+
+
+def _output_axis(layer: Any) -> int:
+    """Return the axis of the grouped weight that runs over the output channels; input channels have the other one."""
+    return 2 if type(layer) in TRANSPOSED else 1
+
+
+def _grouped(layer: Any, positions: int = 1) -> tuple[int, ...]:
+    """Return the shape of the weight with axes for groups, output and input channels in a group, and all else."""
+    rows, columns = layer.weight.shape[:2]
+    groups = getattr(layer, "groups", 1)
+    return (groups, rows // groups, columns // positions, layer.weight[0, 0].numel() * positions)
+
+
+def _ranges(layer: Any, axis: int, positions: int = 1) -> torch.Tensor:
+    """Return the largest absolute weight of each channel."""
+    weight: torch.Tensor = layer.weight.detach().double().abs().reshape(_grouped(layer, positions))
+    return weight.amax((3 - axis, 3)).flatten().cpu()  # layers may be on different devices
+
+
+def _scale_weight(layer: Any, axis: int, exponents: torch.Tensor, positions: int = 1) -> None:
+    shape, weight = _grouped(layer, positions), layer.weight.detach().clone()  # in place: the strides stay
+    factors = exponents.exp2().reshape([shape[0], *(shape[k] if k == axis else 1 for k in (1, 2)), 1])
+    weight.mul_(factors.expand(shape).reshape(weight.shape).to(weight))
+    layer.weight = nn.Parameter(weight, layer.weight.requires_grad)

@@ -1,0 +1,1 @@
+"""Export a quantized model to ONNX with Q/DQ nodes."""

@@ -1,0 +1,138 @@
+"""Put Q/DQ where a simulated model rounds, or where an engine's rules want them."""
+
+import glob
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from klquant.errors import InvalidInputError
+
+from ...onnx.calibration import calibrate
+from ...onnx.model.graph import Graph, read_graph
+from ...onnx.model.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
+from ...onnx.model.preparation import prepare
+from ...onnx.qdq.grids import make_grids, signed
+from ...onnx.qdq.insertion import write_qdq
+from ...onnx.qdq.plan import EVERYONE, Plan, Profile, make_plan
+from ...onnx.quantization import RULES, QuantizedModel, quantize
+from .markers import Roundings, remove_marks
+from .trace import Traced
+
+UNROUNDED = "the simulation does not round what enters it"
+FLOAT = "the simulation computes it in floating point"
+UNREACHED = "the example does not reach it"
+
+
+def place(traced: Traced, profile: Profile, batches: Iterable[Mapping[str, Any]] | None) -> QuantizedModel:
+    """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of a profile."""
+    found = remove_marks(traced)
+    if batches is None and profile != "onnxruntime":
+        result = _as_simulated(traced.model, found)
+    else:
+        result = _by_rules(traced.model, found, profile, batches)
+    reached = set(found.layers.values())
+    result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
+    return result
+
+
+def check_profile(profile: str) -> None:
+    """Refuse a profile that there is not."""
+    if profile not in RULES:
+        raise InvalidInputError(f"`profile` must be one of {', '.join(RULES)}, got {profile!r}")
+
+
+def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
+    """Return the model with Q/DQ where the simulation rounds, and nowhere else."""
+    found = _behind_moves(read_graph(model), found)
+    known = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
+    new = [name for name in found.thresholds if name not in known]  # the exporter tells the types of nearly all
+    model.graph.value_info.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in new)
+    plan = _plan(read_graph(model), found)
+    grids = make_grids(plan, found.thresholds, set(), signed)
+    written = write_qdq(model, plan, grids, int_bias=False, reduce_range=False)
+    onnx.checker.check_model(written)
+    return QuantizedModel(written, dict(found.thresholds), plan.skipped)
+
+
+def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
+    """Round again right before a layer what was only moved since it was rounded: the same codes, for engines to see."""
+    thresholds, readers, moved = dict(found.thresholds), dict(found.readers), {}
+    for node in (node for node in graph.nodes if node.op_type in MOVING):
+        source, result = node.input[0], node.output[0]
+        if not readers.get(source, set()).isdisjoint((node.name, EVERYONE)):
+            moved[source] = thresholds[source]
+        layers = {reader.name for reader in graph.consumers.get(result, []) if reader.name in found.layers}
+        if source in moved and result not in thresholds:
+            moved[result] = moved[source]
+            if layers:
+                thresholds[result], readers[result] = moved[source], layers
+    return found._replace(thresholds=thresholds, readers=readers)
+
+
+def _plan(graph: Graph, found: Roundings) -> Plan:
+    """Return the plan that does what the simulation does; layers whose input is not rounded keep their weights."""
+    plan = Plan(found.readers, {}, [], {})
+    for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
+        axis, readers = weight_axis(graph, node), found.readers.get(node.input[0], set())
+        if node.name not in found.layers:
+            plan.skipped[node.name] = FLOAT
+        elif axis is None or readers.isdisjoint((node.name, EVERYONE)):
+            plan.skipped[node.name] = UNROUNDED
+        else:
+            plan.weights[node.name] = axis
+    return plan
+
+
+def _by_rules(
+    model: onnx.ModelProto, found: Roundings, profile: Profile, batches: Iterable[Mapping[str, Any]] | None
+) -> QuantizedModel:
+    """Return the model with Q/DQ by the rules of a profile; what the simulation does not know is calibrated."""
+    for tensor, first, second in found.conflicts:
+        raise InvalidInputError(
+            f"layers `{first}` and `{second}` must round what they share (`{tensor}`) by one scale for profile "
+            f"'{profile}', got two; give both the same threshold by `overrides`"
+        )
+    prepared = prepare(model)
+    graph = read_graph(prepared)
+    floats = _floats(graph, read_graph(model), found)
+    exclude = tuple(glob.escape(name) for name in floats)
+    thresholds = _through_moves(graph, found.thresholds)
+    if batches is not None:
+        wanted = make_plan(graph, observed_tensors(graph), profile, exclude).readers
+        thresholds |= _calibrated(prepared, batches, wanted.keys() - thresholds.keys())
+    result = quantize(prepared, thresholds, profile=profile, exclude=exclude)
+    return result._replace(skipped={**result.skipped, **dict.fromkeys(floats, FLOAT)})
+
+
+def _floats(graph: Graph, before: Graph, found: Roundings) -> list[str]:
+    """Return the names of what computes as a layer does and is none of the simulation, after and before preparing."""
+    nodes = {node.name: node for node in before.nodes}
+    weights = {nodes[name].input[1] for name in found.layers}
+
+    def is_layer(node: onnx.NodeProto) -> bool:  # a product that was joined with its bias has another name
+        return node.name in found.layers or (node.name not in nodes and node.input[1] in weights)
+
+    return [node.name for node in graph.nodes if node.op_type in WEIGHTED and not is_layer(node)]
+
+
+def _calibrated(model: onnx.ModelProto, batches: Iterable[Mapping[str, Any]], names: Set[str]) -> dict[str, float]:
+    """Return T of these tensors, by entropy."""
+    if not names:
+        return {}
+    found = calibrate(model, batches, include=[glob.escape(name) for name in sorted(names)])
+    return {name: layer.threshold for name, layer in found.thresholds.items()}
+
+
+def _through_moves(graph: Graph, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Return the thresholds, with those of tensors that have the same values, only moved."""
+    known = dict(thresholds)
+    moves = [(node.input[0], node.output[0]) for node in graph.nodes if node.op_type in MOVING]
+    for source, result in moves:
+        if source in known:
+            known.setdefault(result, known[source])
+    for source, result in reversed(moves):
+        if result in known and sole_consumer(graph, source) is not None:
+            known.setdefault(source, known[result])
+    return known

@@ -1,0 +1,1 @@
+"""BatchNorm and ReLU folded into the layers that feed them: decide, apply, verify."""

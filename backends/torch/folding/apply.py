@@ -1,0 +1,124 @@
+"""Apply decided folds to a model: no data are needed, only the names."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from klquant.errors import InvalidInputError
+
+from ..model.forward import check_eval, copy_model
+from ..model.layers import (
+    BATCH_NORMS,
+    TRANSPOSED,
+    WEIGHTED,
+    LayerReLU,
+    channel_axis,
+    is_quantizable,
+    replace_module,
+    without_nested_tensors,
+)
+
+RELU_MODULES = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+
+
+class Fold(NamedTuple):
+    """What became of one BatchNorm or ReLU; strings only, so that it can be written down and applied elsewhere."""
+
+    module: str
+    """Qualified name of the BatchNorm or ReLU; of the layer for a functional ReLU."""
+    kind: str
+    """`batch_norm`, `relu` or `relu6`."""
+    into: str | None
+    """Qualified name of the layer that feeds it, if one does."""
+    reason: str
+    """Why it was left alone; empty where it was folded."""
+
+
+def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
+    """Return a copy of the model in which everything is folded that `folds` says, without data.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, in eval mode
+        The model that the folds were planned for, or one like it. It is not changed.
+    folds : iterable of Fold
+        The result of :func:`plan_folds`; those with a reason were left alone and are here too.
+
+    Returns
+    -------
+    torch.nn.Module
+        Folded BatchNorms are identities. A layer that is joined with its ReLU is a :class:`LayerReLU` under its old
+        name; the ReLU stays where it was: a second one changes nothing.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model lacks a module that `folds` names, or it is of another type or size; or in training mode.
+    """
+    check_eval(model)
+    folded = without_nested_tensors(copy_model(model))
+    modules = dict(folded.named_modules(remove_duplicate=False))
+    todo = [fold for fold in folds if not fold.reason]
+    for fold in todo:
+        if fold.kind == "batch_norm":
+            layer, norm = _checked_norm(fold, modules)
+            fuse(layer, norm)
+            replace_module(folded, norm, nn.Identity().eval())
+    for fold in todo:
+        if fold.kind != "batch_norm":
+            layer = _checked_relu(fold, modules)
+            replace_module(folded, layer, LayerReLU(layer, RELU_MODULES[fold.kind]().eval()))
+    return folded
+
+
+def fuse(layer: Any, norm: Any) -> None:
+    """Change the layer's weight and bias, in float64 rounded once."""
+    combine: Callable[..., Any] = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    options = {} if isinstance(layer, nn.Linear) else {"transpose": type(layer) in TRANSPOSED}
+    tensors = (layer.weight, layer.bias, norm.running_mean, norm.running_var)
+    weight, bias, mean, var = (None if t is None else t.detach().double() for t in tensors)
+    gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight.detach()
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias.detach()
+    weight, bias = combine(weight, bias, mean, var, norm.eps, gamma.double(), beta.double(), **options)
+    layer.weight, layer.bias = (
+        nn.Parameter(t.detach().to(layer.weight.dtype), layer.weight.requires_grad) for t in (weight, bias)
+    )
+
+
+def _checked_norm(fold: Fold, modules: dict[str, nn.Module]) -> tuple[Any, Any]:
+    layer, norm = _layer(fold, modules), _module(fold.module, modules, BATCH_NORMS)
+    channels = layer.weight.shape[channel_axis(layer)]
+    if norm.running_var is None or len(norm.running_var) != channels:
+        raise InvalidInputError(
+            f"expected a BatchNorm with statistics of the {channels} channels of `{fold.into}`, "
+            f"got `{fold.module}`: {norm}"
+        )
+    return layer, norm
+
+
+def _checked_relu(fold: Fold, modules: dict[str, nn.Module]) -> Any:
+    if fold.kind not in RELU_MODULES:
+        raise InvalidInputError(f"`kind` of a fold must be batch_norm, relu or relu6, got {fold.kind!r}")
+    if fold.module != fold.into:
+        _module(fold.module, modules, (RELU_MODULES[fold.kind],))
+    return _layer(fold, modules)
+
+
+def _layer(fold: Fold, modules: dict[str, nn.Module]) -> Any:
+    layer = _module(str(fold.into), modules, WEIGHTED)
+    if not is_quantizable(layer):
+        raise InvalidInputError(f"`{fold.into}` must hold its weight itself, got one that is computed from others")
+    return layer
+
+
+def _module(name: str, modules: dict[str, nn.Module], types: tuple[type[nn.Module], ...]) -> Any:
+    wanted = ", ".join(kind.__name__ for kind in types)
+    if name not in modules:
+        raise InvalidInputError(f"the folds must be those of this model, got none with the name `{name}` ({wanted})")
+    if type(modules[name]) not in types:
+        raise InvalidInputError(f"the folds must be those of this model, got a {type(modules[name]).__name__} "
+                                f"at `{name}`, not one of {wanted}")  # fmt: skip
+    return modules[name]

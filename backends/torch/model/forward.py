@@ -1,0 +1,135 @@
+"""Run a model over calibration data: batches of any form, hooks that always come off again."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+from klquant.errors import InvalidInputError, KLQuantError, ModelError
+
+from ...settings import Observe
+from .hooks import holding
+from .layers import weighted_layers
+
+Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+Where: TypeAlias = Observe | Mapping[str, Observe]  # for all layers, or for each that is observed
+Observer: TypeAlias = Callable[[str, torch.Tensor], None]
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Call the model with a tensor, with the items of a tuple or list, or with the entries of a mapping by name.
+
+    The tensors are copied first: a model may change its input in place, and the batch is needed again.
+    """
+    batch = tree_map_only(torch.Tensor, torch.clone, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy, or say why there is none."""
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
+    for module in copied.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants its weights in one piece, and a copy has them in several
+    return copied
+
+
+def check_eval(model: nn.Module) -> None:
+    """Refuse a model of which any part is in training mode."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if module.training:
+            raise InvalidInputError(
+                f"the model must be in eval mode, got {name or 'the model'} in training mode; call model.eval() first"
+            )
+
+
+def observed_at(name: str, observe: Where) -> Observe | None:
+    """Return where a layer is observed, if it is."""
+    place = observe if isinstance(observe, str) else observe.get(name)
+    if place not in ("inputs", "outputs", None):
+        raise InvalidInputError(f"`observe` must be 'inputs' or 'outputs', got {place!r}")
+    return place
+
+
+def run_observed(
+    model: nn.Module,
+    batches: Iterable[Any],
+    observer: Observer,
+    *,
+    observe: Where = "inputs",
+    forward: Forward = call_model,
+    after_batch: Callable[[Any], None] | None = None,
+    first: int = 0,
+) -> int:
+    """Run all batches and call ``observer(layer, tensor)`` for every observed tensor, with float tensors only.
+
+    Errors say in which layer and batch: those of the observer as they are, those of the model as a ModelError.
+    ``after_batch(batch)`` is called when a batch is done; `first` is the number of the first one. Returns how many
+    batches were run.
+    """
+    check_eval(model)
+    number, entered, done = first, "", 0
+
+    def observed(name: str, tensor: Any) -> None:
+        nonlocal entered
+        entered = f"layer `{name}`, "
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            raise InvalidInputError(f"{entered}batch {number}: expected a float tensor, got {_kind(tensor)}")
+        try:
+            observer(name, tensor.detach())
+        except KLQuantError as error:
+            raise type(error)(f"{entered}batch {number}: {error}") from error
+
+    with holding([torch.no_grad()]), holding(_hooks(model, observed, observe)):
+        for number, batch in enumerate(batches, start=first):
+            try:
+                forward(model, batch)
+            except KLQuantError:
+                raise
+            except Exception as error:
+                at = f"{entered}batch {number}: the model failed there or later"
+                raise ModelError(f"{at}, with {type(error).__name__}: {error}") from error
+            if after_batch:
+                after_batch(batch)
+            entered, done = "", done + 1
+    return done
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Where) -> Iterator[RemovableHandle]:
+    for name, layer in weighted_layers(model):
+        place = observed_at(name, observe)
+        if place == "inputs":
+            yield layer.register_forward_pre_hook(_on_input(name, observed), with_kwargs=True)
+        elif place == "outputs":
+            yield layer.register_forward_hook(_on_output(name, observed))
+
+
+def _on_input(name: str, observed: Callable[[str, Any], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        observed(name, args[0] if args else kwargs["input"])
+
+    return hook
+
+
+def _on_output(name: str, observed: Callable[[str, Any], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        observed(name, output)
+
+    return hook

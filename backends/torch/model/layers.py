@@ -1,0 +1,166 @@
+"""Which modules are quantized, and how to find and replace them in a model."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from klquant.errors import InvalidInputError
+
+from ...calibration import Fingerprint
+
+Layer: TypeAlias = nn.Module  # a convolution or linear layer, bare or as LayerReLU
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+RELUS = (nn.ReLU, nn.ReLU6)
+
+_CLOSED = (nn.MultiheadAttention, torch.jit.ScriptModule)
+_SKIPPED: dict[Any, str] = {
+    nn.MultiheadAttention: "the projections inside attention are not quantized",
+    torch.jit.ScriptModule: "the layers inside TorchScript are not quantized",
+    (nn.Embedding, nn.EmbeddingBag): "the table of an embedding is not quantized",
+    (nn.RNNBase, nn.RNNCellBase): "recurrent layers are not quantized",
+    nn.Bilinear: "bilinear layers are not quantized",
+}
+
+
+class LayerWrapper(nn.Module):
+    """Stands in the place of a layer; attributes of the layer (``weight``, ...) are found here too."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.train(layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the attribute of the wrapper, or else that of the layer: models do read them."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class LayerReLU(LayerWrapper):
+    """A layer with the ReLU that follows it: observed and quantized as one."""
+
+    def __init__(self, layer: nn.Module, relu: nn.Module) -> None:
+        super().__init__(layer)
+        self.relu = relu
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return relu(layer(x))."""
+        result: torch.Tensor = self.relu(self.layer(*args, **kwargs))
+        return result
+
+
+def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """Yield qualified name and module of each layer that is quantized, in the user's names."""
+    joined = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
+    for name, module in model.named_modules():
+        if isinstance(module, LayerReLU) or (is_quantizable(module) and id(module) not in joined):
+            yield name, module
+
+
+def skipped_layers(model: nn.Module) -> dict[str, str]:
+    """Return the modules with weights that stay in floating point, by qualified name, and why."""
+    skipped: dict[str, str] = {}
+    closed: tuple[str, ...] = ()  # what lies inside these is named with them
+    for name, module in model.named_modules():
+        if not name.startswith(closed) and (reason := _why_skipped(module)):
+            skipped[name] = reason
+            if isinstance(module, _CLOSED):
+                closed = (*closed, f"{name}." if name else "")
+    return skipped
+
+
+def _why_skipped(module: nn.Module) -> str:
+    for kinds, reason in _SKIPPED.items():
+        if isinstance(module, kinds):
+            return reason
+    if isinstance(module, WEIGHTED) and not is_quantizable(module):
+        return f"{type(module).__name__} is no plain layer, or computes its weights from others"
+    return ""
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Tell whether a module is a layer of a known kind that holds its weight itself."""
+    return type(module) in WEIGHTED and "weight" in module._parameters
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse lazy modules that have no weights yet, and compiled ones, which run no hooks of the modules inside."""
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            raise InvalidInputError(
+                f"expected a model as it is before torch.compile, got `{name}`, which is compiled; use its _orig_mod"
+            )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise InvalidInputError(
+                f"expected a model with all its weights, got `{name}`: a {type(module).__name__} that was never run"
+            )
+
+
+def inner_layer(layer: Layer) -> Any:
+    """Return the layer that holds the weights."""
+    return layer.layer if isinstance(layer, LayerReLU) else layer
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Return the axis of the weights that runs over output channels (of one group, when transposed)."""
+    return 1 if type(layer) in TRANSPOSED else 0
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Make the object `old` what `new` is, which may wrap it, and return the model.
+
+    So whoever holds `old` has the new module: parents under any name, plain lists, the caller of a model that is itself
+    `old`.
+    """
+    inner = object.__new__(type(old))
+    inner.__dict__ = old.__dict__
+    for parent in new.modules():
+        parent._modules.update({name: inner for name, child in parent._modules.items() if child is old})
+    old.__class__ = type(new)
+    old.__dict__ = new.__dict__
+    return model
+
+
+def without_nested_tensors(model: nn.Module) -> nn.Module:
+    """Have the encoder of a transformer take its slow path, in which layers see ordinary tensors; return the model."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # else a padding mask makes it pack the batch
+    return model
+
+
+_COUNTERS = ("num_batches_tracked",)  # of BatchNorm: the function does not depend on it
+
+
+def fingerprint(model: nn.Module) -> dict[str, Fingerprint]:
+    """Return the fingerprint of every module that owns parameters or buffers, by qualified name."""
+    found = {}
+    for name, module in model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        tensors = {key: tensor.detach() for key, tensor in own if key not in _COUNTERS}
+        if tensors:
+            shapes = (f"{key} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for key, t in tensors.items())
+            found[name] = Fingerprint(f"{type(module).__name__}({', '.join(shapes)})", _hash_of(tensors.values()))
+    return found
+
+
+def _hash_of(tensors: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the values of a tensor of any dtype as they lie in memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

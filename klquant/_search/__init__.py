@@ -1,0 +1,1 @@
+"""Inner files of the threshold search."""

@@ -1,0 +1,84 @@
+"""``klquant cache-to-qdq``: an old calibration cache, for engines that want Q/DQ nodes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klquant.errors import InvalidInputError
+
+from ..errors import printable
+from ..group import needed
+from ..options import NEW, ONNX_MODEL, TABLE, json_option, profile_option
+from ..output import busy, number, print_json, print_table
+from .convert import read_thresholds
+
+SHOWN = 5
+
+
+@click.command()
+@click.argument("model", type=ONNX_MODEL)
+@click.argument("cache", type=TABLE)
+@click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
+@profile_option
+@json_option
+def cache_to_qdq(model: Path, cache: Path, out: Path, profile: str, as_json: bool) -> None:
+    """Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache.
+
+    TensorRT 11 has no calibrators: what it takes is a model with QuantizeLinear and DequantizeLinear nodes. CACHE is
+    what an older TensorRT wrote for the same MODEL, or any other table that `klquant convert` reads. Scales of tensors
+    that MODEL does not have are left out, and tensors without a scale stay in floating point; both are told.
+
+    \b
+    Example:
+      klquant cache-to-qdq model.onnx model.cache -o int8.onnx
+    """  # noqa: D301
+    thresholds = read_thresholds(cache)
+    with busy("loading onnxruntime"):
+        backend = needed("klquant.backends.onnx", "onnx")
+        prepared = backend.prepare(str(model))
+    known, wanted = _tensors(prepared, profile)
+    unknown = [name for name in thresholds if name not in known]
+    unscaled = [name for name in wanted if name not in thresholds]
+    if len(unknown) == len(thresholds):
+        why = f"got none of {len(unknown)}: {_some(unknown)}; the model has {_some(wanted)}"
+        raise InvalidInputError(f"`{cache}` must hold scales of tensors of `{model}`, {why}")
+    quantized = backend.quantize(prepared, thresholds, profile=profile)
+    if not quantized.thresholds:
+        why = _some([f"node `{name}`: {reason}" for name, reason in quantized.skipped.items()])
+        raise InvalidInputError(f"`{cache}` must hold the scales of one layer at least, for {profile}, got none: {why}")
+    quantized.save(out)
+    told = {"thresholds": quantized.thresholds, "skipped": quantized.skipped}
+    if as_json:
+        print_json({"out": out, "profile": profile, **told, "not_in_model": unknown, "without_scale": unscaled})
+        return
+    _print_tables(f"{model} for {profile}", **told)
+    click.echo(f"{len(unknown)} of {len(thresholds)} names of {cache} are not in the model{_listed(unknown)}")
+    click.echo(f"{len(unscaled)} of {len(wanted)} tensors to quantize have no scale{_listed(unscaled)}")
+    click.echo(f"wrote {out}")
+
+
+def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[str, str]) -> None:
+    rows = ((name, number(value), number(value / 127)) for name, value in thresholds.items())
+    print_table(f"{title}: in INT8", ("tensor", "T", "T/127"), rows)
+    print_table("left in floating point", ("node", "why"), skipped.items())
+
+
+def _tensors(prepared: Any, profile: Any) -> tuple[set[str], list[str]]:
+    """Return the names of all tensors of a model, and those that this profile quantizes if it knows their scale."""
+    from klquant.backends.onnx.model.graph import read_graph
+    from klquant.backends.onnx.model.operators import observed_tensors
+    from klquant.backends.onnx.qdq.plan import make_plan
+
+    graph = read_graph(prepared)
+    plan = make_plan(graph, observed_tensors(graph), profile)
+    return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f": {_some(names)}" if names else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,45 @@
+"""``klquant inspect``: which nodes really run in INT8."""
+
+from pathlib import Path
+
+import click
+
+from ..group import needed
+from ..options import ONNX_MODEL, PROFILES, json_option
+from ..output import busy, print_json, print_table
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@click.command()
+@click.argument("model", type=ONNX_MODEL)
+@click.option("--engine", type=click.Choice(PROFILES), required=True, help="Whose INT8 nodes to look for.")
+@json_option
+@click.pass_context
+def inspect(ctx: click.Context, model: Path, engine: str, as_json: bool) -> None:
+    """Tell which nodes of an ONNX model an engine runs in INT8.
+
+    onnxruntime and OpenVINO compile MODEL, and what they made of it is looked at. TensorRT needs a GPU; there its
+    rules for explicit quantization are checked on the graph instead.
+
+    The exit code is 0 if every Conv, ConvTranspose, Gemm and MatMul is INT8, 1 if one is not, 2 for errors.
+
+    \b
+    Example:
+      klquant inspect int8.onnx --engine onnxruntime
+      klquant inspect int8.onnx --engine tensorrt --json || echo "not all in INT8"
+    """  # noqa: D301
+    with busy(f"loading {engine}"):
+        backend = needed("klquant.backends.onnx", "onnx")
+        nodes = backend.inspect(str(model), engine)
+    weighted = [node for node in nodes if node.op_type in WEIGHTED]
+    num_int8 = sum(node.int8 for node in weighted)
+    if as_json:
+        summary = {"engine": engine, "weighted": len(weighted), "weighted_int8": num_int8}
+        print_json({**summary, "nodes": [node._asdict() for node in nodes]})
+    else:
+        rows = ((node.name, node.op_type, "int8" if node.int8 else "float", node.reason) for node in nodes)
+        print_table(f"{model} on {engine}", ("node", "op", "runs in", "why"), rows)
+        click.echo(f"{num_int8} of {len(weighted)} {', '.join(WEIGHTED)} in INT8")
+    if num_int8 < len(weighted):
+        ctx.exit(1)

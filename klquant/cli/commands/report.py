@@ -1,0 +1,48 @@
+"""``klquant report``: a saved calibration as a page for the browser."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klquant.backends.calibration import Calibration
+from klquant.backends.files import read_limited
+from klquant.errors import InvalidInputError
+
+from ..group import needed
+from ..options import EXISTING, NEW, SAVED_CALIBRATION, json_option
+
+
+@click.command()
+@click.argument("calibration", type=SAVED_CALIBRATION)
+@click.option("-o", "--out", type=NEW, default="report.html", show_default=True, help="The page.")
+@click.option("--title", help="Its heading.  [default: name of the calibration]")
+@click.option("--diagnosis", type=EXISTING,
+              help="Measured SQNR and sensitivity: a file with what Diagnosis.as_json() gave.")  # fmt: skip
+@json_option
+def report(calibration: Path, out: Path, title: str | None, diagnosis: Path | None, as_json: bool) -> None:
+    """Write a calibration as one HTML page: thresholds, histograms, warnings.
+
+    The page opens from disk and needs no network. With --json the same numbers are printed as well.
+
+    \b
+    Example:
+      klquant report calib.npz -o report.html
+      klquant report calib.npz -o report.html --json > report.json
+    """  # noqa: D301
+    reporting = needed("klquant.backends.report", "report")
+    options: dict[str, Any] = {"title": title or calibration.name, "progress": True}
+    if diagnosis is not None:
+        options["diagnosis"] = _read_json(diagnosis)
+    found = Calibration.load(calibration)
+    written = reporting.write_report(found, out, **options)
+    warned = sum(bool(tensor.warnings) for tensor in written.tensors)
+    click.echo(written.as_json() if as_json else f"{out}: {len(written.tensors)} tensors, {warned} with warnings")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_limited(path), parse_int=float)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"`{path}` must be a JSON file, got: {error}") from error

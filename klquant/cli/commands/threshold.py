@@ -1,0 +1,106 @@
+"""``klquant threshold``: what each criterion makes of a histogram."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+import numpy as np
+
+import klquant
+from klquant.backends.calibration import Calibration
+from klquant.backends.settings import MAX_BINS, LayerOptions
+from klquant.backends.thresholds import LayerThreshold, candidate_thresholds
+from klquant.errors import InvalidInputError
+
+from ..data import load_arrays
+from ..options import ARRAYS, CALIBRATION, InputFile, json_option
+from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
+
+Found: TypeAlias = Mapping[str, Mapping[str, LayerThreshold]]  # by criterion and tensor
+KEYS = (("hist", "edges"), ("counts", "amax"))
+
+
+def _complete_tensor(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names in the calibration that was named before; click leaves arguments alone at a lonely option."""
+    path = ctx.params["hist"] or next(iter(ctx.args), "")
+    try:
+        return [name for name in Calibration.load(path).amax if name.startswith(incomplete)]
+    except (klquant.KLQuantError, OSError):  # another file, or none yet
+        return []
+
+
+@click.command()
+@click.argument("hist", type=InputFile(ARRAYS, CALIBRATION))
+@click.option("--key", nargs=2, metavar="HIST EDGES",
+              help="Names of the two arrays; EDGES may be amax.  [default: hist edges, counts amax]")  # fmt: skip
+@click.option("--num-bits", type=click.IntRange(2, 16), help="8 for INT8.  [default: 8, or as calibrated]")
+@click.option("--tensor", "tensors", multiple=True, shell_complete=_complete_tensor,
+              help="Only this tensor of a calibration; may be repeated.")  # fmt: skip
+@json_option
+def threshold(
+    hist: Path, key: tuple[str, str] | None, num_bits: int | None, tensors: tuple[str, ...], as_json: bool
+) -> None:
+    """Compare the criteria on a saved histogram or calibration.
+
+    HIST is an .npz file with an odd number of counts over bins that are symmetric about 0, as klquant.histogram makes
+    them: `hist` with `edges`, or `counts` with `amax`. Or it is a calibration of klquant.
+
+    The bin around 0 is left out of the search, as in every calibration; the clipped share is one of all values.
+
+    \b
+    Example:
+      klquant threshold hist.npz --num-bits 4
+      klquant threshold calib.npz --tensor conv1_output --json
+    """  # noqa: D301
+    with busy("searching"):
+        is_calibration = "meta" in _arrays(hist)
+        found = _of_calibration(hist, num_bits, tensors) if is_calibration else _of_arrays(hist, key, num_bits, tensors)
+    listed = dict.fromkeys((name, by_name[name]) for name in next(iter(found.values())) for by_name in found.values())
+    if as_json:
+        print_json([threshold_record(*row) for row in listed])
+    else:
+        print_table(str(hist), THRESHOLD_COLUMNS, (threshold_row(*row) for row in listed))
+
+
+def _arrays(path: Path) -> Mapping[str, Any]:
+    content = load_arrays(path)
+    if not isinstance(content, Mapping):
+        raise InvalidInputError(f"`{path}` must be an .npz file with names for counts and edges, got one array")
+    return content
+
+
+def _of_arrays(path: Path, key: tuple[str, str] | None, num_bits: int | None, tensors: tuple[str, ...]) -> Found:
+    arrays = _arrays(path)
+    if tensors:
+        raise InvalidInputError(
+            f"`--tensor` must be left out: `{path}` is no calibration; its arrays are chosen by --key"
+        )
+    pair = key or next((pair for pair in KEYS if set(pair) <= set(arrays)), KEYS[0])
+    if missing := [name for name in pair if name not in arrays]:
+        raise InvalidInputError(
+            f"`{path}` must hold the arrays {' and '.join(pair)}, got {sorted(arrays)}: no {missing}"
+        )
+    hist, edges = (arrays[name] for name in pair)
+    if hist.ndim != 1 or hist.size > MAX_BINS:
+        raise InvalidInputError(f"`{pair[0]}` of `{path}` must have shape (n,) up to {MAX_BINS}, got {hist.shape}")
+    if edges.size == 1:
+        edges = klquant.histogram(np.zeros(0), num_bins=hist.size, amax=float(edges.item())).edges
+    histogram = klquant.Histogram(hist, edges)
+    amax = float(klquant.max_threshold(*histogram))
+    name, options = pair[0], LayerOptions(num_bits=num_bits)
+    found: Found = candidate_thresholds({name: amax}, {name: histogram}, {name: options})
+    return found
+
+
+def _of_calibration(path: Path, num_bits: int | None, tensors: tuple[str, ...]) -> Found:
+    calibration = Calibration.load(path)
+    if unknown := [name for name in tensors if name not in calibration.amax]:
+        close = get_close_matches(unknown[0], calibration.amax, n=3, cutoff=0.0)
+        raise InvalidInputError(f"`--tensor` must name tensors of `{path}`, got {unknown}; close to the first: {close}")
+    amax = {name: calibration.amax[name] for name in tensors or calibration.amax}
+    resolved = calibration.settings.with_bits(num_bits).resolve(amax)
+    options = {name: chosen._replace(criterion=None, threshold=None) for name, chosen in resolved.items()}
+    found: Found = candidate_thresholds(amax, calibration.histograms, options)
+    return found

@@ -1,0 +1,162 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+import klquant
+from klquant.backends.settings import LayerOptions
+from klquant.backends.thresholds import search_thresholds
+from klquant.errors import CalibrationWarning, InvalidInputError
+
+# a few thousand values are clipped hard by the entropy criterion, and a warning says so
+pytestmark = pytest.mark.filterwarnings("ignore:layer `.*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
+NUM_BINS = 1001
+
+
+def observed(data, amax=None):
+    """Return amax and histogram of a tensor, as two passes would find them."""
+    amax = float(abs(data).max()) if amax is None else amax
+    return amax, klquant.histogram(data, num_bins=NUM_BINS, amax=amax)
+
+
+def search(data, **options):
+    amax, histogram = observed(data)
+    return search_thresholds({"fc": amax}, {"fc": histogram}, **options)["fc"]
+
+
+@pytest.fixture
+def laplace():
+    return np.random.default_rng(0).laplace(size=20_000)
+
+
+def test_the_threshold_is_that_of_the_core_without_the_zeros(laplace):
+    data = np.where(np.arange(laplace.size) % 10 == 0, laplace, 0.0)  # sparse, as after a ReLU
+    amax, histogram = observed(data)
+    cleared = histogram.hist.copy()
+    cleared[NUM_BINS // 2] = 0
+    expected = klquant.optimal_threshold(cleared, histogram.edges)
+    assert float(expected) != float(klquant.optimal_threshold(*histogram))  # the zeros would count
+    found = search(data)
+    assert found[:3] == (amax, float(expected), float(expected.divergence))
+    assert found.sqnr_db == float(expected.sqnr_db)
+    assert 0 < found.threshold < amax
+
+
+def test_the_number_of_zeros_changes_the_share_and_not_the_threshold(laplace):
+    few, many = search(laplace), search(np.concatenate([laplace, np.zeros(180_000)]))
+    assert few[:3] == many[:3]
+    assert many.clipped == pytest.approx(few.clipped / 10)
+
+
+def test_the_clipped_share_is_that_of_the_values_beyond(laplace):
+    found = search(laplace)
+    beyond = np.abs(laplace) > found.threshold
+    assert 0 < beyond.sum() < 200
+    assert found.clipped == beyond.mean()
+
+
+def test_the_histograms_are_not_changed(laplace):
+    amax, histogram = observed(laplace)
+    before = histogram.hist.tobytes(), histogram.edges.tobytes()
+    assert histogram.hist[NUM_BINS // 2] > 0
+    search_thresholds({"fc": amax}, {"fc": histogram})
+    assert (histogram.hist.tobytes(), histogram.edges.tobytes()) == before
+    for array in histogram:
+        array.flags.writeable = False
+    search_thresholds({"fc": amax}, {"fc": histogram})
+
+
+def test_layers_are_searched_one_by_one_in_their_order(laplace):
+    named = {name: observed(laplace[:k]) for name, k in (("b", 20_000), ("a", 500), ("c.0", 5_000))}
+    found = search_thresholds({k: v[0] for k, v in named.items()}, {k: v[1] for k, v in named.items()})
+    assert list(found) == ["b", "a", "c.0"]
+    assert found["a"] == search(laplace[:500])
+    assert found["c.0"] == search(laplace[:5_000])
+
+
+def test_scaling_by_a_power_of_two_scales_the_threshold(laplace):
+    one, eight = search(laplace), search(8 * laplace)
+    assert eight.threshold == 8 * one.threshold
+    assert eight[2:] == one[2:]
+
+
+def test_the_maximum_is_amax(laplace):
+    found = search(laplace, criterion="max")
+    amax = abs(laplace).max()
+    assert found[:2] == (amax, amax)
+    assert math.isnan(found.divergence)
+    assert found.clipped == 0
+
+
+@pytest.mark.parametrize("criterion", ["kl", "", None, "Entropy"])
+def test_another_criterion_is_refused(laplace, criterion):
+    with pytest.raises(InvalidInputError, match="`criterion` must be one of entropy, max, percentile, mse, got"):
+        search(laplace, criterion=criterion)
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "max"])
+def test_a_tensor_of_zeros_gets_scale_1_and_a_warning_that_names_it(criterion):
+    with pytest.warns(CalibrationWarning, match=r"layer `block\.fc`: all its values are 0; it gets scale 1"):
+        found = search_thresholds({"block.fc": 0.0}, {}, criterion=criterion)["block.fc"]
+    assert found.threshold / 127 == 1.0
+    assert (found.amax, found.clipped) == (0.0, 0.0)
+
+
+def test_a_tensor_without_a_feasible_threshold_gets_amax_and_a_warning_that_names_it():
+    amax, histogram = observed(np.array([1e-9, -1e-9]), amax=3.0)  # all in the centre, which is cleared
+    with pytest.warns(CalibrationWarning, match=r"layer `fc`: no threshold is feasible; it gets T = amax = 3\.0"):
+        found = search_thresholds({"fc": amax}, {"fc": histogram})["fc"]
+    assert found[:2] == (3.0, 3.0)
+    assert math.isnan(found.divergence)
+    assert found.clipped == 0
+
+
+def test_one_warning_for_each_layer_and_the_others_are_still_searched(laplace):
+    amax, histogram = observed(laplace)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = search_thresholds({"a": 0.0, "fc": amax, "b": 0.0}, {"fc": histogram})
+    assert [str(warning.message)[:9] for warning in caught] == ["layer `a`", "layer `b`"]
+    assert found["fc"] == search(laplace)
+
+
+def test_a_layer_without_a_histogram_is_refused_by_name():
+    with pytest.raises(InvalidInputError, match="layer `fc` has an amax and no histogram"):
+        search_thresholds({"fc": 1.0}, {})
+
+
+def test_nothing_observed_gives_no_thresholds():
+    assert search_thresholds({}, {}) == {}
+
+
+# --- found wrong while these tests were written ---
+
+
+def test_the_warning_points_at_the_caller():
+    with pytest.warns(CalibrationWarning) as caught:
+        search_thresholds({"fc": 0.0}, {})
+    assert caught[0].filename == __file__
+
+
+def test_mse_for_very_many_bins_and_levels_is_refused_and_left_out_of_comparisons(laplace):
+    edges = klquant.histogram(np.zeros(0), num_bins=65_537, amax=8.0).edges
+    histogram = klquant.Histogram(np.ones(65_537, np.int64), edges)
+    with pytest.raises(
+        InvalidInputError, match=r"layer `fc`: the mse criterion takes .* bins x levels at most, got 65537 x 4095"
+    ):
+        search_thresholds({"fc": 8.0}, {"fc": histogram}, criterion="mse", options={"fc": LayerOptions(num_bits=12)})
+    found = search_thresholds({"fc": 8.0}, {"fc": histogram}, options={"fc": LayerOptions("percentile", 12)})
+    assert 7.9 < found["fc"].threshold <= 8.0
+
+
+def test_a_threshold_that_is_given_stays_where_nothing_but_zeros_was_counted():
+    histogram = klquant.Histogram(np.eye(1, NUM_BINS, NUM_BINS // 2, dtype=np.int64)[0], observed(np.ones(1))[1].edges)
+    found = search_thresholds({"fc": 1.0}, {"fc": histogram}, options={"fc": LayerOptions(threshold=0.5)})["fc"]
+    assert (found.threshold, found.clipped, found.criterion) == (0.5, 0.0, "fixed")
+
+
+def test_a_threshold_far_beyond_bins_that_are_tiny_clips_nothing():
+    histogram = klquant.histogram(np.linspace(-1e-300, 1e-300, 5000), num_bins=255)
+    found = search_thresholds({"fc": 1e-300}, {"fc": histogram}, options={"fc": LayerOptions(threshold=1e9)})["fc"]
+    assert (found.threshold, found.clipped, found.sqnr_db) == (1e9, 0.0, 0.0)

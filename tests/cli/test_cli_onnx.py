@@ -1,0 +1,301 @@
+"""From a float ONNX model to one in INT8 by commands alone, on a network of two convolutions."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+
+from klquant.backends.calibration import Calibration
+from klquant.backends.formats import write_table
+from klquant.cli import cli
+from klquant.cli.options import parse_overrides
+
+pytestmark = pytest.mark.filterwarnings("ignore:layer `.*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
+NETWORK = """
+<ir_version: 8, opset_import: ["" : 17]>
+two (float[{batch}, 3, 8, 8] images) => (float[{batch}, 5] logits)
+<float[4, 3, 3, 3] w1, float[5, 4, 3, 3] w2, float[4] b1, float[5] b2>
+{{
+    a = Conv <pads = [1, 1, 1, 1]> (images, w1, b1)
+    r = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)
+    p = GlobalAveragePool (c)
+    logits = Flatten (p)
+}}
+"""
+
+
+def network(batch="N"):
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(NETWORK.format(batch=batch))
+    shapes = {"w1": (4, 3, 3, 3), "w2": (5, 4, 3, 3), "b1": (4,), "b2": (5,)}
+    weights = [
+        onnx.numpy_helper.from_array(rng.normal(scale=0.3, size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+    return model
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def run_json(*arguments, code=0):
+    result = run(*arguments, "--json")
+    assert result.exit_code == code, result.stderr
+    return json.loads(result.stdout, parse_constant=pytest.fail)
+
+
+def infer(path, images):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"images": images})[0]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(50, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, images):
+    """A folder with model.onnx, images.npz, and what calibrate made of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    onnx.save(network(), folder / "model.onnx")
+    np.savez(folder / "images.npz", images=images)
+    result = run("calibrate", folder / "model.onnx", "--data", folder / "images.npz", "--out", folder / "calib.npz")
+    assert result.exit_code == 0, result.stderr
+    (folder / "calibrate.txt").write_text(result.stdout)
+    return folder
+
+
+def test_calibrate_writes_histograms_and_shows_each_tensor(here, images):
+    calibration = Calibration.load(here / "calib.npz")
+    assert calibration.amax["images"] == np.abs(images).max()
+    assert calibration.histograms["images"].hist.sum() == images.size
+    assert calibration.num_batches == 2
+    table = (here / "calibrate.txt").read_text()
+    for name, found in calibration.thresholds.items():
+        (row,) = (line.split() for line in table.splitlines() if line.split()[:1] == [name])
+        assert row[3] == f"{found.threshold:.4g}"
+    assert {"images", "r"} <= set(calibration.thresholds)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_styled", "is_coloured"),
+    [({}, False, False), ({"FORCE_COLOR": "1"}, True, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False)],
+)
+def test_colours_are_for_terminals_and_for_those_who_want_them(
+    here, tmp_path, monkeypatch, variables, is_styled, is_coloured
+):
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    result = run("calibrate", here / "model.onnx", "--data", here / "images.npz", "--out", tmp_path / "c.npz")
+    assert ("\x1b[" in result.stdout) == is_styled
+    assert ("\x1b[" in result.stderr) == is_styled  # the bars
+    assert bool(re.search(r"\x1b\[[\d;]*3\d", result.stderr)) == is_coloured
+
+
+@pytest.mark.parametrize("form", ["folder", "samples", "npy", "function"])
+def test_the_form_of_the_data_does_not_show(here, images, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mydata", raising=False)
+    arguments, data = [], tmp_path / "data"
+    data.mkdir()
+    if form == "folder":
+        for k in range(0, 50, 8):
+            np.savez(data / f"{k:02}.npz", images=images[k : k + 8])
+    elif form == "samples":
+        for k, image in enumerate(images):
+            np.save(data / f"{k:02}.npy", image)
+        arguments = ["--batch-size", 7]
+    elif form == "npy":
+        data = tmp_path / "data.npy"
+        np.save(data, images)
+    else:
+        np.save(tmp_path / "data.npy", images)
+        text = "import numpy\ndef batches():\n    return ({'images': image[None]} for image in numpy.load('data.npy'))"
+        (tmp_path / "mydata.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "mydata", raising=False)
+        data = "mydata:batches"
+    found = run_json("calibrate", here / "model.onnx", "--data", data, "--out", tmp_path / "c.npz", *arguments)
+    first, second = (Calibration.load(folder / f) for folder, f in ((here, "calib.npz"), (tmp_path, "c.npz")))
+    assert first.amax == second.amax
+    assert repr(first.thresholds) == repr(second.thresholds)
+    assert [record["threshold"] for record in found["tensors"]] == [t.threshold for t in second.thresholds.values()]
+
+
+def test_a_fixed_batch_size_is_kept_to(images, tmp_path):
+    onnx.save(network(batch="5"), tmp_path / "model.onnx")
+    np.savez(tmp_path / "images.npz", images=images)
+    found = run_json("calibrate", tmp_path / "model.onnx", "--data", tmp_path / "images.npz", "-o", tmp_path / "c.npz")
+    assert found["batches"] == 10
+
+
+def test_settings_reach_the_calibration(here, tmp_path):
+    options = ["--num-bins", 501, "--criterion", "mse", "--override", "im*=max", "--exclude", "c"]
+    arguments = ["--data", here / "images.npz", "--out", tmp_path / "c.npz", *options]
+    assert run("calibrate", here / "model.onnx", *arguments).exit_code == 0
+    calibration = Calibration.load(tmp_path / "c.npz")
+    assert len(calibration.histograms["images"].hist) == 501
+    assert calibration.thresholds["images"].criterion == "max"
+    assert calibration.thresholds["r"].criterion == "mse"
+    assert "c" not in calibration.thresholds
+
+
+@pytest.mark.parametrize("profile", ["tensorrt", "onnxruntime", "openvino"])
+def test_the_quantized_model_computes_nearly_the_same_in_int8(here, images, tmp_path, profile):
+    out = tmp_path / "int8.onnx"
+    result = run("quantize", here / "model.onnx", here / "calib.npz", "--profile", profile, "-o", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\nimages " in result.stdout
+    assert f"wrote {out}" in result.stdout
+    expected = infer(here / "model.onnx", images)
+    error = infer(out, images) - expected
+    assert 0 < np.abs(error).max() < 0.05 * np.abs(expected).max()
+    inspected = run("inspect", out, "--engine", profile)
+    assert inspected.exit_code == 0, inspected.stdout
+    assert "2 of 2 Conv" in inspected.stdout
+    nodes = run_json("inspect", out, "--engine", profile)["nodes"]
+    assert sum(node["int8"] for node in nodes if node["op_type"] == "Conv") == 2
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime", "openvino"])
+def test_a_float_model_is_not_int8_and_says_so_by_its_exit_code(here, engine):
+    assert run("inspect", here / "model.onnx", "--engine", engine).exit_code == 1
+    found = run_json("inspect", here / "model.onnx", "--engine", engine, code=1)
+    assert (found["weighted"], found["weighted_int8"]) == (2, 0)
+
+
+def test_what_is_excluded_stays_in_float_and_is_told(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx", "--exclude", "r"]
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "excluded" in result.stdout.partition("left in floating point")[2]
+    assert len(run_json(*arguments)["skipped"]) == 1
+    assert run("inspect", tmp_path / "int8.onnx", "--engine", "tensorrt").exit_code == 1
+
+
+def test_another_criterion_is_searched_in_the_histograms(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    options = ["--criterion", "max", "--override", "r=mse"]
+    found = {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+    calibration = Calibration.load(here / "calib.npz")
+    assert found["images"]["threshold"] == calibration.amax["images"]
+    assert found["r"]["threshold"] == calibration.search_thresholds(criterion="mse")["r"].threshold
+
+
+def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    options = ["--profile", "onnxruntime", "--override", "p=entropy", "--override", "logits=max"]
+    found = {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+    assert found["p"]["threshold"] == found["logits"]["threshold"]
+    assert {found["p"]["criterion"], found["logits"]["criterion"]} == {"shared", "max"}
+    assert found["p"]["sqnr_db"] is None
+
+
+def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_path):
+    assert run("convert", here / "calib.npz", tmp_path / "m.cache", "--to", "tensorrt").exit_code == 0
+    out = tmp_path / "int8.onnx"
+    result = run("cache-to-qdq", here / "model.onnx", tmp_path / "m.cache", "-o", out)
+    assert (result.exit_code, result.stderr) == (0, "")
+    run("quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "direct.onnx")
+    np.testing.assert_allclose(infer(out, images), infer(tmp_path / "direct.onnx", images), rtol=1e-5, atol=1e-6)
+
+
+def test_names_without_counterpart_are_counted(here, tmp_path):
+    write_table(tmp_path / "t.csv", {"images": 3.0, "gone": 1.0, "a": 2.0, "gone too": 1.0})
+    arguments = ["cache-to-qdq", here / "model.onnx", tmp_path / "t.csv", "-o", tmp_path / "int8.onnx"]
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert f"2 of 4 names of {tmp_path / 't.csv'} are not in the model: gone, gone too" in result.stdout
+    assert "1 of 2 tensors to quantize have no scale: r\n" in result.stdout
+    found = run_json(*arguments)
+    assert found["thresholds"] == {"images": 3.0}
+    assert found["not_in_model"] == ["gone", "gone too"]
+    assert found["without_scale"] == ["r"]
+
+
+def test_the_profile_says_which_scales_are_needed(here, tmp_path):
+    write_table(tmp_path / "t.csv", {"images": 3.0, "r": 2.0})
+    arguments = ["cache-to-qdq", here / "model.onnx", "--profile", "onnxruntime", "-o", tmp_path / "int8.onnx"]
+    found = run_json(*arguments, tmp_path / "t.csv")
+    assert found["thresholds"] == {"images": 3.0, "r": 2.0}
+    assert "c" in found["without_scale"]
+    (tmp_path / "int8.onnx").unlink()
+    write_table(tmp_path / "t.csv", {"images": 3.0})
+    result = run(*arguments, tmp_path / "t.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no threshold is known for its output `r`" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_cache_of_another_model_is_refused(here, tmp_path):
+    write_table(tmp_path / "t.csv", {"x": 3.0, "y": 1.0})
+    result = run("cache-to-qdq", here / "model.onnx", tmp_path / "t.csv", "-o", tmp_path / "int8.onnx")
+    assert result.exit_code == 2
+    assert "got none of 2: x, y; the model has images, r" in result.stderr
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["calibrate", "bad.onnx", "--data", "images.npz", "--out", "new.npz"],
+        ["calibrate", "model.onnx", "--data", "nowhere", "--out", "new.npz"],
+        ["calibrate", "model.onnx", "--data", "images.npz", "--out", "new.npz", "--num-bins", "4000"],
+        ["calibrate", "model.onnx", "--data", "images.npz", "--out", "new.npz", "--include", "no*"],
+        ["calibrate", "model.onnx", "--data", "other.npz", "--out", "new.npz"],
+        ["calibrate", "model.onnx", "--data", "nan.npz", "--out", "new.npz"],
+        ["quantize", "bad.onnx", "calib.npz", "-o", "new.onnx"],
+        ["quantize", "model.onnx", "images.npz", "-o", "new.onnx"],
+        ["quantize", "model.onnx", "calib.npz", "-o", "new.onnx", "--exclude", "no*"],
+        ["quantize", "model.onnx", "calib.npz", "-o", "new.onnx", "--override", "no*=max"],
+        ["inspect", "bad.onnx", "--engine", "tensorrt"],
+        ["inspect", "bad.onnx", "--engine", "onnxruntime"],
+        ["inspect", "bad.onnx", "--engine", "openvino"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2] + arguments[-2:]),
+)
+def test_wrong_input_is_one_line_and_exit_code_2(here, monkeypatch, images, arguments):
+    monkeypatch.chdir(here)
+    (here / "bad.onnx").write_bytes(b"no model at all")
+    np.savez(here / "other.npz", pictures=images)
+    np.savez(here / "nan.npz", images=np.where(images > 2, np.nan, images))
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    first, *hint = result.stderr.splitlines()
+    assert first.startswith("Error: ")
+    assert [line[:6] for line in hint] in ([], ["Hint: "])
+    assert not (here / "new.npz").exists()
+    assert not (here / "new.onnx").exists()
+
+
+def test_of_overrides_the_last_one_wins():
+    pairs = parse_overrides(None, None, ["a=b=max", "*=mse", "a=b=percentile"])
+    assert list(pairs.items()) == [("*", {"criterion": "mse"}), ("a=b", {"criterion": "percentile"})]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--override", "r"], "expected PATTERN=CRITERION"),
+        (["--override", "r=kl"], "expected PATTERN=CRITERION"),
+        (["--image-size", "axb"], "expected HEIGHTxWIDTH"),
+        (["--image-size", "0x5"], "expected HEIGHTxWIDTH"),
+        (["--mean", "1,2"], "expected one number or three"),
+        (["--std", "one"], "expected one number or three"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(here, tmp_path, options, message):
+    result = run("calibrate", here / "model.onnx", "--data", here, "--out", tmp_path / "c.npz", *options)
+    assert (result.exit_code, message in result.stderr) == (2, True)

@@ -1,0 +1,206 @@
+from math import inf, nan
+
+import numpy as np
+import pytest
+
+import klquant
+from klquant import ArrayTypeError, Histogram, InvalidInputError, reference
+from klquant._namespace import CHUNK
+from klquant.histogram import symmetric_edges
+from support.namespaces import JAX, JIT, NUMPY, needs_jax, params
+
+
+@pytest.mark.parametrize(
+    ("x", "num_bins", "amax", "expected"),
+    [
+        ([-3.0, 0.0, 0.5, 2.0], 3, 3.0, [1, 2, 1]),
+        ([-1.0, 1.0], 3, 3.0, [1, 0, 1]),  # on an edge: the outer bin, on both sides
+        ([-0.999, 0.999], 3, 3.0, [0, 2, 0]),
+        ([-3.0, 3.0], 3, 3.0, [1, 0, 1]),  # the range is closed
+        ([-7.0, 7.0, 1e30], 3, 3.0, [1, 0, 2]),  # saturates
+        ([0.0, -0.0], 3, 3.0, [0, 2, 0]),
+        ([0.5, 1.5, 2.5, 2.5], 5, 2.5, [0, 0, 0, 1, 3]),
+        ([], 3, 1.0, [0, 0, 0]),
+        ([[-3.0, 0.0], [0.5, 2.0]], 3, 3.0, [1, 2, 1]),
+        (2.0, 3, 3.0, [0, 0, 1]),
+    ],
+)
+def test_counts_by_hand(xp, x, num_bins, amax, expected):
+    hist, edges = xp.call(klquant.histogram, xp.asarray(x, np.float64), num_bins=num_bins, amax=amax)
+    assert xp.owns(hist, edges)
+    assert hist.dtype == np.int64
+    assert edges.dtype == np.float64
+    np.testing.assert_array_equal(hist, expected)
+    np.testing.assert_allclose(edges, np.linspace(-amax, amax, num_bins + 1), rtol=1e-15, atol=1e-15)
+
+
+def test_the_range_is_that_of_the_data(eager):
+    hist, edges = klquant.histogram(eager.asarray([-2.0, 1.0, 0.0], np.float32), num_bins=5)
+    np.testing.assert_array_equal(edges, [-2, -1.2, -0.4, 0.4, 1.2, 2])
+    np.testing.assert_array_equal(hist, [1, 0, 1, 1, 0])
+
+
+def test_4001_bins_are_the_default(eager):
+    assert klquant.histogram(eager.asarray([1.0], np.float32)).hist.shape == (4001,)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "uint8", "int32"])
+def test_every_real_dtype_is_counted_alike(eager, dtype):
+    hist = klquant.histogram(eager.asarray([0, 3, 100, 100], dtype), num_bins=5).hist
+    np.testing.assert_array_equal(hist, [0, 0, 2, 0, 2])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64"])
+@pytest.mark.parametrize(
+    "xp",
+    [
+        *params(NUMPY),
+        pytest.param(
+            JAX,
+            marks=needs_jax,
+        ),
+    ],
+)
+def test_64_bit_data_are_counted_alike(xp, dtype):
+    hist = klquant.histogram(xp.asarray([0, 3, 100, 100], dtype), num_bins=5).hist
+    np.testing.assert_array_equal(hist, [0, 0, 2, 0, 2])
+
+
+@needs_jax
+def test_bfloat16_is_counted_as_what_it_holds():
+    x = JAX.asarray(np.random.default_rng(5).normal(size=500), np.float32).astype("bfloat16")
+    expected = reference.histogram(np.asarray(x, np.float64), 2.5, 255)
+    np.testing.assert_array_equal(klquant.histogram(x, num_bins=255, amax=2.5).hist, expected)
+    np.testing.assert_array_equal(klquant.histogram(np.asarray(x), num_bins=255, amax=2.5).hist, expected)
+
+
+@pytest.mark.parametrize("amax", [None, 2.0])
+def test_chunks_of_the_cache_lose_nothing_at_their_borders(amax):
+    """More than two chunks of NumPy's, the last one short; some values lie beyond `amax` = 2."""
+    x = np.random.default_rng(4).normal(size=2 * CHUNK + 77).astype(np.float32)
+    hist, edges = klquant.histogram(x, num_bins=255, amax=amax)
+    np.testing.assert_array_equal(hist, reference.histogram(x, edges[-1], 255))
+
+
+@pytest.mark.parametrize("num_bins", [3, 5, 255, 4001])
+@pytest.mark.parametrize("amax", [1.0, 0.1, 6.0625, 3e-5, 204800.0])
+def test_values_next_to_an_edge_fall_as_in_the_reference(xp, num_bins, amax):
+    edges = symmetric_edges(amax, num_bins)
+    x = np.concatenate([edges, np.nextafter(edges, inf), np.nextafter(edges, -inf), -edges])
+    hist = xp.call(klquant.histogram, xp.asarray(x), num_bins=num_bins, amax=amax).hist
+    np.testing.assert_array_equal(hist, reference.histogram(x, amax, num_bins))
+
+
+def test_many_values_fall_as_in_the_reference(xp):
+    x = np.random.default_rng(3).standard_t(3, size=5000)
+    hist = xp.call(klquant.histogram, xp.asarray(x), num_bins=2001, amax=6.5).hist
+    np.testing.assert_array_equal(hist, reference.histogram(x, 6.5, 2001))
+
+
+@pytest.mark.parametrize("num_bins", [3, 255, 2001, 12001])
+@pytest.mark.parametrize("amax", [1.0, 0.1, 1e-30, 1e30])
+def test_edges_are_exactly_antisymmetric_and_increase(num_bins, amax):
+    edges = symmetric_edges(amax, num_bins)
+    assert edges.shape == (num_bins + 1,)
+    assert edges[-1] == amax
+    np.testing.assert_array_equal(edges, -edges[::-1])
+    assert (np.diff(edges) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([1.0, nan, 2.0], "`x` must be finite, got 1 NaN or infinite values of 3"),
+        ([inf, -inf], "`x` must be finite, got 2 NaN or infinite values of 2"),
+        ([0.0, 0.0], "`x` must have a value other than 0, got 2 zeros; or pass `amax`"),
+        ([], "`x` must have a value other than 0, got 0 zeros; or pass `amax`"),
+    ],
+)
+def test_data_without_a_range_are_refused(eager, x, message):
+    with pytest.raises(InvalidInputError, match=message):
+        klquant.histogram(eager.asarray(x, np.float32), num_bins=3)
+
+
+@pytest.mark.parametrize("num_bins", [2, 4000, 1, 0, -3])
+def test_even_and_tiny_numbers_of_bins_are_refused(xp, num_bins):
+    with pytest.raises(InvalidInputError, match=f"`num_bins` must be odd and at least 3, got {num_bins}"):
+        xp.call(klquant.histogram, xp.asarray([1.0]), num_bins=num_bins, amax=1.0)
+
+
+@pytest.mark.parametrize("amax", [0.0, -1.0, nan, inf])
+def test_bad_ranges_are_refused(xp, amax):
+    with pytest.raises(InvalidInputError, match=f"`amax` must be positive and finite, got {amax}"):
+        xp.call(klquant.histogram, xp.asarray([1.0]), num_bins=3, amax=amax)
+
+
+def test_what_holds_no_real_numbers_is_refused():
+    for x, kind in [([1.0], "got list"), (np.array([1j]), "got dtype complex128"), (np.array(["a"]), "got dtype <U1")]:
+        with pytest.raises(ArrayTypeError, match=kind):
+            klquant.histogram(x, num_bins=3)
+
+
+@needs_jax
+def test_a_tracer_needs_amax():
+    with pytest.raises(ArrayTypeError, match="`amax` must be given when `x` is traced"):
+        JIT.call(klquant.histogram, JIT.asarray([1.0]), num_bins=3)
+
+
+@pytest.mark.parametrize("amax", [1e-310, 5e-324])
+def test_a_range_too_small_for_the_bins_is_counted_or_refused_by_name(amax):
+    try:
+        hist = klquant.histogram(np.array([0.0, amax]), num_bins=3).hist
+    except InvalidInputError:
+        return
+    assert hist.tolist() == [0, 1, 1]
+
+
+def parts(xp, *chunks, amax=3.0):
+    return [xp.call(klquant.histogram, xp.asarray(c, np.float64), num_bins=5, amax=amax) for c in chunks]
+
+
+def test_merge_adds_counts_and_keeps_edges(xp):
+    a, b = parts(xp, [-3.0, 0.1], [0.2, 3.0, 3.0])
+    merged = xp.call(klquant.merge, a, b)
+    assert isinstance(merged, Histogram)
+    assert xp.owns(*merged)
+    assert merged.hist.dtype == np.int64
+    np.testing.assert_array_equal(merged.hist, [1, 0, 2, 0, 2])
+    np.testing.assert_array_equal(merged.edges, a.edges)
+
+
+def test_merge_makes_new_counts():
+    a, empty = parts(NUMPY, [1.0], [])
+    merged = klquant.merge(a, empty)
+    merged.hist[0] += 7
+    assert a.hist[0] == 0
+
+
+def test_merge_refuses_other_edges(eager):
+    (a,), (b,) = parts(eager, [1.0]), parts(eager, [1.0], amax=4.0)
+    with pytest.raises(InvalidInputError, match=r"must have the same edges, got ranges up to 3.0 and 4.0"):
+        klquant.merge(a, b)
+
+
+def test_merge_refuses_other_numbers_of_bins(xp):
+    (a,) = parts(xp, [1.0])
+    b = xp.call(klquant.histogram, xp.asarray([1.0]), num_bins=7, amax=3.0)
+    with pytest.raises(InvalidInputError, match="must have the same number of bins, got 5 and 7"):
+        xp.call(klquant.merge, a, b)
+
+
+def test_merge_refuses_to_overflow(eager):
+    full = Histogram(eager.asarray([2**62, 0, 1]), eager.asarray([-3.0, -1.0, 1.0, 3.0]))
+    with pytest.raises(InvalidInputError, match=r"must stay below 2\*\*63"):
+        klquant.merge(full, full)
+
+
+@needs_jax
+def test_merge_refuses_mixed_libraries():
+    with pytest.raises(ArrayTypeError, match="`a` from numpy, `b` from jax"):
+        klquant.merge(*parts(NUMPY, [1.0]), *parts(JAX, [1.0]))
+
+
+def test_counting_goes_on_beyond_single_precision(xp):
+    many = Histogram(xp.asarray([2**24, 2**40, 2**53]), xp.asarray([-3.0, -1.0, 1.0, 3.0]))
+    one = xp.call(klquant.histogram, xp.asarray([-2.0, 0.0, 2.0]), num_bins=3, amax=3.0)
+    np.testing.assert_array_equal(xp.call(klquant.merge, many, one).hist, [2**24 + 1, 2**40 + 1, 2**53 + 1])

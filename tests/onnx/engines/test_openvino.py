@@ -1,0 +1,112 @@
+import os
+import re
+import subprocess
+import sys
+
+import onnx
+import pytest
+
+from klquant.backends.onnx.engines.inspection import inspect
+from klquant.errors import MissingDependencyError, ModelError
+from support.qdq_models import INT8, UINT8, UINT8_MIDDLE, Builder, residual_block
+
+
+def reports(model):
+    return {report.name: report for report in inspect(model, "openvino")}
+
+
+def layer(op_type="Conv", quantized=True, quantized_weight=True, relu=False, output=True):
+    build = Builder()
+    x = build.qdq("x") if quantized else "x"
+    weight = (
+        build.weight(4, 4, 3, 3, axis=int(op_type == "ConvTranspose")) if quantized_weight else build.floats(4, 4, 3, 3)
+    )
+    y = build.node(op_type, x, weight)
+    y = build.node("Relu", y) if relu else y
+    return build.model(build.qdq(y) if output else y)
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_layers_in_int8(op_type, output, relu):
+    """OpenVINO needs no quantizer behind a layer, and minds no Relu before it."""
+    found = reports(layer(op_type, relu=relu, output=output))
+    assert all(report.int8 for report in found.values())
+    assert "onvolution" in found[f"{op_type.lower()}0"].reason
+
+
+@pytest.mark.parametrize(("quantized", "quantized_weight", "bare"), [(False, True, "x"), (True, False, "c2")])
+def test_layers_in_floating_point(quantized, quantized_weight, bare):
+    report = reports(layer(quantized=quantized, quantized_weight=quantized_weight))["conv0"]
+    assert not report.int8
+    assert report.reason.endswith(f"; its input `{bare}` has no DequantizeLinear")
+
+
+def test_products_and_poolings():
+    build = Builder()
+    y = build.qdq(build.node("MaxPool", build.qdq("x"), kernel_shape=[2, 2]))
+    y = build.qdq(build.node("GlobalAveragePool", y))
+    y = build.qdq(build.node("Flatten", y))
+    found = reports(build.model(build.gemm(y, 10, 4, build.floats(10))))
+    assert [report.op_type for report in found.values()] == ["MaxPool", "GlobalAveragePool", "Flatten", "Gemm"]
+    assert all(report.int8 for report in found.values())
+
+
+def test_a_product_whose_weight_is_transposed():
+    build = Builder()
+    y = build.node("MatMul", build.qdq("x"), build.weight(16, 8, axis=1))
+    found = reports(build.model(build.node("Add", y, build.floats(8)), shape=(4, 16)))
+    assert all(report.reason.startswith("executed as FullyConnected") for report in found.values())
+
+
+def test_a_sum_whose_first_operand_is_int8():
+    """OpenVINO gives its kernel the name of int8 then."""
+    build = Builder()
+    x = build.qdq("x")
+    y = build.conv(build.qdq(build.node("Relu", build.conv(x))))
+    y = build.qdq(build.node("Relu", build.node("Add", x, y)))
+    report = reports(build.model(build.conv(y)))["add0"]
+    assert not report.int8
+    assert re.search(" on [iu]8 and ", report.reason)  # and a floating point type, of which CPUs have several
+
+
+def test_a_sum_of_int8_and_floating_point_is_floating_point():
+    """Its narrowest input is int8, which is what OpenVINO calls its precision."""
+    found = reports(residual_block(INT8, INT8, sum_of_quantized=False))
+    assert [name for name, report in found.items() if not report.int8] == ["add0", "relu1"]
+    assert "Subgraph" in found["add0"].reason
+    found = reports(residual_block(UINT8_MIDDLE, UINT8, sum_of_quantized=True))
+    assert all(report.int8 for report in found.values())
+    assert found["relu0"].reason.startswith("part of `conv0` (Convolution")
+
+
+def test_a_model_that_openvino_does_not_know():
+    node = onnx.helper.make_node("Mystery", ["x"], ["y"], domain="somewhere")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "small", values[:1], values[1:])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid(d, 17 if not d else 1) for d in ("", "somewhere")]
+    )
+    with pytest.raises(ModelError, match="Mystery"):
+        reports(model)
+
+
+def test_without_openvino(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match="pip install openvino"):
+        reports(layer())
+
+
+def test_openvino_reports_nothing_about_its_use():
+    """By itself it forks a process for that, when it is imported."""
+    script = (
+        "import os, onnx\n"
+        "os.register_at_fork(before=lambda: os.write(1, b'forked'))\n"
+        "from klquant.backends.onnx.engines.openvino import _import_openvino\n"
+        "_import_openvino()\n"
+        "assert os.environ.get('CI') == 'no'\n"
+    )
+    command, environment = [sys.executable, "-c", script], {**os.environ, "CI": "no"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == ""

@@ -1,0 +1,228 @@
+import numpy as np
+import onnx
+import pytest
+
+from klquant.backends.onnx.model.graph import read_graph
+from klquant.backends.onnx.model.operators import non_negative, observed_tensors, weight_axis
+from klquant.backends.onnx.qdq.plan import EVERYONE, explicit, make_plan, operators
+from support.onnx_models import build
+
+IMAGE = "float[n, 3, 8, 8] x"
+
+
+def conv_relu_conv():
+    body = "a = Conv(x, w, b) b1 = Relu(a) y = Conv(b1, v)"
+    return build(IMAGE, "float[n, 2, 4, 4] y", body, w=(4, 3, 3, 3), b=(4,), v=(2, 4, 3, 3))
+
+
+def residual(shortcut="s = Identity(x)"):
+    body = f"a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a) c = Conv<pads=[1,1,1,1]>(r, v) {shortcut} y = Add(c, s)"
+    return build(IMAGE, "float[n, 3, 8, 8] y", body, w=(4, 3, 3, 3), v=(3, 4, 3, 3), u=(3, 3, 1, 1))
+
+
+def plan(rule, model, known=None, exclude=(), **options):
+    graph = read_graph(model)
+    return rule(graph, observed_tensors(graph) if known is None else known, exclude, **options)
+
+
+def tensorrt(model, **options):
+    return plan(explicit, model, layers_only=False, **options)
+
+
+def onnxruntime(model, **options):
+    return plan(operators, model, **options)
+
+
+def test_what_only_a_rectifier_reads_is_not_observed():
+    assert observed_tensors(read_graph(conv_relu_conv())) == ["x", "b1", "y"]
+
+
+def for_everyone(readers, *names):
+    return readers == {name: {EVERYONE} for name in names}
+
+
+def test_explicit_quantizes_what_enters_layers_only():
+    found = tensorrt(conv_relu_conv())
+    assert found.readers == {"x": {"conv0"}, "b1": {"conv2"}}
+    assert found.weights == {"conv0": 0, "conv2": 0}
+    assert not found.skipped
+
+
+def test_explicit_quantizes_the_shortcut_and_not_the_branch():
+    model = residual("s = Relu(x)")
+    assert tensorrt(model).readers["s"] == {"add4"}
+    assert "c" not in tensorrt(model).readers
+
+
+@pytest.mark.parametrize("order", ["c, s", "s, c"])
+def test_of_two_layers_the_less_deep_one_is_the_shortcut(order):
+    model = residual("s = Conv(x, u)")
+    model.graph.node[-1].input[:] = order.split(", ")
+    assert tensorrt(model).readers["s"] == {"add4"}
+    assert "c" not in tensorrt(model).readers
+
+
+def test_a_sum_without_a_layer_of_its_own_is_left_alone():
+    model = build("float[n, 4] x", "float[n, 4] y", "a = Relu(x) b = Sigmoid(x) y = Add(a, b)")
+    assert not tensorrt(model).readers
+
+
+def test_a_branch_that_others_see_is_none():
+    model = residual("s = Relu(c)")
+    assert not {"s", "c"} & tensorrt(model).readers.keys()
+
+
+def test_openvino_quantizes_what_enters_layers_only():
+    graph = read_graph(residual("s = Relu(x)"))
+    assert make_plan(graph, observed_tensors(graph), "openvino").readers == {"x": {"conv0"}, "r": {"conv2"}}
+    assert "s" in make_plan(graph, observed_tensors(graph), "tensorrt").readers
+
+
+def test_what_a_product_adds_is_not_quantized():
+    model = build("float[n, 4] x", "float y", "c = Relu(x) y = Gemm(x, w, c)", w=(4, 4))
+    assert tensorrt(model).readers == {"x": {"gemm1"}}
+
+
+def test_an_output_of_the_model_is_quantized_before_its_rectifier():
+    model = conv_relu_conv()
+    model.graph.output.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, None))
+    assert for_everyone(onnxruntime(model).readers, "x", "a", "b1", "y")
+
+
+def test_explicit_for_layers_only_leaves_sums_and_concatenations():
+    found = plan(explicit, residual("s = Relu(x)"), layers_only=True)
+    assert found.readers == {"x": {"conv0"}, "r": {"conv2"}}
+
+
+def test_what_is_concatenated_shares_the_scale_of_a_quantized_result():
+    body = "a = Conv(x, w) b = Relu(x) e = Conv(b, w) c = Concat<axis=1>(a, e) y = Conv(c, v)"
+    model = build(IMAGE, "float[n, 2, 4, 4] y", body, w=(4, 3, 3, 3), v=(2, 8, 3, 3))
+    found = tensorrt(model)
+    assert found.shared == [("a", "e", "c")]
+    assert {name: found.readers[name] for name in "aec"} == {"a": {"concat3"}, "e": {"concat3"}, "c": {"conv4"}}
+
+
+def test_a_concatenation_whose_result_is_not_quantized_stays():
+    body = "a = Conv(x, w) b = Relu(x) e = Conv(b, w) c = Concat<axis=1>(a, e) y = Exp(c)"
+    assert not tensorrt(build(IMAGE, "float[n, 8, 6, 6] y", body, w=(4, 3, 3, 3))).shared
+
+
+def test_onnxruntime_quantizes_around_operators_and_behind_rectifiers():
+    found = onnxruntime(conv_relu_conv())
+    assert for_everyone(found.readers, "x", "b1", "y")
+
+
+def test_onnxruntime_quantizes_both_sides_of_a_sum():
+    found = onnxruntime(residual("s = Conv(x, u)"))
+    assert for_everyone(found.readers, "x", "r", "c", "s", "y")
+
+
+def test_onnxruntime_leaves_a_sum_with_a_side_in_floating_point():
+    found = onnxruntime(residual("s = Exp(x)"))
+    assert for_everyone(found.readers, "x", "r", "c")
+
+
+def test_onnxruntime_carries_one_scale_through_a_pool():
+    body = "a = Conv(x, w) r = Relu(a) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) y = Conv(p, v)"
+    found = onnxruntime(build(IMAGE, "float[n, 2, 1, 1] y", body, w=(4, 3, 3, 3), v=(2, 4, 3, 3)))
+    assert found.shared == [("r", "p")]
+
+
+def test_onnxruntime_leaves_logits_in_floating_point():
+    body = "h = Gemm(x, w, b) r = Relu(h) y = Gemm(r, v, c)"
+    model = build("float[n, 8] x", "float[n, 2] y", body, w=(8, 4), b=(4,), v=(4, 2), c=(2,))
+    assert for_everyone(onnxruntime(model).readers, "x", "r")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("y = ConvTranspose(x, w)", "onnxruntime has no INT8 kernel for ConvTranspose"),
+        ("y = Conv(x, w) z = Exp(y)", "no threshold is known for its output `y`"),
+    ],
+)
+def test_onnxruntime_says_why_a_layer_stays(body, reason):
+    model = build(IMAGE, "float[n, a, b, c] y", body, w=(3, 3, 3, 3))
+    found = onnxruntime(model, known=["x"])
+    assert list(found.skipped.values()) == [reason]
+    assert not found.readers
+
+
+def test_a_scaled_product_has_no_kernel():
+    model = build("float[n, 8] x", "float[n, 4] y", "y = Gemm<alpha=2.0>(x, w)", w=(8, 4))
+    assert "alpha" in onnxruntime(model).skipped["gemm0"]
+    assert not tensorrt(model).skipped
+
+
+@pytest.mark.parametrize("rule", [tensorrt, onnxruntime])
+def test_an_input_without_a_threshold_leaves_its_layer(rule):
+    found = rule(conv_relu_conv(), known=["x", "y"])
+    assert found.skipped == {"conv2": "no threshold is known for its input `b1`"} | (
+        {"conv0": "no threshold is known for its output `b1`"} if rule is onnxruntime else {}
+    )
+
+
+@pytest.mark.parametrize("pattern", ["conv2", "b1", "conv[2]"])
+@pytest.mark.parametrize("rule", [tensorrt, onnxruntime])
+def test_what_is_excluded_stays(rule, pattern):
+    found = rule(conv_relu_conv(), exclude=(pattern,))
+    assert found.skipped["conv2"] == "excluded"
+    assert "conv2" not in found.weights
+
+
+def test_an_operator_is_excluded_by_its_type():
+    assert set(tensorrt(conv_relu_conv(), exclude=("Conv",)).skipped) == {"conv0", "conv2"}
+
+
+def test_a_product_of_two_activations_is_quantized_at_both():
+    model = build("float[n, 4, 4] x", "float[n, 4, 4] y", "a = Relu(x) y = MatMul(x, a)")
+    assert tensorrt(model).readers == {"x": {"matmul1"}, "a": {"matmul1"}}
+    assert not tensorrt(model).weights
+
+
+def test_a_constant_on_the_left_leaves_the_product():
+    model = build("float[4, 4] x", "float[4, 4] y", "y = MatMul(w, x)", w=(4, 4))
+    assert tensorrt(model).skipped == {"matmul0": "its weight is not its constant second input"}
+
+
+def test_float64_is_not_quantized():
+    model = build("double[n, 4] x", "double[n, 4] y", "y = MatMul(x, w)", w=np.eye(4))
+    assert "neither float32 nor float16" in tensorrt(model).skipped["matmul0"]
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "axis"),
+    [
+        ("y = Conv(x, w)", (4, 3, 3, 3), 0),
+        ("y = ConvTranspose(x, w)", (3, 4, 3, 3), 1),
+        ("f = Flatten(x) y = Gemm(f, w)", (192, 4), 1),
+        ("f = Flatten(x) y = Gemm<transB=1>(f, w)", (4, 192), 0),
+        ("y = MatMul(x, w)", (8, 4), 1),
+        ("y = MatMul(x, w)", (3, 8, 4), 2),
+    ],
+)
+def test_output_channels_lie_on_their_axis(body, shape, axis):
+    model = build(IMAGE, "float y", body, w=shape)
+    graph = read_graph(model)
+    assert weight_axis(graph, graph.nodes[-1]) == axis
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y = Relu(x)", {"y"}),
+        ("y = Clip(x, zero, six)", {"y"}),
+        ("y = Clip(x, minus, six)", set()),
+        ("y = Clip(x)", set()),
+        ("y = Clip(x, zeros, six)", set()),  # not a number: no ONNX, and no reason to end here
+        ("a = Sigmoid(x) y = MaxPool<kernel_shape=[2,2]>(a)", {"a", "y"}),
+        ("a = Relu(x) y = Add(a, x)", {"a"}),
+        ("a = Relu(x) y = Add(a, minus)", {"a"}),
+        ("a = Relu(x) y = Mul(a, six)", {"a", "y"}),
+        ("a = Relu(x) b = Sigmoid(x) y = Concat<axis=1>(a, b)", {"a", "b", "y"}),
+        ("a = Relu(x) y = Neg(a)", {"a"}),
+    ],
+)
+def test_what_cannot_be_negative(body, expected):
+    bounds = {"zero": np.float32(0), "six": np.float32(6), "minus": np.float32(-1), "zeros": np.zeros(2)}
+    assert non_negative(read_graph(build(IMAGE, "float y", body, **bounds))) == expected

@@ -1,0 +1,46 @@
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "klquant").is_dir(), reason="needs the source tree")
+
+
+def import_name(folder):
+    """Return the package that a folder is installed as: `backends` becomes `klquant.backends`."""
+    name = ".".join(folder.relative_to(ROOT).parts)
+    return name if name.partition(".")[0] == "klquant" else f"klquant.{name}"
+
+
+def packages():
+    return {path.parent for top in ("klquant", "backends") for path in (ROOT / top).rglob("*.py")}
+
+
+def test_every_folder_with_python_files_is_packaged():
+    assert sorted(SETUPTOOLS["packages"]) == sorted(import_name(folder) for folder in packages())
+
+
+def test_every_package_has_an_init_file():
+    assert all((folder / "__init__.py").is_file() for folder in packages())
+
+
+def test_every_package_is_looked_for_where_it_lies():
+    mapping = SETUPTOOLS["package-dir"]
+    for folder in packages():
+        package = import_name(folder)
+        parent = package
+        while parent not in mapping:
+            parent = parent.rpartition(".")[0]
+        assert ROOT / mapping[parent] / package[len(parent) + 1 :].replace(".", "/") == folder
+
+
+def test_every_data_file_is_packaged():
+    patterns = SETUPTOOLS["package-data"]
+    for folder in packages():
+        data = [path.name for path in folder.iterdir() if path.is_file() and path.suffix not in {".py", ".pyc"}]
+        missing = [name for name in data if not any(fnmatch(name, p) for p in patterns.get(import_name(folder), []))]
+        assert not missing

@@ -1,0 +1,58 @@
+"""One of several processes that calibrate together; torchrun starts them, see torch/test_distributed.py.
+
+Arguments: a folder for the results, and JSON: a list of tasks and of how many batches each process gets for them.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to run as a script
+
+import json
+
+import torch
+from torch import distributed, nn
+
+import klquant
+from klquant.backends.torch import quantize
+from support.networks import eighths, exact
+
+
+def network():
+    """Return a network that computes exactly, so that no split of the batches shows in its sums."""
+    parts = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 5)]
+    return exact(nn.Sequential(*parts))
+
+
+def batches():
+    """Return six batches, the first far smaller than the others."""
+    return [eighths(8, 1, 8, 8, seed=k) / (1 if k else 8) for k in range(6)]
+
+
+def calibrate(mine, what, folder):
+    """Calibrate one model together."""
+    options = {"resume": folder / "progress"} if what == "resume" else {"passes": 1 if what == "one pass" else 2}
+    criterion = "auto" if what == "auto" else "entropy"
+    group = distributed.group.WORLD
+    return quantize(network(), mine, criterion=criterion, process_group=group, num_bins=801, **options).calibration
+
+
+def main(folder, tasks):
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    for number, (what, shares) in enumerate(tasks):
+        begin = sum(shares[:rank])
+        mine = batches()[begin : begin + shares[rank]]
+        if what == "a process fails" and rank == 1:
+            mine[-1][0, 0, 0, 0] = float("nan")
+        try:
+            calibrate(mine, what, folder).save(folder / f"{number}.{rank}.npz")
+        except klquant.KLQuantError as error:
+            (folder / f"{number}.{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

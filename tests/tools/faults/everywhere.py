@@ -1,0 +1,132 @@
+"""Ctrl-C as any Python function is entered, PyTorch's own included, and at each line of a save."""
+
+import collections
+import itertools
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from klquant.backends.npz import save_npz
+from support.networks import fingerprint
+
+from .interrupting import all_stages, changed
+from .jobs import Seen, State, folder_for, network, start
+from .outcomes import Trials
+
+PYTORCHS_OWN = {  # interrupted there, PyTorch leaves its mode stack or its switch for gradients as they were meanwhile
+    ("contextlib.py", "__exit__", "handle_torch_function"),
+    ("grad_mode.py", "__exit__", "__deepcopy__"),
+    ("grad_mode.py", "__init__", "__exit__"),
+}
+
+
+def interrupt_everywhere(functions, seed, lines=1):
+    """Interrupt a calibration in so many places, and a save at each `lines`-th line."""
+    return [
+        _row("Ctrl-C, entering a function", "hooks, modes, model as before", _functions, functions, seed),
+        _row("Ctrl-C, at each line of a save", "the file is absent or whole; no other file", _lines, lines),
+    ]
+
+
+def _row(fault, checked, task, *arguments):
+    trials = Trials(fault, checked)
+    with folder_for("everywhere") as folder:
+        process, _ = start(_task, folder / "report.json", task, *arguments)
+        process.join()
+        for outcome, complaints in json.loads((folder / "report.json").read_text()):
+            trials.add(outcome, *((False, complaint) for complaint in complaints))
+            trials.expect("ignored" not in outcome, "no interrupt came out")
+    return trials.row()
+
+
+def _task(_, report, task, *arguments):
+    report.write_text(json.dumps(list(task(*arguments))))
+
+
+def _functions(times, seed):
+    """Yield what came of an interrupt in each of so many places, chosen at random, and what is wrong then."""
+    rng = np.random.default_rng(seed)
+    _calibrate(lambda frame: None)  # what is imported late or cached does not count
+    calls = collections.Counter()
+    _calibrate(lambda frame: calls.update([_place(frame)]))
+    places = [place for place in calls if _is_meant(*place)]
+    for index in rng.permutation(len(places))[:times]:
+        place = places[index]
+        yield _calibrate(_interrupting(place, rng.integers(calls[place])))
+
+
+def _place(frame):
+    """Return the file and the name of a function, and of who calls it."""
+    back = frame.f_back or frame
+    return frame.f_code.co_filename, frame.f_code.co_name, back.f_code.co_filename, back.f_code.co_name
+
+
+def _is_meant(file, function, caller_file, caller):
+    return caller_file != __file__ and (Path(file).name, function, caller) not in PYTORCHS_OWN
+
+
+def _interrupting(place, number):
+    """Return a function of a frame that presses Ctrl-C when a place is met for the so-manyth time."""
+    calls = collections.Counter()
+
+    def press(frame):
+        if _place(frame) == place:
+            calls[place] += 1
+            if calls[place] == number + 1:
+                signal.raise_signal(signal.SIGINT)
+
+    return press
+
+
+def _calibrate(on_call):
+    """Run all stages, with a function called for each frame; return the outcome and what is wrong."""
+    model, seen = network(), Seen(State())
+    before = fingerprint(model)
+    outcome = _outcome(lambda frame, *_: on_call(frame), all_stages, model, seen)
+    return outcome, changed(model, before, seen)
+
+
+def _outcome(trace, function, *arguments):
+    """Call a function with a hook for what it calls; tell where an interrupt went that the hook raised."""
+    lost = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda raised: lost.append(raised.exc_type)
+    sys.settrace(trace)
+    try:
+        function(*arguments)
+    except KeyboardInterrupt:
+        return "comes out"
+    finally:
+        sys.settrace(None)
+        sys.unraisablehook = hook
+    return "lost by Python in a deletion" if lost == [KeyboardInterrupt] else "ignored"
+
+
+def _lines(step):
+    """Yield what came of an interrupt at each `step`-th line of a save, and what is wrong then."""
+    whole, _, _ = _save(0)
+    for line in itertools.count(1, step):
+        left, outcome, lines = _save(line)
+        if lines < line:  # not a number known before: names of temporary files are random
+            return
+        yield f"{'whole' if left else 'absent'}, {outcome}", ["another file"] * (left not in ({}, whole))
+
+
+def _save(line):
+    """Save arrays, with an interrupt at a line; return the files, what became of it, and how many lines it took."""
+    lines = 0
+
+    def trace(_, event, __):
+        nonlocal lines
+        lines += event == "line"
+        if event == "line" and lines == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    with folder_for("save") as folder:
+        arrays = {"a": np.arange(5), "b": np.ones(3)}
+        outcome = _outcome(trace, save_npz, folder / "a.npz", "test", 1, {}, arrays)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}, outcome, lines
