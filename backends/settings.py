@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from klquant.errors import InvalidInputError
 
+Engine: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]

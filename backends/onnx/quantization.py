@@ -14,6 +14,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table, number
+from ..settings import Engine
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
 from .model.graph import Graph, read_graph
@@ -22,9 +23,9 @@ from .model.preparation import prepare
 from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
-from .qdq.plan import EXCLUDED, Plan, Profile, make_plan
+from .qdq.plan import EXCLUDED, Plan, make_plan
 
-RULES: dict[Profile, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
+RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
 
@@ -52,7 +53,7 @@ def quantize(
     model: onnx.ModelProto | str | Path,
     calibration: Calibration | Mapping[str, float],
     *,
-    profile: Profile = "tensorrt",
+    engine: Engine = "tensorrt",
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
 ) -> QuantizedModel:
@@ -64,7 +65,7 @@ def quantize(
         In floating point, opset 13 or what can be raised to it. It is not changed.
     calibration : Calibration, or mapping
         From :func:`calibrate` on this model, or T in units of the activation, by name of the tensor.
-    profile : {"tensorrt", "onnxruntime", "openvino"}
+    engine : {"tensorrt", "onnxruntime", "openvino"}
         For which engine; see Notes.
     exclude : patterns
         Names of nodes, of tensors or of operators; what they match stays in floating point.
@@ -78,7 +79,7 @@ def quantize(
     Raises
     ------
     InvalidInputError
-        For another profile, a pattern that matches nothing, a calibration of another model (naming what differs) or
+        For another engine, a pattern that matches nothing, a calibration of another model (naming what differs) or
         of other than 8 bits, a threshold that is not positive, a weight that is not finite; naming tensor or node.
 
     Warns
@@ -88,7 +89,7 @@ def quantize(
 
     Notes
     -----
-    Weights are INT8 for each output channel, the scale of a channel is max |w| / 127, in every profile.
+    Weights are INT8 for each output channel, the scale of a channel is max |w| / 127, in every engine.
 
     "tensorrt" quantizes what enters Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the other branch) of a
     residual sum, and what is concatenated by one scale, in INT8 with zero point 0. Biases stay.
@@ -101,8 +102,8 @@ def quantize(
     QuantizeLinear saturates at -128, so values below -T may get one level more than the symmetric -127.
     Source: TensorRT, "Working with Quantized Types"; onnxruntime 1.32 and OpenVINO 2026.4 as measured.
     """
-    if profile not in RULES:
-        raise InvalidInputError(f"`profile` must be one of {', '.join(RULES)}, got {profile!r}")
+    if engine not in RULES:
+        raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
     prepared = prepare(model)
     graph = read_graph(prepared)
     _check_types(prepared, graph)
@@ -111,9 +112,9 @@ def quantize(
         calibration.check_fits(fingerprint(prepared) if calibration.model else {})
         patterns += tuple(map(escape, calibration.skipped))
     thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, profile, patterns)
-    grids = make_grids(plan, thresholds, non_negative(graph), RULES[profile])
-    written = write_qdq(prepared, plan, grids, int_bias=profile == "onnxruntime", reduce_range=reduce_range)
+    plan = make_plan(graph, thresholds, engine, patterns)
+    grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
+    written = write_qdq(prepared, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
     return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
 

@@ -84,7 +84,7 @@ def cli() -> None:
     \b
     Example:
       klquant calibrate model.onnx --data samples.npz --out calib.npz
-      klquant quantize model.onnx calib.npz --profile tensorrt -o int8.onnx
+      klquant quantize model.onnx calib.npz --engine tensorrt -o int8.onnx
       klquant inspect int8.onnx --engine tensorrt
 
     Results go to stdout, with --json as JSON alone; warnings and progress bars go to stderr.

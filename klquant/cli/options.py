@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, get_args
 import click
 
 from klquant.backends.calibration import Calibration
-from klquant.backends.settings import Criterion, Settings
+from klquant.backends.settings import Criterion, Engine, Settings
 
 from .output import busy
 
@@ -59,7 +59,7 @@ def _names_in_zip(path: Path) -> set[str]:
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-PROFILES = ("tensorrt", "onnxruntime", "openvino")
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW = click.Path(dir_okay=False, path_type=Path)
 ONNX_MODEL, SAVED_CALIBRATION, TABLE = InputFile(MODEL), InputFile(CALIBRATION), InputFile(CACHE, CALIBRATION)
@@ -107,8 +107,8 @@ override_option = click.option(
     "--override", "overrides", multiple=True, metavar="PATTERN=CRITERION", callback=parse_overrides,
     help="Another criterion for the tensors that match; may be repeated, the last one wins.",
 )  # fmt: skip
-profile_option = click.option(
-    "--profile", type=click.Choice(PROFILES), default="tensorrt", show_default=True,
+engine_option = click.option(
+    "--engine", type=click.Choice(ENGINES), default="tensorrt", show_default=True,
     help="Where Q/DQ nodes stand: as this engine wants them.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else.")

@@ -48,7 +48,7 @@ def test_completing_a_command_imports_none():
         (["convert", "a", "b", "--from", "cal"], ["calibration"]),
         (["calibrate", "a", "--criterion", ""], ["entropy", "max", "percentile", "mse"]),
         (["inspect", "a", "--engine", "on"], ["onnxruntime"]),
-        (["quantize", "a", "b", "--profile", ""], ["tensorrt", "onnxruntime", "openvino"]),
+        (["quantize", "a", "b", "--engine", ""], ["tensorrt", "onnxruntime", "openvino"]),
         (["quantize", "a", "b", "--red"], ["--reduce-range"]),
         (["inspect", ""], ["file"]),
         (["calibrate", "a", "--data", ""], ["file"]),

@@ -151,20 +151,20 @@ def test_settings_reach_the_calibration(here, tmp_path):
     assert "c" not in calibration.thresholds
 
 
-@pytest.mark.parametrize("profile", ["tensorrt", "onnxruntime", "openvino"])
-def test_the_quantized_model_computes_nearly_the_same_in_int8(here, images, tmp_path, profile):
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime", "openvino"])
+def test_the_quantized_model_computes_nearly_the_same_in_int8(here, images, tmp_path, engine):
     out = tmp_path / "int8.onnx"
-    result = run("quantize", here / "model.onnx", here / "calib.npz", "--profile", profile, "-o", out)
+    result = run("quantize", here / "model.onnx", here / "calib.npz", "--engine", engine, "-o", out)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "\nimages " in result.stdout
     assert f"wrote {out}" in result.stdout
     expected = infer(here / "model.onnx", images)
     error = infer(out, images) - expected
     assert 0 < np.abs(error).max() < 0.05 * np.abs(expected).max()
-    inspected = run("inspect", out, "--engine", profile)
+    inspected = run("inspect", out, "--engine", engine)
     assert inspected.exit_code == 0, inspected.stdout
     assert "2 of 2 Conv" in inspected.stdout
-    nodes = run_json("inspect", out, "--engine", profile)["nodes"]
+    nodes = run_json("inspect", out, "--engine", engine)["nodes"]
     assert sum(node["int8"] for node in nodes if node["op_type"] == "Conv") == 2
 
 
@@ -195,7 +195,7 @@ def test_another_criterion_is_searched_in_the_histograms(here, tmp_path):
 
 def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path):
     arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
-    options = ["--profile", "onnxruntime", "--override", "p=entropy", "--override", "logits=max"]
+    options = ["--engine", "onnxruntime", "--override", "p=entropy", "--override", "logits=max"]
     found = {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
     assert found["p"]["threshold"] == found["logits"]["threshold"]
     assert {found["p"]["criterion"], found["logits"]["criterion"]} == {"shared", "max"}
@@ -224,9 +224,9 @@ def test_names_without_counterpart_are_counted(here, tmp_path):
     assert found["without_scale"] == ["r"]
 
 
-def test_the_profile_says_which_scales_are_needed(here, tmp_path):
+def test_the_engine_says_which_scales_are_needed(here, tmp_path):
     write_table(tmp_path / "t.csv", {"images": 3.0, "r": 2.0})
-    arguments = ["cache-to-qdq", here / "model.onnx", "--profile", "onnxruntime", "-o", tmp_path / "int8.onnx"]
+    arguments = ["cache-to-qdq", here / "model.onnx", "--engine", "onnxruntime", "-o", tmp_path / "int8.onnx"]
     found = run_json(*arguments, tmp_path / "t.csv")
     assert found["thresholds"] == {"images": 3.0, "r": 2.0}
     assert "c" in found["without_scale"]

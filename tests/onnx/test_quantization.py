@@ -35,11 +35,11 @@ def network(request):
         return request.param, model, calibrate(model, onnx_networks.digits()[0])
 
 
-@pytest.mark.parametrize("profile", ["tensorrt", "onnxruntime", "openvino"])
-def test_networks_stay_as_accurate(network, profile):
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime", "openvino"])
+def test_networks_stay_as_accurate(network, engine):
     _, model, calibration = network
     _, images, labels = onnx_networks.digits()
-    found = quantize(model, calibration, profile=profile)
+    found = quantize(model, calibration, engine=engine)
     assert not found.skipped
 
     def accuracy(model):
@@ -48,7 +48,7 @@ def test_networks_stay_as_accurate(network, profile):
     assert accuracy(found.model) >= accuracy(model) - 0.4
 
 
-def test_signed_profiles_use_int8_with_zero_point_0(network):
+def test_signed_engines_use_int8_with_zero_point_0(network):
     _, model, calibration = network
     found = quantize(model, calibration)
     for name, threshold in found.thresholds.items():
@@ -58,19 +58,19 @@ def test_signed_profiles_use_int8_with_zero_point_0(network):
 
 
 def test_openvino_uses_the_half_that_rectified_tensors_leave():
-    found = quantize(small(), THRESHOLDS, profile="openvino")
+    found = quantize(small(), THRESHOLDS, engine="openvino")
     assert array(found.model, "r_zero_point").dtype == np.uint8
     assert array(found.model, "r_scale") == np.float32(20 / 255)
     assert array(found.model, "x_zero_point").dtype == np.int8
 
 
 def test_biases_become_integers_for_onnxruntime_only():
-    assert array(quantize(small(), THRESHOLDS, profile="onnxruntime").model, "b_quantized").dtype == np.int32
+    assert array(quantize(small(), THRESHOLDS, engine="onnxruntime").model, "b_quantized").dtype == np.int32
     assert array(quantize(small(), THRESHOLDS).model, "b").dtype == np.float32
 
 
 def test_reduced_range_bounds_weights_by_63():
-    found = quantize(small(), THRESHOLDS, profile="onnxruntime", reduce_range=True)
+    found = quantize(small(), THRESHOLDS, engine="onnxruntime", reduce_range=True)
     assert np.abs(array(found.model, "w_quantized")).max() == 63
 
 
@@ -105,7 +105,7 @@ def test_a_model_without_layers_is_warned_of():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "tensorflow"}, "`profile` must be one of tensorrt, onnxruntime, openvino, got 'tensorflow'"),
+        ({"engine": "tensorflow"}, "`engine` must be one of tensorrt, onnxruntime, openvino, got 'tensorflow'"),
         ({"exclude": ["Conv", "rr"]}, "pattern `rr` matches no node, tensor or operator"),
     ],
 )
@@ -165,10 +165,10 @@ def test_a_model_is_read_from_a_path(tmp_path):
     assert quantize(tmp_path / "float.onnx", THRESHOLDS).thresholds == {"x": 3.0, "r": 20.0}
 
 
-def test_models_of_all_profiles_are_valid(network):
+def test_models_of_all_engines_are_valid(network):
     _, model, calibration = network
-    for profile in ("tensorrt", "onnxruntime", "openvino"):
-        written = quantize(model, calibration, profile=profile).model
+    for engine in ("tensorrt", "onnxruntime", "openvino"):
+        written = quantize(model, calibration, engine=engine).model
         onnx.checker.check_model(written, full_check=True)
         types = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.FLOAT, TensorProto.INT64}
         assert {tensor.data_type for tensor in written.graph.initializer} <= types

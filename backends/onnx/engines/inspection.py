@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import onnx
 
 from klquant.errors import InvalidInputError
 
+from ...settings import Engine
 from ..model.graph import Graph, read_graph
 from ..model.loading import valid_or_refused
 from . import onnxruntime as onnxruntime_engine
@@ -18,7 +19,6 @@ from .inspected_model import computing_nodes, load
 from .quantizer_nodes import key, label
 from .verdicts import Verdict
 
-Engine: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt"]
 Verdicts: TypeAlias = Callable[[onnx.ModelProto, Graph, list[onnx.NodeProto]], dict[str, Verdict]]
 ENGINES: dict[Engine, Verdicts] = {
     "onnxruntime": onnxruntime_engine.verdicts,

@@ -16,11 +16,11 @@ AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 COMBINING = ("Add", "Mul", "Concat")
 CURVES = ("Sigmoid", "LeakyRelu")
 OBSERVED = (*WEIGHTED, *RECTIFIERS, *MOVING, *AVERAGING, *COMBINING, *CURVES)
-"""Operators whose inputs and outputs some profile may quantize."""
+"""Operators whose inputs and outputs an engine may quantize."""
 
 
 def observed_tensors(graph: Graph) -> list[str]:
-    """Return the activations that some profile may quantize, in the order in which they are computed."""
+    """Return the activations that an engine may quantize, in the order in which they are computed."""
     names = [name for node in graph.nodes if node.op_type in OBSERVED for name in (*node.input, *node.output)]
     return [name for name in dict.fromkeys(names) if graph.is_activation(name) and rectified(graph, name) == name]
 

@@ -1,4 +1,4 @@
-"""The integers that stand for an activation: scale, zero point, signed or not, by the rules of a profile."""
+"""The integers that stand for an activation: scale, zero point, signed or not, by the rules of an engine."""
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet

@@ -5,10 +5,11 @@
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import onnx
 
+from ...settings import Engine
 from ..model.graph import Graph
 from ..model.operators import (
     COMBINING,
@@ -23,7 +24,6 @@ from ..model.operators import (
     weight_axis,
 )
 
-Profile: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 EVERYONE = "*"
 EXCLUDED = "excluded"
 NO_KERNEL = ("ConvTranspose",)  # of onnxruntime
@@ -44,11 +44,11 @@ class Plan(NamedTuple):
     """Layers that stay in floating point, and why, by name of the node."""
 
 
-def make_plan(graph: Graph, thresholds: Iterable[str], profile: Profile, exclude: tuple[str, ...] = ()) -> Plan:
-    """Return the plan of a profile, given the names of the tensors whose threshold is known."""
-    if profile == "onnxruntime":
+def make_plan(graph: Graph, thresholds: Iterable[str], engine: Engine, exclude: tuple[str, ...] = ()) -> Plan:
+    """Return the plan of an engine, given the names of the tensors whose threshold is known."""
+    if engine == "onnxruntime":
         return operators(graph, thresholds, exclude)
-    return explicit(graph, thresholds, exclude, layers_only=profile == "openvino")
+    return explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
 
 
 def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:

@@ -17,8 +17,8 @@ from ..simulation import quantized_layers
 from .trace import named_tensors, trace
 
 if TYPE_CHECKING:
-    from ...onnx.qdq.plan import Profile
     from ...onnx.quantization import QuantizedModel
+    from ...settings import Engine
 
 
 def export_onnx(
@@ -26,7 +26,7 @@ def export_onnx(
     example: Any,
     path: str | Path | None = None,
     *,
-    profile: "Profile" = "tensorrt",
+    engine: "Engine" = "tensorrt",
     batches: Iterable[Any] | None = None,
     dynamic_batch: bool = True,
     input_names: Sequence[str] | None = None,
@@ -43,7 +43,7 @@ def export_onnx(
         A batch to trace the model with, in any form that :func:`quantize` takes.
     path : path, optional
         Where to write the model too, whole or not at all.
-    profile : {"tensorrt", "openvino", "onnxruntime"}
+    engine : {"tensorrt", "openvino", "onnxruntime"}
         For which engine.
     batches : iterable, optional
         Calibration data, for what the engine wants in INT8 and the simulation does not round: sums, poolings, what
@@ -63,7 +63,7 @@ def export_onnx(
     ------
     InvalidInputError
         For a model that is not simulated, in training mode, or not of 8 bits and float32, naming the layer; for two
-        layers that round one tensor differently, where the profile cannot.
+        layers that round one tensor differently, where the engine cannot.
     ModelError
         If torch cannot export the model; its own error is the cause.
     MissingDependencyError
@@ -80,16 +80,16 @@ def export_onnx(
     activations that saturate at -128: :func:`saturate_like_engines` makes the simulation do so too. Codes differ where
     floating point sums in another order and a value lies on the edge between two levels.
 
-    With `batches`, and for "onnxruntime", the quantizers stand by the profile's rules, see
+    With `batches`, and for "onnxruntime", the quantizers stand by the engine's rules, see
     :func:`klquant.backends.onnx.quantize`; thresholds of the simulation win over new ones.
     """
     _check(model)
     _need_onnx()
-    from .qdq import check_profile, place
+    from .qdq import check_engine, place
 
-    check_profile(profile)
+    check_engine(engine)
     traced = trace(model, example, dynamic_batch=dynamic_batch, input_names=input_names, output_names=output_names)
-    result = place(traced, profile, None if batches is None else _Arrays(model, batches, traced.inputs))
+    result = place(traced, engine, None if batches is None else _Arrays(model, batches, traced.inputs))
     if dynamic_batch:
         _tell_fixed(result)
     if path is not None:

@@ -15,8 +15,9 @@ from ...onnx.model.operators import MOVING, WEIGHTED, observed_tensors, sole_con
 from ...onnx.model.preparation import prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
-from ...onnx.qdq.plan import EVERYONE, Plan, Profile, make_plan
+from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
 from ...onnx.quantization import RULES, QuantizedModel, quantize
+from ...settings import Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced
 
@@ -25,22 +26,22 @@ FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
 
 
-def place(traced: Traced, profile: Profile, batches: Iterable[Mapping[str, Any]] | None) -> QuantizedModel:
-    """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of a profile."""
+def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QuantizedModel:
+    """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of an engine."""
     found = remove_marks(traced)
-    if batches is None and profile != "onnxruntime":
+    if batches is None and engine != "onnxruntime":
         result = _as_simulated(traced.model, found)
     else:
-        result = _by_rules(traced.model, found, profile, batches)
+        result = _by_rules(traced.model, found, engine, batches)
     reached = set(found.layers.values())
     result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
     return result
 
 
-def check_profile(profile: str) -> None:
-    """Refuse a profile that there is not."""
-    if profile not in RULES:
-        raise InvalidInputError(f"`profile` must be one of {', '.join(RULES)}, got {profile!r}")
+def check_engine(engine: str) -> None:
+    """Refuse an engine that there is not."""
+    if engine not in RULES:
+        raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
 
 
 def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
@@ -86,13 +87,13 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
 
 
 def _by_rules(
-    model: onnx.ModelProto, found: Roundings, profile: Profile, batches: Iterable[Mapping[str, Any]] | None
+    model: onnx.ModelProto, found: Roundings, engine: Engine, batches: Iterable[Mapping[str, Any]] | None
 ) -> QuantizedModel:
-    """Return the model with Q/DQ by the rules of a profile; what the simulation does not know is calibrated."""
+    """Return the model with Q/DQ by the rules of an engine; what the simulation does not know is calibrated."""
     for tensor, first, second in found.conflicts:
         raise InvalidInputError(
-            f"layers `{first}` and `{second}` must round what they share (`{tensor}`) by one scale for profile "
-            f"'{profile}', got two; give both the same threshold by `overrides`"
+            f"layers `{first}` and `{second}` must round what they share (`{tensor}`) by one scale for engine "
+            f"'{engine}', got two; give both the same threshold by `overrides`"
         )
     prepared = prepare(model)
     graph = read_graph(prepared)
@@ -100,9 +101,9 @@ def _by_rules(
     exclude = tuple(glob.escape(name) for name in floats)
     thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
-        wanted = make_plan(graph, observed_tensors(graph), profile, exclude).readers
+        wanted = make_plan(graph, observed_tensors(graph), engine, exclude).readers
         thresholds |= _calibrated(prepared, batches, wanted.keys() - thresholds.keys())
-    result = quantize(prepared, thresholds, profile=profile, exclude=exclude)
+    result = quantize(prepared, thresholds, engine=engine, exclude=exclude)
     return result._replace(skipped={**result.skipped, **dict.fromkeys(floats, FLOAT)})
 
 

@@ -10,7 +10,7 @@ from klquant.errors import InvalidInputError
 
 from ..errors import printable
 from ..group import needed
-from ..options import NEW, ONNX_MODEL, TABLE, json_option, profile_option
+from ..options import NEW, ONNX_MODEL, TABLE, engine_option, json_option
 from ..output import busy, number, print_json, print_table
 from .convert import read_thresholds
 
@@ -21,9 +21,9 @@ SHOWN = 5
 @click.argument("model", type=ONNX_MODEL)
 @click.argument("cache", type=TABLE)
 @click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
-@profile_option
+@engine_option
 @json_option
-def cache_to_qdq(model: Path, cache: Path, out: Path, profile: str, as_json: bool) -> None:
+def cache_to_qdq(model: Path, cache: Path, out: Path, engine: str, as_json: bool) -> None:
     """Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache.
 
     TensorRT 11 has no calibrators: what it takes is a model with QuantizeLinear and DequantizeLinear nodes. CACHE is
@@ -38,22 +38,22 @@ def cache_to_qdq(model: Path, cache: Path, out: Path, profile: str, as_json: boo
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    known, wanted = _tensors(prepared, profile)
+    known, wanted = _tensors(prepared, engine)
     unknown = [name for name in thresholds if name not in known]
     unscaled = [name for name in wanted if name not in thresholds]
     if len(unknown) == len(thresholds):
         why = f"got none of {len(unknown)}: {_some(unknown)}; the model has {_some(wanted)}"
         raise InvalidInputError(f"`{cache}` must hold scales of tensors of `{model}`, {why}")
-    quantized = backend.quantize(prepared, thresholds, profile=profile)
+    quantized = backend.quantize(prepared, thresholds, engine=engine)
     if not quantized.thresholds:
         why = _some([f"node `{name}`: {reason}" for name, reason in quantized.skipped.items()])
-        raise InvalidInputError(f"`{cache}` must hold the scales of one layer at least, for {profile}, got none: {why}")
+        raise InvalidInputError(f"`{cache}` must hold the scales of one layer at least, for {engine}, got none: {why}")
     quantized.save(out)
     told = {"thresholds": quantized.thresholds, "skipped": quantized.skipped}
     if as_json:
-        print_json({"out": out, "profile": profile, **told, "not_in_model": unknown, "without_scale": unscaled})
+        print_json({"out": out, "engine": engine, **told, "not_in_model": unknown, "without_scale": unscaled})
         return
-    _print_tables(f"{model} for {profile}", **told)
+    _print_tables(f"{model} for {engine}", **told)
     click.echo(f"{len(unknown)} of {len(thresholds)} names of {cache} are not in the model{_listed(unknown)}")
     click.echo(f"{len(unscaled)} of {len(wanted)} tensors to quantize have no scale{_listed(unscaled)}")
     click.echo(f"wrote {out}")
@@ -65,14 +65,14 @@ def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[
     print_table("left in floating point", ("node", "why"), skipped.items())
 
 
-def _tensors(prepared: Any, profile: Any) -> tuple[set[str], list[str]]:
-    """Return the names of all tensors of a model, and those that this profile quantizes if it knows their scale."""
+def _tensors(prepared: Any, engine: Any) -> tuple[set[str], list[str]]:
+    """Return the names of all tensors of a model, and those that this engine quantizes if it knows their scale."""
     from klquant.backends.onnx.model.graph import read_graph
     from klquant.backends.onnx.model.operators import observed_tensors
     from klquant.backends.onnx.qdq.plan import make_plan
 
     graph = read_graph(prepared)
-    plan = make_plan(graph, observed_tensors(graph), profile)
+    plan = make_plan(graph, observed_tensors(graph), engine)
     return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
 
 

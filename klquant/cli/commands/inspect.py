@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..group import needed
-from ..options import ONNX_MODEL, PROFILES, json_option
+from ..options import ENGINES, ONNX_MODEL, json_option
 from ..output import busy, print_json, print_table
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -13,7 +13,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--engine", type=click.Choice(PROFILES), required=True, help="Whose INT8 nodes to look for.")
+@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Whose INT8 nodes to look for.")
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, model: Path, engine: str, as_json: bool) -> None:

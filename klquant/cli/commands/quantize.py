@@ -14,10 +14,10 @@ from ..options import (
     ONNX_MODEL,
     SAVED_CALIBRATION,
     criterion_option,
+    engine_option,
     json_option,
     load_calibration,
     override_option,
-    profile_option,
 )
 from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_row
 
@@ -25,7 +25,7 @@ from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
 @click.argument("calibration", type=SAVED_CALIBRATION)
-@profile_option
+@engine_option
 @click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
 @click.option("--exclude", multiple=True, metavar="PATTERN",
               help="Nodes, tensors or op types that stay in floating point; may be repeated.")  # fmt: skip
@@ -33,7 +33,7 @@ from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold
 @override_option
 @click.option("--reduce-range", is_flag=True, help="Weights in 7 bits, for onnxruntime on CPUs without VNNI.")
 @json_option
-def quantize(model: Path, calibration: Path, out: Path, profile: str, as_json: bool, **options: Any) -> None:
+def quantize(model: Path, calibration: Path, out: Path, engine: str, as_json: bool, **options: Any) -> None:
     """Write an ONNX model with Q/DQ nodes from a calibration.
 
     CALIBRATION is a file of `klquant calibrate` for the same float MODEL. Its histograms allow for another criterion
@@ -42,21 +42,21 @@ def quantize(model: Path, calibration: Path, out: Path, profile: str, as_json: b
 
     \b
     Example:
-      klquant quantize model.onnx calib.npz --profile tensorrt -o int8.onnx
-      klquant quantize model.onnx calib.npz --profile onnxruntime -o int8.onnx \\
+      klquant quantize model.onnx calib.npz --engine tensorrt -o int8.onnx
+      klquant quantize model.onnx calib.npz --engine onnxruntime -o int8.onnx \\
         --criterion mse --override 'head*=max' --exclude Softmax
     """  # noqa: D301
     found = load_calibration(calibration, criterion=options.pop("criterion"), overrides=options.pop("overrides"))
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
-    quantized = backend.quantize(str(model), found, profile=profile, **options)
+    quantized = backend.quantize(str(model), found, engine=engine, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
     if as_json:
         tensors = [{"tensor": name, **layer._asdict()} for name, layer in details]
-        print_json({"out": out, "profile": profile, "tensors": tensors, "skipped": quantized.skipped})
+        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": quantized.skipped})
         return
-    print_table(f"{model} for {profile}: in INT8", THRESHOLD_COLUMNS, (threshold_row(*item) for item in details))
+    print_table(f"{model} for {engine}: in INT8", THRESHOLD_COLUMNS, (threshold_row(*item) for item in details))
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
     click.echo(f"wrote {out}")
 

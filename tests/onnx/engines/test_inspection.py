@@ -105,7 +105,7 @@ def test_engines_execute_the_layers_of_quantized_networks_in_int8(network):
     model = onnx_networks.load(network)
     calibration = calibrate(model, onnx_networks.digits()[0][:1], criterion="max")
     for engine in ENGINES:
-        reports = inspect(quantize(model, calibration, profile=engine).model, engine)
+        reports = inspect(quantize(model, calibration, engine=engine).model, engine)
         layers = [report for report in reports if report.op_type in ("Conv", "Gemm")]
         assert len(layers) > 4
         assert [report for report in layers if not report.int8] == []

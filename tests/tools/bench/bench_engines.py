@@ -37,7 +37,7 @@ LARGE = "ResNet-18 at 224"
 CASES = [*itertools.product(digits_networks.NETWORKS[:3], (1, 64)), (LARGE, 1)]
 TURNS, TURN_SECONDS = 41, 0.01
 FP32 = "FP32"
-PROFILES = ("openvino", "tensorrt")  # that OpenVINO executes
+ENGINES = ("openvino", "tensorrt")  # that OpenVINO executes
 PEERS = {f"peer, {variant}": variant for variant in (quantize_static.DEFAULT, "uint8, per channel")}
 
 
@@ -56,15 +56,15 @@ class Group(NamedTuple):
 
     engine: str
     load: Callable[..., engines.Engine]
-    profiles: tuple[str, ...]
+    engines: tuple[str, ...]
     peers: tuple[str, ...] = ()
     wanted: tuple[str, float] | None = ("<=", 1.0)
 
 
 GROUPS = {
     "onnxruntime": Group("onnxruntime", engines.in_onnxruntime, ("onnxruntime",), tuple(PEERS)),
-    "OpenVINO, f32": Group("openvino", functools.partial(engines.in_openvino, precision="f32"), PROFILES),
-    "OpenVINO": Group("openvino", functools.partial(engines.in_openvino, precision=None), PROFILES, wanted=None),
+    "OpenVINO, f32": Group("openvino", functools.partial(engines.in_openvino, precision="f32"), ENGINES),
+    "OpenVINO": Group("openvino", functools.partial(engines.in_openvino, precision=None), ENGINES, wanted=None),
 }
 
 
@@ -108,8 +108,8 @@ def models(network, group):
     """Return what is timed, by label."""
     float_model = subject(network).model
     found = {FP32: float_model}
-    for profile in group.profiles:
-        found[f"INT8 for {profile}"] = quantize(float_model, calibration(network), profile=profile).model
+    for engine in group.engines:
+        found[f"INT8 for {engine}"] = quantize(float_model, calibration(network), engine=engine).model
     return found | {peer: peer_model(network, PEERS[peer]) for peer in group.peers}
 
 

@@ -108,7 +108,7 @@ def thresholds_of(calibration):
 def test_klquant(report, setting, criterion):
     cost = measure(setting.job._replace(method=criterion))
     calibration = Calibration.load(setting.job.result)
-    result = judged(setting, quantize(setting.model, calibration, profile="onnxruntime").model)
+    result = judged(setting, quantize(setting.model, calibration, engine="onnxruntime").model)
     assert result.score.is_near(setting.of_float)
     share = agreement.of_thresholds(thresholds_of(calibration), setting.amax)
     assert criterion != "max" or share == 100
@@ -138,7 +138,7 @@ def by_same_criterion(setting, method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
         calibration = calibrate(setting.model, setting.batches, **SAME[method])
-    return thresholds_of(calibration), quantize(setting.model, calibration, profile="onnxruntime").model
+    return thresholds_of(calibration), quantize(setting.model, calibration, engine="onnxruntime").model
 
 
 def peer_model(setting, method, variant):

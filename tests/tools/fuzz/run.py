@@ -138,11 +138,6 @@ def _imports(engine):
         )
 
 
-def _imported():
-    """Return what makes the targets, and the loop."""
-    return importlib.import_module("tools.fuzz.targets").targets, importlib.import_module("tools.fuzz.loop")
-
-
 def _seeded(attempt, inputs, target, folder, options):
     while attempt(next(inputs)):
         pass

@@ -141,8 +141,8 @@ def onnx_model(folder, data):
 
     prepared = prepare(_written(folder / "m.onnx", data))
     scales = dict.fromkeys(observed_tensors(read_graph(prepared)), 1.0)
-    for profile in ("tensorrt", "onnxruntime", "openvino") if scales else ():
-        quantize(prepared, scales, profile=profile)
+    for engine in ("tensorrt", "onnxruntime", "openvino") if scales else ():
+        quantize(prepared, scales, engine=engine)
 
 
 def inspected(folder, data, *, engine):

@@ -205,13 +205,13 @@ def test_layers_that_round_their_common_input_differently_have_quantizers_of_the
     assert scales == [np.float32(0.5 / 127), np.float32(1.5 / 127)]
     assert_equals_simulation(model, exported, given)
     with pytest.raises(InvalidInputError, match=r"layers `a` and `b` must round what they share \(`relu_1`\)"):
-        export_onnx(model, given, profile="onnxruntime")
+        export_onnx(model, given, engine="onnxruntime")
 
 
 def test_an_excluded_layer_stays_in_floating_point_beside_a_quantized_one():
     model, given = branches(exclude="b")
     with pytest.warns(CalibrationWarning, match="stays in floating point: no threshold"):
-        exported = export_onnx(model, given, profile="onnxruntime")
+        exported = export_onnx(model, given, engine="onnxruntime")
     assert quantizer(exported, "stem.weight") is not None
     assert "b.weight" in {tensor.name for tensor in exported.model.graph.initializer}
     assert exported.skipped[reader(exported, "b.weight").name] == "the simulation computes it in floating point"
@@ -271,11 +271,11 @@ def test_padding_comes_before_the_quantizer():
 def test_onnxruntime_gets_all_it_can_execute_when_there_are_data():
     model, _, given = digits("residual net")
     with pytest.warns(CalibrationWarning, match="no threshold is known for its output"):
-        partly = export_onnx(model, given[:1], profile="onnxruntime")
+        partly = export_onnx(model, given[:1], engine="onnxruntime")
     assert all("no threshold is known" in reason for reason in partly.skipped.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # few images
-        whole = export_onnx(model, given[:1], profile="onnxruntime", batches=[given[:32], given[32:]])
+        whole = export_onnx(model, given[:1], engine="onnxruntime", batches=[given[:32], given[32:]])
     assert partly.skipped
     assert not whole.skipped
     assert partly.thresholds.items() <= whole.thresholds.items()  # those of the simulation win
@@ -287,7 +287,7 @@ def test_onnxruntime_gets_all_it_can_execute_when_there_are_data():
 def test_onnxruntime_needs_no_data_for_a_chain_and_finds_products_that_preparing_joined_with_their_bias():
     run = lambda net, x: net.fc(F.max_pool2d(net.conv(x).relu(), 2).flatten(1)[None])  # noqa: E731
     model = ready(Net(run, conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(36, 2)), dtype=torch.float32)
-    exported = export_onnx(simulated(model, images()), images()[0], profile="onnxruntime", dynamic_batch=False)
+    exported = export_onnx(simulated(model, images()), images()[0], engine="onnxruntime", dynamic_batch=False)
     assert nodes(exported, "Gemm")
     assert not exported.skipped
     assert sizes(exported) == [[4, 3, 6, 6]]
@@ -361,8 +361,8 @@ def test_a_model_that_cannot_be_exported_is_refused():
     model, x = simulated(mlp(), [batch(5, 4, dtype=torch.float32)]), batch(5, 4, dtype=torch.float32)
     with pytest.raises(InvalidInputError, match="result of simulate"):
         export_onnx(mlp(), x)
-    with pytest.raises(InvalidInputError, match="`profile` must be one of tensorrt, onnxruntime, openvino, got 'trt'"):
-        export_onnx(model, x, profile="trt")
+    with pytest.raises(InvalidInputError, match="`engine` must be one of tensorrt, onnxruntime, openvino, got 'trt'"):
+        export_onnx(model, x, engine="trt")
     with pytest.raises(InvalidInputError, match=r"layer `first` must be in float32 .* got torch\.float64"):
         export_onnx(model.double(), x)
     model.float().norm.train()
