@@ -23,7 +23,7 @@ def public_modules():
     """Return the modules of the core and of the backends that declare their names by `__all__`."""
     found = ["klquant"]
     for folder, package in [(ROOT / "klquant", "klquant"), (ROOT / "backends", "klquant.backends")]:
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("*")):  # none beside an installed wheel
             source = path / "__init__.py" if path.is_dir() else path
             name = f"{package}.{path.stem}"
             if path.stem.startswith("_") or name in NOT_AN_API or source.suffix != ".py" or not source.is_file():
