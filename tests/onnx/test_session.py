@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import klquant
+from klquant.backends.collection import capped, collect_counts, collect_ranges, histograms_of
 from klquant.backends.onnx import Settings, prepare
-from klquant.backends.onnx.session import collect_amax, collect_histograms, open_session
+from klquant.backends.onnx.session import open_session
 from klquant.errors import InvalidInputError, ModelError
 from support.onnx_models import build, run_all
 
@@ -35,16 +36,16 @@ def copied(model):
 
 def both(batches, *, model=DEEP, names=ALL, settings=SETTINGS):
     with open_session(copied(model), names, CPU) as observed:
-        amax, number = collect_amax(observed, batches)
-        amax = {name: min(value, settings.max_amax) for name, value in amax.items()}
-        histograms, again = collect_histograms(observed, batches, amax, settings)
-    assert number == again == len(batches)
-    return amax, histograms
+        ranges = collect_ranges(observed, batches)
+        amax = capped(ranges.amax, settings.max_amax)
+        counts = collect_counts(observed, batches, amax, settings)
+    assert ranges.num_batches == counts.num_batches == len(batches)
+    return amax, histograms_of(counts, amax)
 
 
 def histograms_only(batches, amax, settings=SETTINGS):
     with open_session(copied(DEEP), ALL, CPU) as observed:
-        return collect_histograms(observed, batches, amax, settings)
+        return collect_counts(observed, batches, amax, settings)
 
 
 def assert_same(a, b):
@@ -170,7 +171,7 @@ def test_errors_of_the_data_pass_through():
         raise LookupError("from the data")
 
     with pytest.raises(LookupError, match="from the data"), open_session(copied(DEEP), ALL, CPU) as observed:
-        collect_amax(observed, data())
+        collect_ranges(observed, data())
 
 
 def test_providers_that_are_not_there_are_refused():
@@ -196,5 +197,5 @@ def test_batches_are_seen_one_at_a_time():
 
     references = []
     with open_session(copied(DEEP), ALL, CPU) as observed:
-        collect_amax(observed, Batches())
+        collect_ranges(observed, Batches())
     assert max(alive) <= 1

@@ -61,10 +61,10 @@ def calibration(folder, data):
 
 
 def checkpoint(folder, data):
-    from klquant.backends.torch.observation.checkpoint import Checkpoint
+    from klquant.backends.collection.checkpoint import Checkpoint
 
     kept = Checkpoint(_written(folder / "p.npz", data), "this model").start("amax")
-    assert kept.num_batches >= 0
+    assert kept.statistics.num_batches >= 0
 
 
 def report(folder, data):
