@@ -134,6 +134,7 @@ def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Call
     InvalidInputError
         For NaN or infinity, and what `bins_for` refuses.
     """
+    low, high = float(low), float(high)
     amax = max(abs(low), abs(high))
     if not amax < math.inf:
         raise InvalidInputError(f"activations must be finite, got {amax}")
