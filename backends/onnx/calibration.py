@@ -13,9 +13,8 @@ from ..calibration import Calibration
 from ..settings import Criterion, Settings
 from ..thresholds import search_thresholds
 from .model.fingerprint import fingerprint
-from .model.graph import read_graph
 from .model.operators import observed_tensors
-from .model.preparation import prepare
+from .model.preparation import Prepared, prepare
 from .qdq.grids import weight_scales
 from .session import Providers, collect_amax, collect_histograms, open_session
 
@@ -24,7 +23,7 @@ logger = logging.getLogger("klquant")
 
 
 def calibrate(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Prepared,
     batches: Iterable[Any],
     *,
     criterion: Criterion = "entropy",
@@ -36,7 +35,7 @@ def calibrate(
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
+    model : onnx.ModelProto, path or Prepared
         In floating point; see :func:`prepare`. It is not changed.
     batches : iterable
         Calibration data: a list of batches, a DataLoader, ... It is gone through twice. A batch is a mapping by input
@@ -79,14 +78,14 @@ def calibrate(
     """
     chosen = _check(batches, criterion, settings)
     prepared = prepare(model)
-    graph = read_graph(prepared)
+    graph = prepared.graph
     tensors, scales = observed_tensors(graph), weight_scales(graph, chosen.num_bits)
     chosen.check_patterns(tensors)
     names = list(chosen.resolve(tensors))
     if not names:
         raise InvalidInputError(f"expected tensors that may be quantized, got none; {len(tensors)} are excluded")
     skipped = {name: EXCLUDED for name in tensors if name not in set(names)}
-    found = Calibration.of(chosen)._replace(model=fingerprint(prepared), skipped=skipped, weight_scales=scales)
+    found = Calibration.of(chosen)._replace(model=fingerprint(graph), skipped=skipped, weight_scales=scales)
     with open_session(prepared, names, providers) as observed:
         described = ("pass 1: ranges", "pass 2: histograms") if progress else ("", "")
         amax, number = collect_amax(observed, batches, described[0])

@@ -15,7 +15,8 @@ from ..batches import numbered, tracked
 from ..files import temporary_folder
 from ..settings import Settings
 from .feeds import Array, Input, make_feed, read_inputs
-from .model.graph import read_graph
+from .model.graph import copied
+from .model.preparation import Prepared
 from .model.saving import write_model
 
 Providers: TypeAlias = Sequence[str | tuple[str, Mapping[str, Any]]]
@@ -33,14 +34,14 @@ class Observed(NamedTuple):
 
 
 @contextmanager
-def open_session(model: onnx.ModelProto, names: Sequence[str], providers: Providers) -> Iterator[Observed]:
-    """Yield a prepared model as onnxruntime runs it, with these tensors as its outputs; `model` is used up by this.
+def open_session(prepared: Prepared, names: Sequence[str], providers: Providers) -> Iterator[Observed]:
+    """Yield a prepared model as onnxruntime runs it, with these tensors as its outputs.
 
     All of them are fetched in one run for each batch, and nothing is optimized: a tensor that is needed as it is
     cannot be fused away, and a second run for other tensors would cost as much as the first.
     """
     _check_providers(providers)
-    graph = read_graph(model)
+    model, graph = copied(prepared.model), prepared.graph
     inputs = read_inputs(model, graph)
     known = {*graph.inputs, *graph.outputs}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
