@@ -1,7 +1,7 @@
 """INT8 calibration of ONNX models: observe them in onnxruntime, search thresholds, write Q/DQ that engines run in INT8.
 
 :func:`calibrate` returns a :class:`Calibration` (with :class:`Settings`, :class:`LayerOptions` and
-:class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QuantizedModel`. Both call :func:`prepare` first,
+:class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
 or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
 operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules.
@@ -24,7 +24,7 @@ from .calibration import calibrate
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
-from .quantization import QuantizedModel, quantize
+from .quantization import QDQModel, quantize
 
 __all__ = [
     "Calibration",
@@ -33,7 +33,7 @@ __all__ = [
     "NodeReport",
     "OperatorCount",
     "Prepared",
-    "QuantizedModel",
+    "QDQModel",
     "Settings",
     "Violation",
     "calibrate",

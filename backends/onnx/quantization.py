@@ -29,7 +29,7 @@ RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openv
 logger = logging.getLogger("klquant")
 
 
-class QuantizedModel(NamedTuple):
+class QDQModel(NamedTuple):
     """A model with Q/DQ."""
 
     model: onnx.ModelProto
@@ -56,7 +56,7 @@ def quantize(
     engine: Engine = "tensorrt",
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
-) -> QuantizedModel:
+) -> QDQModel:
     """Write QuantizeLinear and DequantizeLinear where an engine wants them.
 
     Parameters
@@ -74,7 +74,7 @@ def quantize(
 
     Returns
     -------
-    QuantizedModel
+    QDQModel
 
     Raises
     ------
@@ -116,7 +116,7 @@ def quantize(
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
     written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
-    return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+    return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
 
 
 def _check_types(prepared: Prepared) -> None:

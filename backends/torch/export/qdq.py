@@ -16,7 +16,7 @@ from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
 from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
-from ...onnx.quantization import RULES, QuantizedModel, quantize
+from ...onnx.quantization import RULES, QDQModel, quantize
 from ...settings import Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced
@@ -26,7 +26,7 @@ FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
 
 
-def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QuantizedModel:
+def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QDQModel:
     """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of an engine."""
     found = remove_marks(traced)
     if batches is None and engine != "onnxruntime":
@@ -44,7 +44,7 @@ def check_engine(engine: str) -> None:
         raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
 
 
-def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
+def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
     """Return the model with Q/DQ where the simulation rounds, and nowhere else."""
     found = _behind_moves(read_graph(model), found)
     known = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
@@ -55,7 +55,7 @@ def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
     grids = make_grids(plan, found.thresholds, set(), signed)
     written = write_qdq(model, graph, plan, grids, int_bias=False, reduce_range=False)
     onnx.checker.check_model(written)
-    return QuantizedModel(written, dict(found.thresholds), plan.skipped)
+    return QDQModel(written, dict(found.thresholds), plan.skipped)
 
 
 def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
@@ -89,7 +89,7 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
 
 def _by_rules(
     model: onnx.ModelProto, found: Roundings, engine: Engine, batches: Iterable[Mapping[str, Any]] | None
-) -> QuantizedModel:
+) -> QDQModel:
     """Return the model with Q/DQ by the rules of an engine; what the simulation does not know is calibrated."""
     for tensor, first, second in found.conflicts:
         raise InvalidInputError(
