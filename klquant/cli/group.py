@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": "Convert between the calibration tables of engines",
     "cache-to-qdq": "Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache",
     "demo": "Calibrate and quantize a small trained network on real images",
-    "doctor": "Tell what is installed, and which features it makes usable",
+    "doctor": "Show which extras of klquant are usable, and how to install the others",
     "completion": "Print the script that makes a shell complete commands and names",
 }
 
