@@ -19,7 +19,7 @@ from .errors import printable
 
 UNLIMITED = 10_000  # columns where nobody looks: names are neither wrapped nor cut in a file or a pipe
 THRESHOLD_COLUMNS = ("tensor", "criterion", "amax", "T", "T/amax", "clipped", "KL nats", "SQNR dB")
-_LONG = {"tensor", "node", "why"}
+_LONG = {"tensor", "node", "why", "packages", "install with"}
 _NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB"}
 
 
@@ -80,6 +80,8 @@ def print_json(value: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
