@@ -19,6 +19,12 @@ MAX_BINS = 2**16 + 1  # a search takes their square
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 
 
+def check_engine(engine: str) -> None:
+    """Raise InvalidInputError for an unknown engine."""
+    if engine not in get_args(Engine):
+        raise InvalidInputError(f"`engine` must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+
+
 class LayerOptions(NamedTuple):
     """What holds for one layer; None leaves it to the settings of the whole calibration."""
 

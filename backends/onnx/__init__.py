@@ -3,6 +3,7 @@
 :func:`calibrate` returns a :class:`Calibration` (with :class:`Settings`, :class:`LayerOptions` and
 :class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
 or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
+:func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
 operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules.
 """
@@ -24,7 +25,7 @@ from .calibration import calibrate
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
-from .quantization import QDQModel, quantize
+from .quantization import QDQModel, quantizable_tensors, quantize
 
 __all__ = [
     "Calibration",
@@ -40,6 +41,7 @@ __all__ = [
     "check_tensorrt",
     "inspect",
     "prepare",
+    "quantizable_tensors",
     "quantize",
     "summarize",
 ]

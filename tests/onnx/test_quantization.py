@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 import klquant
 from klquant.backends.calibration import Calibration
-from klquant.backends.onnx import calibrate, quantize
+from klquant.backends.onnx import calibrate, quantizable_tensors, quantize
 from klquant.backends.settings import Settings
 from klquant.backends.thresholds import LayerThreshold
 from support import onnx_networks
@@ -112,6 +112,19 @@ def test_a_model_without_layers_is_warned_of():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(klquant.InvalidInputError, match=message):
         quantize(small(), THRESHOLDS, **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"), [("tensorrt", ["x", "r"]), ("onnxruntime", ["x", "r", "y"]), ("openvino", ["x", "r"])]
+)
+def test_quantizable_tensors_are_those_that_get_quantized(engine, expected):
+    assert quantizable_tensors(small(), engine) == expected
+    assert list(quantize(small(), THRESHOLDS, engine=engine).thresholds) == expected
+
+
+def test_quantizable_tensors_of_an_unknown_engine_are_refused():
+    with pytest.raises(klquant.InvalidInputError, match=r"`engine` must be one of .*, got 'tensorflow'"):
+        quantizable_tensors(small(), "tensorflow")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])

@@ -7,9 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import onnx
 
-from klquant.errors import InvalidInputError
-
-from ...settings import Engine
+from ...settings import Engine, check_engine
 from ..model.graph import Graph, read_graph
 from ..model.loading import valid_or_refused
 from . import onnxruntime as onnxruntime_engine
@@ -82,8 +80,7 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
     node (a Relu in a convolution) shares the verdict on that. Both engines choose by the CPU: on another one the
     answer may differ.
     """
-    if engine not in ENGINES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
+    check_engine(engine)
     model = load(model)
     with valid_or_refused(model):
         graph = read_graph(model)
