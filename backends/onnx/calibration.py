@@ -10,7 +10,7 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
-from ..settings import Criterion, Settings
+from ..settings import EXCLUDED, Criterion, Settings
 from ..thresholds import search_thresholds
 from .model.fingerprint import fingerprint
 from .model.operators import observed_tensors
@@ -18,7 +18,6 @@ from .model.preparation import Prepared, prepare
 from .qdq.grids import weight_scales
 from .session import Providers, collect_amax, collect_histograms, open_session
 
-EXCLUDED = "excluded by the settings"
 logger = logging.getLogger("klquant")
 
 

@@ -14,7 +14,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table, number
-from ..settings import Engine, check_engine
+from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
@@ -23,7 +23,7 @@ from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
-from .qdq.plan import EXCLUDED, Plan, make_plan
+from .qdq.plan import Plan, make_plan
 
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")

@@ -13,7 +13,7 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..settings import CriterionOrAuto, LayerOptions, Settings
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -28,7 +28,7 @@ from .observation.checkpoint import Checkpoint
 from .observation.distributed import Group, failing_together, rank_of, share
 from .observation.passes import Run, capped, counts, cut_to_range, growing_counts, ranges, with_edges
 from .simulation import quantize_weights, simulate
-from .stages import EXCLUDED, NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
+from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
 
 logger = logging.getLogger("klquant")
 

@@ -89,12 +89,12 @@ def test_what_stays_is_told_and_warned_of():
 
 def test_what_was_excluded_is_told_and_not_warned_of():
     found = quantize(small(), THRESHOLDS, exclude="r")
-    assert list(found.skipped.values()) == ["excluded"]
+    assert list(found.skipped.values()) == ["excluded by the settings"]
 
 
 def test_what_was_not_calibrated_on_purpose_is_not_warned_of():
     calibration = calibrate(small(), [X], exclude="r", criterion="max")
-    assert list(quantize(small(), calibration).skipped.values()) == ["excluded"]
+    assert list(quantize(small(), calibration).skipped.values()) == ["excluded by the settings"]
 
 
 def test_a_model_without_layers_is_warned_of():

@@ -11,13 +11,13 @@ from klquant.errors import InvalidInputError
 
 from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
-from ...onnx.model.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
+from ...onnx.model.operators import MOVING, observed_tensors, sole_consumer, weight_axis
 from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
 from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
 from ...onnx.quantization import QDQModel, quantize
-from ...settings import Engine
+from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced
 
