@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
+from klquant.backends.settings import WEIGHTED
+
 from ..group import needed
 from ..options import ENGINES, ONNX_MODEL, json_option
 from ..output import busy, print_json, print_table
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @click.command()
