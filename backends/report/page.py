@@ -21,10 +21,10 @@ from klquant.errors import MissingDependencyError
 
 from ..calibration import Calibration
 from ..files import write_atomic
+from ..text import number, percent
 from .charts import outline, sparkline
 from .data import Report, Tensor, describe
 
-_MISSING = "\N{EN DASH}"
 FOLDER = Path(__file__).parent
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("uPlot.min.js", "tables.js", "charts.js", "layer.js")  # uPlot 1.6.32
@@ -58,7 +58,7 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "percent": _percent, "sortable": _sortable, "options": _options}
+    environment.filters |= {"number": number, "percent": percent, "sortable": _sortable, "options": _options}
     environment.filters |= {"share_of_range": _share_of_range, "columns": _columns}
     environment.globals |= {"sparkline": sparkline, "outline": outline}
     scripts = {name: _read(name) for name in _SCRIPTS}
@@ -110,15 +110,6 @@ def _read(name: str) -> str:
 
 def _hash_of(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _number(value: float | None, form: str = ".4g") -> str:
-    """Return a number for people; a dash where there is none."""
-    return _MISSING if value is None or math.isnan(value) else "∞" if math.isinf(value) else format(value, form)
-
-
-def _percent(share: float | None) -> str:
-    return _MISSING if share is None or math.isnan(share) else f"{100 * share:.3g} %"
 
 
 def _sortable(value: float | None) -> str:
