@@ -58,6 +58,14 @@ def check_positives(array: Array, shape: tuple[int, ...]) -> list[Any]:
     return list(array.tolist())
 
 
+def check_ranges(array: Array, number: int) -> list[tuple[float, float]]:
+    """Return so many pairs of a smallest and a largest value."""
+    lows, highs = check_floats(array, (number, 2)).T
+    if not ((-np.inf < lows) & (lows <= highs) & (highs < np.inf)).all():
+        raise ValueError("ranges must be finite, the smallest value first")
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
+
+
 def check_counts(hist: Array) -> Array:
     """Return the counts of a histogram; with one pass there may be three times as many bins as were asked for."""
     if hist.ndim != 1 or hist.dtype != np.int64 or not 3 <= len(hist) <= 3 * MAX_BINS:

@@ -79,8 +79,7 @@ def search_thresholds(
         Naming the layer, for a tensor that is always 0 (it gets scale 1), for one where no threshold is feasible
         (it gets T = amax), and where T clips so hard that another criterion should be tried.
     """
-    if criterion not in CRITERIA:
-        raise InvalidInputError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    check_criterion(criterion)
     general = LayerOptions(criterion).over(_GENERAL)
     found = {}
     for name, largest in amax.items():
@@ -89,6 +88,12 @@ def search_thresholds(
         if complaint:
             warn(f"layer `{name}`: {complaint}")
     return found
+
+
+def check_criterion(criterion: str) -> None:
+    """Raise InvalidInputError for an unknown criterion."""
+    if criterion not in CRITERIA:
+        raise InvalidInputError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
 
 
 def candidate_thresholds(

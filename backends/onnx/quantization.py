@@ -18,9 +18,9 @@ from ..settings import Engine
 from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
-from .model.graph import Graph, read_graph
+from .model.graph import Graph
 from .model.operators import non_negative
-from .model.preparation import prepare
+from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
@@ -30,7 +30,7 @@ RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openv
 logger = logging.getLogger("klquant")
 
 
-class QuantizedModel(NamedTuple):
+class QDQModel(NamedTuple):
     """A model with Q/DQ."""
 
     model: onnx.ModelProto
@@ -51,19 +51,19 @@ class QuantizedModel(NamedTuple):
 
 
 def quantize(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Prepared,
     calibration: Calibration | Mapping[str, float],
     *,
     engine: Engine = "tensorrt",
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
-) -> QuantizedModel:
+) -> QDQModel:
     """Write QuantizeLinear and DequantizeLinear where an engine wants them.
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
-        In floating point, opset 13 or what can be raised to it. It is not changed.
+    model : onnx.ModelProto, path or Prepared
+        A float model, of opset 13 or of one that onnx can raise to it. It is not changed.
     calibration : Calibration, or mapping
         From :func:`calibrate` on this model, or T in units of the activation, by name of the tensor.
     engine : {"tensorrt", "onnxruntime", "openvino"}
@@ -75,7 +75,7 @@ def quantize(
 
     Returns
     -------
-    QuantizedModel
+    QDQModel
 
     Raises
     ------
@@ -106,23 +106,23 @@ def quantize(
     if engine not in RULES:
         raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
     prepared = prepare(model)
-    graph = read_graph(prepared)
-    _check_types(prepared, graph)
+    graph = prepared.graph
+    _check_types(prepared)
     patterns = _check_patterns(graph, exclude)
     if isinstance(calibration, Calibration):
-        calibration.check_fits(fingerprint(prepared) if calibration.model else {})
+        calibration.check_fits(fingerprint(graph) if calibration.model else {})
         patterns += tuple(map(escape, calibration.skipped))
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, patterns)
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
-    written = write_qdq(prepared, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
+    written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
-    return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+    return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
 
 
-def _check_types(model: onnx.ModelProto, graph: Graph) -> None:
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < 19 and onnx.TensorProto.FLOAT16 in graph.types.values():
+def _check_types(prepared: Prepared) -> None:
+    opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < 19 and onnx.TensorProto.FLOAT16 in prepared.graph.types.values():
         raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got a model of opset {opset}")
 
 

@@ -66,7 +66,7 @@ def results(thresholds, skipped):
         "calibration": calibration,
         "observed": calibration._replace(thresholds={}),
         "torch": torch_backend.QuantizedModel(torch.nn.ReLU(), thresholds, {}, {}, [], skipped, calibration),
-        "onnx": onnx_backend.QuantizedModel(ModelProto(), values, skipped),
+        "onnx": onnx_backend.QDQModel(ModelProto(), values, skipped),
         "diagnosis": Diagnosis([LayerDiagnosis(name, *[math.nan] * 6, "") for name in thresholds], math.nan, math.nan),
     }
 

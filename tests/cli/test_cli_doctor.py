@@ -57,7 +57,7 @@ def test_this_machine_is_described_as_it_is():
 
 def test_every_extra_for_users_is_listed():
     declared = set(metadata.metadata("klquant").get_all("Provides-Extra"))
-    assert set(extras()) == declared - {"all", "dev", "docs"} | {"", "openvino", "pillow"}
+    assert set(extras()) == declared - {"all", "dev", "docs"} | {"", "openvino"}
 
 
 def test_everything_usable_is_a_table_without_commands(installed):

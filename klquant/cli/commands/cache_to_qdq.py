@@ -68,13 +68,12 @@ def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[
 
 def _tensors(prepared: Any, engine: Any) -> tuple[set[str], list[str]]:
     """Return the names of all tensors of a model, and those that this engine quantizes if it knows their scale."""
-    from klquant.backends.onnx.model.graph import read_graph
     from klquant.backends.onnx.model.operators import observed_tensors
     from klquant.backends.onnx.qdq.plan import make_plan
 
-    graph = read_graph(prepared)
+    graph = prepared.graph
     plan = make_plan(graph, observed_tensors(graph), engine)
-    return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
+    return graph.tensors(), list(plan.readers)
 
 
 def _listed(names: Sequence[str]) -> str:

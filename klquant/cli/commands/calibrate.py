@@ -72,7 +72,8 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
     click.echo(f"wrote {out}")
 
 
-def _fixed_batch_size(model: Any) -> int:
-    """Return the first length of a model's first input, 0 if it is free."""
-    lengths = model.graph.input[0].type.tensor_type.shape.dim if model.graph.input else []
+def _fixed_batch_size(prepared: Any) -> int:
+    """Return the first length of a prepared model's first input, 0 if it is free."""
+    inputs = prepared.model.graph.input
+    lengths = inputs[0].type.tensor_type.shape.dim if inputs else []
     return lengths[0].dim_value if lengths else 0

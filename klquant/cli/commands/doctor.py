@@ -14,7 +14,7 @@ from ..options import json_option
 from ..output import print_json, print_table
 
 HIDDEN = {"all", "dev", "docs"}  # they combine other extras, or serve work on klquant itself
-SINGLE = ("openvino", "pillow")  # packages for `inspect --engine openvino`, and for images as `calibrate --data`
+SINGLE = ("openvino",)  # a package of no extra, for `inspect --engine openvino`
 CPU = Path("/proc/cpuinfo")  # of Linux
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[([\w,-]+)\])?(?:>=([\d.]+))?(?:.*extra == ["']([\w-]+)["'])?""")
 
