@@ -15,7 +15,7 @@ from ..settings import LayerOptions
 from ..text import ratio, without_nan
 from ..thresholds import LayerThreshold, candidate_thresholds
 from .charts import Bars, Curve, sum_bars, thin_curve
-from .diagnosis import Weights, check_diagnosis, describe_weights
+from .diagnosis import Diagnosed, Weights, check_diagnosis, describe_weights
 
 
 class Choice(NamedTuple):
@@ -82,7 +82,7 @@ def describe(
     calibration: Calibration,
     *,
     title: str = "Calibration report",
-    diagnosis: Any = None,
+    diagnosis: Diagnosed | None = None,
     weight_scales: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:

@@ -24,6 +24,7 @@ from ..files import write_atomic
 from ..text import number, percent
 from .charts import outline, sparkline
 from .data import Report, Tensor, describe
+from .diagnosis import Diagnosed
 
 FOLDER = Path(__file__).parent
 _STYLES = ("uPlot.min.css", "page.css")
@@ -73,17 +74,26 @@ def render_html(report: Report) -> str:
 
 
 def write_report(
-    calibration: Calibration, path: str | Path, *, json_path: str | Path | None = None, **options: Any
+    calibration: Calibration,
+    path: str | Path,
+    *,
+    json_path: str | Path | None = None,
+    title: str = "Calibration report",
+    diagnosis: Diagnosed | None = None,
+    weight_scales: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Report:
-    """Write the page about a calibration, whole or not at all, and the same numbers as JSON if asked to.
+    """Write an HTML page about a calibration, and its numbers as JSON if `json_path` is given.
 
     Parameters
     ----------
     calibration : Calibration
-    path, json_path : path
-        Where the page goes, and the JSON.
-    **options
-        Of :func:`describe`: ``title``, ``diagnosis``, ``weight_scales``, ``progress``.
+    path : str or Path
+        Of the page. Each file is written whole or not at all.
+    json_path : str or Path, optional
+        Of the JSON.
+    title, diagnosis, weight_scales, progress
+        As for :func:`describe`.
 
     Returns
     -------
@@ -97,7 +107,7 @@ def write_report(
     MissingDependencyError
         Without jinja2.
     """
-    report = describe(calibration, **options)
+    report = describe(calibration, title=title, diagnosis=diagnosis, weight_scales=weight_scales, progress=progress)
     write_atomic(Path(path), render_html(report).encode())
     if json_path is not None:
         write_atomic(Path(json_path), report.as_json().encode())

@@ -82,7 +82,7 @@ def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "
     return DemoResult(accuracy, result.calibration, quantizer.diagnose(batches[:2]))
 
 
-def write_report(result: DemoResult, folder: Path) -> list[Path]:
+def write_files(result: DemoResult, folder: Path) -> list[Path]:
     """Write ``report.json``, ``calibration.npz`` and one picture for each layer; return their paths."""
     paths = [folder / "report.json", folder / "calibration.npz"]
     write_atomic(paths[0], result.as_json().encode())

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from klquant.backends.calibration import Calibration
 from klquant.backends.text import ratio, threshold_cells
 from klquant.backends.thresholds import LayerThreshold
 from klquant.errors import InvalidInputError
@@ -23,8 +22,17 @@ _ROW = 0.17  # inches for a layer
 _LINE = 1.2  # height of a line over the font size
 
 
+class HasThresholds(Protocol):
+    """A Calibration, or the result of quantizing a model."""
+
+    @property
+    def thresholds(self) -> Mapping[str, LayerThreshold]:
+        """The threshold of each layer or tensor."""
+        ...
+
+
 def plot_layers(
-    thresholds: Mapping[str, LayerThreshold] | Calibration, *, sort: Sort = "model", ax: Axes | None = None
+    thresholds: Mapping[str, LayerThreshold] | HasThresholds, *, sort: Sort = "model", ax: Axes | None = None
 ) -> Axes:
     """Draw T / amax of every layer as a bar, coloured by criterion, with amax, T, clipped share and SQNR beside it.
 

@@ -45,7 +45,7 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
     network = digits_module.load_network(*([out / "digits_vgg.safetensors"] if retrain else []))
     result = run_module.run_demo(network, digits, observe=observe)
     with status.status("drawing"):
-        written = run_module.write_report(result, out)
+        written = run_module.write_files(result, out)
     if as_json:
         click.echo(result.as_json())
         return
