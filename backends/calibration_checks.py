@@ -1,17 +1,17 @@
 """What a file may say: each part of it is looked at before it is used, and refused by a ValueError that names it."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 
 import klquant
 
-from .settings import MAX_BINS, Criterion
+from .settings import CRITERIA, MAX_BINS
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_KEYS = 16
-CHOSEN_BY = (*get_args(Criterion), "fixed", "none")
+CHOSEN_BY = (*CRITERIA, "fixed", "none")
 
 
 def check_text(value: Any) -> str:

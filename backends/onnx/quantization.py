@@ -13,8 +13,9 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..html_tables import html_skipped, html_table, number
+from ..html_tables import html_skipped, html_table
 from ..settings import EXCLUDED, Engine, check_engine
+from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
 from .model.graph import Graph

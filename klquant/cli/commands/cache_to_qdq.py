@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from klquant.backends.text import number
 from klquant.errors import InvalidInputError
 
 from ..errors import printable
 from ..group import needed
 from ..options import NEW, ONNX_MODEL, TABLE, engine_option, json_option
-from ..output import busy, number, print_json, print_table
+from ..output import busy, print_json, print_table
 from .convert import read_thresholds
 
 SHOWN = 5

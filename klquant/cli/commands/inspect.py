@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from klquant.backends.settings import WEIGHTED
+from klquant.backends.settings import ENGINES, WEIGHTED
 
 from ..group import needed
-from ..options import ENGINES, ONNX_MODEL, json_option
+from ..options import ONNX_MODEL, json_option
 from ..output import busy, print_json, print_table
 
 
