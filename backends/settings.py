@@ -19,6 +19,14 @@ MAX_AMAX = 204800.0  # against absurd outliers
 MAX_ONE_PASS = 3**16  # up to where the ranges grow of which one pass finds the right one
 MAX_BINS = 2**16 + 1  # a search takes their square
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
+EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
+
+
+def check_engine(engine: str) -> None:
+    """Raise InvalidInputError for an unknown engine."""
+    if engine not in get_args(Engine):
+        raise InvalidInputError(f"`engine` must be one of {', '.join(get_args(Engine))}, got {engine!r}")
 
 
 class LayerOptions(NamedTuple):

@@ -4,6 +4,7 @@
 :class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
 or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
+:func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
 operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules.
 """
@@ -25,7 +26,7 @@ from .calibration import calibrate, empty_calibration, open_observer
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
-from .quantization import QDQModel, quantize
+from .quantization import QDQModel, quantizable_tensors, quantize
 
 __all__ = [
     "Calibration",
@@ -43,6 +44,7 @@ __all__ = [
     "inspect",
     "open_observer",
     "prepare",
+    "quantizable_tensors",
     "quantize",
     "summarize",
 ]

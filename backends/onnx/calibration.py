@@ -14,7 +14,7 @@ from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import Criterion, Settings
+from ..settings import EXCLUDED, Criterion, Settings
 from ..thresholds import check_criterion
 from .model.fingerprint import fingerprint
 from .model.operators import observed_tensors
@@ -22,7 +22,6 @@ from .model.preparation import Prepared, prepare
 from .qdq.grids import weight_scales
 from .session import OnnxObserver, Providers, open_session
 
-EXCLUDED = "excluded by the settings"
 CPU = ("CPUExecutionProvider",)
 
 

@@ -14,17 +14,17 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
-from ..settings import Engine
+from ..settings import EXCLUDED, Engine, check_engine
 from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
-from .model.operators import non_negative
+from .model.operators import non_negative, observed_tensors
 from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
-from .qdq.plan import EXCLUDED, Plan, make_plan
+from .qdq.plan import Plan, make_plan
 
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
@@ -103,8 +103,7 @@ def quantize(
     QuantizeLinear saturates at -128, so values below -T may get one level more than the symmetric -127.
     Source: TensorRT, "Working with Quantized Types"; onnxruntime 1.32 and OpenVINO 2026.4 as measured.
     """
-    if engine not in RULES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
+    check_engine(engine)
     prepared = prepare(model)
     graph = prepared.graph
     _check_types(prepared)
@@ -118,6 +117,31 @@ def quantize(
     written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
     return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+
+
+def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: Engine) -> list[str]:
+    """Return the names of the activations that :func:`quantize` quantizes if it has a threshold for each.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, path or Prepared
+        A float model, as :func:`quantize` takes it.
+    engine : {"tensorrt", "onnxruntime", "openvino"}
+        The engine that will run the model.
+
+    Returns
+    -------
+    list of str
+        In the order in which :func:`quantize` visits them.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown engine, or a model that :func:`prepare` rejects.
+    """
+    check_engine(engine)
+    graph = prepare(model).graph
+    return list(make_plan(graph, observed_tensors(graph), engine).readers)
 
 
 def _check_types(prepared: Prepared) -> None:

@@ -13,7 +13,7 @@ import onnxruntime
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ..collection import Observation, count, look
-from ..collection.statistics import BinsFor
+from ..collection.bins import BinsFor
 from ..files import temporary_folder
 from .feeds import Array, Input, make_feed, read_inputs
 from .model.graph import copied

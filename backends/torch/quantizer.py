@@ -15,7 +15,7 @@ from ..calibration import Calibration, checked
 from ..collection import Run, capped, collect_counts, collect_growing, collect_ranges, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
-from ..settings import CriterionOrAuto, LayerOptions, Settings
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -28,7 +28,7 @@ from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
 from .observation.observer import TorchObserver
 from .simulation import quantize_weights, simulate
-from .stages import EXCLUDED, NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
+from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
 
 logger = logging.getLogger("klquant")
 

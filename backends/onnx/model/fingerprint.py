@@ -5,8 +5,7 @@ import hashlib
 import onnx
 
 from ...calibration import Fingerprint
-from .graph import FLOATS, Graph, to_array
-from .normal_form import first_output
+from .graph import FLOATS, Graph, node_key, to_array
 
 
 def fingerprint(graph: Graph) -> dict[str, Fingerprint]:
@@ -20,5 +19,5 @@ def fingerprint(graph: Graph) -> dict[str, Fingerprint]:
             digest = hashlib.sha256()
             for tensor in own:
                 digest.update(to_array(tensor).tobytes())
-            found[first_output(node)] = Fingerprint(f"{node.op_type}({shapes})", digest.hexdigest())
+            found[node_key(node)] = Fingerprint(f"{node.op_type}({shapes})", digest.hexdigest())
     return found

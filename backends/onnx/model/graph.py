@@ -56,6 +56,11 @@ def read_graph(model: onnx.ModelProto) -> Graph:
     )
 
 
+def node_key(node: onnx.NodeProto) -> str:
+    """Return the name of the first output in use, which identifies a node: its own name may be missing or shared."""
+    return next(filter(None, node.output), "")
+
+
 def to_array(tensor: onnx.TensorProto) -> "np.ndarray[Any, Any]":
     """Return the values of a constant, which may be less than its type and shape say."""
     try:

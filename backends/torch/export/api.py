@@ -10,6 +10,7 @@ from torch.torch_version import TorchVersion
 
 from klquant.errors import InvalidInputError, MissingDependencyError
 
+from ...settings import check_engine
 from ...warning import warn
 from ..model.forward import check_eval
 from ..model.layers import inner_layer
@@ -85,7 +86,7 @@ def export_onnx(
     """
     _check(model)
     _need_onnx()
-    from .qdq import check_engine, place
+    from .qdq import place
 
     check_engine(engine)
     traced = trace(model, example, dynamic_batch=dynamic_batch, input_names=input_names, output_names=output_names)

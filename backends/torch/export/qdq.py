@@ -11,13 +11,13 @@ from klquant.errors import InvalidInputError
 
 from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
-from ...onnx.model.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
+from ...onnx.model.operators import MOVING, observed_tensors, sole_consumer, weight_axis
 from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
 from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
-from ...onnx.quantization import RULES, QDQModel, quantize
-from ...settings import Engine
+from ...onnx.quantization import QDQModel, quantize
+from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced
 
@@ -36,12 +36,6 @@ def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] |
     reached = set(found.layers.values())
     result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
     return result
-
-
-def check_engine(engine: str) -> None:
-    """Refuse an engine that there is not."""
-    if engine not in RULES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
 
 
 def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import click
 
-from klquant.backends.settings import ENGINES
+from klquant.backends.settings import ENGINES, WEIGHTED
 
 from ..group import needed
 from ..options import ONNX_MODEL, json_option
 from ..output import busy, print_json, print_table
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @click.command()
