@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import Progress, track
 
-from klquant.errors import KLQuantError
+from klquant.errors import InvalidInputError, KLQuantError
+
+
+def check_repeatable(batches: Iterable[Any], remedy: str) -> None:
+    """Raise InvalidInputError, which ends with the remedy, for data that can be iterated only once."""
+    if isinstance(batches, Iterator):
+        raise InvalidInputError(
+            f"`batches` must be an iterable that can be gone through twice, got the one-shot {type(batches).__name__}; "
+            f"{remedy}"
+        )
 
 
 def numbered(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:

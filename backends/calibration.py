@@ -16,14 +16,16 @@ from .calibration_checks import (
     check_names,
     check_number,
     check_positives,
+    check_ranges,
     check_text,
     check_texts,
     check_transforms,
     read_histogram,
 )
-from .html_tables import html_skipped, html_table, html_thresholds, number
+from .html_tables import html_skipped, html_table, html_thresholds
 from .npz import load_npz, save_npz
 from .settings import Criterion, Settings
+from .text import number
 from .thresholds import LayerThreshold, search_thresholds
 
 SCHEMA = 1
@@ -64,6 +66,8 @@ class Calibration(NamedTuple):
     """Of each output channel of the weights, by layer; 0 marks a dead channel."""
     versions: Mapping[str, str] = {}
     """Of klquant and NumPy, which wrote the file that this comes from."""
+    ranges: Mapping[str, tuple[float, float]] = {}
+    """Smallest and largest value of every observed tensor, not capped; empty if read from an older file."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Calibration":
@@ -120,6 +124,8 @@ class Calibration(NamedTuple):
         arrays = {f"hist_{k}": self.histograms[name].hist for k, name in enumerate(names) if name in self.histograms}
         arrays |= {f"weights_{k}": np.array(scales, np.float64) for k, scales in enumerate(self.weight_scales.values())}
         arrays["range"] = np.array([_range_of(self.histograms.get(name)) for name in names], np.float64)
+        if self.ranges:
+            arrays["low_high"] = np.array([self.ranges[name] for name in names], np.float64)
         arrays["amax"] = np.array([self.amax[name] for name in names], np.float64)
         arrays["thresholds"] = np.array(rows, np.float64).reshape(len(rows), len(_NUMBERS))
         save_npz(Path(path), _KIND, SCHEMA, meta, arrays)
@@ -171,7 +177,16 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
         skipped=check_texts(meta["skipped"]),
         weight_scales={name: check_positives(arrays[f"weights_{k}"], (-1,)) for k, name in enumerate(weights)},
         versions=check_texts(meta["versions"]),
+        ranges=dict(zip(names, check_ranges(arrays["low_high"], len(names)), strict=True))
+        if "low_high" in arrays
+        else {},
     )
+
+
+def _ranges(arrays: Mapping[str, "np.ndarray[Any, Any]"], names: list[str]) -> dict[str, tuple[float, float]]:
+    if "low_high" not in arrays:
+        return {}
+    return dict(zip(names, check_ranges(arrays["low_high"], len(names)), strict=True))
 
 
 def _threshold(row: list[Any], *how: Any) -> LayerThreshold:

@@ -1,17 +1,17 @@
 """What a file may say: each part of it is looked at before it is used, and refused by a ValueError that names it."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 
 import klquant
 
-from .settings import MAX_BINS, Criterion
+from .settings import CRITERIA, MAX_BINS
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_KEYS = 16
-CHOSEN_BY = (*get_args(Criterion), "fixed", "none")
+CHOSEN_BY = (*CRITERIA, "fixed", "none")
 
 
 def check_text(value: Any) -> str:
@@ -56,6 +56,14 @@ def check_positives(array: Array, shape: tuple[int, ...]) -> list[Any]:
             f"numbers must be finite and not negative, got {array[~((array >= 0) & (array < np.inf))][:5]}"
         )
     return list(array.tolist())
+
+
+def check_ranges(array: Array, number: int) -> list[tuple[float, float]]:
+    """Return so many pairs of a smallest and a largest value."""
+    lows, highs = check_floats(array, (number, 2)).T
+    if not ((-np.inf < lows) & (lows <= highs) & (highs < np.inf)).all():
+        raise ValueError("ranges must be finite, the smallest value first")
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
 
 def check_counts(hist: Array) -> Array:

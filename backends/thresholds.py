@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -11,10 +11,9 @@ import klquant
 from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError, KLQuantError
 
 from .guard import overclipped
-from .settings import Criterion, LayerOptions
+from .settings import CRITERIA, Criterion, LayerOptions
 from .warning import warn
 
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 MAX_MSE = 2**26  # a search by mse takes some ten bytes for each bin and level
 Array: TypeAlias = "np.ndarray[Any, Any]"
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)
@@ -80,8 +79,7 @@ def search_thresholds(
         Naming the layer, for a tensor that is always 0 (it gets scale 1), for one where no threshold is feasible
         (it gets T = amax), and where T clips so hard that another criterion should be tried.
     """
-    if criterion not in CRITERIA:
-        raise InvalidInputError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    check_criterion(criterion)
     general = LayerOptions(criterion).over(_GENERAL)
     found = {}
     for name, largest in amax.items():
@@ -90,6 +88,12 @@ def search_thresholds(
         if complaint:
             warn(f"layer `{name}`: {complaint}")
     return found
+
+
+def check_criterion(criterion: str) -> None:
+    """Raise InvalidInputError for an unknown criterion."""
+    if criterion not in CRITERIA:
+        raise InvalidInputError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
 
 
 def candidate_thresholds(

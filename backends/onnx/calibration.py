@@ -1,7 +1,7 @@
 """From a float model and data to the thresholds of its activations."""
 
-import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +9,62 @@ import onnx
 
 from klquant.errors import InvalidInputError
 
+from .. import collection
 from ..calibration import Calibration
-from ..settings import Criterion, Settings
-from ..thresholds import search_thresholds
+from ..collection import Run
+from ..collection.checkpoint import open_checkpoint
+from ..collection.distributed import Group
+from ..settings import EXCLUDED, Criterion, Settings
+from ..thresholds import check_criterion
 from .model.fingerprint import fingerprint
-from .model.graph import read_graph
 from .model.operators import observed_tensors
-from .model.preparation import prepare
+from .model.preparation import Prepared, prepare
 from .qdq.grids import weight_scales
-from .session import Providers, collect_amax, collect_histograms, open_session
+from .session import OnnxObserver, Providers, open_session
 
-EXCLUDED = "excluded by the settings"
-logger = logging.getLogger("klquant")
+CPU = ("CPUExecutionProvider",)
 
 
 def calibrate(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Prepared,
     batches: Iterable[Any],
     *,
     criterion: Criterion = "entropy",
     progress: bool = False,
-    providers: Providers = ("CPUExecutionProvider",),
+    providers: Providers = CPU,
+    process_group: Group = None,
+    resume: str | Path | None = None,
+    checkpoint_seconds: float = 10.0,
     **settings: Any,
 ) -> Calibration:
     """Run a model over calibration data and choose the threshold of every activation that may be quantized.
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
+    model : onnx.ModelProto, path or Prepared
         In floating point; see :func:`prepare`. It is not changed.
     batches : iterable
-        Calibration data: a list of batches, a DataLoader, ... It is gone through twice. A batch is a mapping by input
-        name, a tuple or list in the order of the inputs, or an array if there is one input; of NumPy or of what
-        ``numpy.asarray`` takes, of any size where the model's is free.
+        Calibration data: a list of batches, a DataLoader, ... It is iterated twice, once with ``passes=1``. A batch is
+        a mapping by input name, a tuple or list in the order of the inputs, or an array if there is one input; of NumPy
+        or of what ``numpy.asarray`` takes, of any size where the model's is free.
     criterion : {"entropy", "max", "percentile", "mse"}
         How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`.
     progress : bool
         Show bars on a terminal.
     providers : sequence
         Of onnxruntime: where the model runs.
+    process_group : torch.distributed.ProcessGroup, optional
+        Processes that calibrate together, each on its part of the data; all return the same calibration.
+    resume : path, optional
+        File that keeps the statistics while they are collected. If it exists, the calibration resumes from it; the data
+        must come in the same order. With several processes each adds its rank to the name.
+    checkpoint_seconds : float
+        Least time between two writes of that file.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
         tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (204800, a cap on the observed range),
-        ``include`` and ``exclude`` (patterns), ``overrides`` (LayerOptions by pattern).
+        ``passes`` (2; 1 takes a one-shot stream), ``include`` and ``exclude`` (patterns),
+        ``overrides`` (LayerOptions by pattern).
 
     Returns
     -------
@@ -77,41 +90,81 @@ def calibrate(
     order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
     tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
     """
-    chosen = _check(batches, criterion, settings)
+    check_criterion(criterion)
     prepared = prepare(model)
-    graph = read_graph(prepared)
-    tensors, scales = observed_tensors(graph), weight_scales(graph, chosen.num_bits)
+    blank = empty_calibration(prepared, **settings)
+    identity = {name: layer.digest for name, layer in blank.model.items()}, blank.settings.as_json()
+    run = Run(progress, process_group, open_checkpoint(resume, identity, process_group, checkpoint_seconds))
+    with open_observer(prepared, providers=providers, **settings) as observer:
+        return collection.calibrate(observer, batches, blank, criterion=criterion, run=run)
+
+
+def empty_calibration(model: onnx.ModelProto | str | Path | Prepared, **settings: Any) -> Calibration:
+    """Return what is known of a model before it has seen data, for :func:`klquant.backends.collection.to_calibration`.
+
+    Parameters
+    ----------
+    model, **settings
+        As for :func:`calibrate`.
+
+    Returns
+    -------
+    Calibration
+        With the settings, the fingerprint of the model, the scales of its weights and what is excluded.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`calibrate`.
+    """
+    chosen = _onnx_settings(settings)
+    graph = prepare(model).graph
+    tensors = observed_tensors(graph)
+    names = set(_observed_names(tensors, chosen))
+    return Calibration.of(chosen)._replace(
+        model=fingerprint(graph),
+        skipped={name: EXCLUDED for name in tensors if name not in names},
+        weight_scales=weight_scales(graph, chosen.num_bits),
+    )
+
+
+@contextmanager
+def open_observer(
+    model: onnx.ModelProto | str | Path | Prepared, *, providers: Providers = CPU, **settings: Any
+) -> Iterator[OnnxObserver]:
+    """Yield a model as :mod:`klquant.backends.collection` runs it, for passes over a part of the data.
+
+    Parameters
+    ----------
+    model, providers, **settings
+        As for :func:`calibrate`.
+
+    Returns
+    -------
+    context manager of an :class:`~klquant.backends.collection.ObservedModel`
+
+    Raises
+    ------
+    InvalidInputError, ModelError
+        As for :func:`calibrate`.
+    """
+    chosen = _onnx_settings(settings)
+    prepared = prepare(model)
+    names = _observed_names(observed_tensors(prepared.graph), chosen)
+    with open_session(prepared, names, providers) as observer:
+        yield observer
+
+
+def _observed_names(tensors: list[str], chosen: Settings) -> list[str]:
     chosen.check_patterns(tensors)
     names = list(chosen.resolve(tensors))
     if not names:
         raise InvalidInputError(f"expected tensors that may be quantized, got none; {len(tensors)} are excluded")
-    skipped = {name: EXCLUDED for name in tensors if name not in set(names)}
-    found = Calibration.of(chosen)._replace(model=fingerprint(prepared), skipped=skipped, weight_scales=scales)
-    with open_session(prepared, names, providers) as observed:
-        described = ("pass 1: ranges", "pass 2: histograms") if progress else ("", "")
-        amax, number = collect_amax(observed, batches, described[0])
-        logger.info("pass 1: the ranges of %d tensors in %d batches", len(names), number)
-        amax = {name: min(value, chosen.max_amax) for name, value in amax.items()}
-        histograms, again = collect_histograms(observed, batches, amax, chosen, described[1])
-        logger.info("pass 2: %d histograms", len(histograms))
-    if again != number:
-        raise InvalidInputError(f"expected the {number} batches of pass 1, got {again} in pass 2")
-    calls = dict.fromkeys(names, 1)
-    found = found._replace(amax=amax, histograms=histograms, calls=calls, num_batches=number)
-    return found._replace(thresholds=found.search_thresholds(criterion=criterion))
+    return names
 
 
-def _check(batches: Iterable[Any], criterion: Criterion, settings: dict[str, Any]) -> Settings:
-    """Refuse what cannot be done before the model is run."""
-    search_thresholds({}, {}, criterion=criterion)
+def _onnx_settings(settings: dict[str, Any]) -> Settings:
     chosen = Settings.make(**settings)
-    if isinstance(batches, Iterator):
-        raise InvalidInputError(
-            f"`batches` must be an iterable that can be gone through twice, got the one-shot {type(batches).__name__}; "
-            "pass a list or a DataLoader"
-        )
-    if chosen.passes != 2:
-        raise InvalidInputError(f"`passes` must be 2 for ONNX models, got {chosen.passes}")
     if chosen.observe != "inputs" or any(layer.observe for layer in chosen.overrides.values()):
         raise InvalidInputError("`observe` has no meaning for ONNX models: tensors are observed, by their own names")
     return chosen

@@ -1,6 +1,5 @@
 """All stages in their order: the class that knows which one a model has reached."""
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,10 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..settings import CriterionOrAuto, LayerOptions, Settings
+from ..collection import Run, capped, collect_counts, collect_growing, collect_ranges, to_calibration
+from ..collection.checkpoint import open_checkpoint
+from ..collection.distributed import Group, failing_together, share
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -24,11 +26,9 @@ from .folding.apply import Fold, apply_folds
 from .folding.verify import watched
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
-from .observation.checkpoint import Checkpoint
-from .observation.distributed import Group, failing_together, rank_of, share
-from .observation.passes import Run, capped, counts, cut_to_range, growing_counts, ranges, with_edges
+from .observation.observer import TorchObserver
 from .simulation import quantize_weights, simulate
-from .stages import EXCLUDED, NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
+from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
 
 logger = logging.getLogger("klquant")
 
@@ -131,26 +131,23 @@ class Quantizer:
         self._need(Stage.WEIGHTS_QUANTIZED)
         if self._found.settings.passes == 1:
             raise InvalidInputError("`collect_amax` needs passes=2, got passes=1; call collect_histograms(batches)")
-        found, num_batches = ranges(self._folded, batches, self._resumable())
-        amax = capped(found.amax, self._found.settings.max_amax)
-        self._reached(Stage.AMAX_COLLECTED, amax=amax, calls=found.calls, num_batches=num_batches)
+        self._ranges = collect_ranges(self._observer(), batches, run=self._resumable())
+        amax = capped(self._ranges.amax, self._found.settings.max_amax)
+        self._reached(Stage.AMAX_COLLECTED, amax=amax)
         return amax
 
     def collect_histograms(self, batches: Iterable[Any]) -> dict[str, klquant.Histogram]:
         """Pass 2 over the same data, or the only one: the histogram of every observed tensor."""
-        settings, amax = self._found.settings, self._found.amax
+        settings, ranges = self._found.settings, None
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
-        new: dict[str, Any] = {}
+        observer, run = self._observer(), self._resumable()
         if settings.passes == 1:
             logger.info("one pass: bins divide a power of three instead of amax; there is no second look at the data")
-            found, number = growing_counts(self._folded, batches, settings, self._resumable())
-            new = {"amax": capped(found.amax, settings.max_amax), "calls": found.calls, "num_batches": number}
-            histograms = cut_to_range(found, settings.max_amax)
+            counts = collect_growing(observer, batches, settings, run=run)
         else:
-            found, number = counts(self._folded, batches, amax, settings, self._resumable())
-            histograms = with_edges(found, amax)
-        self._reached(Stage.HISTOGRAMS_COLLECTED, histograms=histograms, **new)
-        return histograms
+            ranges, counts = self._ranges, collect_counts(observer, batches, self._found.amax, settings, run=run)
+        self._reached(Stage.HISTOGRAMS_COLLECTED, to_calibration(counts, self._found, ranges=ranges))
+        return self._found.histograms
 
     def search_thresholds(
         self,
@@ -180,7 +177,7 @@ class Quantizer:
         self._need(Stage.CALIBRATED)
         found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
         tell_of_floats(found)
-        model = simulate(self._folded, self._weight_scales, found.thresholds, observe=self._run.observe)
+        model = simulate(self._folded, self._weight_scales, found.thresholds, observe=self._observe)
         return QuantizedModel(
             model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
         )
@@ -213,9 +210,8 @@ class Quantizer:
         names = [name for name, _ in weighted_layers(self._folded)]
         settings.check_patterns(names)
         self._options = settings.resolve(names)
-        observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
-        forward = watched(self._forward, folds)
-        self._run = self._run._replace(observe=observe, forward=forward, checkpoint=None)
+        self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
+        self._watched, self._run = watched(self._forward, folds), self._run._replace(checkpoint=None)
         transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
         excluded = {name: EXCLUDED for name in names if name not in self._options}
         self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
@@ -242,25 +238,23 @@ class Quantizer:
             raise InvalidInputError("criterion='auto' needs `batches`, got none")
         return {name: layer.over(LayerOptions(chosen.get(name))) for name, layer in options.items()}
 
+    def _observer(self) -> TorchObserver:
+        return TorchObserver(self._folded, self._observe, self._watched)
+
     def _resumable(self) -> Run:
         """Return how to run the model, with a checkpoint if one is wanted: of this model as it was prepared."""
         if self._resume is not None and self._run.checkpoint is None:
-            with failing_together(self._run.group):
-                self._run = self._run._replace(checkpoint=self._open_checkpoint(Path(self._resume)))
+            model = {name: layer.digest for name, layer in fingerprint(self._model).items()}
+            identity = (model, self._found.settings.as_json(), self._found.transforms)
+            opened = open_checkpoint(self._resume, identity, self._run.group, self._checkpoint_seconds)
+            self._run = self._run._replace(checkpoint=opened)
         return self._run
-
-    def _open_checkpoint(self, path: Path) -> Checkpoint:
-        if self._run.group is not None:
-            path = path.with_name(f"{path.name}.rank{rank_of(self._run.group)}")
-        model = {name: layer.digest for name, layer in fingerprint(self._model).items()}
-        prepared = repr((model, self._found.settings.as_json(), self._found.transforms))
-        return Checkpoint(path, hashlib.sha256(prepared.encode()).hexdigest(), self._checkpoint_seconds)
 
     def _num_bits(self, settings: Settings) -> dict[str, int]:
         return {name: chosen.num_bits or settings.num_bits for name, chosen in settings.resolve(self._options).items()}
 
     def _how_to_run(self) -> dict[str, Any]:
-        return {"observe": self._run.observe, "forward": self._forward, "progress": self._run.progress}
+        return {"observe": self._observe, "forward": self._forward, "progress": self._run.progress}
 
     def _need(self, stage: Stage) -> None:
         check_stage(self.stage, stage)

@@ -12,7 +12,6 @@ import klquant
 
 WRONG, BUG, INTERRUPTED = 2, 3, 130  # exit codes; 2 is that of click's own usage errors: 1 is an answer
 _DEBUG = "klquant.debug"
-_SHOWS_HELP: type[Exception] = getattr(click.exceptions, "NoArgsIsHelpError", click.Abort)  # not in 8.1
 
 
 def printable(text: str) -> str:
@@ -64,7 +63,7 @@ def failing_in_one_line(ctx: click.Context) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         ctx.exit(INTERRUPTED)
-    except (click.exceptions.Exit, click.Abort, Failure, _SHOWS_HELP):
+    except (click.exceptions.Exit, click.Abort, Failure, click.exceptions.NoArgsIsHelpError):
         raise
     except click.UsageError as error:
         path = (error.ctx or ctx).command_path

@@ -30,7 +30,7 @@ def load_image(path: Path, options: ImageOptions) -> Array:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("pictures need Pillow: pip install pillow") from error
+        raise MissingDependencyError("pictures need Pillow: pip install 'klquant[images]'") from error
     height, width = options.size or (0, 0)
     try:
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:

@@ -6,12 +6,12 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import click
 
 from klquant.backends.calibration import Calibration
-from klquant.backends.settings import Criterion, Engine, Settings
+from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings
 
 from .output import busy
 
@@ -58,8 +58,6 @@ def _names_in_zip(path: Path) -> set[str]:
 
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW = click.Path(dir_okay=False, path_type=Path)
 ONNX_MODEL, SAVED_CALIBRATION, TABLE = InputFile(MODEL), InputFile(CALIBRATION), InputFile(CACHE, CALIBRATION)

@@ -3,9 +3,8 @@
 import io
 import json
 import logging
-import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -13,6 +12,7 @@ from torch import nn
 
 import klquant
 from klquant.backends.files import write_atomic
+from klquant.backends.text import THRESHOLD_COLUMNS, number, threshold_cells, without_nan
 from klquant.backends.torch import Calibration, Diagnosis, LayerThreshold, Quantizer
 from klquant.demo.digits import Digits
 from klquant.plots import plot_divergence, plot_histogram
@@ -21,6 +21,7 @@ logger = logging.getLogger("klquant.demo")
 
 NUM_CALIBRATION = 512
 BATCH_SIZE = 64
+LAYER_COLUMNS = ("layer", *THRESHOLD_COLUMNS[1:-1], "output", "alone")  # the last two are SQNR in dB, as diagnosed
 
 
 class Accuracy(NamedTuple):
@@ -53,14 +54,14 @@ class DemoResult(NamedTuple):
             "torch": torch.__version__,
             "observe": found.settings.observe,
             "calibration_images": NUM_CALIBRATION,
-            "accuracy": {name: entry._asdict() for name, entry in self.accuracy.items()},
-            "layers": {name: _finite(entry._asdict()) for name, entry in self.layers.items()},
+            "accuracy": self.accuracy,
+            "layers": self.layers,
             "diagnosis": json.loads(self.diagnosis.as_json()),
             "folds": found.transforms["fold"],
             "skipped": found.skipped,
             "calls": found.calls,
         }
-        return json.dumps(content, indent=2)
+        return json.dumps(without_nan(content), indent=2)
 
 
 def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "outputs"] = "inputs") -> DemoResult:
@@ -81,7 +82,7 @@ def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "
     return DemoResult(accuracy, result.calibration, quantizer.diagnose(batches[:2]))
 
 
-def write_report(result: DemoResult, folder: Path) -> list[Path]:
+def write_files(result: DemoResult, folder: Path) -> list[Path]:
     """Write ``report.json``, ``calibration.npz`` and one picture for each layer; return their paths."""
     paths = [folder / "report.json", folder / "calibration.npz"]
     write_atomic(paths[0], result.as_json().encode())
@@ -93,20 +94,11 @@ def write_report(result: DemoResult, folder: Path) -> list[Path]:
 
 
 def summarize(result: DemoResult) -> list[tuple[str, ...]]:
-    """Return the rows of the layer table: name, amax, T, T/amax, clipped share, KL, output's SQNR, model's SQNR."""
-    diagnosed = {layer.name: layer for layer in result.diagnosis.layers}
+    """Return the rows of `LAYER_COLUMNS`."""
+    diagnosed = {layer.name: (layer.output_sqnr_db, layer.alone_sqnr_db) for layer in result.diagnosis.layers}
     return [
-        (
-            name,
-            f"{layer.amax:.3f}",
-            f"{layer.threshold:.3f}",
-            f"{layer.threshold / layer.amax:.3f}",
-            f"{layer.clipped:.1e}",
-            f"{layer.divergence:.1e}",
-            f"{diagnosed[name].output_sqnr_db:.1f}",
-            f"{diagnosed[name].alone_sqnr_db:.1f}",
-        )
-        for name, layer in result.layers.items()
+        (name, *list(threshold_cells(found).values())[1:-1], *(number(sqnr_db, ".1f") for sqnr_db in diagnosed[name]))
+        for name, found in result.layers.items()
     ]
 
 
@@ -114,11 +106,6 @@ def summarize_folds(result: DemoResult) -> list[tuple[str, ...]]:
     """Return the rows of the table of what was folded: name, kind, into, why not."""
     folds = result.calibration.transforms["fold"]
     return [(fold["module"], fold["kind"], fold["into"] or "", fold["reason"]) for fold in folds]
-
-
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return null for what JSON has no number for."""
-    return {k: None if isinstance(value, float) and not math.isfinite(value) else value for k, value in fields.items()}
 
 
 def _judge(model: nn.Module, reference: torch.Tensor, digits: Digits) -> Accuracy:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from klquant._namespace import Array
 from klquant._validate import check_histogram, check_positive
-from klquant.backends.html_tables import percent
+from klquant.backends.text import percent
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 from klquant.plots.style import BLUE, GREY, RED, Style, axes_or_new, choose_styles
@@ -62,7 +62,7 @@ def plot_histogram(
     >>> found = {"entropy": klquant.optimal_threshold(hist, edges), "max": klquant.max_threshold(hist, edges)}
     >>> ax = plot_histogram(hist, edges, thresholds=found, ax=Figure().subplots())
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['8.79 (entropy), 0.01 %', '11.95 (max), 0 %']
+    ['8.79 (entropy), 0.01%', '11.95 (max), 0%']
     """
     counts, bounds = _one_histogram(hist, edges)
     lines = _threshold_lines(thresholds or {})

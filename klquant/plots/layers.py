@@ -2,29 +2,37 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from klquant.backends.calibration import Calibration
-from klquant.backends.html_tables import number, percent, ratio
+from klquant.backends.text import ratio, threshold_cells
 from klquant.backends.thresholds import LayerThreshold
 from klquant.errors import InvalidInputError
 from klquant.plots.style import axes_or_new, choose_styles
 
 Sort: TypeAlias = Literal["model", "ratio", "clipped", "sqnr_db"]
 
-_COLUMNS = "{:>9} {:>9} {:>10} {:>7}"
+_WIDTHS = {"amax": 9, "T": 9, "clipped": 10, "SQNR dB": 7}  # characters of a column
 _LONGEST = 40  # characters of a name
 _ALPHA = 0.6
 _ROW = 0.17  # inches for a layer
 _LINE = 1.2  # height of a line over the font size
 
 
+class HasThresholds(Protocol):
+    """A Calibration, or the result of quantizing a model."""
+
+    @property
+    def thresholds(self) -> Mapping[str, LayerThreshold]:
+        """The threshold of each layer or tensor."""
+        ...
+
+
 def plot_layers(
-    thresholds: Mapping[str, LayerThreshold] | Calibration, *, sort: Sort = "model", ax: Axes | None = None
+    thresholds: Mapping[str, LayerThreshold] | HasThresholds, *, sort: Sort = "model", ax: Axes | None = None
 ) -> Axes:
     """Draw T / amax of every layer as a bar, coloured by criterion, with amax, T, clipped share and SQNR beside it.
 
@@ -105,19 +113,22 @@ def _label_rows(ax: Axes, layers: list[tuple[str, LayerThreshold]]) -> None:
     rows = range(0, len(layers), math.ceil(_LINE * size / room))
     ax.set_yticks(rows, [_short(layers[k][0]) for k in rows], fontsize=size, parse_math=False)
     numbers = ax.secondary_yaxis("right")
-    numbers.set_yticks(rows, [_numbers(layers[k][1]) for k in rows], fontsize=size, family="monospace")
+    numbers.set_yticks(rows, [_line(threshold_cells(layers[k][1])) for k in rows], fontsize=size, family="monospace")
     for axis in (ax, numbers):
         axis.tick_params(axis="y", length=0)
-    head = _COLUMNS.format("amax", "T", "clipped", "SQNR dB")
     ax.annotate(
-        head, (1, 1), xytext=(4, 3), xycoords="axes fraction", textcoords="offset points", size=size, family="monospace"
+        _line({column: column for column in _WIDTHS}),
+        (1, 1),
+        xytext=(4, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        size=size,
+        family="monospace",
     )
 
 
-def _numbers(found: LayerThreshold) -> str:
-    return _COLUMNS.format(
-        number(found.amax), number(found.threshold), percent(found.clipped), number(found.sqnr_db, ".1f")
-    )
+def _line(cells: Mapping[str, str]) -> str:
+    return " ".join(cells[column].rjust(width) for column, width in _WIDTHS.items())
 
 
 def _short(name: str) -> str:

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 import klquant
 from klquant.backends.calibration import Calibration
 from klquant.backends.settings import Settings
+from klquant.backends.text import THRESHOLD_COLUMNS
 from klquant.cli import cli
 from klquant.cli.options import load_calibration
-from klquant.cli.output import THRESHOLD_COLUMNS, print_table
+from klquant.cli.output import print_table
 from klquant.errors import InvalidInputError
 
 CRITERIA = ["entropy", "max", "percentile", "mse"]
@@ -79,7 +80,7 @@ def test_the_table_shows_the_same(saved):
     title, columns, _, *rows = run(saved).stdout.splitlines()
     expected = records(saved)
     assert title == str(saved)
-    assert re.split(r"\s\s+", columns.strip()) == list(THRESHOLD_COLUMNS)
+    assert re.split(r"\s\s+", columns.strip()) == ["tensor", *THRESHOLD_COLUMNS]
     assert [row.split()[1] for row in rows] == CRITERIA
     for row, record in zip(rows, expected, strict=True):
         _, _, amax, threshold, ratio, clipped, *divergence, sqnr = row.split()

@@ -1,26 +1,35 @@
-"""Activations next to the largest that their type holds, and what the number of threads must not change."""
+"""Activations close to the largest number of their dtype, and results that do not depend on the number of threads."""
+
+# ruff: noqa: E402 - the backends are imported only where their libraries are installed
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+from klquant.errors import KLQuantError
+from support.namespaces import import_torch
+
+torch = import_torch()
+pytest.importorskip("onnxruntime")
+
 from torch import nn
 
 from klquant.backends.onnx import calibrate
 from klquant.backends.torch import quantize
-from klquant.errors import KLQuantError
 from support.onnx_models import build
 
+TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:(layer|tensor) `[^`]*`. (T =|expected SQNR)")
 LARGEST = {torch.float16: 65504.0, torch.bfloat16: float(torch.finfo(torch.bfloat16).max)}
 CRITERIA = ("entropy", "mse", "percentile", "max")
 THREADED = """
 import json, sys, numpy as np, torch
-sys.path.insert(0, "tests")
+sys.path.insert(0, sys.argv[1])
 from klquant.backends.onnx import calibrate
 from klquant.backends.torch import quantize
 from support.networks import eighths, exact
@@ -37,7 +46,7 @@ print(json.dumps([torch.get_num_threads(), result]))
 
 
 def near_the_end(dtype):
-    """Return values of a bell curve that ends at the largest number of the type, on both sides."""
+    """Return normally distributed values, scaled so that both extremes are the largest number of the dtype."""
     values = torch.randn(40_000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values *= LARGEST[dtype] / values.abs().max()
     values[0, 0], values[1, 1] = LARGEST[dtype], -LARGEST[dtype]
@@ -45,7 +54,7 @@ def near_the_end(dtype):
 
 
 def halved(dtype):
-    """Return a layer whose input is near the end, and whose output stays inside."""
+    """Return a layer that halves its input, so that its output stays in range."""
     model = nn.Sequential(nn.Linear(4, 4, bias=False)).eval()
     model[0].weight.data = torch.eye(4) / 2
     return model.to(dtype)
@@ -89,11 +98,13 @@ def test_float16_tensors_of_onnx_models_near_the_largest_number(criterion):
 
 
 def test_the_number_of_threads_changes_nothing():
-    """Of networks that compute exactly: the order of a kernel's own sums is not ours to choose."""
+    """The networks compute exactly, because a kernel may sum in a different order with more threads."""
     found = {}
     for threads in (1, 2):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([sys.executable, "-c", THREADED], env=environment, capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", THREADED, str(TESTS)], env=environment, capture_output=True, check=True
+        )
         number, found[threads] = json.loads(done.stdout)
         assert number == threads
     assert found[1] == found[2]

@@ -12,6 +12,7 @@ import klquant
 from klquant.backends import torch as torch_backend
 from klquant.backends.onnx import Calibration, calibrate, prepare
 from klquant.backends.onnx.model.fingerprint import fingerprint
+from klquant.backends.onnx.session import OnnxObserver
 from klquant.errors import CalibrationWarning, InvalidInputError
 from support import digits_networks, onnx_networks
 from support.onnx_models import build, run_all
@@ -80,7 +81,7 @@ def test_thresholds_are_those_of_the_torch_backend(name, max_bins):
         theirs = torch_backend.quantize(digits_networks.load(name), [torch.from_numpy(batch) for batch in batches])
     names = {
         node.input[1].removesuffix(".weight"): node.input[0]
-        for node in prepare(model).graph.node
+        for node in prepare(model).graph.nodes
         if node.op_type in ("Conv", "Gemm")
     }
     assert names.keys() == theirs.thresholds.keys()
@@ -180,11 +181,11 @@ def test_fingerprints_tell_models_apart():
     found = calibrate(SMALL, [X], criterion="max")
     assert found.model.keys() == {"a", "y"}
     assert found.model["y"].kind == "MatMul((4, 3) float)"
-    found.check_fits(fingerprint(prepare(SMALL)))
+    found.check_fits(fingerprint(prepare(SMALL).graph))
     with pytest.raises(InvalidInputError, match="`y` has other weights"):
-        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 3), np.float32)))))
+        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 3), np.float32))).graph))
     with pytest.raises(InvalidInputError, match=r"`y` is MatMul\(\(4, 5\) float\), was calibrated as"):
-        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 5), np.float32)))))
+        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 5), np.float32))).graph))
 
 
 def test_a_fingerprint_has_all_weights_of_a_node():
@@ -193,7 +194,7 @@ def test_a_fingerprint_has_all_weights_of_a_node():
         prepare(build("float[n, 2, 4, 4] x", "float y", body, w=(3, 2, 1, 1), b=np.full(3, bias, np.float32)))
         for bias in (1, 2)
     ]
-    first, second = (fingerprint(model)["y"] for model in models)
+    first, second = (fingerprint(model.graph)["y"] for model in models)
     assert first.kind == second.kind == "Conv((3, 2, 1, 1) float, (3,) float)"
     assert first.digest != second.digest
 
@@ -205,7 +206,7 @@ def test_a_fingerprint_has_all_weights_of_a_node():
     ("options", "message"),
     [
         ({"criterion": "auto"}, "`criterion` must be one of entropy, max, percentile, mse, got 'auto'"),
-        ({"passes": 1}, "`passes` must be 2 for ONNX models, got 1"),
+        ({"passes": 3}, "`passes` must be 1 or 2, got 3"),
         ({"observe": "outputs"}, "`observe` has no meaning for ONNX models"),
         ({"overrides": {"x": {"observe": "inputs"}}}, "`observe` has no meaning for ONNX models"),
         ({"num_bins": 300}, "`num_bins` must be odd"),
@@ -230,6 +231,64 @@ def test_one_shot_data_are_refused(make):
         InvalidInputError, match="`batches` must be an iterable that can be gone through twice, got the"
     ):
         calibrate(SMALL, make())
+
+
+def test_one_pass_takes_a_one_shot_stream_and_finds_the_same_ranges_and_counts():
+    """Bins are others, so thresholds are nearly the same; counts of any split and order are the same bit for bit."""
+    expected = calibrate(SMALL, [X[:30], X[30:]], criterion="max")
+    one = calibrate(SMALL, iter([X[30:], X[:3], X[3:30]]), criterion="max", passes=1)
+    assert (one.amax, one.ranges, one.num_batches) == (expected.amax, expected.ranges, 3)
+    assert_same(one, calibrate(SMALL, [X], criterion="max", passes=1))
+    for name, found in one.histograms.items():
+        assert found.hist.sum() == expected.histograms[name].hist.sum()
+        assert expected.amax[name] <= found.edges[-1] < expected.amax[name] * 1.001
+
+
+class Runs:
+    """Data that break off before batch `fail_at` of all passes together, and count what they gave."""
+
+    def __init__(self, fail_at=None):
+        self.given, self.fail_at = 0, fail_at
+
+    def __iter__(self):
+        for k in range(4):
+            if self.given == self.fail_at:
+                raise LookupError
+            self.given += 1
+            yield X[10 * k : 10 * k + 10]
+
+
+@pytest.mark.parametrize(("passes", "fail_at"), [(1, 0), (1, 3), (2, 2), (2, 6)])
+def test_a_calibration_resumes_where_it_was_cut_off(tmp_path, passes, fail_at):
+    options = {"criterion": "mse", "passes": passes, "num_bins": 301}
+    with pytest.raises(LookupError):
+        calibrate(SMALL, Runs(fail_at), resume=tmp_path / "p.npz", **options)
+    kept = (tmp_path / "p.npz").read_bytes()
+    with pytest.raises(InvalidInputError, match="must be a checkpoint of this model with these settings"):
+        calibrate(small(w=2 * np.eye(4, dtype=np.float32)), Runs(), resume=tmp_path / "p.npz", **options)
+    assert (tmp_path / "p.npz").read_bytes() == kept
+    got = calibrate(SMALL, Runs(), resume=tmp_path / "p.npz", **options)
+    assert_same(got, calibrate(SMALL, Runs(), **options))
+
+
+def test_resuming_runs_no_batch_twice(tmp_path, monkeypatch):
+    ran = []
+    observe = OnnxObserver.observe
+    monkeypatch.setattr(OnnxObserver, "observe", lambda self, *args: ran.append(args[-1]) or observe(self, *args))
+    with pytest.raises(LookupError):
+        calibrate(SMALL, Runs(6), criterion="max", resume=tmp_path / "p.npz", checkpoint_seconds=1e9)
+    calibrate(SMALL, Runs(), criterion="max", resume=tmp_path / "p.npz")
+    assert ran == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_smallest_and_largest_values_are_kept(tmp_path):
+    found = calibrate(SMALL, [X[:30], X[30:]], criterion="max", max_amax=1.0)
+    tensors = {"x": X, **run_all(SMALL, x=X)}
+    for name, (low, high) in found.ranges.items():
+        assert (low, high) == pytest.approx((tensors[name].min(), tensors[name].max()), rel=1e-6)
+    assert found.amax["x"] == 1.0
+    found.save(tmp_path / "c.npz")
+    assert Calibration.load(tmp_path / "c.npz").ranges == found.ranges
 
 
 def test_no_data_are_refused():

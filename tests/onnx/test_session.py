@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import klquant
+from klquant.backends.collection import capped, collect_counts, collect_ranges, histograms_of
 from klquant.backends.onnx import Settings, prepare
-from klquant.backends.onnx.session import collect_amax, collect_histograms, open_session
+from klquant.backends.onnx.session import open_session
 from klquant.errors import InvalidInputError, ModelError
 from support.onnx_models import build, run_all
 
@@ -27,24 +28,18 @@ DEEP = deep()
 ALL = ["x", "a", "b", "c", "y"]
 
 
-def copied(model):
-    result = type(model)()
-    result.CopyFrom(model)
-    return result
-
-
 def both(batches, *, model=DEEP, names=ALL, settings=SETTINGS):
-    with open_session(copied(model), names, CPU) as observed:
-        amax, number = collect_amax(observed, batches)
-        amax = {name: min(value, settings.max_amax) for name, value in amax.items()}
-        histograms, again = collect_histograms(observed, batches, amax, settings)
-    assert number == again == len(batches)
-    return amax, histograms
+    with open_session(model, names, CPU) as observed:
+        ranges = collect_ranges(observed, batches)
+        amax = capped(ranges.amax, settings.max_amax)
+        counts = collect_counts(observed, batches, amax, settings)
+    assert ranges.num_batches == counts.num_batches == len(batches)
+    return amax, histograms_of(counts, amax)
 
 
 def histograms_only(batches, amax, settings=SETTINGS):
-    with open_session(copied(DEEP), ALL, CPU) as observed:
-        return collect_histograms(observed, batches, amax, settings)
+    with open_session(DEEP, ALL, CPU) as observed:
+        return collect_counts(observed, batches, amax, settings)
 
 
 def assert_same(a, b):
@@ -57,7 +52,7 @@ def assert_same(a, b):
 
 def test_tensors_are_counted_as_by_the_core():
     amax, histograms = both([X])
-    tensors = {"x": X, **run_all(DEEP, x=X)}
+    tensors = {"x": X, **run_all(DEEP.model, x=X)}
     assert list(amax) == ALL
     for name in ALL:
         assert amax[name] == abs(tensors[name]).max()
@@ -155,11 +150,11 @@ def test_errors_of_onnxruntime_are_told_with_the_batch(capfd):
 
 
 def test_a_model_that_cannot_be_loaded_is_told():
-    model = copied(DEEP)
-    model.graph.node[0].op_type = "Strange"
+    prepared = deep()
+    prepared.model.graph.node[0].op_type = "Strange"
     with (
         pytest.raises(ModelError, match=r"onnxruntime cannot load the model: .*Strange"),
-        open_session(model, ALL, CPU),
+        open_session(prepared, ALL, CPU),
     ):
         pass
 
@@ -169,14 +164,14 @@ def test_errors_of_the_data_pass_through():
         yield X
         raise LookupError("from the data")
 
-    with pytest.raises(LookupError, match="from the data"), open_session(copied(DEEP), ALL, CPU) as observed:
-        collect_amax(observed, data())
+    with pytest.raises(LookupError, match="from the data"), open_session(DEEP, ALL, CPU) as observed:
+        collect_ranges(observed, data())
 
 
 def test_providers_that_are_not_there_are_refused():
     with (
         pytest.raises(InvalidInputError, match=r"`providers` must be among .*CPUExecutionProvider.*, got 'NoProvider'"),
-        open_session(copied(DEEP), ALL, (*CPU, ("NoProvider", {}))),
+        open_session(DEEP, ALL, (*CPU, ("NoProvider", {}))),
     ):
         pass
 
@@ -195,6 +190,6 @@ def test_batches_are_seen_one_at_a_time():
                 del batch
 
     references = []
-    with open_session(copied(DEEP), ALL, CPU) as observed:
-        collect_amax(observed, Batches())
+    with open_session(DEEP, ALL, CPU) as observed:
+        collect_ranges(observed, Batches())
     assert max(alive) <= 1

@@ -1,10 +1,10 @@
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "klquant").is_dir(), reason="needs the source tree")

@@ -7,9 +7,10 @@ import pytest
 
 import klquant
 from klquant import reference
-from klquant.backends.collection import Statistics, join, nothing
-from klquant.backends.torch.observation.statistics import observe_growing
+from klquant.backends.collection import Observation, Statistics, add_call, collect_growing, join
+from klquant.backends.settings import Settings
 from klquant.errors import InvalidInputError
+from support.arrays import ArrayModel
 from support.namespaces import enable_x64
 
 NUM_BATCHES = 10_000_000
@@ -45,14 +46,14 @@ def test_batches_added_one_by_one_are_those_added_by_doubling(one_batch):
 
 
 def test_statistics_of_ten_million_batches_are_exact_and_keep_their_range():
-    import torch
-
-    batch = nothing()
-    for scale in (0.5, 4.0, 1.0):  # the range grows on the way
-        observe_growing(batch, "fc", torch.linspace(-scale, scale, 1000), num_bins=NUM_BINS, max_amax=np.inf)
-    total = repeated(batch, NUM_BATCHES, join)
-    assert total.hist["fc"].tolist() == [NUM_BATCHES * count for count in batch.hist["fc"].tolist()]
-    assert (total.amax, total.calls, total.level) == (batch.amax, batch.calls, batch.level)
+    settings = Settings(num_bins=NUM_BINS, passes=1)
+    data = [{"x": np.linspace(-scale, scale, 1000, dtype=np.float32)} for scale in (0.5, 4.0, 1.0)]  # the range grows
+    part = collect_growing(ArrayModel(), data, settings)
+    total = repeated(part, NUM_BATCHES, join)
+    (seen, before) = (total.tensors["x"], part.tensors["x"])
+    assert seen.counts.tolist() == [NUM_BATCHES * count for count in before.counts.tolist()]
+    assert seen._replace(counts=None) == before._replace(counts=None)
+    assert total.num_batches == 3 * NUM_BATCHES
 
 
 @pytest.mark.parametrize("library", ["numpy", "jax"])
@@ -76,16 +77,12 @@ def test_what_int64_cannot_hold_is_refused(one_batch):
         klquant.merge(klquant.merge(half, half), half)
     with pytest.raises(InvalidInputError, match=r"below 2\*\*63"):
         klquant.optimal_threshold(half.hist * 2, half.edges)
-    part = Statistics({"fc": 8.0}, {"fc": 1}, {"fc": half.hist}, {})
+    part = Statistics({"fc": Observation(-8.0, 8.0, 1, half.hist)}, 1)
     with pytest.raises(InvalidInputError, match=r"below 2\*\*63"):
         join(join(part, part), part)
 
 
-def test_a_batch_that_would_pass_int64_is_refused():
-    import torch
-
-    batch = nothing()
-    observe_growing(batch, "fc", torch.ones(3), num_bins=NUM_BINS, max_amax=np.inf)
-    batch.hist["fc"][:] = 2**63 - 1
+def test_calls_of_one_batch_that_would_pass_int64_are_refused():
+    found = {"fc": Observation(0.0, 1.0, 1, np.full(3, 2**63 - 1))}
     with pytest.raises(InvalidInputError, match=r"below 2\*\*63"):
-        observe_growing(batch, "fc", torch.ones(3), num_bins=NUM_BINS, max_amax=np.inf)
+        add_call(found, "fc", Observation(0.0, 1.0, 1, np.ones(3, np.int64)))

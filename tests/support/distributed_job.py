@@ -10,12 +10,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # to run as a script
 
 import json
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
 import klquant
+from klquant.backends import onnx
 from klquant.backends.torch import quantize
 from support.networks import eighths, exact
+from support.onnx_models import build
 
 
 def network():
@@ -29,12 +32,27 @@ def batches():
     return [eighths(8, 1, 8, 8, seed=k) / (1 if k else 8) for k in range(6)]
 
 
+def onnx_model():
+    """Return an ONNX model that computes exactly as well."""
+    weights = {"w": np.arange(-18, 18, dtype=np.float32).reshape(4, 1, 3, 3) / 8, "v": np.eye(4, dtype=np.float32)}
+    body = "c = Conv(x, w) r = Relu(c) g = ReduceMax <keepdims = 0, axes = [2, 3]> (r) y = MatMul(g, v)"
+    return build("float[n, 1, 8, 8] x", "float y", body, **weights)
+
+
 def calibrate(mine, what, folder):
     """Calibrate one model together."""
+    if what.startswith("ONNX"):
+        return calibrate_onnx(mine, what.removeprefix("ONNX, "), folder)
     options = {"resume": folder / "progress"} if what == "resume" else {"passes": 1 if what == "one pass" else 2}
     criterion = "auto" if what == "auto" else "entropy"
     group = distributed.group.WORLD
     return quantize(network(), mine, criterion=criterion, process_group=group, num_bins=801, **options).calibration
+
+
+def calibrate_onnx(mine, what, folder):
+    options = {"resume": folder / "progress-onnx"} if what == "resume" else {"passes": 1 if what == "one pass" else 2}
+    data = [batch.numpy() for batch in mine]
+    return onnx.calibrate(onnx_model(), data, process_group=distributed.group.WORLD, num_bins=801, **options)
 
 
 def main(folder, tasks):

@@ -41,7 +41,7 @@ def computing_nodes(graph: Graph) -> list[onnx.NodeProto]:
         for node in graph.nodes
         if node.op_type not in NOT_COMPUTING
         and live.issuperset(filter(None, node.output))
-        and any(graph.types.get(name) not in NO_VALUES for name in node.output)
+        and any(name and graph.types.get(name) not in NO_VALUES for name in node.output)
     ]
 
 

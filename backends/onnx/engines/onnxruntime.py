@@ -9,10 +9,10 @@ import onnxruntime
 
 from klquant.errors import ModelError
 
-from ..model.graph import Graph, read_graph
+from ..model.graph import Graph, node_key, read_graph
 from .inspected_model import numbered
 from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
-from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, key, parameters
+from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters
 from .verdicts import Fate, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
@@ -31,13 +31,13 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
         name: Fate(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
         for name, node in executed.items()
     }
-    return {key(node): _verdict(graph, optimized, executed.get(key(node)), fates, node) for node in nodes}
+    return {node_key(node): _verdict(graph, optimized, executed.get(node_key(node)), fates, node) for node in nodes}
 
 
 def _verdict(
     graph: Graph, optimized: Graph, executed: onnx.NodeProto | None, fates: Mapping[str, Fate], node: onnx.NodeProto
 ) -> Verdict:
-    if executed is not None and fates[key(node)].int8:
+    if executed is not None and fates[node_key(node)].int8:
         wrong = why_wrong(graph, node)
         return Verdict(True, f"executed as {executed.op_type}" + (f" with wrong results: {wrong}" if wrong else ""))
     if executed is None:
@@ -78,7 +78,7 @@ def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
         originals = [graph.nodes[int(number)] for number in _NUMBER.findall(node.name)]
         if node.name.endswith(_NCHWC) and node.name.removesuffix(_NCHWC) in graph.producers:
             originals.append(graph.producers[node.name.removesuffix(_NCHWC)])
-        found |= {key(original): node for original in originals}
+        found |= {node_key(original): node for original in originals}
     return found
 
 

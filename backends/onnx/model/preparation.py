@@ -5,6 +5,7 @@ All goes through files in a temporary directory, with the weights beside the gra
 
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnxruntime
@@ -13,7 +14,7 @@ from onnx.external_data_helper import uses_external_data
 from klquant.errors import InvalidInputError
 
 from ...files import temporary_folder
-from .graph import _copy
+from .graph import Graph, copied, read_graph
 from .loading import check_graph, read_model, wanted
 from .normal_form import all_nodes, sort_values, tidy
 from .saving import MIN_BYTES, write_model
@@ -24,7 +25,15 @@ MAX_FOLDED = 2**26  # bytes of a constant that is computed; some bytes of a mode
 _NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
 
 
-def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+class Prepared(NamedTuple):
+    """A model in the form that is calibrated and quantized, from :func:`prepare`."""
+
+    model: onnx.ModelProto
+    graph: Graph
+    """Its nodes and tensors by name, which belong to `model`."""
+
+
+def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     """Return a model in the form that is calibrated and quantized.
 
     Constants become initializers, identities and dropouts go, BatchNorm is folded into what feeds it and a constant
@@ -34,13 +43,14 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
-        In floating point. With weights in files beside it if given by path. It is not changed.
+    model : onnx.ModelProto, path or Prepared
+        A float model; if given by path, its weights may lie in files beside it. It is not changed. A prepared model is
+        returned as it is.
 
     Returns
     -------
-    onnx.ModelProto
-        Of opset 13 at least. The same bytes for the same model; preparing it again changes nothing.
+    Prepared
+        `model`, of opset 13 or newer and with the same bytes for the same model, and its `graph`.
 
     Raises
     ------
@@ -53,6 +63,8 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     A model that casts between float16 and wider types stays unoptimized: onnxruntime on CPUs computes float16 in
     float32, and its own casts could not be told from the model's. It has no kernels for most of bfloat16 there.
     """
+    if isinstance(model, Prepared):
+        return model
     name = f"`{model}`" if isinstance(model, str | Path) else "`model`"
     with wanted(f"{name} must be a valid ONNX model"):
         given = _read(model)
@@ -73,7 +85,7 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(prepared, str(folder))
     for tensor in prepared.graph.initializer:
         tensor.ClearField("data_location")  # which may be said or left unsaid
-    return prepared
+    return Prepared(prepared, read_graph(prepared))
 
 
 def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
@@ -86,7 +98,7 @@ def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         if uses_external_data(tensor):
             raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path")
     check_graph(model)
-    return _copy(model)
+    return copied(model)
 
 
 def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:

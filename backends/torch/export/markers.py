@@ -9,8 +9,9 @@ from onnx import helper, numpy_helper
 
 from ...onnx.model.graph import read_graph
 from ...onnx.model.normal_form import all_nodes
-from ...onnx.model.operators import WEIGHTED, activations, is_rectifier
+from ...onnx.model.operators import activations, is_rectifier
 from ...onnx.qdq.plan import EVERYONE
+from ...settings import WEIGHTED
 from .trace import DOMAIN, ROUNDED, Traced
 
 BEFORE_LAYERS = ("Pad", "Unsqueeze")  # what torch puts between a layer's input and its operator; they move values

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
+from klquant.backends.text import number
 from klquant.errors import InvalidInputError
 
 from ..errors import printable
 from ..group import needed
 from ..options import NEW, ONNX_MODEL, TABLE, engine_option, json_option
-from ..output import busy, number, print_json, print_table
+from ..output import busy, print_json, print_table
 from .convert import read_thresholds
 
 SHOWN = 5
@@ -38,7 +38,7 @@ def cache_to_qdq(model: Path, cache: Path, out: Path, engine: str, as_json: bool
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    known, wanted = _tensors(prepared, engine)
+    known, wanted = prepared.graph.tensors(), backend.quantizable_tensors(prepared, engine)
     unknown = [name for name in thresholds if name not in known]
     unscaled = [name for name in wanted if name not in thresholds]
     if len(unknown) == len(thresholds):
@@ -63,17 +63,6 @@ def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[
     rows = ((name, number(value), number(value / 127)) for name, value in thresholds.items())
     print_table(f"{title}: in INT8", ("tensor", "T", "T/127"), rows)
     print_table("left in floating point", ("node", "why"), skipped.items())
-
-
-def _tensors(prepared: Any, engine: Any) -> tuple[set[str], list[str]]:
-    """Return the names of all tensors of a model, and those that this engine quantizes if it knows their scale."""
-    from klquant.backends.onnx.model.graph import read_graph
-    from klquant.backends.onnx.model.operators import observed_tensors
-    from klquant.backends.onnx.qdq.plan import make_plan
-
-    graph = read_graph(prepared)
-    plan = make_plan(graph, observed_tensors(graph), engine)
-    return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
 
 
 def _listed(names: Sequence[str]) -> str:

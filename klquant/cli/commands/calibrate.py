@@ -9,7 +9,7 @@ from ..data import open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, criterion_option, json_option, override_option
-from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
+from ..output import busy, print_json, print_table, print_thresholds, threshold_record
 
 
 @click.command()
@@ -66,14 +66,14 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
         found = [threshold_record(*item) for item in calibration.thresholds.items()]
         print_json({"out": out, "batches": calibration.num_batches, "tensors": found, "skipped": calibration.skipped})
         return
-    rows = (threshold_row(*item) for item in calibration.thresholds.items())
-    print_table(f"{model}: {calibration.num_batches} batches", THRESHOLD_COLUMNS, rows)
+    print_thresholds(f"{model}: {calibration.num_batches} batches", calibration.thresholds.items())
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
 
 
-def _fixed_batch_size(model: Any) -> int:
-    """Return the first length of a model's first input, 0 if it is free."""
-    lengths = model.graph.input[0].type.tensor_type.shape.dim if model.graph.input else []
+def _fixed_batch_size(prepared: Any) -> int:
+    """Return the first length of a prepared model's first input, 0 if it is free."""
+    inputs = prepared.model.graph.input
+    lengths = inputs[0].type.tensor_type.shape.dim if inputs else []
     return lengths[0].dim_value if lengths else 0

@@ -2,11 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from klquant.backends.text import number
 
 from ..group import needed
 
@@ -43,26 +45,26 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
     network = digits_module.load_network(*([out / "digits_vgg.safetensors"] if retrain else []))
     result = run_module.run_demo(network, digits, observe=observe)
     with status.status("drawing"):
-        written = run_module.write_report(result, out)
+        written = run_module.write_files(result, out)
     if as_json:
         click.echo(result.as_json())
         return
-    _print_tables(result, run_module.summarize(result), run_module.summarize_folds(result))
+    _print_tables(result, run_module)
     click.echo(f"{len(written)} files in {out}/: report.json, calibration.npz and a picture of each layer")
 
 
-def _print_tables(result: "DemoResult", rows: list[tuple[str, ...]], folds: list[tuple[str, ...]]) -> None:
-    console = Console()
+def _print_tables(result: "DemoResult", run_module: Any) -> None:
     accuracy = Table("version", "top-1 %", "logit SQNR dB", title="600 test images")
-    for name, (top1, sqnr) in result.accuracy.items():
-        accuracy.add_row(name, f"{top1:.2f}", "" if sqnr is None else f"{sqnr:.1f}")
+    for name, (top1, sqnr_db) in result.accuracy.items():
+        accuracy.add_row(name, f"{top1:.2f}", number(sqnr_db, ".1f", missing=""))
     observe = result.calibration.settings.observe
     layers = Table(title=f"{observe} of each layer; SQNR in dB of its output, of the logits with it alone")
-    layers.add_column("layer", min_width=max(len(name) for name in result.layers))
-    for title in ("amax", "T", "T/amax", "clipped", "KL nats", "output", "alone"):
+    first, *numbers = run_module.LAYER_COLUMNS
+    layers.add_column(first, min_width=max(len(name) for name in result.layers))
+    for title in numbers:
         layers.add_column(title, justify="right")
     folded = Table("module", "kind", "folded into", "or why not")
-    for table, content in ((layers, rows), (folded, folds)):
+    for table, content in ((layers, run_module.summarize(result)), (folded, run_module.summarize_folds(result))):
         for row in content:
             table.add_row(*row)
-    console.print(accuracy, folded, layers)
+    Console().print(accuracy, folded, layers)

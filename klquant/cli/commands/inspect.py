@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from ..group import needed
-from ..options import ENGINES, ONNX_MODEL, json_option
-from ..output import busy, print_json, print_table
+from klquant.backends.settings import ENGINES, WEIGHTED
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+from ..group import needed
+from ..options import ONNX_MODEL, json_option
+from ..output import busy, print_json, print_table
 
 
 @click.command()

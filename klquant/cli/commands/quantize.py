@@ -19,7 +19,7 @@ from ..options import (
     load_calibration,
     override_option,
 )
-from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_row
+from ..output import busy, print_json, print_table, print_thresholds
 
 
 @click.command()
@@ -56,7 +56,7 @@ def quantize(model: Path, calibration: Path, out: Path, engine: str, as_json: bo
         tensors = [{"tensor": name, **layer._asdict()} for name, layer in details]
         print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": quantized.skipped})
         return
-    print_table(f"{model} for {engine}: in INT8", THRESHOLD_COLUMNS, (threshold_row(*item) for item in details))
+    print_thresholds(f"{model} for {engine}: in INT8", details)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
     click.echo(f"wrote {out}")
 

@@ -32,11 +32,9 @@ def report(calibration: Path, out: Path, title: str | None, diagnosis: Path | No
       klquant report calib.npz -o report.html --json > report.json
     """  # noqa: D301
     reporting = needed("klquant.backends.report", "report")
-    options: dict[str, Any] = {"title": title or calibration.name, "progress": True}
-    if diagnosis is not None:
-        options["diagnosis"] = _read_json(diagnosis)
+    measured = None if diagnosis is None else _read_json(diagnosis)
     found = Calibration.load(calibration)
-    written = reporting.write_report(found, out, **options)
+    written = reporting.write_report(found, out, title=title or calibration.name, diagnosis=measured, progress=True)
     warned = sum(bool(tensor.warnings) for tensor in written.tensors)
     click.echo(written.as_json() if as_json else f"{out}: {len(written.tensors)} tensors, {warned} with warnings")
 

@@ -16,7 +16,7 @@ from klquant.errors import InvalidInputError
 
 from ..data import load_arrays
 from ..options import ARRAYS, CALIBRATION, InputFile, json_option
-from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
+from ..output import busy, print_json, print_thresholds, threshold_record
 
 Found: TypeAlias = Mapping[str, Mapping[str, LayerThreshold]]  # by criterion and tensor
 KEYS = (("hist", "edges"), ("counts", "amax"))
@@ -61,7 +61,7 @@ def threshold(
     if as_json:
         print_json([threshold_record(*row) for row in listed])
     else:
-        print_table(str(hist), THRESHOLD_COLUMNS, (threshold_row(*row) for row in listed))
+        print_thresholds(str(hist), listed)
 
 
 def _arrays(path: Path) -> Mapping[str, Any]:

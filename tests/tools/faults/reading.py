@@ -6,15 +6,15 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from klquant import InvalidInputError
+from klquant.backends.collection.checkpoint import Checkpoint
 from klquant.backends.npz import load_npz, save_npz
 from klquant.backends.onnx import calibrate as calibrate_onnx
-from klquant.backends.torch.observation.checkpoint import Checkpoint
 from support.networks import Broken
 
 from .jobs import NUM_BATCHES, Seen, State, batches, calibrate, folder_for, onnx_model, undisturbed
 from .outcomes import Trials
 
-KIND, NAMED = ("checkpoint", 1), "names the batch"
+KIND, NAMED = ("checkpoint", 2), "names the batch"
 
 
 class Failing(Dataset):

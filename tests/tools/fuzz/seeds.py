@@ -53,15 +53,14 @@ def calibrations(folder):
 
 def checkpoints(folder):
     """Return a checkpoint of both passes."""
-    from klquant.backends.collection import Statistics
-    from klquant.backends.torch.observation.checkpoint import Checkpoint, Progress
+    from klquant.backends.collection import Observation, Statistics
+    from klquant.backends.collection.checkpoint import Checkpoint, Progress
 
-    counts = np.arange(255)
-    statistics = Statistics({"a": 1.5, HOSTILE: 0.0}, {"a": 1, HOSTILE: 2}, {"a": counts}, {"a": -2})
+    tensors = {"a": Observation(-0.5, 1.5, 1, np.arange(255), -2), HOSTILE: Observation(0.0, 0.0, 2)}
     (folder / "seed.npz").unlink(missing_ok=True)
     kept = Checkpoint(folder / "seed.npz", "this model")
     for name in ("amax", "histogram"):
-        kept.keep(name, Progress(statistics, 3, "0" * 64))
+        kept.keep(name, Progress(Statistics(tensors, 3), "0" * 64))
     kept.write()
     yield _without_times(folder / "seed.npz")
 

@@ -5,8 +5,9 @@ import torch
 from torch import distributed, nn
 
 import klquant
+from klquant.backends.collection import Bins
 from klquant.backends.torch import quantize
-from klquant.backends.torch.observation.statistics import count, largest
+from klquant.backends.torch.observation.counting import count, extremes
 from support.networks import eighths, exact
 
 pytestmark = [
@@ -48,9 +49,9 @@ def test_calibration_is_that_on_the_cpu(passes):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_counts_of_every_type_are_those_on_the_cpu(dtype):
     x = torch.randn(100_001, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert largest(x.cuda()) == largest(x)
-    for num_bins in (255, 2001, 8001):
-        assert count(x.cuda(), num_bins, 2.5).tolist() == count(x, num_bins, 2.5).tolist()
+    assert extremes(x.cuda()) == extremes(x)
+    for bins in (Bins(255, 2.5), Bins(2001, 2.5), Bins(8001, 2.5), Bins(2403, 3.0, 1)):
+        assert count(x.cuda(), bins).tolist() == count(x, bins).tolist()
 
 
 def test_what_is_not_finite_is_named():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from klquant.backends.collection import Statistics, nothing
+from klquant.backends.collection import Observation, Statistics, empty
+from klquant.backends.collection.checkpoint import Checkpoint, Progress, skip
 from klquant.backends.npz import load_npz, save_npz
 from klquant.backends.torch import Calibration, Quantizer, Settings, quantize
-from klquant.backends.torch.observation.checkpoint import Checkpoint, Progress, skip
+from klquant.backends.torch.observation.observer import TorchObserver
 from klquant.errors import InvalidInputError
 from support.networks import Broken, mlp
 from support.resume_job import NUM_BATCHES, batches, calibrate, job, network
@@ -153,17 +154,19 @@ def test_progress_of_another_model_is_refused(tmp_path):
 
 def changed(path, *, missing=(), arrays=(), **changes):
     """Write a checkpoint again with other JSON, or without some of it or of the arrays."""
-    meta, kept = load_npz(path, "checkpoint", 1)
+    meta, kept = load_npz(path, "checkpoint", 2)
     meta = {k: v for k, v in {**meta, **changes}.items() if k not in ("klquant", "schema", *missing)}
-    save_npz(path, "checkpoint", 1, meta, {k: v for k, v in kept.items() if k not in arrays})
+    save_npz(path, "checkpoint", 2, meta, {k: v for k, v in kept.items() if k not in arrays})
 
 
-def with_first_pass(path, **changes):
-    """Change numbers of the first pass."""
-    names = ("amax", "calls", "names", "level", "num_batches", "last_batch")
-    passes = load_npz(path, "checkpoint", 1)[0]["passes"]
-    kept = dict(zip(names, passes["ranges"], strict=True))
-    changed(path, passes={**passes, "ranges": list({**kept, **changes}.values())})
+def with_first_pass(path, num_batches=None, **changes):
+    """Change numbers of the first tensor of the first pass."""
+    fields = ("name", "low", "high", "calls", "level", "counted")
+    passes = load_npz(path, "checkpoint", 2)[0]["passes"]
+    (first, *others), number, last = passes["ranges"]
+    changed_row = {**dict(zip(fields, first, strict=True)), **changes}
+    ranges = [[list(changed_row.values()), *others], number if num_batches is None else num_batches, last]
+    changed(path, passes={**passes, "ranges": ranges})
 
 
 DAMAGE = {
@@ -174,9 +177,12 @@ DAMAGE = {
     "no passes": lambda path: changed(path, missing=["passes"]),
     "a list of passes": lambda path: changed(path, passes=[]),
     "an empty pass": lambda path: changed(path, passes={"ranges": []}),
-    "no counts": lambda path: changed(path, arrays=[k for k in load_npz(path, "checkpoint", 1)[1] if "hist_0" in k]),
-    "a negative range": lambda path: with_first_pass(path, amax={"0": -1.0}),
-    "a range in words": lambda path: with_first_pass(path, amax={"0": "wide"}),
+    "no counts": lambda path: changed(path, arrays=[k for k in load_npz(path, "checkpoint", 2)[1] if "hist_0" in k]),
+    "a range upside down": lambda path: with_first_pass(path, low=1.0, high=-1.0),
+    "a range in words": lambda path: with_first_pass(path, high="wide"),
+    "a range without end": lambda path: with_first_pass(path, high=10**400),
+    "half a call": lambda path: with_first_pass(path, calls=0.5),
+    "a level beyond all": lambda path: with_first_pass(path, level=99),
     "half a batch": lambda path: with_first_pass(path, num_batches=3.5),
 }
 
@@ -194,9 +200,9 @@ def test_a_damaged_or_foreign_file_is_refused_and_not_written_over(tmp_path, dam
 
 def test_the_file_is_written_no_more_often_than_asked(tmp_path, monkeypatch):
     checkpoint, written = Checkpoint(tmp_path / "p.npz", "me", seconds=1e9), []
-    monkeypatch.setattr("klquant.backends.torch.observation.checkpoint.save_npz", lambda *args: written.append(args))
+    monkeypatch.setattr("klquant.backends.collection.checkpoint.save_npz", lambda *args: written.append(args))
     for number in range(5):
-        checkpoint.keep("pass", Progress(nothing(), number, ""))
+        checkpoint.keep("pass", Progress(Statistics({}, number), ""))
     assert not written
     checkpoint.write()
     assert len(written) == 1
@@ -244,20 +250,22 @@ def test_an_error_of_the_data_passes_through_with_a_note_of_the_batch(tmp_path):
 
 def test_without_a_path_nothing_is_kept():
     checkpoint = Checkpoint()
-    checkpoint.keep("pass", Progress(nothing(), 3, checkpoint.digest(torch.ones(3))))
-    assert checkpoint.start("pass") == Progress(nothing(), 0, "")
+    checkpoint.keep("pass", Progress(Statistics({}, 3), "digest"))
+    assert checkpoint.start("pass") == Progress(empty(), "")
 
 
 def test_statistics_survive_the_file_bit_for_bit(tmp_path):
     path = tmp_path / "p.npz"
     counts = np.array([0, 2**62, 1], np.int64)
-    statistics = Statistics({"a/b": 0.1 + 0.2, "": 0.0}, {"a/b": 2, "": 1}, {"a/b": counts}, {"a/b": -3})
+    tensors = {"a/b": Observation(-0.1, 0.1 + 0.2, 2, counts, -3), "": Observation(0.0, 0.0)}
     checkpoint = Checkpoint(path, "me")
-    checkpoint.keep("pass", Progress(statistics, 9, "digest"))
+    checkpoint.keep("pass", Progress(Statistics(tensors, 9), "digest"))
     got = Checkpoint(path, "me").start("pass")
-    assert got.statistics.hist["a/b"].tolist() == counts.tolist()
-    assert got.statistics._replace(hist={}) == statistics._replace(hist={})
-    assert got[1:] == (9, "digest")
+    assert got.statistics.tensors["a/b"].counts.tolist() == counts.tolist()
+    assert got.statistics.tensors["a/b"]._replace(counts=None) == tensors["a/b"]._replace(counts=None)
+    assert got.statistics.tensors[""] == tensors[""]
+    assert list(got.statistics.tensors) == list(tensors)
+    assert (got.statistics.num_batches, got.last_batch) == (9, "digest")
 
 
 ITEMS = [
@@ -269,11 +277,12 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("number", range(len(ITEMS)))
-def test_batches_are_told_apart_by_all_that_they_hold(number, tmp_path):
-    digest = Checkpoint(tmp_path / "p.npz").digest
+def test_batches_are_told_apart_by_all_that_they_hold(number):
+    digest = TorchObserver(mlp()).digest
     assert digest(ITEMS[number]) == digest(ITEMS[number])
     assert len({digest(item) for item in ITEMS}) == len(ITEMS)
-    assert list(skip(ITEMS, Progress(nothing(), number + 1, digest(ITEMS[number])))) == ITEMS[number + 1 :]
+    done = Progress(Statistics({}, number + 1), digest(ITEMS[number]))
+    assert list(skip(enumerate(ITEMS), done, digest)) == list(enumerate(ITEMS))[number + 1 :]
 
 
 def test_a_model_without_progress_is_calibrated_as_ever():

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from klquant.backends.collection import Statistics
+from klquant.backends import onnx as onnx_backend
+from klquant.backends.collection import Observation, Statistics
+from klquant.backends.collection.distributed import failing_together, join_all, share
 from klquant.backends.torch import Calibration, quantize
-from klquant.backends.torch.observation.distributed import failing_together, join_all, share, total
 from klquant.errors import PeerError
-from support.distributed_job import batches, network
+from support.distributed_job import batches, network, onnx_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 JOB = Path(__file__).parents[2] / "support" / "distributed_job.py"
@@ -28,6 +29,10 @@ UNEVEN = [  # what to do, and how many batches each process gets
     ("two passes", [0, 5, 1]),
     ("one pass", [0, 2, 4]),
     ("auto", [0, 2, 4]),
+    ("ONNX, two passes", [1, 5]),
+    ("ONNX, one pass", [0, 2, 4]),
+    ("ONNX, resume", [4, 2]),
+    ("ONNX, resume", [4, 2]),
 ]
 FAILING = [("a process fails", [3, 3]), ("two passes", [0, 0])]
 
@@ -62,7 +67,10 @@ def torchrun(folder, number, tasks):
 
 
 def in_one_process(what):
-    options = {"one pass": {"passes": 1}, "auto": {"criterion": "auto"}}.get(what, {})
+    options = {"one pass": {"passes": 1}, "auto": {"criterion": "auto"}}.get(what.removeprefix("ONNX, "), {})
+    if what.startswith("ONNX"):
+        data = [batch.numpy() for batch in batches()]
+        return onnx_backend.calibrate(onnx_model(), data, num_bins=801, **options)
     return quantize(network(), batches(), num_bins=801, **options).calibration
 
 
@@ -73,6 +81,7 @@ def test_every_process_ends_with_what_one_process_finds(results, what, shares):
         for path in files:
             got = Calibration.load(path)
             assert (got.amax, got.calls, got.num_batches) == (expected.amax, expected.calls, expected.num_batches)
+            assert got.ranges == expected.ranges
             assert list(got.histograms) == list(expected.histograms)
             for name, (hist, edges) in expected.histograms.items():
                 assert got.histograms[name].hist.tolist() == hist.tolist()
@@ -99,14 +108,14 @@ def test_no_data_at_all_are_an_error_everywhere(results):
 
 
 def test_each_process_keeps_its_own_progress(results):
-    assert results[2] == ["progress.rank0", "progress.rank1"]
+    assert results[2] == ["progress-onnx.rank0", "progress-onnx.rank1", "progress.rank0", "progress.rank1"]
     assert len(results["resume", (2, 4)]) == 2
 
 
 def test_alone_nothing_is_exchanged():
-    statistics = Statistics({"a": 1.0}, {"a": 1}, {"a": np.ones(3, np.int64)}, {})
+    statistics = Statistics({"a": Observation(0.0, 1.0, 1, np.ones(3, np.int64))}, 1)
     assert join_all(statistics, ["a"], None) is statistics
-    assert (share({"a": 1}, None), share(None, None), total(3, None)) == ({"a": 1}, None, 3)
+    assert (share({"a": 1}, None), share(None, None)) == ({"a": 1}, None)
     with pytest.raises(ZeroDivisionError), failing_together(None):
         1 / 0  # noqa: B018
 
@@ -121,8 +130,8 @@ def test_the_own_error_is_told_also_if_another_process_is_gone(monkeypatch, own,
             if own:
                 raise own
 
-    monkeypatch.setattr("klquant.backends.torch.observation.distributed.share", share_with_nobody)
-    monkeypatch.setattr("klquant.backends.torch.observation.distributed.rank_of", lambda group: 0)
+    monkeypatch.setattr("klquant.backends.collection.distributed.share", share_with_nobody)
+    monkeypatch.setattr("klquant.backends.collection.distributed.rank_of", lambda group: 0)
     with pytest.raises(error):
         fail()
 

@@ -1,0 +1,149 @@
+"""Calibrate in several processes: each sees its own part of the data, and all get the same statistics, bit for bit.
+
+The processes form a group of torch.distributed, whatever framework runs the model; PyTorch is imported only then.
+Without a group every function here returns its argument. Messages are numbers and JSON, never pickles.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from klquant.errors import InvalidInputError, PeerError
+
+from .bins import Counts
+from .statistics import Observation, Statistics, at_level
+
+_TAG = 6013  # of messages that mean nothing but that a process is there
+Group: TypeAlias = Any  # a torch.distributed.ProcessGroup, or None for this process alone
+
+
+def rank_of(group: Group) -> int:
+    """Return the number of this process in the group."""
+    return 0 if group is None else int(group.rank())
+
+
+def share(value: Any, group: Group) -> Any:
+    """Return what the first process that has a value (not None) holds, as JSON gives it back; None if nobody has."""
+    if group is None:
+        return value
+    has = np.zeros(group.size(), np.int64)
+    text = json.dumps(value).encode()
+    has[rank_of(group)] = 0 if value is None else len(text)
+    lengths = _reduced(has, "SUM", group)
+    if not lengths.any():
+        return None
+    source = int(np.flatnonzero(lengths)[0])
+    sent = np.frombuffer(text, np.uint8) if source == rank_of(group) else np.zeros(int(lengths[source]), np.uint8)
+    return json.loads(_reduced(sent.astype(np.int64), "SUM", group).astype(np.uint8).tobytes())
+
+
+def join_all(statistics: Statistics, names: Sequence[str], group: Group) -> Statistics:
+    """Return the statistics of the data of all processes; `names` are those of the model, in the same order."""
+    if group is None:
+        return statistics
+    tensors = statistics.tensors
+    own = np.array([_row(tensors.get(name)) for name in names], np.float64).reshape(len(names), 4)
+    hists = [seen.counts for seen in tensors.values() if seen.counts is not None]
+    sizes = [(len(hist), hist.sum(dtype=np.float64)) for hist in hists]
+    largest = _reduced(np.array([*sizes, (0, 0)], np.float64).max(axis=0), "MAX", group)
+    rows = _reduced(own, "MAX", group)
+    counts = _sum_counts(statistics, names, rows[:, 3], largest, group)
+    num_batches = int(_reduced(np.array([statistics.num_batches]), "SUM", group)[0])
+    joined = {name: _observation(row, hist) for name, row, hist in zip(names, rows, counts, strict=True) if row[2] > 0}
+    return Statistics(joined, num_batches)
+
+
+def _row(seen: Observation | None) -> tuple[float, ...]:
+    """Return numbers whose maximum over all processes describes the tensor: -low, high, calls, level."""
+    if seen is None:
+        return (-np.inf,) * 4
+    return -seen.low, seen.high, seen.calls, -np.inf if seen.level is None else seen.level
+
+
+def _observation(row: "np.ndarray[Any, Any]", counts: Counts) -> Observation:
+    low, high, calls, level = row.tolist()
+    counted = counts if counts.any() else None
+    return Observation(-low, high, int(calls), counted, int(level) if level > -np.inf else None)
+
+
+def _sum_counts(
+    statistics: Statistics, names: Sequence[str], levels: Any, largest: Any, group: Group
+) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Return the counts of all processes at the levels given, shape (len(names), num_bins)."""
+    num_bins, most = int(largest[0]), float(largest[1])
+    if most * group.size() >= 2.0**63:
+        raise InvalidInputError(f"the counts of all processes must stay below 2**63, got {most:.4g} of a tensor in one")
+    counts = np.zeros((len(names), num_bins), np.int64)
+    for row, name, level in zip(counts, names, levels, strict=True):
+        seen = statistics.tensors.get(name)
+        if seen is not None and seen.counts is not None:
+            row[:] = np.asarray(at_level(seen, int(level) if level > -np.inf else None))
+    return _reduced(counts, "SUM", group) if num_bins else counts
+
+
+@contextmanager
+def failing_together(group: Group) -> Iterator[None]:
+    """Let an error in one process end all of them with an error, instead of leaving the others waiting."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    told = None if failure is None else [rank_of(group), f"{type(failure).__name__}: {failure}"]
+    try:
+        failed = share(told, group)
+    except PeerError as gone:
+        raise failure or gone from None
+    if failure is not None:
+        raise failure
+    if failed is not None:
+        raise PeerError(f"process {failed[0]} of the group failed: {failed[1]}")
+
+
+def _reduced(values: "np.ndarray[Any, Any]", operation: str, group: Group) -> "np.ndarray[Any, Any]":
+    import torch
+    from torch import distributed as dist
+
+    backend = str(dist.get_backend(group))
+    on_gpu = "nccl" in backend and "gloo" not in backend
+    if not on_gpu:  # nccl has its own watchdog
+        _call_roll(group)
+    tensor = torch.from_numpy(values.copy()).to("cuda" if on_gpu else "cpu")
+    try:
+        dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation), group=group)
+    except RuntimeError as error:
+        _call_roll(group, wait=False)
+        raise PeerError(f"a process of the group is gone: {error}") from error
+    return tensor.cpu().numpy()
+
+
+def _call_roll(group: Group, *, wait: bool = True) -> None:
+    """Wait for all processes and name those that are gone: a failed reduction only names a port."""
+    import torch
+    from torch import distributed as dist
+
+    works: dict[int, list[Any]] = {}
+    gone: dict[int, RuntimeError] = {}
+    for rank in (rank for rank in range(group.size()) if rank != group.rank()):
+        peer = dist.get_global_rank(group, rank)
+        with _blaming(rank, gone):
+            sent = dist.isend(torch.zeros(1), peer, group, _TAG)
+            works[rank] = [sent, dist.irecv(torch.zeros(1), peer, group, _TAG)]
+    for rank, pending in works.items():
+        with _blaming(rank, gone):
+            for work in pending if wait else []:
+                work.wait()
+    if gone:
+        who = ", ".join(f"process {rank}" for rank in sorted(gone))
+        raise PeerError(f"{who} of the group: gone, or not here within the timeout") from gone[min(gone)]
+
+
+@contextmanager
+def _blaming(rank: int, gone: dict[int, RuntimeError]) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        gone[rank] = error

@@ -1,0 +1,183 @@
+"""Passes over the calibration data, the same for every backend: two or one, resumed, in one process or several."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from klquant.errors import InvalidInputError
+
+from ..batches import numbered, tracked
+from ..settings import MAX_AMAX, Settings
+from .bins import Bins, BinsFor, level_of
+from .checkpoint import Checkpoint, Progress, skip
+from .distributed import Group, failing_together, join_all
+from .statistics import Observation, Statistics, join
+
+DRIFT = 1.01  # float kernels may round differently from pass to pass; other data exceed this
+
+
+class ObservedModel(Protocol):
+    """What a backend supplies: a model, seen as pure functions of a batch."""
+
+    @property
+    def kind(self) -> str:
+        """Return what the names are names of, for messages: `layer` or `tensor`."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the names of what may be observed, in the same order in every process."""
+
+    def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
+        """Run the model on a batch; return the range of every tensor, and its counts where `bins_for` gives bins.
+
+        :func:`look` makes an Observation. Errors name the tensor and `number`, which is that of the batch.
+        """
+
+    def digest(self, batch: Any) -> str:
+        """Return a hash of the data in a batch, which `resume` compares."""
+
+
+class Run(NamedTuple):
+    """How a pass is made."""
+
+    progress: bool = False
+    """Show a bar on a terminal."""
+    group: Group = None
+    """Processes that calibrate together."""
+    checkpoint: Checkpoint | None = None
+
+
+ALONE = Run()
+
+
+def collect_ranges(model: ObservedModel, batches: Iterable[Any], *, run: Run = ALONE) -> Statistics:
+    """Make the first of two passes: the range of every tensor.
+
+    Parameters
+    ----------
+    model : ObservedModel
+    batches : iterable
+        The calibration data of this process.
+    run : Run
+
+    Returns
+    -------
+    Statistics
+        Of the data of all processes of ``run.group``.
+
+    Raises
+    ------
+    InvalidInputError
+        For NaN or infinity, naming tensor and batch; if there are no batches.
+    """
+    return _run_pass(model, batches, _only_ranges, "ranges", "pass 1: ranges", run)
+
+
+def _only_ranges(name: str, amax: float) -> None:
+    return None
+
+
+def collect_counts(
+    model: ObservedModel,
+    batches: Iterable[Any],
+    amax: Mapping[str, float],
+    settings: Settings,
+    *,
+    run: Run = ALONE,
+) -> Statistics:
+    """Make the second of two passes: count every tensor over [-amax, amax].
+
+    Parameters
+    ----------
+    model, batches, run
+        As for :func:`collect_ranges`, with the same data.
+    amax : mapping
+        By name, from the first pass; capped to ``settings.max_amax`` if that is wanted.
+    settings : Settings
+
+    Returns
+    -------
+    Statistics
+        Of the data of all processes; tensors that are always 0 have no counts.
+
+    Raises
+    ------
+    InvalidInputError
+        If the data are not those of the first pass, naming tensor and batch.
+    """
+
+    def bins_for(name: str, seen: float) -> Bins | None:
+        if name not in amax:
+            raise InvalidInputError(f"expected the data of pass 1, got a {model.kind} that was not called there")
+        if seen > DRIFT * amax[name] and amax[name] < settings.max_amax:
+            raise InvalidInputError(f"expected the data of pass 1 with amax = {amax[name]}, got a value of {seen}")
+        return Bins(settings.num_bins, amax[name]) if amax[name] > 0 else None
+
+    over = hashlib.sha256(repr(sorted(amax.items())).encode()).hexdigest()  # counts over other ranges do not add up
+    return _run_pass(model, batches, bins_for, f"counts over {over}", "pass 2: histograms", run)
+
+
+def collect_growing(
+    model: ObservedModel, batches: Iterable[Any], settings: Settings, *, run: Run = ALONE
+) -> Statistics:
+    """Make the only pass: count over ranges that grow by powers of three.
+
+    Parameters
+    ----------
+    model, batches, settings, run
+        As for :func:`collect_counts`.
+
+    Returns
+    -------
+    Statistics
+        With three times ``settings.num_bins`` bins; :func:`histograms_of` cuts off the empty ones.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`collect_ranges`.
+    """
+
+    def bins_for(name: str, amax: float) -> Bins:
+        level = level_of(min(amax, settings.max_amax))  # join() brings all batches to the highest
+        return Bins(3 * settings.num_bins, 3.0**level, level)
+
+    return _run_pass(model, batches, bins_for, "growing counts", "one pass: histograms", run)
+
+
+def capped(amax: Mapping[str, float], max_amax: float = MAX_AMAX) -> dict[str, float]:
+    """Return the ranges with a cap.
+
+    Parameters
+    ----------
+    amax : mapping
+    max_amax : float
+
+    Returns
+    -------
+    dict
+    """
+    return {name: min(largest, max_amax) for name, largest in amax.items()}
+
+
+def _run_pass(
+    model: ObservedModel, batches: Iterable[Any], bins_for: BinsFor, key: str, description: str, run: Run
+) -> Statistics:
+    """Collect batch by batch, from where the checkpoint stopped, and join the statistics of all processes."""
+    checkpoint = run.checkpoint or Checkpoint()
+    done = checkpoint.start(key)
+    with failing_together(run.group):
+        shown = tracked(batches, description if run.progress else "")
+        try:
+            for number, batch in skip(numbered(shown), done, model.digest):
+                found = Statistics(model.observe(batch, bins_for, number), 1)
+                digest = model.digest(batch) if run.checkpoint else ""
+                done = Progress(join(done.statistics, found), digest)
+                checkpoint.keep(key, done)
+        finally:
+            checkpoint.write()
+    total = join_all(done.statistics, model.names, run.group)
+    if total.num_batches == 0:
+        raise InvalidInputError("expected at least one calibration batch, got none")
+    checkpoint.finish(key)
+    return total

@@ -1,0 +1,53 @@
+"""A PyTorch model as the collector sees it: functions of a batch."""
+
+import functools
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ...collection import Observation, add_call, look
+from ...collection.bins import BinsFor
+from ..model.forward import Forward, Where, call_model, run_observed
+from ..model.layers import tensor_bytes, weighted_layers
+from .counting import count, extremes
+
+
+class TorchObserver(NamedTuple):
+    """A model as an :class:`~klquant.backends.collection.ObservedModel`: what enters or leaves its layers."""
+
+    model: nn.Module
+    observe_at: Where = "inputs"
+    forward: Forward = call_model
+    kind: str = "layer"
+
+    @property
+    def names(self) -> list[str]:
+        """Return the qualified names of the layers."""
+        return [name for name, _ in weighted_layers(self.model)]
+
+    def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
+        """Run the model on a batch; return what each layer saw."""
+        found: dict[str, Observation] = {}
+
+        def observer(name: str, tensor: torch.Tensor) -> None:
+            seen = look(name, *extremes(tensor), bins_for, functools.partial(count, tensor))
+            add_call(found, name, seen)
+
+        run_observed(self.model, [batch], observer, observe=self.observe_at, forward=self.forward, first=number)
+        return found
+
+    def digest(self, batch: Any) -> str:
+        """Return a hash of the tensors, arrays, numbers and strings in a batch."""
+        digest = hashlib.sha256()
+        for leaf in tree_leaves(batch):
+            if isinstance(leaf, torch.Tensor):
+                digest.update(tensor_bytes(leaf))
+            elif isinstance(leaf, np.ndarray):
+                digest.update(np.ascontiguousarray(leaf).tobytes())
+            elif isinstance(leaf, (str, int, float)):
+                digest.update(repr(leaf).encode())
+        return digest.hexdigest()
