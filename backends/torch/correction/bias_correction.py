@@ -15,7 +15,6 @@ from klquant.errors import InvalidInputError
 
 from ...batches import tracked
 from ..model.forward import Forward, call_model, copy_model, run_observed
-from ..model.hooks import holding
 from ..model.layers import inner_layer, weighted_layers
 from ..simulation import QuantizedLayer
 
@@ -79,7 +78,7 @@ def correct_bias(
     description = "bias correction" if progress else ""
     if not run_observed(reference, tracked(batches, description), observer, forward=forward):
         raise InvalidInputError("expected at least one calibration batch, got none")
-    with holding([torch.no_grad()]):
+    with torch.no_grad():
         means = {name: shift.mean() for name, shift in shifts.items() if shift.was_called}
     for name, mean in means.items():
         _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)

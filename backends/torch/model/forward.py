@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ...settings import Observe
-from .hooks import holding
+from .hooks import active
 from .layers import weighted_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -93,7 +93,7 @@ def run_observed(
         except KLQuantError as error:
             raise type(error)(f"{entered}batch {number}: {error}") from error
 
-    with holding([torch.no_grad()]), holding(_hooks(model, observed, observe)):
+    with torch.no_grad(), active(_hooks(model, observed, observe)):
         for number, batch in enumerate(batches, start=first):
             try:
                 forward(model, batch)
