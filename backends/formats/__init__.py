@@ -109,7 +109,7 @@ def read_table(path: PathLike, *, format: FormatName | None = None) -> dict[str,
     Warns
     -----
     CalibrationWarning
-        For a TensorRT cache with tensors of scale 0, which are left out.
+        Naming the tensors for which another tool wrote no usable scale (0, inf), which are left out.
     """
     return _format(_recognize(path) if format is None else format).read(path)
 

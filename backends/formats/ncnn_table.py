@@ -12,13 +12,13 @@ from .parsing import (
     QMAX,
     PathLike,
     check_thresholds,
-    is_positive,
+    is_number,
     malformed,
     name_problem,
     read_text,
-    to_float,
     to_float32,
     unique,
+    usable,
 )
 
 _BLANKS = "\n\r \t\v\f"  # what ends a word in C
@@ -33,7 +33,7 @@ class NcnnTable(NamedTuple):
     weights: dict[str, tuple[float, ...]]
     """One scale per output channel by ``<layer>_param_<k>``; infinity for a channel whose weights are all 0."""
     activations: dict[str, float]
-    """The scale of a layer's input, by the layer's name."""
+    """The scale of a layer's input, by the layer's name; infinity where the input was always 0."""
 
     @classmethod
     def load(cls, path: PathLike) -> "NcnnTable":
@@ -43,7 +43,7 @@ class NcnnTable(NamedTuple):
         ------
         InvalidInputError
             For a line without a name and scales, a blank line before the end (ncnn stops there), a name that stands
-            twice, several scales for an activation, a scale that is not positive; naming the file and the line.
+            twice, several scales for an activation, a scale that is no number; naming the file and the line.
         """
         lines = enumerate(read_text(path).rstrip(" \n\r").split("\n"), start=1)
         scales = unique(path, (_parse(path, number, line) for number, line in lines))
@@ -61,7 +61,7 @@ class NcnnTable(NamedTuple):
 
     def thresholds(self) -> dict[str, float]:
         """Return T = 127 / scale of every activation."""
-        return {name: QMAX / scale for name, scale in self.activations.items()}
+        return {name: QMAX / scale if scale else math.inf for name, scale in self.activations.items()}
 
     def save(self, path: PathLike) -> None:
         """Write the weights, then the activations, with nine digits, which keep a float32 bit for bit.
@@ -93,8 +93,13 @@ def read_ncnn_table(path: PathLike) -> dict[str, float]:
     ------
     InvalidInputError
         As :meth:`NcnnTable.load`, and for a table of weights alone.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming the layers without a usable scale, which are left out: ncnn2table writes ``inf`` where all inputs were 0.
     """
-    return check_thresholds(f"`{path}`", NcnnTable.load(path).thresholds(), _BLANKS)
+    return check_thresholds(f"`{path}`", usable(f"`{path}`", NcnnTable.load(path).thresholds()), _BLANKS)
 
 
 def write_ncnn_table(
@@ -131,9 +136,16 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, tuple[floa
     if problem or not words or (len(words) > 1 and _WEIGHT not in name):
         raise malformed(path, number, problem or "`layer scale` or `layer_param_0 scale ...`", line)
     for word in words:
-        if not is_positive(to_float(word)) and not (word == "inf" and _WEIGHT in name):
-            raise malformed(path, number, f"positive scales for {name!r}", word)
-    return number, name, _float32(f"`{path}`, line {number}", name, [float(word) for word in words])
+        if not is_number(word):
+            raise malformed(path, number, f"numbers as scales for {name!r}", word)
+    values = [float(word) for word in words]
+    source = f"`{path}`, line {number}"
+    return number, name, tuple(v if v == 0 or not math.isfinite(v) else _single(source, name, v) for v in values)
+
+
+def _single(source: str, name: str, value: float) -> float:
+    """Return the nearest float32, of either sign."""
+    return math.copysign(to_float32(source, name, abs(value)), value)
 
 
 def _line(name: str, scales: Sequence[float], *, weight: bool) -> str:

@@ -12,14 +12,14 @@ from .parsing import (
     LINE_ENDS,
     PathLike,
     check_thresholds,
-    is_positive,
+    is_number,
     malformed,
     numbered_lines,
     parse_json,
     read_text,
-    to_float,
     to_float32,
     unique,
+    usable,
 )
 
 Method: TypeAlias = Literal["MinMax", "Entropy", "Percentile", "Distribution"]
@@ -44,14 +44,20 @@ def read_onnxruntime_table(path: PathLike) -> dict[str, float]:
     Raises
     ------
     InvalidInputError
-        For another document, a tensor with one range per channel, without a range, or whose range is reversed, NaN,
-        infinite or only 0; naming it.
+        For another document, a tensor with one range per channel, without a range, or whose range is reversed; naming
+        it.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming the tensors whose range is only 0 or has no end, which are left out.
     """
     document = parse_json(path, read_text(path))
     tensors = document.get("data") if document.get("CLS") == "TensorsData" else document
     if not isinstance(tensors, dict):
         raise InvalidInputError(f"`{path}`: `data` must be an object of tensors, got {type(tensors).__name__}")
-    return check_thresholds(f"`{path}`", {name: _threshold(path, name, entry) for name, entry in tensors.items()})
+    found = {name: _threshold(path, name, entry) for name, entry in tensors.items()}
+    return check_thresholds(f"`{path}`", usable(f"`{path}`", found))
 
 
 def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, method: Method = "Entropy") -> None:
@@ -105,7 +111,12 @@ def read_onnxruntime_text(path: PathLike) -> dict[str, float]:
     Raises
     ------
     InvalidInputError
-        For another form of line, a name that stands twice, a T that is not positive and finite; naming file and line.
+        For another form of line, a name that stands twice, a T that is no number; naming file and line.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming the tensors whose T is 0 or infinite, which are left out.
 
     Notes
     -----
@@ -114,7 +125,7 @@ def read_onnxruntime_text(path: PathLike) -> dict[str, float]:
     """
     lines = numbered_lines(read_text(path))
     found = unique(path, (_parse(path, number, line) for number, line in lines))
-    return check_thresholds(f"`{path}`", found, LINE_ENDS)
+    return check_thresholds(f"`{path}`", usable(f"`{path}`", found), LINE_ENDS)
 
 
 def write_onnxruntime_text(path: PathLike, thresholds: Mapping[str, float]) -> None:
@@ -150,10 +161,9 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, float]:
         raise malformed(path, number, "a name, a blank and T", line)
     if name.endswith(":"):  # digits of a TensorRT cache without its header could pass for a decimal number
         raise malformed(path, number, "a name without a colon at its end, a blank and T", line)
-    threshold = to_float(value)
-    if not is_positive(threshold):
-        raise malformed(path, number, f"a positive, finite T for tensor {name!r}", value)
-    return number, name, threshold
+    if not is_number(value):
+        raise malformed(path, number, f"a number as T for tensor {name!r}", value)
+    return number, name, float(value)
 
 
 def _tensor_data(name: str, threshold: float) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from typing import Any, TypeAlias, TypeVar
 from klquant.errors import InvalidInputError
 
 from ..files import is_unicode, read_limited
+from ..warning import warn
 
 PathLike: TypeAlias = str | Path
 Value = TypeVar("Value")
 LINE_ENDS = "\n\r"
 QMAX = 127  # quantized levels on each side of 0 in INT8: scale = T / 127
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NOT_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 
 
 def malformed(path: PathLike, line: int, expected: str, got: str) -> InvalidInputError:
@@ -92,6 +94,11 @@ def to_float(text: str) -> float:
     return float(text) if _NUMBER.fullmatch(text) else math.nan
 
 
+def is_number(text: str) -> bool:
+    """Return whether C's printf may have written this: decimal digits, or what it calls infinity and NaN."""
+    return bool(_NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text))
+
+
 def is_positive(value: object) -> bool:
     """Return whether this is a finite number above 0."""
     try:
@@ -137,6 +144,24 @@ def check_thresholds(source: str, thresholds: Mapping[str, Any], forbidden: str 
                 f"{source}: tensor {shown(name)} must have a positive, finite T, got {shown(threshold)}"
             )
     return {name: float(threshold) for name, threshold in thresholds.items()}
+
+
+def usable(source: str, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Return the thresholds that are positive and finite; warn of the others, which tools write where they saw only 0.
+
+    Parameters
+    ----------
+    source : str
+        What they belong to, for the messages.
+    thresholds : mapping
+        T by tensor name, as another tool wrote it.
+    """
+    without = {name: value for name, value in thresholds.items() if not is_positive(value)}
+    if without:
+        listed = ", ".join(f"`{name}` ({value})" for name, value in list(without.items())[:10])
+        more = ", ..." if len(without) > 10 else ""
+        warn(f"{len(without)} tensors of {source} have no usable scale and are left out: {listed}{more}")
+    return {name: value for name, value in thresholds.items() if name not in without}
 
 
 def to_float32(source: str, name: str, value: float) -> float:

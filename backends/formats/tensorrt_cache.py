@@ -1,6 +1,5 @@
 """TensorRT's calibration caches: a header, then ``name: 3c010a14`` per tensor."""
 
-import math
 import re
 import struct
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from typing import NamedTuple
 from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
-from ..warning import warn
 from .parsing import (
     LINE_ENDS,
     QMAX,
@@ -22,6 +20,7 @@ from .parsing import (
     read_text,
     to_float32,
     unique,
+    usable,
 )
 
 HEADER = "TRT-8601-EntropyCalibration2"
@@ -44,16 +43,15 @@ class CalibrationCache(NamedTuple):
         Raises
         ------
         InvalidInputError
-            For anything but a header and lines ``name: digits``, a name that stands twice, a scale that is negative,
-            infinite or NaN; naming the file and the line.
+            For anything but a header and lines ``name: digits``, and a name that occurs twice; naming file and line.
 
         Notes
         -----
         A line is split at its last ``": "``: names may hold colons and blanks. Fewer than eight digits, line ends of
-        Windows, blank lines and a missing last line end are read as well. A file as TensorRT writes it becomes the
-        same bytes again by :meth:`save`.
+        Windows, blank lines, blanks at the end of a line and a missing last line end are read as well. A file as
+        TensorRT writes it becomes the same bytes again by :meth:`save`.
         """
-        (first, header), *lines = numbered_lines(read_text(path))
+        (first, header), *lines = ((number, line.rstrip(" \t")) for number, line in numbered_lines(read_text(path)))
         if not _HEADER.fullmatch(header):
             raise malformed(path, first, "TRT-<version>-<calibrator>", header)
         return cls(header, unique(path, (_parse(path, number, line) for number, line in lines)))
@@ -70,14 +68,10 @@ class CalibrationCache(NamedTuple):
         Warns
         -----
         CalibrationWarning
-            Naming the tensors whose scale is 0, which are left out: TensorRT writes it where it found no range, for
-            constants and shapes most of all, and runs what touches them in floating point.
+            Naming the tensors whose scale is not positive and finite, which are left out. TensorRT writes 0 where it
+            found no range, mostly for constants and shapes, and runs what touches them in floating point.
         """
-        without = [name for name, scale in self.scales.items() if scale == 0]
-        if without:
-            shown = ", ".join(f"`{name}`" for name in without[:10]) + (", ..." if len(without) > 10 else "")
-            warn(f"{len(without)} tensors have scale 0 in the calibration cache and are left out: {shown}")
-        return {name: scale * QMAX for name, scale in self.scales.items() if scale != 0}
+        return usable("the calibration cache", {name: scale * QMAX for name, scale in self.scales.items()})
 
     def save(self, path: PathLike) -> None:
         """Write the cache, whole or not at all: eight digits a scale, and ``0`` where there is none.
@@ -117,7 +111,7 @@ def read_tensorrt_cache(path: PathLike) -> dict[str, float]:
     Warns
     -----
     CalibrationWarning
-        Naming the tensors that have scale 0, which are left out.
+        Naming the tensors without a usable scale, which are left out.
     """
     return check_thresholds(f"`{path}`", CalibrationCache.load(path).thresholds(), LINE_ENDS)
 
@@ -153,8 +147,6 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, float]:
     if name_problem(name, LINE_ENDS):
         raise malformed(path, number, "a name without line ends", name)
     scale: float = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
-    if not 0 <= scale < math.inf or math.copysign(1, scale) < 0:
-        raise malformed(path, number, f"a positive, finite scale for tensor {name!r}", f"{digits} = {scale}")
     return number, name, scale
 
 
