@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from fnmatch import fnmatchcase, translate
+from fnmatch import translate
 from sys import float_info
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -120,25 +120,27 @@ class Settings(NamedTuple):
     def resolve(self, names: Iterable[str]) -> dict[str, LayerOptions]:
         """Return the options of every layer that is to be quantized; of overrides that match the last one wins."""
         names = list(names)
-        included, excluded = _any_of(self.include), _any_of(self.exclude)
-        chosen = [name for name in names if included.match(name) and not excluded.match(name)]
+        included = matching(names, self.include) - matching(names, self.exclude)
+        chosen = [name for name in names if name in included]
         options = dict.fromkeys(chosen, self.general())
         for pattern, override in self.overrides.items():
-            options |= {name: override.over(options[name]) for name in chosen if fnmatchcase(name, pattern)}
+            options |= {name: override.over(options[name]) for name in matching(names, [pattern]) & included}
         return options
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Refuse a pattern that matches no layer: it is misspelt."""
         names = list(names)
         for pattern in (*self.include, *self.exclude, *self.overrides):
-            if names and not any(fnmatchcase(name, pattern) for name in names):
+            if names and not matching(names, [pattern]):
                 close = get_close_matches(pattern, names, n=3, cutoff=0.0)
                 raise InvalidInputError(f"pattern `{pattern}` matches none of {len(names)} layers, such as {close}")
 
 
-def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Return the expression for names that one of the patterns matches; without patterns for none."""
-    return re.compile("|".join(map(translate, patterns)) or r"(?!)")
+def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that."""
+    known, patterns = set(names), list(patterns)
+    expression = re.compile("|".join(translate(pattern) for pattern in patterns if pattern not in known) or r"(?!)")
+    return {name for name in known if name in patterns or expression.match(name)}
 
 
 def _is_int(value: Any) -> bool:

@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +12,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
-from ..settings import EXCLUDED, Engine, check_engine
+from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
@@ -107,12 +105,12 @@ def quantize(
     prepared = prepare(model)
     graph = prepared.graph
     _check_types(prepared)
-    patterns = _check_patterns(graph, exclude)
+    excluded = _excluded(graph, exclude)
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
-        patterns += tuple(map(escape, calibration.skipped))
+        excluded += tuple(calibration.skipped)
     thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, engine, patterns)
+    plan = make_plan(graph, thresholds, engine, excluded)
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
     written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
@@ -168,16 +166,16 @@ def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, flo
     return found
 
 
-def _check_patterns(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
-    """Refuse a pattern that matches nothing: it is misspelt."""
+def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
+    """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
     names = list(dict.fromkeys([*nodes, *graph.inputs, *graph.producers]))
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not matching(names, [pattern]):
             close = get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator, such as {close}")
-    return patterns
+    return tuple(matching(names, patterns))
 
 
 def _tell(plan: Plan) -> None:

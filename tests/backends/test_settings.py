@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from klquant.backends.settings import LayerOptions, Settings
+from klquant.backends.settings import LayerOptions, Settings, matching
 from klquant.errors import InvalidInputError
 
 NAMES = ["stem", "block.0.conv", "block.1.conv", "head"]
@@ -79,3 +79,13 @@ def test_settings_survive_json():
 def test_what_cannot_be_meant_is_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         Settings.make(**settings)
+
+
+def test_a_pattern_that_is_a_name_means_that_name_only():
+    names = ["block[0]/fc", "block0/fc", "block1/fc"]
+    assert matching(names, ["block[0]/fc"]) == {"block[0]/fc"}
+    assert matching(names[1:], ["block[0]/fc"]) == {"block0/fc"}
+    assert matching(names, ["block[0-9]/fc"]) == {"block0/fc", "block1/fc"}
+    assert matching(names, []) == set()
+    options = Settings.make(exclude="block[0]/fc", overrides={"block0/fc": {"num_bits": 4}}).resolve(names)
+    assert {name: one.num_bits for name, one in options.items()} == {"block0/fc": 4, "block1/fc": 8}

@@ -146,7 +146,7 @@ def test_a_module_that_is_not_there_is_a_named_error(module):
         open_batches("no_such_module:batches")
 
 
-@pytest.mark.parametrize("source", ["nowhere", "", "no/such/folder"])
+@pytest.mark.parametrize("source", ["nowhere", "", "no/such/folder", "C:\\calib\\images", "D:/calib/x.npz"])
 def test_a_source_that_is_not_there_is_a_named_error(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "..")
     with pytest.raises(InvalidInputError, match=r"must be a folder, an \.npy or \.npz file or module:function, got"):

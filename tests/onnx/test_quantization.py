@@ -87,6 +87,17 @@ def test_what_stays_is_told_and_warned_of():
     assert list(found.skipped.values()) == ["no threshold is known for its input `r`"]
 
 
+@pytest.mark.parametrize("exclude", ["net/block[0]/fc", "net/*", "Gemm", "net/block[[]0]/fc"])
+def test_a_name_with_brackets_excludes_itself_and_patterns_still_work(exclude):
+    """Exported models have names such as `net/block[0]/fc`, which as a pattern matches `net/block0/fc`."""
+    model = build("float[n, 4] x", "float y", "a = Gemm(x, w) y = Gemm(a, v)", w=(4, 4), v=(4, 4))
+    for node, name in zip(model.graph.node, ("net/block[0]/fc", "net/block0/fc"), strict=True):
+        node.name = name
+    found = quantize(model, {"x": 1.0, "a": 1.0, "y": 1.0}, exclude=exclude)
+    everything = exclude in ("net/*", "Gemm")
+    assert set(found.skipped) == {"net/block[0]/fc", *(["net/block0/fc"] if everything else [])}
+
+
 def test_what_was_excluded_is_told_and_not_warned_of():
     found = quantize(small(), THRESHOLDS, exclude="r")
     assert list(found.skipped.values()) == ["excluded by the settings"]

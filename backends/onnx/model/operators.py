@@ -1,7 +1,5 @@
 """What klquant knows of ONNX operators: which are quantized, where their weights are, what they do to values."""
 
-from fnmatch import fnmatchcase
-
 import numpy as np
 import onnx
 
@@ -89,7 +87,6 @@ def non_negative(graph: Graph) -> set[str]:
     return found
 
 
-def matches(graph: Graph, node: onnx.NodeProto, patterns: tuple[str, ...]) -> bool:
-    """Return whether a pattern means this node: by its name, its operator, or a tensor that it reads or gives."""
-    names = [node.name, node.op_type, *activations(graph, node), *node.output]
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+def is_excluded(graph: Graph, node: onnx.NodeProto, excluded: tuple[str, ...]) -> bool:
+    """Return whether a node is excluded: by its name, its operator, or a tensor that it reads or computes."""
+    return any(name in excluded for name in (node.name, node.op_type, *activations(graph, node), *node.output))

@@ -17,7 +17,7 @@ from ..model.operators import (
     MOVING,
     activations,
     attribute,
-    matches,
+    is_excluded,
     rectified,
     sole_consumer,
     weight_axis,
@@ -63,7 +63,7 @@ def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], 
     if not layers_only:
         depth = _depths(graph)
         for node in graph.nodes:
-            if not matches(graph, node, exclude):
+            if not is_excluded(graph, node, exclude):
                 _add_sum(graph, plan, node, known, depth)
                 _add_concatenation(graph, plan, node, known)
         _share_moved(graph, plan)
@@ -74,7 +74,7 @@ def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple
     """Return why a layer cannot be quantized."""
     inputs = activations(graph, node)
     unknown = [name for name in inputs if name not in known]
-    if matches(graph, node, exclude):
+    if is_excluded(graph, node, exclude):
         return EXCLUDED
     if weight_axis(graph, node) is None and len(set(node.input[:2]) & set(inputs)) < len(set(node.input[:2])):
         return "its weight is not its constant second input"
@@ -139,7 +139,7 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
             _quantize_around(graph, plan, node, known)
     for node in (node for node in graph.nodes if node.op_type in BETWEEN):
         possible = _all_quantized(plan, node) and rectified(graph, node.output[0]) in known
-        if possible and not matches(graph, node, exclude):
+        if possible and not is_excluded(graph, node, exclude):
             _quantize_around(graph, plan, node, known)
     _share_moved(graph, plan)
     return plan

@@ -1,6 +1,5 @@
 """Put Q/DQ where a simulated model rounds, or where an engine's rules want them."""
 
-import glob
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -93,7 +92,7 @@ def _by_rules(
     prepared = prepare(model)
     graph = prepared.graph
     floats = _floats(graph, read_graph(model), found)
-    exclude = tuple(glob.escape(name) for name in floats)
+    exclude = tuple(floats)
     thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
         wanted = make_plan(graph, observed_tensors(graph), engine, exclude).readers
@@ -117,7 +116,7 @@ def _calibrated(model: Prepared, batches: Iterable[Mapping[str, Any]], names: Se
     """Return T of these tensors, by entropy."""
     if not names:
         return {}
-    found = calibrate(model, batches, include=[glob.escape(name) for name in sorted(names)])
+    found = calibrate(model, batches, include=sorted(names))
     return {name: layer.threshold for name, layer in found.thresholds.items()}
 
 

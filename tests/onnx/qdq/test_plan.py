@@ -162,7 +162,7 @@ def test_an_input_without_a_threshold_leaves_its_layer(rule):
     )
 
 
-@pytest.mark.parametrize("pattern", ["conv2", "b1", "conv[2]"])
+@pytest.mark.parametrize("pattern", ["conv2", "b1"])
 @pytest.mark.parametrize("rule", [tensorrt, onnxruntime])
 def test_what_is_excluded_stays(rule, pattern):
     found = rule(conv_relu_conv(), exclude=(pattern,))
