@@ -103,12 +103,12 @@ def integer_convolution():
     )
 
 
-BROKEN = {  # rule: models that break it, and the node of which it is told, with a part of the message
+BROKEN = {  # by rule: a model that breaks it, the node that is named, a part of the message
     "constant_scale": (by_hand(given="scale"), "quantizelinear0", "its scale `abs0` must be a constant"),
     "positive_scale": (conv(scale=-0.5), "quantizelinear0", "must be positive and finite, got -0.5"),
     "zero_point_zero": (conv((np.int8, 3)), "quantizelinear0", "its zero point must be 0, got 3"),
     "int8_values": (conv(UINT8), "quantizelinear0", "must be int8, got uint8"),
-    "one_scale_per_channel": (miscounted(), "dequantizelinear1", "its axis 0 has 4 slices, and there are 3 scales"),
+    "one_scale_per_channel": (miscounted(), "dequantizelinear1", "its axis 0 has 4 slices, but there are 3 scales"),
     "per_tensor_activations": (conv(scale=[SCALE] * 4, axis=1), "quantizelinear0", "must have one scale, got 4"),
     "layer_inputs": (half_quantized(), "conv0", "its input `c2` has no QuantizeLinear and DequantizeLinear"),
     "weight_axis": (layer("Conv", 1), "conv0", "must run along axis 0, not 1"),
@@ -117,7 +117,7 @@ BROKEN = {  # rule: models that break it, and the node of which it is told, with
     "residual_shortcut": (residual(shortcut=False), "add0", "its shortcut `x` must be quantized"),
     "concat_scales": (concatenation(0.05, 0.06), "concat0", "must have one scale, got int8, scale 0.05"),
     "both_sides": (alone("Sigmoid", True, output=False), "sigmoid0", "its output `sigmoid0` has no QuantizeLinear"),
-    "integer_operators": (integer_convolution(), "convinteger0", "TensorRT imports no ConvInteger"),
+    "integer_operators": (integer_convolution(), "convinteger0", "TensorRT cannot import ConvInteger"),
 }
 
 
@@ -150,7 +150,7 @@ def test_zero_points():
     assert broken(conv(UINT8_MIDDLE)) == {"zero_point_zero", "int8_values"}
     without = check_tensorrt(by_hand(zero_point=False))
     assert {found.rule for found in without} == {"int8_values"}
-    assert without[0].message.endswith("got uint8, which is what ONNX means without a zero point")
+    assert without[0].message.endswith("got uint8, ONNX's default without a zero point")
     assert not check_tensorrt(by_hand())
 
 
@@ -279,7 +279,7 @@ def test_what_is_concatenated():
     assert not check_tensorrt(concatenation(SCALE, SCALE))
     assert reports(concatenation(SCALE, SCALE))["concat0"].int8
     assert check_tensorrt(concatenation(SCALE, None)) == [
-        Violation("concat_scales", "concat0", "its input `y` must be quantized as the others are")
+        Violation("concat_scales", "concat0", "its input `y` must be quantized like the others")
     ]
     assert not check_tensorrt(concatenation(None, None))
     build = Builder()
