@@ -182,7 +182,7 @@ def test_a_product_of_two_activations_is_quantized_at_both():
 
 def test_a_constant_on_the_left_leaves_the_product():
     model = build("float[4, 4] x", "float[4, 4] y", "y = MatMul(w, x)", w=(4, 4))
-    assert tensorrt(model).skipped == {"matmul0": "its weight is not its constant second input"}
+    assert tensorrt(model).skipped == {"matmul0": "its weight is not a constant second input"}
 
 
 def test_float64_is_not_quantized():

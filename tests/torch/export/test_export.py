@@ -204,7 +204,7 @@ def test_layers_that_round_their_common_input_differently_have_quantizers_of_the
     scales = [array(exported.model, quantizer(exported, f"{name}.weight").input[1]) for name in "ab"]
     assert scales == [np.float32(0.5 / 127), np.float32(1.5 / 127)]
     assert_equals_simulation(model, exported, given)
-    with pytest.raises(InvalidInputError, match=r"layers `a` and `b` must round what they share \(`relu_1`\)"):
+    with pytest.raises(InvalidInputError, match=r"layers `a` and `b` must round their common input \(`relu_1`\)"):
         export_onnx(model, given, engine="onnxruntime")
 
 
@@ -237,7 +237,7 @@ def test_what_leaves_a_layer_is_quantized_next_to_the_layer_that_reads_it():
     assert quantizer(exported, "4.weight") is not None
     assert quantizer(exported, "6.weight") is not None
     assert len(nodes(exported, "Clip")) == len(nodes(exported, "Relu")) == 1  # those that were folded are not repeated
-    assert exported.skipped == {reader(exported, "0.weight").name: "the simulation does not round what enters it"}
+    assert exported.skipped == {reader(exported, "0.weight").name: "the simulation does not round its input"}
     assert_equals_simulation(model, exported, given)
 
 
@@ -388,7 +388,7 @@ def test_a_model_that_cannot_be_exported_is_refused():
     with pytest.raises(InvalidInputError, match="got norm in training mode"):
         export_onnx(model, x)
     six = simulated(mlp(), [x], overrides={"second": {"num_bits": 6}})
-    with pytest.raises(InvalidInputError, match="layer `second` must be of 8 bits to be exported, got 6"):
+    with pytest.raises(InvalidInputError, match="layer `second` must have 8 bits to be exported, got 6"):
         export_onnx(six, x)
 
 
