@@ -1,4 +1,4 @@
-"""Each reason is checked against onnxruntime itself: with it a node stays in floating point, without it not."""
+"""Each reason is checked against onnxruntime itself: a node stays in floating point only if the reason holds."""
 
 import platform
 
@@ -64,7 +64,7 @@ def read_twice(quantizers):
 
 
 def also_an_output(rectified=False):
-    """Return a convolution whose quantized output the model gives as well."""
+    """Return a convolution whose quantized output is also an output of the model."""
     build = Builder()
     y = z = build.node("Conv", build.qdq("x", UINT8_MIDDLE), build.weight(4, 4, 3, 3))
     if rectified:
@@ -96,7 +96,7 @@ def wide(dtype, op_type="Conv"):
 
 
 def int8_result(grid):
-    """Return a convolution whose output, quantized to int8, is the model's."""
+    """Return a convolution whose int8 output is the output of the model."""
     build = Builder()
     y = build.node("Conv", build.qdq("x", grid), build.weight(4, 4, 3, 3))
     q = build.node("QuantizeLinear", y, build.constant(np.float32(SCALE)), build.constant(np.int8(0)))
@@ -105,7 +105,7 @@ def int8_result(grid):
 
 POOL = {"kernel_shape": [2, 2]}
 RELU, RELU6 = [("Relu",)], [("Clip", np.float32(0), np.float32(6))]
-REASONS = {  # which node, a part of its reason, a model where it holds, and one where it does not
+REASONS = {  # node, a part of its reason, a model where it holds, a model where it does not
     "input": (
         *("globalaveragepool0", "its input `x` has no DequantizeLinear"),
         *(between("GlobalAveragePool", quantized=False), between("GlobalAveragePool")),
@@ -183,7 +183,7 @@ def results(model, x, **level):
     ],
 )
 def test_int8_with_wrong_results(model, reason):
-    """What onnxruntime computes is compared with what it computes node by node."""
+    """Compare onnxruntime with and without optimizations."""
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     exact = results(model, x, level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
@@ -229,7 +229,7 @@ def test_kernels_in_int8(model, kernel):
     assert [report[2:] for report in reports(model).values()] == [(True, f"executed as {kernel}")]
 
 
-def test_what_is_fused_shares_the_verdict():
+def test_fused_nodes_share_the_verdict():
     found = reports(conv(UINT8, RELU))
     assert found["relu0"][2:] == (True, "part of `conv0` (QLinearConv)")
     found = reports(conv(INT8, RELU))
@@ -255,7 +255,7 @@ def test_functions_that_are_inlined():
     assert report[2:] == (False, "onnxruntime replaced it by other operators, in floating point")
 
 
-def test_what_follows_a_product_in_floating_point():
+def test_nodes_after_a_product_with_float_output():
     build = Builder()
     y = build.gemm(build.qdq("x", UINT8_MIDDLE), bias=build.bias(8))
     found = reports(build.model(build.node("Softmax", y), shape=(4, 16)))
@@ -280,7 +280,7 @@ def test_silu_is_fused_into_a_kernel_in_floating_point():
 
 
 def test_the_layout_of_floats_keeps_the_names():
-    """Convolutions of 16 channels are executed in NCHWc, whose nodes are new ones."""
+    """Convolutions of 16 channels run in the NCHWc layout, as new nodes."""
     build = Builder()
     y = build.node("Relu", build.node("Conv", "x", build.floats(16, 16, 3, 3)))
     found = reports(build.model(build.node("MaxPool", y, **POOL), shape=(1, 16, 8, 8)))
