@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from klquant.errors import InvalidInputError, ModelError
 
-from ..model.forward import copy_model
+from ..model.edits import copy_model
 from ..model.layers import LayerWrapper, inner_layer
 from ..simulation import QuantizedLayer, quantized_layers
 

@@ -1,6 +1,5 @@
 """Run a model over calibration data: batches of any form, hooks that always come off again."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -31,18 +30,6 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, (tuple, list)):
         return model(*batch)
     return model(batch)
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy, or say why there is none."""
-    try:
-        copied = copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
-    for module in copied.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # cuDNN wants its weights in one piece, and a copy has them in several
-    return copied
 
 
 def check_eval(model: nn.Module) -> None:
