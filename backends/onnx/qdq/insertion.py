@@ -46,13 +46,7 @@ class Edits(NamedTuple):
 
 
 def write_qdq(
-    model: onnx.ModelProto,
-    graph: Graph,
-    plan: Plan,
-    grids: Mapping[str, Grid],
-    *,
-    int_bias: bool,
-    reduce_range: bool,
+    model: onnx.ModelProto, graph: Graph, plan: Plan, grids: Mapping[str, Grid], *, int_bias: bool, reduce_range: bool
 ) -> onnx.ModelProto:
     """Return a model with Q/DQ at the planned activations and weights and, if `int_bias`, at biases."""
     result = copied(model)
