@@ -95,7 +95,7 @@ def test_thresholds_are_those_of_the_torch_backend(name, max_bins):
         assert abs(counts - others).sum() <= 1e-3 * counts.sum()
 
 
-def test_the_split_and_the_order_of_the_data_do_not_show(vgg):
+def test_results_do_not_depend_on_split_or_order_of_the_data(vgg):
     images = np.concatenate(onnx_networks.digits()[0])
     ragged = np.split(images[::-1], [1, 100, 200])
     assert_same(quietly(onnx_networks.load("VGG"), ragged), vgg)
@@ -177,7 +177,7 @@ def test_another_criterion_needs_no_data(vgg, criterion):
     assert repr(found) == repr(expected)  # NaN and all
 
 
-def test_fingerprints_tell_models_apart():
+def test_fingerprints_differ_between_models():
     found = calibrate(SMALL, [X], criterion="max")
     assert found.model.keys() == {"a", "y"}
     assert found.model["y"].kind == "MatMul((4, 3) float)"
@@ -291,7 +291,7 @@ def test_smallest_and_largest_values_are_kept(tmp_path):
     assert Calibration.load(tmp_path / "c.npz").ranges == found.ranges
 
 
-def test_no_data_are_refused():
+def test_no_data_is_refused():
     with pytest.raises(InvalidInputError, match="expected at least one calibration batch, got none"):
         calibrate(SMALL, [])
 
@@ -313,7 +313,7 @@ def test_a_model_with_nothing_to_quantize_is_refused():
         calibrate(build("int64[n] x", "int64 y", "y = Neg(x)"), [np.arange(3)])
 
 
-# --- told on the way ---
+# --- log and progress ---
 
 
 def test_the_passes_are_logged(caplog):

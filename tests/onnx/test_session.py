@@ -17,7 +17,7 @@ X = (RNG.integers(-40, 41, (12, 4)) / 8).astype(np.float32)  # whose sums are ex
 
 
 def deep():
-    """Return a network that computes exactly, so that no order of summation shows in it."""
+    """Return a network that computes exactly, so that the order of summation does not matter."""
     weights = {name: (RNG.integers(-8, 9, (4, 4)) / 8).astype(np.float32) for name in "uvw"}
     return prepare(
         build("float[n, 4] x", "float y", "a = MatMul(x, u) b = Relu(a) c = MatMul(b, v) y = Gemm(c, w)", **weights)
@@ -61,7 +61,7 @@ def test_tensors_are_counted_as_by_the_core():
 
 
 @pytest.mark.parametrize("sizes", [[5, 5, 2], [1] * 12, [1, 11], [6, 0, 6]], ids=str)
-def test_the_split_and_the_order_of_the_data_do_not_show(sizes):
+def test_results_do_not_depend_on_split_or_order_of_the_data(sizes):
     whole, parts = both([X]), np.split(X, np.cumsum(sizes)[:-1])
     assert_same(both(parts), whole)
     assert_same(both([part[::-1] for part in parts[::-1]]), whole)
@@ -126,12 +126,12 @@ def test_larger_values_in_pass_2_are_refused():
     histograms_only([X, 1.0001 * X], amax)  # the rounding of another kernel
 
 
-def test_anything_but_zeros_in_pass_2_is_refused_after_zeros():
+def test_other_values_in_pass_2_are_refused_after_zeros():
     with pytest.raises(InvalidInputError, match="expected the data of pass 1"):
         histograms_only([1e-3 * X], both([0 * X])[0])
 
 
-def test_no_data_are_an_error():
+def test_no_data_is_an_error():
     with pytest.raises(InvalidInputError, match="expected at least one calibration batch, got none"):
         both([])
 
@@ -141,7 +141,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_its_number():
         both([X, X[:, :2]])
 
 
-def test_errors_of_onnxruntime_are_told_with_the_batch(capfd):
+def test_errors_of_onnxruntime_name_the_batch(capfd):
     model = prepare(build("float[n, 4] x, float[n, 4] z", "float y", "y = Add(x, z)"))
     with pytest.raises(ModelError, match="batch 1: onnxruntime failed, with Fail: ") as caught:
         both([(X, X), (X, X[:5])], model=model, names=["y"])
@@ -149,7 +149,7 @@ def test_errors_of_onnxruntime_are_told_with_the_batch(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_model_that_cannot_be_loaded_is_told():
+def test_a_model_that_onnxruntime_cannot_load_is_an_error():
     prepared = deep()
     prepared.model.graph.node[0].op_type = "Strange"
     with (
