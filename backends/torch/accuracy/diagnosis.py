@@ -15,7 +15,6 @@ from ...html_tables import html_table
 from ...text import number, without_nan
 from ...thresholds import LayerThreshold
 from ..model.forward import Forward, Where, call_model, check_eval
-from ..model.hooks import holding
 from .measurement import NOTHING, LayerSums, Measurements, Run
 
 
@@ -127,7 +126,7 @@ def diagnose(
     check_eval(model)
     measured = Measurements(model, weight_scales, thresholds, observe)
     steps, number = 2 + (2 * len(thresholds) if sensitivity else 0), -1
-    with holding([torch.no_grad()]), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
+    with torch.no_grad(), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
         for number, batch in enumerate(batches):
             run = Run(batch, number, forward, advance)
             measured.compare_layers(run)
