@@ -1,5 +1,6 @@
 """The command `klquant` itself: what its help says, what it imports, how it fails."""
 
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,21 @@ def test_an_interrupt_has_its_own_exit_code(command):
     command(interrupted)
     result = run("fake")
     assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.parametrize("module", ["good", "bad"])
+def test_an_interrupt_waits_until_a_module_is_loaded(tmp_path, monkeypatch, command, module):
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nopen('loaded', 'w').close()\n"
+    (tmp_path / "good.py").write_text(text)
+    (tmp_path / "bad.py").write_text(f"{text}raise ImportError('initialization failed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command(lambda: group.needed(module, "cli"))
+    before = signal.getsignal(signal.SIGINT)
+    result = run("fake")
+    assert (result.exit_code, result.output) == (130, "")
+    assert (tmp_path / "loaded").exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_commands_run_in_any_thread(command):
