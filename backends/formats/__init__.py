@@ -61,6 +61,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Format(NamedTuple):
     """How one kind of table is read and written."""
 

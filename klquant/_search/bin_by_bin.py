@@ -1,7 +1,11 @@
-"""The divergence of chosen candidates, bin by bin over the non-zero bins of their windows.
+"""The divergence of chosen candidates, summed bin by bin over the non-empty bins of their windows.
 
-A sum of p log(p / q) whose ratios are taken as 1 + (p - q) / q: where P and Q are close it is good to its own
-rounding, and where they are equal it is exactly 0. So it also tells near-ties of the closed form apart.
+This is sum p log(p / q) itself, without a series. It costs a term for each non-empty bin, so the search uses it only
+for the candidates that the closed form leaves out, and to decide between near-ties.
+
+The logarithm is taken of 1 + (p - q) / q, with log1p where the ratio is small. So a term is off by a few roundings of
+p times 1 + |log(p / q)|, however large C is, and D by about 1e-16 where it is small. Where P and Q are equal, D is
+exactly 0. The closed form cannot do that, for it subtracts two sums that are far larger than D.
 """
 
 from types import ModuleType
@@ -16,21 +20,22 @@ class Search(NamedTuple):
     """A histogram prepared for the search."""
 
     values: Array
-    """The counts, float64."""
+    """The counts in float64."""
     sums: Sums
     window: Windows
     total: Array
-    """C, the sum of all counts."""
+    """C, the sum of the counts."""
     layout: Layout
     eps: float
     filled: Array
-    """Where the bins are that are not empty, in order."""
+    """The positions of the non-empty bins, in order."""
 
 
 def direct_divergence(search: Search, candidates: Array, room: int, *, xp: ModuleType) -> Array:
-    """Return the divergence of some candidates, shape (candidates,); +inf where infeasible.
+    """Return the divergence of these candidates, shape (candidates,); +inf where infeasible.
 
-    `room` bounds the non-zero bins between the ends of each of these windows.
+    `room` is an upper bound for the number of non-empty bins between the two end bins of each window. Row by row, the
+    terms are those bins, then P[0], then P[w - 1]. Empty bins need no term: they add their share of log(U / C) only.
     """
     values, sums, window, total, _, eps, filled = search
     chosen = _columns(window, candidates)
@@ -43,7 +48,7 @@ def direct_divergence(search: Search, candidates: Array, room: int, *, xp: Modul
     left_p, left_q = p - chosen.loss_p, xp.where(q > 0, q - chosen.loss_q, eps)
     excess = xp.where(q > 0, (p - q) + (chosen.loss_q - chosen.loss_p), left_p - eps)
     feasible = (chosen.loss_p < 1) & (chosen.loss_q < 1) & ((p == 0) | ((left_p > 0) & (left_q > 0)))
-    ratio = excess / left_q  # rounds to -1 where smoothing left next to nothing of p
+    ratio = excess / left_q  # rounds to -1 where smoothing leaves almost nothing of p
     log_ratio = xp.where(ratio < -0.5, xp.log(left_p / left_q), xp.log1p(ratio))
     share = left_p / total
     terms = xp.where((share > 0) & feasible, share * log_ratio, 0.0)
@@ -52,19 +57,19 @@ def direct_divergence(search: Search, candidates: Array, room: int, *, xp: Modul
 
 
 def _columns(window: Windows, candidates: Array) -> Windows:
-    """Return the chosen candidates, each field of shape (candidates, 1)."""
+    """Return the windows of these candidates, each field of shape (candidates, 1)."""
     *fields, head, tail = window
     groups = (Group(*(field[candidates][:, None] for field in group)) for group in (head, tail))
     return Windows(*(field[candidates][:, None] for field in fields), *groups)
 
 
 def _mean(group: Group) -> Array:
-    """Return Q of the group's bins, 0 where it holds nothing."""
+    """Return Q in the bins of the group before smoothing, 0 if the group is empty."""
     return group.sliced / (group.support + (group.support == 0))
 
 
 def _level(search: Search, window: Windows, position: Array, *, xp: ModuleType) -> Array:
-    """Return Q at these non-empty bins between the ends."""
+    """Return Q in these non-empty bins between the two end bins, before smoothing."""
     last = search.layout.levels - 1
     group = xp.minimum((position - window.origin) // window.size, last)
     low = window.origin + group * window.size

@@ -1,4 +1,9 @@
-"""Where the candidates' windows lie: plain integers, known before any count is."""
+"""The windows of all candidates: where they lie, and what is needed of each in O(1).
+
+Where a window and its groups begin and end depends only on the number of bins and levels, so :class:`Layout` is plain
+integers. With them :class:`Windows` takes P[0], P[w - 1], U, e_p, e_q and the first and last group of every candidate
+from running sums. These two groups are kept apart from the others because only they can hold a bin where P != S.
+"""
 
 import functools
 from itertools import groupby
@@ -15,12 +20,12 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Block(NamedTuple):
-    """The candidates that share a merge factor."""
+    """The candidates with the same merge factor m."""
 
     size: int
     """Bins per group, m."""
     base: int
-    """Where the first interior group of the widest candidate begins."""
+    """The bin where the first interior group of the widest candidate begins."""
     narrowest: int
     """Index of the first candidate."""
     candidates: int
@@ -28,20 +33,21 @@ class Block(NamedTuple):
 
 
 class BlockGroup(NamedTuple):
-    """Blocks that are computed with the same shapes."""
+    """Blocks that are computed with arrays of the same shapes."""
 
     blocks: tuple[Block, ...]
     width: int
-    """Number of windows [x, x + m)."""
+    """Number of windows [x, x + m) that can be an interior group."""
     columns: int
-    """Number of candidates whose groups begin at different bins, of the largest block."""
+    """Number of bins where the groups may begin: one for each candidate of the largest block, or 1 if one-sided."""
 
 
 class Layout(NamedTuple):
     r"""The candidates of one search.
 
-    Symmetric windows grow to both sides of the centre bin. One-sided ones hold the bins of \|x\| and grow from
-    zero; there bin 0 stands for outliers on the left, which do not exist, and the groups begin behind it.
+    Symmetric windows grow from the centre bin to both sides. One-sided windows hold the bins of \|x\| and grow from
+    zero. In front of these lies an empty bin 0 in the place of the first bin, which S leaves out; the groups begin
+    after it.
     """
 
     num_bins: int
@@ -49,7 +55,7 @@ class Layout(NamedTuple):
     one_sided: bool
 
     def bounds(self) -> tuple[Indices, Indices, Indices]:
-        """Return start, stop and origin of the groups of every candidate, from the narrowest."""
+        """Return the start, the stop, and the origin of the groups of every candidate, narrowest first."""
         if self.one_sided:
             stop = np.arange(self.levels, self.num_bins) + 1
             return np.zeros_like(stop), stop, np.ones_like(stop)
@@ -57,9 +63,9 @@ class Layout(NamedTuple):
         start = self.num_bins // 2 - half
         return start, self.num_bins // 2 + half + 1, start
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 a layout is three numbers
+    @functools.lru_cache(maxsize=256)  # noqa: B019 a layout is only three numbers
     def blocks(self) -> tuple[Block, ...]:
-        """Return the blocks of all candidates, from the narrowest to the widest."""
+        """Return the blocks of all candidates, narrowest first."""
         _, stop, origin = self.bounds()
         sizes = (stop - origin) // self.levels
         found = []
@@ -70,7 +76,7 @@ class Layout(NamedTuple):
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
     def block_groups(self, *, alone: bool) -> tuple[BlockGroup, ...]:
-        """Return the blocks each `alone`, or those together whose m lies between the same powers of two."""
+        """Return each block `alone`, or together those whose m lies between the same powers of two."""
         groups = []
         for _, members in groupby(self.blocks(), key=lambda block: block.size if alone else block.size.bit_length()):
             blocks = tuple(members)
@@ -79,53 +85,57 @@ class Layout(NamedTuple):
         return tuple(groups)
 
     def padding(self, *, alone: bool) -> int:
-        """Return how far beyond the bins the windows of the groups reach."""
+        """Return how many bins the windows of the groups reach beyond the last bin."""
         groups = self.block_groups(alone=alone)
         reach = [block.base + block.size + group.width for group in groups for block in group.blocks]
         return max(0, max(reach) - self.num_bins)
 
 
 class Group(NamedTuple):
-    """One group of each candidate."""
+    """The first or last group of each candidate."""
 
     sliced: Array
-    """A: the sum of S."""
+    """A, the sum of S."""
     support: Array
-    """N: the number of bins with P != 0."""
+    """N, the number of bins with P != 0."""
     mass: Array
-    """M: the sum of P."""
+    """M, the sum of P."""
 
 
 class Windows(NamedTuple):
-    """All candidates at once: arrays over the candidates, from the narrowest; counts are float64."""
+    """All candidates: arrays with an entry for each, narrowest first; counts are float64."""
 
     start: Array
-    """The first bin, which is in P and not in S."""
+    """The first bin, which is in P but not in S."""
     stop: Array
     origin: Array
-    """Where the groups begin: at the first bin, or behind it where it only stands for outliers that do not exist."""
+    """The bin where the groups begin: `start`, or one later in a one-sided search."""
     size: Array
     """Bins per group, the merge factor."""
     first: Array
-    """P[0]: the first bin and all before it."""
+    """P[0], the first bin and all bins before it."""
     last: Array
-    """P[w - 1]: the last bin and all after it."""
+    """P[w - 1], the last bin and all bins after it."""
     beyond: Array
-    """What `last` holds of outliers."""
+    """The outliers on the right, a part of `last`."""
     inside: Array
-    """The sum of S: all of the window but its first bin."""
+    """U, the sum of S: the window without its first bin."""
     loss_p: Array
-    """What smoothing takes from every non-zero P."""
+    """e_p, which smoothing takes from every non-zero P."""
     loss_q: Array
-    """What smoothing takes from every non-zero Q."""
+    """e_q, which smoothing takes from every non-zero Q."""
     head: Group
-    """The first group, which holds P[0]."""
+    """The first group, with P[0]."""
     tail: Group
-    """The last group, which holds P[w - 1]."""
+    """The last group, with P[w - 1]."""
 
 
 def all_windows(sums: Sums, layout: Layout, eps: float, *, xp: ModuleType) -> Windows:
-    """Return the windows of all candidates."""
+    """Return the windows of all candidates.
+
+    Interior groups have P = S, so A = 0 there only if N = 0. That leaves the two end groups where Q can be zero and P
+    not: the first if its only mass is P[0], the last if its only mass is outliers. Their N bins are then zeros of Q.
+    """
     levels, num_bins = layout.levels, layout.num_bins
     start, stop, origin = (xp.asarray(bound) for bound in layout.bounds())
     width = stop - origin
@@ -154,12 +164,15 @@ def all_windows(sums: Sums, layout: Layout, eps: float, *, xp: ModuleType) -> Wi
 
 
 def _group(sums: Sums, low: Array, high: Array, extra: Array, outliers: Array, *, xp: ModuleType) -> Group:
-    """Return the group with S in low <= k < high, and in P one more bin (if `extra`) and the outliers."""
+    """Return the group of S in low <= k < high; P has the outliers on top, and with `extra` one more non-zero bin."""
     sliced = counts_between(sums, low, high, xp=xp)
     return Group(sliced, filled_between(sums, low, high) + extra, sliced + outliers)
 
 
 def log_kept(window: Windows, total: Array, *, xp: ModuleType) -> Array:
-    """Return log(sum S / sum P): S lacks the first bin and all outliers."""
-    lost = window.first + window.beyond  # exact where it is small, as `inside` is where that is
+    """Return log(U / C). S lacks the first bin and all outliers, so U = C - lost.
+
+    Of `lost` and U the smaller one has the better relative precision, and the logarithm is taken of that one.
+    """
+    lost = window.first + window.beyond
     return xp.where(lost < window.inside, xp.log1p(-lost / total), xp.log(window.inside / total))

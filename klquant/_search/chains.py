@@ -1,16 +1,21 @@
-"""The interior groups of all candidates, in O(1) a candidate: residue chains.
+"""The cross term over the interior groups (all but the first and last) of all candidates: residue chains.
 
-For one merge factor m the groups of all candidates, but their first and last ones, are windows [x, x + m) of the
-histogram with x advancing by m. So whatever is summed over interior groups is computed once for every x, and a
-candidate's sum runs over L - 2 of these values, m apart.
+For one merge factor m, an interior group of any candidate is a window [x, x + m) of the histogram, and the next group
+of that candidate is [x + m, x + 2 m). So candidates i and i + m share all borders but the outermost, and the term of a
+group is computed once for each x. It serves every candidate that has the group. A candidate then adds up L - 2 of
+these terms, m apart: a chain. About (m + 1/2) L values of x serve the L / 2 candidates of m. That makes 2 m + 1
+logarithms a candidate instead of L, and ``num_bins**2 / (2 L)`` in all.
 
-What is summed depends on the candidate through e_q and e_p, which smoothing takes from the bins. e_q is split into
-the smallest e of the candidates with this m and a rest d, and log(A/N - e - d) is expanded in d::
+In an interior group P = S, so M = A, and the term is (A - e_p N) log(A/N - e_q). It depends on the candidate through
+e_p, in which it is linear, and through e_q. Take the smallest e_q of all candidates with this m, call it e, let
+d = e_q - e, and expand log(A/N - e - d) in d. With A = N (A/N - e) + N e, the powers of d are multiplied by sums R_k
+that contain neither e_p nor d, and can be chained::
 
-    sum (A - e_p N) log(A/N - e_q) = sum A l - e_p sum N l - sum_k d^k / k [R_(k-1) + (e - e_p) R_k]
-    l = log(A/N - e),   R_k = sum N / (A/N - e)^k
+    sum (A - e_p N) log(A/N - e_q) = sum A l - e_p sum N l - sum_{k >= 1} d^k / k [R_(k-1) + (e - e_p) R_k]
+    l = log(A/N - e),   R_k = sum N / (A/N - e)^k,   R_0 = sum N
 
-Each merge factor costs (m + 1) L logarithms, num_bins^2 / (2 L) in all.
+The series is cut after R_4. With x = d / (A/N - e) the rest of one group is at most (x^5 / 5) N |e - e_p|
++ (x^6 / 6) N (A/N - e), and x <= 2e-3. As e and e_p are at most A/N, that is 6.4e-15 of A or less.
 """
 
 import functools
@@ -20,22 +25,22 @@ from klquant._namespace import Array, fixed_shapes, map_rows, strided_sums, wher
 from klquant._search.bin_by_bin import Search
 from klquant._search.prefix_sums import sliding_windows
 
-TERMS = 4  # R_1 .. R_4: with d / (A/N - e) up to SERIES_LIMIT the error is below 1e-14 of the counts
-SERIES_LIMIT = 2e-3
-TINY = 1e-60
+TERMS = 4  # R_1 .. R_4
+SERIES_LIMIT = 2e-3  # the largest d / (A/N - e) for which the series is used
+TINY = 1e-60  # a level below it weighs nothing, or belongs to candidates that are evaluated bin by bin only
 
 
 def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, terms: int, *, xp: ModuleType) -> Array:
     """Return sum A l, sum N l, R_1 .. R_terms of every candidate, shape (2 + terms, candidates).
 
-    `loss` holds e for each block; blocks that are not `needed` may be zeros.
+    `loss` holds e for each block. Blocks that are not `needed` may be left as zeros.
     """
     levels, alone = search.layout.levels, not fixed_shapes(xp=xp)
 
     def chains(number: Array, size: Array, base: Array, width: int, columns: int) -> Array:
         counts, filled = sliding_windows(search.sums, base, size, width, xp=xp)
-        level = counts / filled - loss[number]  # NaN of an empty window
-        level = xp.where(level > TINY, level, unit)  # these, and weights that only coarse candidates hold
+        level = counts / filled - loss[number]  # NaN for an empty window
+        level = xp.where(level > TINY, level, unit)  # any number will do: the term is 0 or not used
         log = xp.log(level / unit)
         values = [counts * log, filled * log]
         for _ in range(terms):

@@ -1,14 +1,15 @@
-"""The divergence of every candidate in closed form, once for NumPy and JAX.
+"""The divergence curve: D of every candidate, once for NumPy and JAX.
 
-With C = sum P, U = sum S, e_p and e_q what smoothing takes from a non-zero bin, and over each group j the sums
-A_j of S, M_j of P and the number N_j of bins with P != 0::
+:mod:`klquant._search` has the formula, its symbols and the error budget::
 
-    D = (1/C) [ sum_{k: P_k > 0} (P_k - e_p) log(P_k - e_p) - sum_j (M_j - e_p N_j) log(q_j) ] + log(U / C)
-    q_j = A_j / N_j - e_q where A_j > 0, else eps
+    D = (1/C) [ self - cross ] + log(U / C)
+    self  = sum_{k: P_k > 0} (P_k - e_p) log(P_k - e_p)     a series in e_p over running sums: `_self_term`
+    cross = sum_j (M_j - e_p N_j) log(q_j)                  the interior groups: `_cross_term`, by residue chains
+                                                            the first and last group: `_end_term`, directly
 
-The first sum is expanded in e_p over running sums (below), the second is made of residue chains
-(:mod:`klquant._search.chains`). Candidates for which an expansion would be too coarse, which have few non-zero bins or
-tiny weights, are evaluated bin by bin (:mod:`klquant._search.bin_by_bin`).
+Both series need e_p and d (the part of e_q that differs within a block) to be small beside every non-empty bin. That
+fails for windows with few non-empty bins, from which smoothing takes much, and for tiny weights. Such candidates are
+called coarse here, and are summed bin by bin (:mod:`klquant._search.bin_by_bin`). All others are called smooth.
 """
 
 import functools
@@ -25,15 +26,18 @@ from klquant._search.candidates import Group, Layout, all_windows, log_kept
 from klquant._search.chains import SERIES_LIMIT, TERMS, interior_chains
 from klquant._search.prefix_sums import counts_between, filled_between, sum_up
 
-P_TERMS = 10  # with e_p / h up to P_LIMIT the first term left out is below 1e-16 of h
-P_LIMIT = 1 / 32
-SMALLEST = 1e-300  # of the total: the logarithm of less may be that of 0
-SMALLEST_CLASS = 8  # bins: less is not worth the compilation
-BLOCK_SIZE = 2**16  # entries of a temporary array where candidates are evaluated bin by bin
+P_TERMS = 10  # of the series in e_p: the rest is below 1.1e-17 of h
+P_LIMIT = 1 / 32  # the largest e_p / h for which the series is used
+SMALLEST = 1e-300  # of the total: h / unit of a smaller weight may underflow to 0
+SMALLEST_CLASS = 8  # bins: for JAX, smaller classes are not worth their compilation
+BLOCK_SIZE = 2**16  # entries of the temporary arrays of the bin-by-bin evaluation
 
 
 def prepare(hist: Array, num_quantized_bins: int, eps: float, one_sided: bool, *, xp: ModuleType) -> Search:
-    """Sum up the histogram and describe all candidates."""
+    """Sum up the histogram and describe all candidates.
+
+    A one-sided search folds the histogram to |x| first, and puts an empty bin in front as the first bin of each window.
+    """
     levels = num_quantized_bins
     if one_sided:
         centre, levels = hist.shape[0] // 2, num_quantized_bins // 2 + 1
@@ -51,20 +55,28 @@ def _without_centre(half: Array, *, xp: ModuleType) -> Array:
 
 
 def closed_form_curve(search: Search, *, xp: ModuleType) -> Array:
-    """Return the divergence of every candidate, float64, +inf where it is infeasible."""
+    """Return the divergence of every candidate, float64, +inf where it is infeasible.
+
+    `tiny` keeps the rounding of the self term small. Its running sums contain h^(1 - k) for all bins, also outside a
+    window, and a difference of two sums loses what they have in common. Multiplied by e_p^k, a bin counts for
+    h (e_p / h)^k, which is small if e_p <= h / 32 for all bins in the sums and not only for those of the window. So
+    bins below `tiny` are left out of the sums, and windows that contain one are coarse.
+
+    All logarithms are of counts / `unit`, the mean count of the non-empty bins. The unit cancels in self - cross.
+    """
     window, total = search.window, search.total
     possible = (window.inside > 0) & (window.loss_p < 1) & (window.loss_q < 1)
     least = _smallest(search, xp=xp)
-    anchor, rest = _anchors(search, possible, xp=xp)
-    smooth = possible & (window.loss_p <= P_LIMIT * least) & (rest <= SERIES_LIMIT * (least - anchor))
-    tiny = xp.where(smooth, window.loss_p, 0.0).max() / P_LIMIT  # smaller weights would swamp the sums of powers
+    anchor, shift = _anchors(search, possible, xp=xp)
+    smooth = possible & (window.loss_p <= P_LIMIT * least) & (shift <= SERIES_LIMIT * (least - anchor))
+    tiny = xp.where(smooth, window.loss_p, 0.0).max() / P_LIMIT
     tiny = xp.maximum(tiny, SMALLEST * total)
     smooth = smooth & (least >= tiny)
     coarse = possible & ~smooth
 
-    unit = total / xp.maximum(search.sums.filled[-1], 1)  # logarithms are taken of counts / unit, to keep them small
-    terms = _chain_terms(search, smooth, anchor, rest, least, xp=xp)
-    cross = _cross_term(search, smooth, anchor, rest, unit, terms, xp=xp)
+    unit = total / xp.maximum(search.sums.filled[-1], 1)
+    terms = _chain_terms(search, smooth, anchor, shift, least, xp=xp)
+    cross = _cross_term(search, smooth, anchor, shift, unit, terms, xp=xp)
     for end in (window.head, window.tail):
         cross = cross + _end_term(search, end, unit, xp=xp)
         smooth = smooth & ((end.sliced == 0) | (end.sliced > window.loss_q * end.support))
@@ -74,7 +86,7 @@ def closed_form_curve(search: Search, *, xp: ModuleType) -> Array:
 
 
 def _smallest(search: Search, *, xp: ModuleType) -> Array:
-    """Return (a lower bound of) the smallest non-zero P of each window."""
+    """Return a lower bound of the smallest non-zero P of each window: 1 for counts."""
     values, sums, window = search[:3]
     if sums.unit is None:
         return xp.ones(window.start.shape)
@@ -90,29 +102,35 @@ def _smallest(search: Search, *, xp: ModuleType) -> Array:
 
 
 def _anchors(search: Search, possible: Array, *, xp: ModuleType) -> tuple[Array, Array]:
-    """Split e_q into the smallest in its block (0 where there is none) and the rest."""
+    """Return e, the smallest feasible e_q of the block (0 without one), and the shift d = e_q - e of each candidate."""
     loss = search.window.loss_q
     blocks = search.layout.blocks()
     counts = [block.candidates for block in blocks]
     members = np.asarray([block.narrowest for block in blocks])[:, None] + np.arange(max(counts))
-    members = np.minimum(members, len(loss) - 1)  # a shorter block borrows from its neighbour: that does no harm
+    members = np.minimum(members, len(loss) - 1)  # a shorter block looks at its neighbour too: harmless
     smallest = xp.where(possible, loss, xp.inf)[members].min(axis=1)
     smallest = xp.where(xp.isfinite(smallest), smallest, 0.0)
     anchor = smallest[np.repeat(np.arange(len(blocks)), counts)]
     return anchor, xp.where(possible, loss - anchor, 0.0)
 
 
-def _chain_terms(search: Search, smooth: Array, anchor: Array, rest: Array, least: Array, *, xp: ModuleType) -> int:
-    """Return how many R_k are needed: what is left out is below 1e-16 of the counts."""
-    ratio = xp.where(smooth, rest / (least - anchor), 0.0).max()
-    weight = xp.where(smooth, xp.abs(anchor - search.window.loss_p) + rest, 0.0).max() * search.sums.filled[-1]
+def _chain_terms(search: Search, smooth: Array, anchor: Array, shift: Array, least: Array, *, xp: ModuleType) -> int:
+    """Return how many R_k are needed, so that the rest of the series is below 1e-16 of the counts if TERMS allow it.
+
+    After R_K at most N x^(K + 1) (|e - e_p| + d) is left of a group, where x = d / (A/N - e) <= d / (`least` - e).
+    """
+    ratio = xp.where(smooth, shift / (least - anchor), 0.0).max()
+    weight = xp.where(smooth, xp.abs(anchor - search.window.loss_p) + shift, 0.0).max() * search.sums.filled[-1]
     return at_most(TERMS, (weight * ratio ** xp.arange(1, TERMS + 1) > 1e-16 * search.total).sum(), xp=xp)
 
 
 def _cross_term(
-    search: Search, smooth: Array, anchor: Array, rest: Array, unit: Array, terms: int, *, xp: ModuleType
+    search: Search, smooth: Array, anchor: Array, shift: Array, unit: Array, terms: int, *, xp: ModuleType
 ) -> Array:
-    """Return sum_j (M_j - e_p N_j) log(q_j / unit) over all groups but the first and last."""
+    """Return sum_j (M_j - e_p N_j) log(q_j / unit) over the interior groups.
+
+    It is the series in d of :mod:`klquant._search.chains`. The last step, k = terms + 1, has R_(k-1) but no R_k.
+    """
     window, levels = search.window, search.layout.levels
     firsts = np.asarray([block.narrowest for block in search.layout.blocks()])
     needed = xp.add.reduceat(smooth.astype(xp.int64), firsts) > 0
@@ -121,12 +139,12 @@ def _cross_term(
     powers = [inner, *chains[2:], 0.0]
     cross = chains[0] - window.loss_p * chains[1]
     for k in range(1, terms + 2):
-        cross = cross - rest**k / k * (powers[k - 1] + (anchor - window.loss_p) * powers[k])
+        cross = cross - shift**k / k * (powers[k - 1] + (anchor - window.loss_p) * powers[k])
     return cross
 
 
 def _end_term(search: Search, end: Group, unit: Array, *, xp: ModuleType) -> Array:
-    """Return (M - e_p N) log(q / unit) of the first or last group."""
+    """Return (M - e_p N) log(q / unit) of the first or last group: A, N and M are known, so no series is needed."""
     window = search.window
     level = xp.where(end.sliced > 0, end.sliced / xp.maximum(end.support, 1) - window.loss_q, search.eps)
     term = (end.mass - window.loss_p * end.support) * xp.log(xp.where(level > 0, level, unit) / unit)
@@ -134,9 +152,15 @@ def _end_term(search: Search, end: Group, unit: Array, *, xp: ModuleType) -> Arr
 
 
 def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> Array:
-    """Return sum (P - e) log((P - e) / unit) over the non-zero P, for windows without a `tiny` one.
+    """Return sum (P - e) log((P - e) / unit) over the non-zero P, for windows without a bin below `tiny`.
 
-    Between the ends (h - e) log(h - e) = h log h - e (log h + 1) + sum_k e^k h^(1 - k) / (k (k - 1)) over running sums.
+    Between the two end bins P is the histogram h, and only e = e_p depends on the candidate::
+
+        (h - e) log(h - e) = h log h - e (log h + 1) + sum_{k >= 2} e^k h^(1 - k) / (k (k - 1))
+
+    So each power of e has a running sum over the bins, and a candidate takes one difference of each: O(1). The first
+    term left out, k = 10, is h (e / h)^10 / 90 < 1e-17 h. NumPy takes fewer terms when all e / h are smaller (`ratio`).
+    The two end bins hold outliers too, and are added directly.
     """
     window, loss = search.window, search.window.loss_p
     filled = (search.values > 0) & (search.values >= tiny)
@@ -159,10 +183,13 @@ def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
 
 
 def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleType) -> Array:
-    """Evaluate the `coarse` candidates bin by bin, in classes by the number of bins: it is the room each takes."""
+    """Evaluate the `coarse` candidates bin by bin, in three classes by the number of non-empty bins.
+
+    Each candidate of a class takes as much memory as the largest one, hence the classes. The number is bounded for
+    counts: P >= 1, so a candidate is coarse only if e_p or e_q exceeds SERIES_LIMIT, and e = eps z / r with z < n.
+    """
     values, sums, window = search[:3]
     filled = xp.where(coarse, filled_between(sums, window.start + 1, window.stop - 1), 0)
-    # counts are at least 1, so only a loss above SERIES_LIMIT makes a candidate coarse; and r = eps z / loss
     bound = (
         values.shape[0] if sums.unit is not None else math.ceil(values.shape[0] * search.eps / (0.99 * SERIES_LIMIT))
     )

@@ -1,7 +1,8 @@
-"""Every candidate's window in numbers: what its ends hold, what smoothing costs, what its outer groups become.
+"""Running sums over the bins: A, M and N of any range in O(1).
 
-All of it is O(1) a candidate, from running sums over the bins. They are sums of int64, and differences are taken
-before they become floating point, so that a bin of 2**61 does not swallow the tail behind it.
+The sum over low <= k < high is ``running[high] - running[low]``. The running sums are int64, and the difference is
+taken before it becomes float64. So counts are exact: a small tail behind a bin of 2**61 keeps all its digits, where
+float64 sums would have lost it. The one rounding of the conversion is 2**-53 of the result, not of the total.
 """
 
 from collections.abc import Callable
@@ -10,24 +11,28 @@ from typing import NamedTuple
 
 from klquant._namespace import Array, running_sums, slice_at
 
-REST_BITS = 46  # so that the sum over 2**16 bins stays below 2**62
+REST_BITS = 46  # the sum over 2**16 bins stays below 2**62
 
 
 class Sums(NamedTuple):
-    """Running sums over the bins, from 0 to the total and on for some padding."""
+    """Running sums over the bins, from 0 to the total, then padded with the total."""
 
     counts: Array
-    """Of the counts in units, int64."""
+    """The sums of the counts, in units, int64."""
     filled: Array
-    """Of the bins that are not empty, int64."""
+    """The number of non-empty bins, int64."""
     rest: Array | None
-    """Of what the units leave of weights, in 2**-REST_BITS units, int64; None for counts."""
+    """The sums of the fractions of a unit, in 2**-REST_BITS units, int64; None for counts."""
     unit: Array | None
-    """What a unit of weights is worth, a power of two; None for counts, where it is 1."""
+    """The weight of one unit, a power of two; None for counts, whose unit is 1."""
 
 
 def sum_up(hist: Array, padding: int, *, xp: ModuleType) -> Sums:
-    """Return the running sums of a histogram; those of weights are exact to 2**-108 of the total."""
+    """Return the running sums of a histogram.
+
+    Weights become fixed-point numbers of two int64 words: whole units, of which the total has at most 2**62, and
+    46 bits of the fraction. So each weight is rounded once, to 2**-108 of the total, and every sum is exact after that.
+    """
     rest, unit = None, None
     filled, counts = (hist > 0).astype(xp.int64), hist
     if hist.dtype.kind not in "iub":
@@ -44,7 +49,7 @@ def sum_up(hist: Array, padding: int, *, xp: ModuleType) -> Sums:
 
 
 def _value(sums: Sums, counts: Array, rest: Callable[[Array], Array], *, xp: ModuleType) -> Array:
-    """Return differences of running sums as float64, given that of the counts and how to take that of the rest."""
+    """Return a difference of running sums in float64: that of the units, and that of the fractions from `rest`."""
     value = counts.astype(xp.float64)
     if sums.rest is None:
         return value
@@ -61,7 +66,7 @@ def counts_between(sums: Sums, low: Array, high: Array, *, xp: ModuleType) -> Ar
 
 
 def sliding_windows(sums: Sums, base: Array, size: Array, number: int, *, xp: ModuleType) -> tuple[Array, Array]:
-    """Return counts and filled bins of [x, x + size) for `number` consecutive x from `base` on, float64."""
+    """Return the counts and the number of non-empty bins in [x, x + size), for `number` values of x from `base` on."""
 
     def sliding(running: Array) -> Array:
         return slice_at(running, base + size, number, xp=xp) - slice_at(running, base, number, xp=xp)
@@ -70,5 +75,5 @@ def sliding_windows(sums: Sums, base: Array, size: Array, number: int, *, xp: Mo
 
 
 def filled_between(sums: Sums, low: Array, high: Array) -> Array:
-    """Return how many of the bins low <= k < high are not empty, int64."""
+    """Return the number of non-empty bins in low <= k < high, int64."""
     return sums.filled[high] - sums.filled[low]

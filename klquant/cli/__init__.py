@@ -3,3 +3,7 @@
 from .group import cli
 
 __all__ = ["cli"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,3 +15,7 @@ from klquant.plots.histograms import plot_divergence, plot_histogram
 from klquant.plots.layers import plot_layers
 
 __all__ = ["plot_divergence", "plot_histogram", "plot_layers"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -177,6 +177,16 @@ def test_objects_are_never_unpickled(tmp_path):
             load_arrays(tmp_path / name)
 
 
+def test_an_error_of_the_disk_stays_one(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    np.save(tmp_path / "a.npy", SAMPLES)
+    monkeypatch.setattr(data_module.np, "load", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_arrays(tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize("data", list(seeds.bombs()))
 @pytest.mark.parametrize("mapped", [True, False])
 def test_an_array_that_claims_to_be_more_than_it_is_is_refused(tmp_path, data, mapped):

@@ -106,9 +106,9 @@ def test_a_file_that_is_too_long_for_a_table_is_refused(tmp_path, monkeypatch, k
     monkeypatch.setattr(files, "MAX_TEXT", 2**20)
     path = tmp_path / "t.csv"
     path.write_bytes(b"x" * (2**20 + 1))
-    with pytest.raises(InvalidInputError, match=r"t\.csv` must have 1 MiB of text at most, got more"):
+    with pytest.raises(InvalidInputError, match=r"t\.csv` must have at most 1 MiB of text, got more"):
         read_table(path, format=kind)
-    with pytest.raises(InvalidInputError, match="1 MiB of text at most"):
+    with pytest.raises(InvalidInputError, match="at most 1 MiB of text"):
         read_table("/dev/zero", format=kind)
 
 

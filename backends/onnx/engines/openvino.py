@@ -67,11 +67,15 @@ def compile_kernels(path: Path) -> list[Kernel]:
     ``runtimePrecision``, which OpenVINO gives each, is not used: it is the narrowest type among the inputs, so that a
     sum of int8 and bfloat16 bears the name of int8.
     """
+    return [_kernel(node) for node in compile_model(path).get_runtime_model().get_ordered_ops()]
+
+
+def compile_model(path: Path) -> Any:
+    """Return OpenVINO's compiled model for the CPU, on one thread."""
     openvino = _import_openvino()
     try:
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
-        return [_kernel(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+        return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
     except RuntimeError as error:
         raise ModelError(f"OpenVINO must be able to compile the model, got: {error}") from error
 

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ...onnx.model.graph import read_graph
-from ...onnx.model.normal_form import all_nodes
+from ...onnx.model.normal_form import all_nodes, sort_values
 from ...onnx.model.operators import activations, is_rectifier
 from ...onnx.qdq.plan import EVERYONE
 from ...settings import WEIGHTED
@@ -57,6 +57,10 @@ def remove_marks(traced: Traced) -> Roundings:
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in found.kept()]
     del graph.node[:]
     graph.node.extend(kept)
+    sort_values(graph)
+    outputs = {value.name for value in graph.output}
+    for value in [value for value in graph.value_info if value.name in outputs]:
+        graph.value_info.remove(value)
     return found.roundings
 
 
@@ -185,8 +189,9 @@ def _tidy(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     for node in all_nodes(graph):
         node.input[:] = [renamed.get(name, name) for name in node.input]
         del node.metadata_props[:]
-    for value in (*graph.initializer, *graph.value_info):
-        value.name = renamed.get(value.name, value.name)
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for value in (*graph.initializer, *graph.value_info, *graph.input, *graph.output):
         del value.metadata_props[:]
     for entry in [entry for entry in model.opset_import if entry.domain == DOMAIN]:
         model.opset_import.remove(entry)

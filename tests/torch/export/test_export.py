@@ -313,7 +313,16 @@ def test_names_are_those_of_the_arguments_and_parameters():
     text = exported.model.SerializeToString()
     assert b"klquant" not in text
     assert zoo.__file__.encode() not in text
+    assert b"torch.export" not in text
     assert sizes(exported) == [["batch", 3, 8, 8], [], ["batch", 3, 8, 8]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_types_are_those_of_inner_tensors(name):
+    _, exported, _ = digits(name)
+    graph = exported.model.graph
+    inner = {output for node in graph.node for output in node.output} - {value.name for value in graph.output}
+    assert {value.name for value in graph.value_info} <= inner
 
 
 def test_names_can_be_chosen():
