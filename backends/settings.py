@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase, translate
 from sys import float_info
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
 
 from klquant.errors import InvalidInputError
 
@@ -65,6 +65,30 @@ class LayerOptions(NamedTuple):
                 raise InvalidInputError(f"`{name}`{where} must be {what}, got {getattr(self, name)!r}")
 
 
+class LayerOptionsDict(TypedDict, total=False):
+    """:class:`LayerOptions` as a dict."""
+
+    criterion: Criterion | None
+    num_bits: int | None
+    observe: Observe | None
+    threshold: float | None
+    min_ratio: float | None
+    percentile: float | None
+
+
+class SettingsOptions(TypedDict, total=False):
+    """Keyword arguments that make :class:`Settings`."""
+
+    observe: Observe
+    num_bins: int
+    num_bits: int
+    max_amax: float
+    passes: int
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
+    overrides: Mapping[str, LayerOptions | LayerOptionsDict]
+
+
 class Settings(NamedTuple):
     """What a calibration is asked to do; saved with it."""
 
@@ -78,8 +102,9 @@ class Settings(NamedTuple):
     overrides: Mapping[str, LayerOptions] = {}
 
     @classmethod
-    def make(cls, **options: Any) -> "Settings":
+    def make(cls, **given: Unpack[SettingsOptions]) -> "Settings":
         """Return checked settings; patterns may be one string or several, overrides dicts or LayerOptions."""
+        options: dict[str, Any] = {**given}
         if unknown := options.keys() - set(cls._fields):
             raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}")
         for name in ("include", "exclude"):

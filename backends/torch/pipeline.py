@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration
 from ..settings import Criterion, CriterionOrAuto
-from .quantizer import Quantizer
+from .quantizer import Quantizer, QuantizerOptions
 from .stages import QuantizedModel
 
 
@@ -21,7 +21,7 @@ def quantize(
     criterion: CriterionOrAuto = "entropy",
     equalize: bool = False,
     correct_bias: bool = False,
-    **options: Any,
+    **options: Unpack[QuantizerOptions],
 ) -> QuantizedModel:
     """Calibrate a model on data and return it as INT8 inference would compute it.
 
