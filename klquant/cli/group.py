@@ -1,4 +1,4 @@
-"""The command `klquant` itself: finds its subcommands when they are asked for."""
+"""The command `klquant`, which imports a subcommand only when it is used."""
 
 import importlib
 import warnings
@@ -12,23 +12,23 @@ import klquant
 
 from .errors import debug_option, failing_in_one_line, printable
 
-# Each is a function in the module of its name. Its summary is here too, so that --help imports none of the modules.
+# Each command is a function in the module of its name. Summaries are here, so that --help imports no module.
 COMMANDS = {
-    "calibrate": "Observe an ONNX model on data and choose the thresholds of its tensors",
-    "quantize": "Write an ONNX model with Q/DQ nodes from a calibration",
-    "inspect": "Tell which nodes of an ONNX model an engine runs in INT8",
-    "threshold": "Compare the criteria on a saved histogram or calibration",
-    "report": "Write a calibration as one HTML page: thresholds, histograms, warnings",
-    "convert": "Convert between the calibration tables of engines",
-    "cache-to-qdq": "Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache",
-    "demo": "Calibrate and quantize a small trained network on real images",
-    "doctor": "Show which extras of klquant are usable, and how to install the others",
-    "completion": "Print the script that makes a shell complete commands and names",
+    "calibrate": "Calibrate an ONNX model on sample data",
+    "quantize": "Quantize an ONNX model to INT8 with Q/DQ nodes",
+    "inspect": "Show which nodes of an ONNX model an engine runs in INT8",
+    "threshold": "Compare the criteria on a histogram or a calibration",
+    "report": "Write an HTML report about a calibration",
+    "convert": "Convert a calibration table to another format",
+    "cache-to-qdq": "Quantize an ONNX model with a TensorRT calibration cache",
+    "demo": "Quantize a small network and compare its accuracy",
+    "doctor": "Show which extras work and how to install the others",
+    "completion": "Print a shell completion script",
 }
 
 
 class _Group(click.Group):
-    """Imports the module of a command when the command is used; shows errors and warnings in one line."""
+    """Imports a command when it is used, and prints errors and warnings in one line each."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -54,7 +54,7 @@ _UNLOADED = {name: click.Command(name, short_help=summary) for name, summary in 
 @click.group(cls=_Group, commands=_UNLOADED, params=[debug_option])
 @click.version_option(klquant.__version__, prog_name="klquant")
 def cli() -> None:
-    """INT8 entropy (KL-divergence) calibration, from a float ONNX model to one that engines run in INT8.
+    """INT8 entropy (KL divergence) calibration: turn a float ONNX model into one that engines run in INT8.
 
     \b
     Example:
@@ -62,14 +62,14 @@ def cli() -> None:
       klquant quantize model.onnx calib.npz --engine tensorrt -o int8.onnx
       klquant inspect int8.onnx --engine tensorrt
 
-    Results go to stdout, with --json as JSON alone; warnings and progress bars go to stderr.
+    Results go to stdout, as JSON with --json. Warnings and progress bars go to stderr.
 
     \b
     Exit codes:
-      0    done, and as asked for
-      1    an answer: what was asked for is not so (see inspect --help)
-      2    wrong usage or input; one line on stderr says which
-      3    a bug of klquant; please report what --debug shows
+      0    success
+      1    done, but the answer is no (see inspect --help)
+      2    wrong usage or input, explained in one line on stderr
+      3    a bug in klquant; please report the output of --debug
       130  interrupted
     """  # noqa: D301
 
@@ -83,7 +83,7 @@ def _load(name: str) -> click.Command:
 
 
 def needed(module: str, extra: str) -> Any:
-    """Import what a command needs, or say how to install it."""
+    """Import a module that a command needs, or name the extra to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -95,7 +95,7 @@ def needed(module: str, extra: str) -> Any:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Show klquant's own warnings in one line each on stderr, without the line of code that they point at."""
+    """Print warnings of klquant in one line each on stderr, without a line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", klquant.CalibrationWarning)
         others = warnings.showwarning

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs."""
+"""Output of commands: tables for people, JSON for programs."""
 
 import json
 import sys
@@ -17,13 +17,13 @@ from klquant.backends.thresholds import LayerThreshold
 
 from .errors import printable
 
-UNLIMITED = 10_000  # columns where nobody looks: names are neither wrapped nor cut in a file or a pipe
+UNLIMITED = 10_000  # columns of a file or a pipe: names are not wrapped there
 _LONG = {"tensor", "node", "why", "packages", "install with"}
 _NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB"}
 
 
 def busy(what: str) -> Status:
-    """Show on a terminal that something takes its time."""
+    """Show a spinner on a terminal while the block runs."""
     return Console(stderr=True).status(what)
 
 
@@ -43,7 +43,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for column in columns:
         align: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
         table.add_column(column, justify=align, no_wrap=column not in _LONG, overflow="fold")
-    for row in rows:  # as Text: names may hold brackets, which rich would take for styles
+    for row in rows:  # as Text, because rich reads brackets in names as styles
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else UNLIMITED).print(table)
 
@@ -60,5 +60,5 @@ def threshold_record(name: str, found: LayerThreshold) -> dict[str, Any]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document; numbers that JSON does not know become null."""
+    """Print one JSON document, with null for NaN and infinity."""
     click.echo(json.dumps(without_nan(value), indent=2, allow_nan=False, default=str))

@@ -81,6 +81,7 @@ def test_everything_usable_is_a_table_without_commands(installed):
         ("onnxscript", {"onnx"}),
         ("jinja2", {"report", "cli", "demo"}),
         ("matplotlib", {"plots", "demo"}),
+        ("pillow", {"images"}),
         ("openvino", {"openvino"}),
     ],
 )

@@ -359,7 +359,7 @@ def test_a_calibration_and_what_has_thresholds_are_taken_as_well():
     expected = row_labels(plot_layers(layers, ax=axes()))
     assert row_labels(plot_layers(calibration, ax=axes())) == expected
     with pytest.raises(
-        klquant.InvalidInputError, match=r"must have a layer, got none; call search_thresholds\(\) first"
+        klquant.InvalidInputError, match=r"must have at least one layer, got none; call search_thresholds\(\) first"
     ):
         plot_layers(Calibration.of(Settings()), ax=axes())
 

@@ -10,7 +10,13 @@ import onnx
 from .graph import node_key
 
 
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def model_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a model, with those of its functions and of the bodies of branches and loops."""
+    for part in (model.graph, *model.functions):
+        yield from all_nodes(part)
+
+
+def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of a graph, and of the bodies of its branches and loops."""
     for node in graph.node:
         yield from with_inner(node)

@@ -3,7 +3,6 @@
 All goes through files in a temporary directory, with the weights beside the graph: protobuf holds 2 GB and no more.
 """
 
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +15,12 @@ from klquant.errors import InvalidInputError
 from ...files import temporary_folder
 from .graph import Graph, copied, read_graph
 from .loading import check_graph, read_model, wanted
-from .normal_form import all_nodes, sort_values, tidy
-from .saving import MIN_BYTES, write_model
+from .normal_form import model_nodes, sort_values, tidy
+from .optimization import optimize
+from .saving import write_model
 
 MIN_OPSET = 13  # the first with scales per channel
 MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
-MAX_FOLDED = 2**26  # bytes of a constant that is computed; some bytes of a model may ask for terabytes
 _NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
 
 
@@ -72,10 +71,10 @@ def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     _free_weights(given)
     with temporary_folder() as folder:
         with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
-            path = write_model(_raise_opset(given), folder / "given.onnx")
+            given = _raise_opset(given)
+            path = write_model(given, folder / "given.onnx")
         with wanted(f"{name} must be a valid ONNX model"):
             onnx.checker.check_model(str(path))
-            given = onnx.load(str(path), load_external_data=False)
         with wanted(f"{name} must be a model that onnxruntime can run"):
             optimized = given if casts_halves(given) else _optimized(path)
         tidy(optimized, like=given)
@@ -102,7 +101,7 @@ def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
 
 def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:
-    for node in chain(all_nodes(model.graph), *(function.node for function in model.functions)):
+    for node in model_nodes(model):
         kind = node.op_type
         if kind.endswith(("QuantizeLinear", "DequantizeLinear", "Integer")) or kind.startswith("QLinear"):
             raise InvalidInputError(f"{name} must be a float model, got {kind} in node `{node.name}`")
@@ -126,24 +125,9 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _optimized(path: Path) -> onnx.ModelProto:
-    """Return what onnxruntime's basic optimization makes of a model, with its weights in a file beside `path`.
-
-    Constants that would take more than `MAX_FOLDED` bytes and twice the model's stay computations.
-    """
-    target = path.with_name("optimized.onnx")
-    max_folded = max(MAX_FOLDED, 2 * sum(file.stat().st_size for file in path.parent.iterdir()))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(max_folded))
-    key = "session.optimized_model_external_initializers"
-    options.add_session_config_entry(f"{key}_file_name", f"{target.name}.data")
-    options.add_session_config_entry(f"{key}_min_size_in_bytes", str(MIN_BYTES))
-    cpu = ["CPUExecutionProvider"]  # wherever calibration runs: the names and weights are the same
-    onnxruntime.InferenceSession(str(path), options, providers=cpu, disabled_optimizers=_NOT_WANTED)
-    return without_inserted_casts(onnx.load(str(target), load_external_data=False))
+    """Return what onnxruntime's basic optimization makes of a model."""
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return without_inserted_casts(optimize(path, level, disabled=_NOT_WANTED))
 
 
 _INSERTED = "InsertedPrecisionFreeCast_"  # before the names of these casts and of what they give

@@ -28,11 +28,11 @@ UNREACHED = "the example does not reach it"
 
 def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QDQModel:
     """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of an engine."""
-    found = remove_marks(traced)
+    model, found = remove_marks(traced)
     if batches is None and engine != "onnxruntime":
-        result = _as_simulated(traced.model, found)
+        result = _as_simulated(model, found)
     else:
-        result = _by_rules(traced.model, found, engine, batches)
+        result = _by_rules(model, found, engine, batches)
     reached = set(found.layers.values())
     result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
     return result

@@ -13,8 +13,8 @@ import click
 from ..options import json_option
 from ..output import print_json, print_table
 
-HIDDEN = {"all", "dev", "docs"}  # they combine other extras, or serve work on klquant itself
-SINGLE = ("openvino",)  # a package of no extra, for `inspect --engine openvino`
+HIDDEN = {"all", "dev", "docs"}  # they combine other extras, or are for developers of klquant
+OPENVINO = "openvino"  # for `inspect --engine openvino`; in no extra
 CPU = Path("/proc/cpuinfo")  # of Linux
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[([\w,-]+)\])?(?:>=([\d.]+))?(?:.*extra == ["']([\w-]+)["'])?""")
 
@@ -54,10 +54,9 @@ class Extra(NamedTuple):
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Show which extras of klquant are usable, and how to install the others.
+    """Show which extras work and how to install the others.
 
-    Versions come from the metadata of the installed packages; no library is imported. The exit code is 0, or 1 if
-    NumPy is too old for klquant.
+    Versions come from package metadata; no library is imported. The exit code is 0, or 1 if NumPy is too old.
 
     \b
     Example:
@@ -67,7 +66,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     system = {"klquant": metadata.version("klquant"), "python": platform.python_version()}
     system |= {"executable": sys.executable, "system": platform.platform()}
     extras = [_extra(name, list(dict.fromkeys(_packages(name)))) for name in ("", *_names())]
-    extras += [_extra(name, [_package(name)]) for name in SINGLE]
+    extras.append(_extra(OPENVINO, [_package(OPENVINO)]))
     if as_json:
         print_json({**system, "extras": extras})
     else:
@@ -104,7 +103,7 @@ def _package(name: str, needed: str = "") -> Package:
 
 def _extra(name: str, packages: list[Package]) -> Extra:
     usable = all(package.is_usable for package in packages)
-    what = "klquant" if not name else name if name in SINGLE else f"'klquant[{name}]'"
+    what = "klquant" if not name else name if name == OPENVINO else f"'klquant[{name}]'"
     return Extra(name, usable, packages, "" if usable else f"pip install -U {what}")
 
 
@@ -116,4 +115,6 @@ def _row(extra: Extra) -> tuple[str, ...]:
 def _print_vnni_hint() -> None:
     flags = set(CPU.read_text(encoding="utf-8").split()) if CPU.is_file() else set()
     if "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni"}:
-        click.echo("no VNNI: onnxruntime's INT8 sums saturate here; `klquant quantize --reduce-range` avoids it")
+        click.echo(
+            "this CPU lacks VNNI: for onnxruntime, use `klquant quantize --reduce-range` to avoid saturated sums"
+        )
