@@ -72,3 +72,7 @@ __all__ = [
     "search_thresholds",
     "simulate",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
