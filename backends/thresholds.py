@@ -14,26 +14,26 @@ from .guard import overclipped
 from .settings import CRITERIA, Criterion, LayerOptions
 from .warning import warn
 
-MAX_MSE = 2**26  # a search by mse takes some ten bytes for each bin and level
+MAX_MSE = 2**26  # bins x levels: the mse search takes about ten bytes for each
 Array: TypeAlias = "np.ndarray[Any, Any]"
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)
 
 
 class LayerThreshold(NamedTuple):
-    """How the activations of one layer are clipped."""
+    """The clipping threshold of one layer's activations."""
 
     amax: float
     """Largest absolute value observed."""
     threshold: float
     """T, in units of the activation."""
     divergence: float
-    """KL divergence at T in nats; NaN for other criteria than entropy, and where no search was made."""
+    """KL divergence at T in nats; NaN for criteria other than entropy, and without a search."""
     clipped: float
     """Share of all observed values beyond T."""
     sqnr_db: float = math.nan
     """Expected signal to quantization noise ratio of the tensor at T, in dB."""
     criterion: str = "entropy"
-    """How T was chosen; `fixed` where it was given, `none` where there was nothing to choose from."""
+    """How T was chosen: `fixed` if it was given, `none` if there was no choice."""
     num_bits: int = 8
     """Of the activations and the weights."""
 
@@ -55,13 +55,13 @@ def search_thresholds(
     Parameters
     ----------
     amax, histograms : mapping
-        What was observed. The histograms are not changed: the centre bin, which holds the zeros, is cleared in a
-        copy before the search.
+        By qualified layer name. The search ignores the centre bin, which holds the zeros. The histograms are not
+        changed.
     criterion : {"entropy", "max", "percentile", "mse"}
         Minimise the KL divergence, take amax, take the 99.99th percentile of the non-zero values, or minimise the
         expected squared error.
     options : mapping, optional
-        What holds for single layers, by qualified name.
+        Options of single layers, by qualified name.
 
     Returns
     -------
@@ -71,13 +71,13 @@ def search_thresholds(
     Raises
     ------
     InvalidInputError
-        For another criterion, a layer without a histogram, more levels than bins; naming the layer.
+        For an unknown criterion, a layer without a histogram, more levels than bins; naming the layer.
 
     Warns
     -----
     CalibrationWarning
-        Naming the layer, for a tensor that is always 0 (it gets scale 1), for one where no threshold is feasible
-        (it gets T = amax), and where T clips so hard that another criterion should be tried.
+        Naming the layer, for a tensor that is always 0 (it gets scale 1), for one without a feasible threshold (it
+        gets T = amax), and where T clips so hard that another criterion should be tried.
     """
     check_criterion(criterion)
     general = LayerOptions(criterion).over(_GENERAL)
@@ -99,7 +99,7 @@ def check_criterion(criterion: str) -> None:
 def candidate_thresholds(
     amax: Mapping[str, float], histograms: Mapping[str, klquant.Histogram], options: Mapping[str, LayerOptions]
 ) -> dict[str, dict[str, LayerThreshold]]:
-    """Return the thresholds by criterion and layer, for one to be chosen; nothing is warned of yet."""
+    """Return the thresholds by criterion and layer, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
         return {name: search_thresholds(amax, histograms, criterion=name, options=options) for name in CRITERIA}
@@ -108,13 +108,13 @@ def candidate_thresholds(
 def _search(
     name: str, amax: float, histogram: klquant.Histogram | None, options: LayerOptions
 ) -> tuple[LayerThreshold, str]:
-    """Return the threshold of one layer, and what a person should look at."""
+    """Return the threshold of one layer, and what to warn of."""
     bits = int(options.num_bits or 8)
     if amax == 0:
         one = float(2 ** (bits - 1) - 1)
         return LayerThreshold(0.0, one, math.nan, 0.0, math.inf, "none", bits), "all its values are 0; it gets scale 1"
     if histogram is None:
-        raise InvalidInputError(f"layer `{name}` has an amax and no histogram; collect both from the same data")
+        raise InvalidInputError(f"layer `{name}` has an amax but no histogram; collect both from the same data")
     hist = np.array(histogram.hist)
     total, hist[len(hist) // 2] = hist.sum().item(), 0
     try:
@@ -140,18 +140,18 @@ def _evaluate(hist: Array, edges: Array, options: LayerOptions) -> klquant.Thres
     if options.criterion == "max":
         return klquant.max_threshold(hist, edges, num_quantized_bins=levels)
     if len(hist) * levels > MAX_MSE:
-        raise InvalidInputError(f"the mse criterion takes {MAX_MSE} bins x levels at most, got {len(hist)} x {levels}")
+        raise InvalidInputError(f"the mse criterion takes at most {MAX_MSE} bins x levels, got {len(hist)} x {levels}")
     return klquant.mse_threshold(hist, edges, num_quantized_bins=levels)
 
 
 def _at(hist: Array, edges: Array, value: float, levels: int) -> klquant.Threshold:
-    """Return what a T that was given does to the histogram, with all values at their bins' centres."""
+    """Return the result for a given T, with all values taken at the centres of their bins."""
     if not hist.any():
         return klquant.Threshold(value, -1, math.nan, 0.0, math.nan)
     centres = (edges[1:] + edges[:-1]) / 2
     noise = centres - klquant.fake_quantize(centres, value / (levels // 2), num_quantized_bins=levels)
     signal, lost = (max(float((hist * values**2).sum()), 1e-300) for values in (centres, noise))
-    with np.errstate(over="ignore"):  # of bins far narrower than the distance to T: infinitely many lie between
+    with np.errstate(over="ignore"):  # bins may be far narrower than their distance to T
         beyond = np.clip((np.maximum(edges[1:], -edges[:-1]) - value) / np.diff(edges), 0, 1)
     share = (hist * beyond).sum() / hist.sum()
     return klquant.Threshold(value, -1, math.nan, share, 10 * math.log10(signal / lost))
@@ -160,7 +160,7 @@ def _at(hist: Array, edges: Array, value: float, levels: int) -> klquant.Thresho
 def _layer_threshold(
     found: klquant.Threshold, amax: float, share: float, options: LayerOptions, bits: int
 ) -> LayerThreshold:
-    """Return the result of a search among a `share` of all values: the others are zeros."""
+    """Return the result of a search that saw this `share` of all values; the others are zeros."""
     criterion = str(options.criterion) if options.threshold is None else "fixed"
     value = amax if criterion == "max" else float(found.value)
     clipped = float(found.clipped) * share
@@ -168,7 +168,7 @@ def _layer_threshold(
 
 
 def _overclipped(layer: LayerThreshold, hist: Array, edges: Array) -> str:
-    """Return a complaint where another criterion would clip less and keep more."""
+    """Return a warning if another criterion would clip less and keep more, else an empty string."""
     if layer.criterion not in ("entropy", "percentile"):
         return ""
     others: list[Criterion] = ["max"] if len(hist) * 2**layer.num_bits > MAX_MSE else ["mse", "max"]

@@ -36,3 +36,7 @@ __all__ = [
     "look",
     "to_calibration",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,8 +6,8 @@ saved :class:`Calibration` (its parts: :class:`Settings`, :class:`LayerOptions`,
 
 :class:`Quantizer` does it :class:`Stage` by stage. Each is a function:
 
-- :func:`examine` (an :class:`Examination`), or :func:`plan_folds` alone, decides each :class:`Fold`,
-  :func:`apply_folds` does it; :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
+- :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and :func:`apply_folds` applies them;
+  :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
 - :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
@@ -30,7 +30,7 @@ from .accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
-from .folding.api import Examination, examine, fold_batch_norm, fold_relu, plan_folds
+from .folding.api import Examination, examine, fold_batch_norm, fold_relu
 from .folding.apply import Fold, apply_folds
 from .observation.passes import collect_amax, collect_histograms
 from .pipeline import quantize, requantize
@@ -65,7 +65,6 @@ __all__ = [
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
-    "plan_folds",
     "quantize",
     "quantize_weights",
     "requantize",
@@ -73,3 +72,7 @@ __all__ = [
     "search_thresholds",
     "simulate",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

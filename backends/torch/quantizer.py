@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from ..calibration import Calibration, checked
 from ..collection import Run, capped, collect_counts, collect_growing, collect_ranges, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
-from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -32,6 +32,20 @@ from .simulation import quantize_weights, simulate_in_place
 from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
 
 logger = logging.getLogger("klquant")
+
+
+class RunOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`Quantizer` that are no settings: they are not saved with the calibration."""
+
+    forward: Forward
+    progress: bool
+    process_group: Group
+    resume: str | Path | None
+    checkpoint_seconds: float
+
+
+class QuantizerOptions(RunOptions, SettingsOptions, total=False):
+    """All keyword arguments of :class:`Quantizer`."""
 
 
 class Quantizer:
@@ -79,7 +93,7 @@ class Quantizer:
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
-        **settings: Any,
+        **settings: Unpack[SettingsOptions],
     ) -> None:
         check_eval(model)
         self.stage = Stage.LOADED
@@ -89,7 +103,7 @@ class Quantizer:
         self._found = Calibration.of(Settings.make(**settings))
 
     @classmethod
-    def from_calibration(cls, model: nn.Module, calibration: Calibration, **options: Any) -> "Quantizer":
+    def from_calibration(cls, model: nn.Module, calibration: Calibration, **options: Unpack[RunOptions]) -> "Quantizer":
         """Return a quantizer at the stage that a calibration of this model had reached; no data are needed.
 
         Raises InvalidInputError, naming the layers, if it is a calibration of another model.

@@ -20,7 +20,7 @@ def test_an_error_of_the_data_passes_through_with_a_note():
     with pytest.raises(ConnectionError, match="lost") as caught:
         list(numbered(failing(error)))
     assert caught.value is error
-    assert error.__notes__ == ["batch 2: the data raised this instead of giving it"]
+    assert error.__notes__ == ["batch 2: the data raised this instead of yielding it"]
 
 
 def test_an_error_of_klquant_tells_the_batch_itself():

@@ -227,9 +227,7 @@ def test_options_are_checked_before_the_data_are_touched(options, message):
 
 @pytest.mark.parametrize("make", [lambda: (x for x in [X]), lambda: iter([X])])
 def test_one_shot_data_are_refused(make):
-    with pytest.raises(
-        InvalidInputError, match="`batches` must be an iterable that can be gone through twice, got the"
-    ):
+    with pytest.raises(InvalidInputError, match="`batches` must be an iterable that can be iterated twice, got the"):
         calibrate(SMALL, make())
 
 

@@ -181,13 +181,13 @@ def test_activations_are_observed_with_the_weights_in_floating_point():
 
 
 @pytest.mark.parametrize("batches", [DATA, tuple(DATA), torch.utils.data.DataLoader(torch.cat(DATA), batch_size=50)])
-def test_data_may_be_anything_that_can_be_gone_through_twice(batches):
+def test_data_may_be_anything_that_can_be_iterated_twice(batches):
     found = quantize(mlp(), batches, **OPTIONS).thresholds["first"]
     assert found == quantize(mlp(), DATA, **OPTIONS).thresholds["first"]
 
 
 @pytest.mark.parametrize("once", [lambda: (x for x in DATA), lambda: iter(DATA), lambda: map(torch.clone, DATA)])
-def test_what_can_be_gone_through_only_once_is_refused_untouched(once):
+def test_what_can_be_iterated_only_once_is_refused_untouched(once):
     batches = once()
     with pytest.raises(InvalidInputError, match=f"twice, got the one-shot {type(batches).__name__}; pass a list or"):
         quantize(mlp(), batches)

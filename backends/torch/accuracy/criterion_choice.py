@@ -73,7 +73,9 @@ def choose_criterion(
 
     Sums are float64 and add up over parts of the data, up to rounding. Memory: one copy of the model.
     """
-    errors = output_errors(
+    check_eval(model)
+    _check_candidates(candidates)
+    errors = _output_errors(
         model, weight_scales, candidates, batches, observe=observe, forward=forward, progress=progress
     )
     return {name: choose(by_criterion) for name, by_criterion in errors.items()}
@@ -96,22 +98,17 @@ def _check_candidates(candidates: Mapping[str, Mapping[str, LayerThreshold]]) ->
         )
 
 
-def output_errors(
+def _output_errors(
     model: nn.Module,
     weight_scales: Mapping[str, torch.Tensor],
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     batches: Iterable[Any],
     *,
-    observe: Where = "inputs",
-    forward: Forward = call_model,
-    progress: bool = False,
+    observe: Where,
+    forward: Forward,
+    progress: bool,
 ) -> dict[str, dict[str, float]]:
-    """Return the squared error of each layer's output by criterion, summed over the data: what is to be chosen by.
-
-    The arguments are those of :func:`choose_criterion`.
-    """
-    check_eval(model)
-    _check_candidates(candidates)
+    """Return the squared error of each layer's output by criterion, summed over the data."""
     layers = next(iter(candidates.values()))
     switchable = SwitchableModel(model, weight_scales, layers, observe)
     distinct = {name: {found[name].threshold: found[name] for found in candidates.values()} for name in layers}

@@ -17,8 +17,6 @@ from ..model.layers import check_supported, skipped_layers
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
-__all__ = ["Examination", "Fold", "examine", "fold_batch_norm", "fold_relu", "plan_folds"]
-
 
 class Examination(NamedTuple):
     """What one run of a model showed; to JSON and back with ``_asdict()`` and ``Fold(*...)``."""
@@ -76,27 +74,6 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
         if name not in skipped and not name.startswith(inside)
     }
     return Examination(folds, {**skipped, **computed})
-
-
-def plan_folds(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> list[Fold]:
-    """Decide what :func:`apply_folds` shall do; see :func:`examine`, of which this is the first half.
-
-    Parameters
-    ----------
-    model, batch, forward
-        As for :func:`examine`.
-
-    Returns
-    -------
-    list of Fold
-        One entry for each BatchNorm, and for each layer that can be joined with its ReLU.
-
-    Raises
-    ------
-    InvalidInputError
-        As for :func:`examine`.
-    """
-    return examine(model, batch, forward=forward).folds
 
 
 def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:

@@ -37,7 +37,7 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
     model : torch.nn.Module, in eval mode
         The model that the folds were planned for, or one like it. It is not changed.
     folds : iterable of Fold
-        The result of :func:`plan_folds`; those with a reason were left alone and are here too.
+        ``examine(model, batch).folds``; entries with a reason are skipped.
 
     Returns
     -------

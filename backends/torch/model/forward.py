@@ -58,16 +58,13 @@ def run_observed(
     *,
     observe: Where = "inputs",
     forward: Forward = call_model,
-    after_batch: Callable[[Any], None] | None = None,
     first: int = 0,
 ) -> int:
-    """Run all batches and call ``observer(layer, tensor)`` for every observed tensor, with float tensors only.
+    """Run all batches and call ``observer(layer, tensor)`` for every observed tensor; return the number of batches.
 
-    Errors say in which layer and batch: those of the observer as they are, those of the model as a ModelError.
-    ``after_batch(batch)`` is called when a batch is done; `first` is the number of the first one. Returns how many
-    batches were run.
+    Errors name layer and batch, the first of which has the number `first`: errors of the observer keep their class,
+    those of the model become a ModelError.
     """
-    check_eval(model)
     number, entered, done = first, "", 0
 
     def observed(name: str, tensor: Any) -> None:
@@ -89,8 +86,6 @@ def run_observed(
             except Exception as error:
                 at = f"{entered}batch {number}: the model failed there or later"
                 raise ModelError(f"{at}, with {type(error).__name__}: {error}") from error
-            if after_batch:
-                after_batch(batch)
             entered, done = "", done + 1
     return done
 

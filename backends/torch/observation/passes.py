@@ -10,7 +10,7 @@ from klquant.errors import InvalidInputError
 
 from ...collection import Run, capped, collect_counts, collect_ranges, histograms_of
 from ...settings import MAX_AMAX, Settings
-from ..model.forward import Forward, Where, call_model
+from ..model.forward import Forward, Where, call_model, check_eval
 from .observer import TorchObserver
 
 
@@ -52,6 +52,7 @@ def collect_amax(
     ModelError
         If the model fails on a batch; its own error is the cause.
     """
+    check_eval(model)
     if not max_amax > 0:
         raise InvalidInputError(f"`max_amax` must be positive, got {max_amax}")
     found = collect_ranges(TorchObserver(model, observe, forward), batches, run=Run(progress))
@@ -91,6 +92,7 @@ def collect_histograms(
     ModelError
         If the model fails on a batch.
     """
+    check_eval(model)
     settings = Settings(num_bins=num_bins, max_amax=max_amax)
     found = collect_counts(TorchObserver(model, observe, forward), batches, amax, settings, run=Run(progress))
     return histograms_of(found, amax)

@@ -245,7 +245,7 @@ def test_what_a_killed_process_left_beside_the_file_goes(tmp_path):
 def test_an_error_of_the_data_passes_through_with_a_note_of_the_batch(tmp_path):
     with pytest.raises(Broken) as caught:
         collect(Flaky(5), Counting(), resume=tmp_path / "p.npz", passes=2)
-    assert caught.value.__notes__ == ["batch 4: the data raised this instead of giving it"]
+    assert caught.value.__notes__ == ["batch 4: the data raised this instead of yielding it"]
 
 
 def test_without_a_path_nothing_is_kept():

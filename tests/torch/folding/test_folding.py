@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from klquant.backends.torch import fold_batch_norm, fold_relu
-from klquant.backends.torch.folding.api import Examination, Fold, _sound, examine, plan_folds
+from klquant.backends.torch.folding.api import Examination, Fold, _sound, examine
 from klquant.backends.torch.folding.apply import apply_folds
 from klquant.backends.torch.model.layers import LayerReLU
 from klquant.errors import InvalidInputError
@@ -573,7 +573,7 @@ PLAN = [
 def test_a_plan_comes_from_one_batch_and_is_applied_without_any():
     model, x = plan_model(), 4 * batch(2, 3, 9)
     before = fingerprint(model)
-    folds = plan_folds(model, x)
+    folds = examine(model, x).folds
     assert folds == PLAN
     written = json.loads(json.dumps(folds))
     folded = apply_folds(plan_model(), [Fold(*entry) for entry in written])
@@ -589,7 +589,7 @@ def test_a_plan_is_that_of_the_two_functions_one_after_the_other():
     model, x = plan_model(), 4 * batch(2, 3, 9)
     folded, norms = fold_batch_norm(model, x)
     joined, relus = fold_relu(folded, x)
-    assert plan_folds(model, x) == norms + relus
+    assert examine(model, x).folds == norms + relus
     assert is_same(outputs(joined, x), outputs(apply_folds(model, PLAN), x))
 
 
@@ -650,7 +650,7 @@ def test_only_the_fold_that_is_to_blame_is_left_alone():
         return net.last(x)
 
     model, x = ready(Net(run, **good, last=nn.Linear(3, 3))), batch(70, 3)
-    folds = plan_folds(model, x)
+    folds = examine(model, x).folds
     blamed = [fold for fold in folds if fold.reason]
     assert [(fold.module, fold.kind, fold.reason) for fold in blamed] == [
         ("norm3", "batch_norm", "folding changes the output of the model or makes it fail"),
@@ -662,7 +662,7 @@ def test_only_the_fold_that_is_to_blame_is_left_alone():
 
 def test_reading_the_shape_or_dtype_of_a_weight_is_no_use():
     model = pair(lambda net, x: net.norm(net.conv(x.to(net.conv.weight.dtype))).reshape(-1, net.conv.weight.shape[0]))
-    assert [fold.reason for fold in plan_folds(model, batch(2, 3, 5))] == [""]
+    assert [fold.reason for fold in examine(model, batch(2, 3, 5)).folds] == [""]
 
 
 def test_folds_that_are_wrong_only_together_are_not_both_kept():
@@ -677,7 +677,7 @@ def test_a_layer_with_hooks_is_not_joined():
 
 def test_a_model_that_does_not_repeat_itself_is_left_alone_with_that_reason():
     model = pair(lambda net, x: F.dropout(norm_of_conv(net, x), 0.5, training=True))
-    (fold,) = plan_folds(model, batch(4, 3, 9))
+    (fold,) = examine(model, batch(4, 3, 9)).folds
     assert "another one each time" in fold.reason
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from klquant.backends.torch import collect_amax, collect_histograms
-from klquant.backends.torch.folding.api import plan_folds
+from klquant.backends.torch.folding.api import examine
 from klquant.backends.torch.folding.apply import apply_folds
 from klquant.backends.torch.folding.verify import watched, watching_folds
 from klquant.backends.torch.model.forward import call_model
@@ -28,7 +28,7 @@ def branching(usual, other, **modules):
 
 
 def folded(model, x=UP):
-    folds = plan_folds(model, x)
+    folds = examine(model, x).folds
     return apply_folds(model, folds), folds
 
 
