@@ -1,10 +1,10 @@
-"""The ``klquant`` command: finds out whether the command line is installed, and hands over to it."""
+"""The ``klquant`` command. It checks that the command line is installed, and runs it."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line, or say what it needs."""
+    """Run the command line, or say which package it needs."""
     try:
         from klquant.cli import cli
     except ModuleNotFoundError as error:
@@ -12,7 +12,7 @@ def main() -> None:
             raise
         sys.stderr.write(f"klquant: the command line needs {error.name}: pip install 'klquant[cli]'\n")
         sys.exit(2)
-    except KeyboardInterrupt:  # as the command line itself ends
+    except KeyboardInterrupt:  # the exit status that the command line itself uses
         sys.exit(130)
     cli(prog_name="klquant")
 

@@ -110,8 +110,8 @@ def test_edges_are_exactly_antisymmetric_and_increase(num_bins, amax):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ([1.0, nan, 2.0], "`x` must be finite, got 1 NaN or infinite values of 3"),
-        ([inf, -inf], "`x` must be finite, got 2 NaN or infinite values of 2"),
+        ([1.0, nan, 2.0], "`x` must be finite, got 1 NaN or infinite values out of 3"),
+        ([inf, -inf], "`x` must be finite, got 2 NaN or infinite values out of 2"),
         ([0.0, 0.0], "`x` must have a value other than 0, got 2 zeros; or pass `amax`"),
         ([], "`x` must have a value other than 0, got 0 zeros; or pass `amax`"),
     ],

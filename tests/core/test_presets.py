@@ -472,8 +472,8 @@ def change(edges, where, value):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda edges: edges + 1, r"must start at 0, as of absolute values, got 1\.0"),
-        (lambda edges: edges - 150, r"must start at 0, as of absolute values, got -150\.0"),
+        (lambda edges: edges + 1, r"must start at 0, for a histogram of absolute values, got 1\.0"),
+        (lambda edges: edges - 150, r"must start at 0, for a histogram of absolute values, got -150\.0"),
         (lambda edges: -edges, "strictly increasing, got -?0.0, -"),
         (lambda edges: change(edges / edges[1], 5, 4.0), r"strictly increasing, got 4\.0, 4\.0 at index 4"),
         (lambda edges: change(edges, -1, inf), "must be finite and strictly increasing"),
