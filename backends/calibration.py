@@ -22,9 +22,10 @@ from .calibration_checks import (
     check_transforms,
     read_histogram,
 )
-from .html_tables import html_skipped, html_table, html_thresholds, number
+from .html_tables import html_skipped, html_table, html_thresholds
 from .npz import load_npz, save_npz
 from .settings import Criterion, Settings
+from .text import number
 from .thresholds import LayerThreshold, search_thresholds
 
 SCHEMA = 1

@@ -1,24 +1,25 @@
-"""What a file may say: each part of it is looked at before it is used, and refused by a ValueError that names it."""
+"""Checks of what a calibration file holds, which may come from anyone. Each raises a ValueError that names the part."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 
 import klquant
 
-from .settings import MAX_BINS, Criterion
+from .files import is_unicode
+from .settings import CRITERIA, MAX_BINS
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_KEYS = 16
-CHOSEN_BY = (*get_args(Criterion), "fixed", "none")
+CHOSEN_BY = (*CRITERIA, "fixed", "none")
 
 
 def check_text(value: Any) -> str:
-    """Return a text that can be written as UTF-8."""
-    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+    """Return a name or a reason."""
+    if not is_unicode(value):
         raise ValueError(f"names and reasons must be Unicode text, got {value!r:.80}")
-    return value
+    return str(value)
 
 
 def check_texts(given: Any) -> dict[str, str]:
@@ -27,39 +28,38 @@ def check_texts(given: Any) -> dict[str, str]:
 
 
 def check_names(given: Any) -> list[str]:
-    """Return names that are different."""
+    """Return names without duplicates."""
     names = [check_text(name) for name in given]
     if len(set(names)) < len(names):
-        raise ValueError("every name must stand once")
+        raise ValueError("names must be unique")
     return names
 
 
-def check_number(value: Any, smallest: int = 0) -> int:
-    """Return a whole number that int64 can hold."""
-    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value < 2**63:
-        raise ValueError(f"a number must be whole and at least {smallest}, got {value!r:.80}")
+def check_number(value: Any) -> int:
+    """Return a count that int64 can hold."""
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"counts must be whole numbers from 0 to 2**63 - 1, got {value!r:.80}")
     return value
 
 
 def check_floats(array: Array, shape: tuple[int, ...]) -> Array:
-    """Return float64 of this shape; -1 stands for any length."""
+    """Return float64 values of this shape, in which -1 means any length."""
     fits = len(array.shape) == len(shape) and all(n in (-1, m) for n, m in zip(shape, array.shape, strict=True))
     if array.dtype != np.float64 or not fits:
-        raise ValueError(f"float64 of shape {shape} is needed, got {array.dtype} of shape {array.shape}")
+        raise ValueError(f"expected float64 of shape {shape}, got {array.dtype} of shape {array.shape}")
     return array
 
 
 def check_positives(array: Array, shape: tuple[int, ...]) -> list[Any]:
-    """Return finite numbers that are not negative, as a list."""
-    if not ((check_floats(array, shape) >= 0) & (array < np.inf)).all():
-        raise ValueError(
-            f"numbers must be finite and not negative, got {array[~((array >= 0) & (array < np.inf))][:5]}"
-        )
+    """Return finite numbers from 0 on, as a list."""
+    fine = (check_floats(array, shape) >= 0) & (array < np.inf)
+    if not fine.all():
+        raise ValueError(f"numbers must be finite and not negative, got {array[~fine][:5]}")
     return list(array.tolist())
 
 
 def check_ranges(array: Array, number: int) -> list[tuple[float, float]]:
-    """Return so many pairs of a smallest and a largest value."""
+    """Return the smallest and the largest value of so many tensors."""
     lows, highs = check_floats(array, (number, 2)).T
     if not ((-np.inf < lows) & (lows <= highs) & (highs < np.inf)).all():
         raise ValueError("ranges must be finite, the smallest value first")
@@ -67,11 +67,11 @@ def check_ranges(array: Array, number: int) -> list[tuple[float, float]]:
 
 
 def check_counts(hist: Array) -> Array:
-    """Return the counts of a histogram; with one pass there may be three times as many bins as were asked for."""
-    if hist.ndim != 1 or hist.dtype != np.int64 or not 3 <= len(hist) <= 3 * MAX_BINS:
-        raise ValueError(f"a histogram needs int64 counts of 3 to {3 * MAX_BINS} bins, got {hist.dtype} {hist.shape}")
+    """Return the counts of a histogram. A single pass may leave three times the number of bins in the settings."""
+    if hist.ndim != 1 or hist.dtype != np.int64 or len(hist) > 3 * MAX_BINS:
+        raise ValueError(f"a histogram needs int64 counts of up to {3 * MAX_BINS} bins, got {hist.dtype} {hist.shape}")
     if hist.min() < 0 or not 0 < hist.sum(dtype=np.float64) < 2.0**63:
-        raise ValueError("counts must not be negative, and have a total above 0 and below 2**63")
+        raise ValueError("counts must not be negative, and their sum must be above 0 and below 2**63")
     return hist
 
 
@@ -91,11 +91,11 @@ def check_chosen(criterion: Any, num_bits: Any) -> tuple[str, int]:
 
 
 def check_transforms(given: Any) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each stage: flat, and of few columns."""
+    """Return the rows of each stage: few columns, and no nested values."""
     for stage, rows in given.items():
         check_text(stage)
-        if not isinstance(rows, list) or len({key for row in rows for key in _check_row(row)}) > MAX_KEYS:
-            raise ValueError(f"stage {stage!r:.80} must have rows of {MAX_KEYS} columns at most")
+        if len({key for row in rows for key in _check_row(row)}) > MAX_KEYS:
+            raise ValueError(f"stage {stage!r:.80} must have at most {MAX_KEYS} columns")
     return dict(given)
 
 

@@ -1,33 +1,14 @@
-"""Results as small HTML tables, which notebooks show, and numbers as people read them."""
+"""Results as small HTML tables, which notebooks show."""
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .text import THRESHOLD_COLUMNS, threshold_cells
 from .thresholds import LayerThreshold
 
-MISSING = "\N{EN DASH}"
 MAX_ROWS = 30
 _TEXTS = {"criterion", "layer", "name", "node", "note", "reason", "tensor"}  # columns; all others are numbers
-_FOUND = ("criterion", "amax", "T", "T/amax", "clipped", "KL nats", "SQNR dB")
-
-
-def number(value: float, form: str = ".4g") -> str:
-    """Return a number as text, a dash where there is none."""
-    if math.isfinite(value):
-        return format(value, form)
-    return MISSING if math.isnan(value) else "\N{INFINITY}" if value > 0 else "-\N{INFINITY}"
-
-
-def percent(share: float) -> str:
-    """Return a share in percent."""
-    return number(100 * share, ".3g") + (" %" if math.isfinite(share) else "")
-
-
-def ratio(found: LayerThreshold) -> float:
-    """Return T / amax; NaN for a tensor that is always 0."""
-    return found.threshold / found.amax if found.amax else math.nan
 
 
 def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -47,20 +28,8 @@ def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any
 
 def html_thresholds(caption: str, of_what: str, thresholds: Mapping[str, LayerThreshold]) -> str:
     """Return a table of what was found for every layer or tensor."""
-    rows = [
-        (
-            name,
-            found.criterion,
-            number(found.amax),
-            number(found.threshold),
-            number(ratio(found), ".3f"),
-            percent(found.clipped),
-            number(found.divergence, ".3g"),
-            number(found.sqnr_db, ".1f"),
-        )
-        for name, found in thresholds.items()
-    ]
-    return html_table(caption, (of_what, *_FOUND), rows)
+    rows = [(name, *threshold_cells(found).values()) for name, found in thresholds.items()]
+    return html_table(caption, (of_what, *THRESHOLD_COLUMNS), rows)
 
 
 def html_skipped(skipped: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
-"""Files that are either written whole or not at all, and read without running anything that is in them.
+"""Reading and writing npz files. A file that is read may come from anyone.
 
-What is read may come from anyone. Nothing of an npz file is unpickled or written to disk, and its sizes are looked at
-before anything is unpacked: memory is bounded by them, not by what the compressed bytes turn into.
+Nothing is unpickled and nothing is unpacked to disk. The sizes that the file declares are checked before anything is
+decompressed, and reading takes no more memory than they say.
 """
 
 import io
@@ -21,40 +21,41 @@ from .files import MAX_TEXT, write_atomic
 
 Arrays: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 MAX_BYTES = 2**30
-"""Of the arrays in one npz file; one that is hardly compressed may hold more."""
+"""Total size of the arrays in one npz file. A file that is hardly compressed may hold more."""
 MAX_RATIO = 20
-"""Of arrays to the file that they are in, beyond `MAX_BYTES`."""
+"""Largest ratio of the arrays to their file, beyond `MAX_BYTES`."""
 _META = "meta"
 
 
 def save_npz(path: Path, kind: str, schema: int, meta: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write arrays, and what JSON can hold, as one npz file that says what it is."""
+    """Write arrays and JSON metadata as one npz file that names its kind and schema."""
     text = json.dumps({"klquant": kind, "schema": schema, **meta, "arrays": list(arrays)}, allow_nan=False)
     buffer = io.BytesIO()
     content: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
     try:
         np.savez_compressed(buffer, **content)
-    except ValueError as error:  # zipfile's, about what it could not close after an interrupt
+    except ValueError as error:  # zipfile cannot close the file after MemoryError or Ctrl-C, and hides them
         raise (error.__context__ or error) from None
     write_atomic(path, buffer.getvalue())
 
 
 def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[str, "np.ndarray[Any, Any]"]]:
-    """Return what JSON held and the arrays of a file of this kind; nothing in it is unpickled.
+    """Return the metadata and the arrays of a file of this kind.
 
     Raises
     ------
     InvalidInputError
-        For a damaged file, another kind, a newer schema, or more than `MAX_BYTES`; naming the file. A missing one is a
-        FileNotFoundError.
+        For a damaged file, another kind or schema, or one that unpacks to too much. It names the file.
+    OSError
+        If the file cannot be read.
     """
     with path.open("rb") as file:
         try:
             arrays = read_npz(file)
             meta = _parse_meta(arrays.pop(_META))
             found = meta.get("klquant"), meta.get("schema")
-            if arrays.keys() != set(meta.get("arrays", arrays)):  # a damaged archive may seem to hold less
-                raise ValueError(f"it holds the arrays {', '.join(arrays)}")
+            if arrays.keys() != set(meta.get("arrays", arrays)):  # a damaged archive may lose some
+                raise ValueError(f"expected the arrays {meta['arrays']}, got {list(arrays)}")
         except OSError:
             raise
         except Exception as error:  # zipfile, zlib, NumPy and json raise a dozen kinds
@@ -67,7 +68,7 @@ def load_npz(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], dict[s
 
 
 def read_npz(file: IO[bytes]) -> "dict[str, np.ndarray[Any, Any]]":
-    """Return the arrays of numbers in an npz file by name; a ValueError, or what zipfile and NumPy raise, else."""
+    """Return the arrays of an npz file by name; raise ValueError, or an error of zipfile or NumPy, for a bad file."""
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -76,9 +77,10 @@ def read_npz(file: IO[bytes]) -> "dict[str, np.ndarray[Any, Any]]":
 
 
 def check_npy(stream: IO[bytes], size: int) -> None:
-    """Refuse a stream of so many bytes that is not one array of numbers, or is shorter than it says."""
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("arrays of numbers are written in version 1.0 of the npy format")
+    """Raise ValueError if a stream of `size` bytes is not an array of numbers, or is shorter than its shape needs."""
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError("arrays must be in version 1.0 of the npy format, got {}.{}".format(*version))
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.kind not in "biuf":
         raise ValueError(f"an array must hold numbers, got {dtype}")
@@ -88,14 +90,14 @@ def check_npy(stream: IO[bytes], size: int) -> None:
 
 
 def _check_members(members: list[zipfile.ZipInfo], num_names: int, size: int) -> None:
-    """Refuse what unpacks to too much: bz2 and lzma do so in one step, a name that stands twice more than once."""
+    """Raise ValueError for what could take too much memory. bz2 and lzma decompress without a limit per step."""
     if num_names < len(members):
-        raise ValueError("every array must have a name of its own")
+        raise ValueError("array names must be unique")
     total, limit = sum(info.file_size for info in members), max(MAX_BYTES, MAX_RATIO * size)
     if total > limit:
-        raise ValueError(f"arrays of {limit} bytes are read at most, got {total} in a file of {size}")
+        raise ValueError(f"arrays must have at most {limit} bytes in total, got {total} in a file of {size}")
     for info in members:
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not 0 <= info.header_offset <= size:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.header_offset < 0:
             raise ValueError(f"{info.filename!r} must be stored or deflated in this file")
 
 
@@ -108,12 +110,12 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> "np.ndarray
 
 
 def _parse_meta(content: "np.ndarray[Any, Any]") -> dict[str, Any]:
-    """Return a JSON object, in which numbers are finite."""
+    """Return the JSON object that holds the metadata. Its numbers are finite."""
     if content.nbytes > MAX_TEXT:
-        raise ValueError(f"JSON of {MAX_TEXT} bytes is read at most, got {content.nbytes}")
+        raise ValueError(f"JSON must have at most {MAX_TEXT} bytes, got {content.nbytes}")
     meta: dict[str, Any] = json.loads(content.tobytes(), parse_constant=_refuse)
     return meta
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")

@@ -13,10 +13,20 @@ Engine: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 MAX_AMAX = 204800.0  # against absurd outliers
 MAX_ONE_PASS = 3**16  # up to where the ranges grow of which one pass finds the right one
 MAX_BINS = 2**16 + 1  # a search takes their square
 DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
+EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
+
+
+def check_engine(engine: str) -> None:
+    """Raise InvalidInputError for an unknown engine."""
+    if engine not in get_args(Engine):
+        raise InvalidInputError(f"`engine` must be one of {', '.join(get_args(Engine))}, got {engine!r}")
 
 
 class LayerOptions(NamedTuple):
@@ -43,7 +53,7 @@ class LayerOptions(NamedTuple):
     def check(self, where: str) -> None:
         """Refuse what cannot be meant, naming where it was said."""
         wanted = {
-            "criterion": (self.criterion in (None, *get_args(Criterion)), f"one of {', '.join(get_args(Criterion))}"),
+            "criterion": (self.criterion in (None, *CRITERIA), f"one of {', '.join(CRITERIA)}"),
             "num_bits": (self.num_bits is None or (_is_int(self.num_bits) and 2 <= self.num_bits <= 16), "2 to 16"),
             "observe": (self.observe in (None, *get_args(Observe)), "'inputs' or 'outputs'"),
             "threshold": (self.threshold is None or 0 < self.threshold <= float_info.max, "positive and finite"),

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -11,10 +11,9 @@ import klquant
 from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError, KLQuantError
 
 from .guard import overclipped
-from .settings import Criterion, LayerOptions
+from .settings import CRITERIA, Criterion, LayerOptions
 from .warning import warn
 
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 MAX_MSE = 2**26  # a search by mse takes some ten bytes for each bin and level
 Array: TypeAlias = "np.ndarray[Any, Any]"
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)

@@ -1,10 +1,10 @@
-"""The ``klquant`` command. It checks that the command line is installed, and runs it."""
+"""The ``klquant`` command. It works, or names the extra to install, whatever is installed."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line, or say which package it needs."""
+    """Run the command line, or name the extra that it needs."""
     try:
         from klquant.cli import cli
     except ModuleNotFoundError as error:
@@ -12,7 +12,7 @@ def main() -> None:
             raise
         sys.stderr.write(f"klquant: the command line needs {error.name}: pip install 'klquant[cli]'\n")
         sys.exit(2)
-    except KeyboardInterrupt:  # the exit status that the command line itself uses
+    except KeyboardInterrupt:  # the exit code of an interrupted command
         sys.exit(130)
     cli(prog_name="klquant")
 

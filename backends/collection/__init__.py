@@ -12,9 +12,10 @@ it, in two passes or one, in one process or several, and resumes where it was cu
   :func:`count` counts a NumPy array into :class:`Bins`.
 """
 
+from .bins import Bins, count
 from .calibration import calibrate, to_calibration
 from .passes import ObservedModel, Run, capped, collect_counts, collect_growing, collect_ranges
-from .statistics import Bins, Observation, Statistics, add_call, count, empty, histograms_of, join, look
+from .statistics import Observation, Statistics, add_call, empty, histograms_of, join, look
 
 __all__ = [
     "Bins",

@@ -13,8 +13,9 @@ from klquant.errors import InvalidInputError
 
 from ..files import remove_leftovers
 from ..npz import load_npz, save_npz
+from .bins import HIGHEST, LOWEST
 from .distributed import Group, failing_together, rank_of
-from .statistics import HIGHEST, LOWEST, Observation, Statistics, empty
+from .statistics import Observation, Statistics, empty
 
 _KIND, _SCHEMA = "checkpoint", 2
 

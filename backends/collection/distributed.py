@@ -13,7 +13,8 @@ import numpy as np
 
 from klquant.errors import InvalidInputError, PeerError
 
-from .statistics import Counts, Observation, Statistics, at_level
+from .bins import Counts
+from .statistics import Observation, Statistics, at_level
 
 _TAG = 6013  # of messages that mean nothing but that a process is there
 Group: TypeAlias = Any  # a torch.distributed.ProcessGroup, or None for this process alone

@@ -1,16 +1,17 @@
 """Passes over the calibration data, the same for every backend: two or one, resumed, in one process or several."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from klquant.errors import InvalidInputError
 
 from ..batches import numbered, tracked
 from ..settings import MAX_AMAX, Settings
+from .bins import Bins, BinsFor, level_of
 from .checkpoint import Checkpoint, Progress, skip
 from .distributed import Group, failing_together, join_all
-from .statistics import LOWEST, Bins, BinsFor, Observation, Statistics, join, level_of
+from .statistics import Observation, Statistics, join
 
 DRIFT = 1.01  # float kernels may round differently from pass to pass; other data exceed this
 
@@ -69,7 +70,7 @@ def collect_ranges(model: ObservedModel, batches: Iterable[Any], *, run: Run = A
     InvalidInputError
         For NaN or infinity, naming tensor and batch; if there are no batches.
     """
-    return _run_pass(model, batches, lambda done: _only_ranges, "ranges", "pass 1: ranges", run)
+    return _run_pass(model, batches, _only_ranges, "ranges", "pass 1: ranges", run)
 
 
 def _only_ranges(name: str, amax: float) -> None:
@@ -113,7 +114,7 @@ def collect_counts(
         return Bins(settings.num_bins, amax[name]) if amax[name] > 0 else None
 
     over = hashlib.sha256(repr(sorted(amax.items())).encode()).hexdigest()  # counts over other ranges do not add up
-    return _run_pass(model, batches, lambda done: bins_for, f"counts over {over}", "pass 2: histograms", run)
+    return _run_pass(model, batches, bins_for, f"counts over {over}", "pass 2: histograms", run)
 
 
 def collect_growing(
@@ -137,15 +138,11 @@ def collect_growing(
         As for :func:`collect_ranges`.
     """
 
-    def bins_after(done: Statistics) -> BinsFor:
-        def bins_for(name: str, amax: float) -> Bins:
-            before = done.tensors[name].level if name in done.tensors else None
-            level = max(level_of(min(amax, settings.max_amax)), LOWEST if before is None else before)
-            return Bins(3 * settings.num_bins, 3.0**level, level)
+    def bins_for(name: str, amax: float) -> Bins:
+        level = level_of(min(amax, settings.max_amax))  # join() brings all batches to the highest
+        return Bins(3 * settings.num_bins, 3.0**level, level)
 
-        return bins_for
-
-    return _run_pass(model, batches, bins_after, "growing counts", "one pass: histograms", run)
+    return _run_pass(model, batches, bins_for, "growing counts", "one pass: histograms", run)
 
 
 def capped(amax: Mapping[str, float], max_amax: float = MAX_AMAX) -> dict[str, float]:
@@ -164,12 +161,7 @@ def capped(amax: Mapping[str, float], max_amax: float = MAX_AMAX) -> dict[str, f
 
 
 def _run_pass(
-    model: ObservedModel,
-    batches: Iterable[Any],
-    bins_after: Callable[[Statistics], BinsFor],
-    key: str,
-    description: str,
-    run: Run,
+    model: ObservedModel, batches: Iterable[Any], bins_for: BinsFor, key: str, description: str, run: Run
 ) -> Statistics:
     """Collect batch by batch, from where the checkpoint stopped, and join the statistics of all processes."""
     checkpoint = run.checkpoint or Checkpoint()
@@ -178,7 +170,7 @@ def _run_pass(
         shown = tracked(batches, description if run.progress else "")
         try:
             for number, batch in skip(numbered(shown), done, model.digest):
-                found = Statistics(model.observe(batch, bins_after(done.statistics), number), 1)
+                found = Statistics(model.observe(batch, bins_for, number), 1)
                 digest = model.digest(batch) if run.checkpoint else ""
                 done = Progress(join(done.statistics, found), digest)
                 checkpoint.keep(key, done)

@@ -22,9 +22,9 @@ From one format that rounds to another T moves by up to 6e-8 of itself for each 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from klquant.errors import InvalidInputError
 
@@ -61,6 +61,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Format(NamedTuple):
     """How one kind of table is read and written."""
 
@@ -70,7 +74,8 @@ class Format(NamedTuple):
     write: Callable[[PathLike, Mapping[str, float]], None]
 
 
-FORMATS: Mapping[str, Format] = {
+FormatName: TypeAlias = Literal["tensorrt", "onnxruntime", "onnxruntime-text", "ncnn", "json", "csv"]
+FORMATS: Mapping[FormatName, Format] = {
     "tensorrt": Format(".cache", read_tensorrt_cache, write_tensorrt_cache),
     "onnxruntime": Format(".json", read_onnxruntime_table, write_onnxruntime_table),
     "onnxruntime-text": Format(".cache", read_onnxruntime_text, write_onnxruntime_text),
@@ -81,7 +86,7 @@ FORMATS: Mapping[str, Format] = {
 _CSV_HEADER = re.compile(r'"?(tensor|threshold)"?,')
 
 
-def read_table(path: PathLike, *, format: str | None = None) -> dict[str, float]:  # noqa: A002
+def read_table(path: PathLike, *, format: FormatName | None = None) -> dict[str, float]:  # noqa: A002
     """Read thresholds from a table of any format.
 
     Parameters
@@ -113,7 +118,7 @@ def write_table(
     path: PathLike,
     thresholds: Mapping[str, float],
     *,
-    format: str | None = None,  # noqa: A002
+    format: FormatName | None = None,  # noqa: A002
 ) -> None:
     """Write thresholds as a table of any format, whole or not at all.
 
@@ -134,13 +139,13 @@ def write_table(
     _format(_of_suffix(path, list(FORMATS)) if format is None else format).write(path, thresholds)
 
 
-def _format(name: str) -> Format:
+def _format(name: FormatName) -> Format:
     if name not in FORMATS:
         raise InvalidInputError(f"`format` must be one of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
 
 
-def _recognize(path: PathLike) -> str:
+def _recognize(path: PathLike) -> FormatName:
     """Return the format of a file."""
     text = read_text(path)
     start = text.lstrip()
@@ -153,7 +158,7 @@ def _recognize(path: PathLike) -> str:
     return _of_suffix(path, ["onnxruntime-text", "ncnn", "csv"])
 
 
-def _of_suffix(path: PathLike, names: list[str]) -> str:
+def _of_suffix(path: PathLike, names: Iterable[FormatName]) -> FormatName:
     """Return which of these formats a file is named for."""
     suffix = Path(path).suffix.lower()
     found = [name for name in names if FORMATS[name].suffix == suffix]

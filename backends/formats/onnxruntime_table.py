@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from klquant.errors import InvalidInputError
 
@@ -22,7 +22,8 @@ from .parsing import (
     unique,
 )
 
-METHODS = ("MinMax", "Entropy", "Percentile", "Distribution")
+Method: TypeAlias = Literal["MinMax", "Entropy", "Percentile", "Distribution"]
+METHODS: tuple[Method, ...] = get_args(Method)
 _TEXT = "an onnxruntime calibration.cache"
 
 
@@ -53,7 +54,7 @@ def read_onnxruntime_table(path: PathLike) -> dict[str, float]:
     return check_thresholds(f"`{path}`", {name: _threshold(path, name, entry) for name, entry in tensors.items()})
 
 
-def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, method: str = "Entropy") -> None:
+def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, method: Method = "Entropy") -> None:
     """Write thresholds as the JSON that `quantize_static(calibration_cache_path=...)` takes for its calibration.
 
     Parameters

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from klquant.errors import InvalidInputError
 
-from ..files import read_limited
+from ..files import is_unicode, read_limited
 
 PathLike: TypeAlias = str | Path
 Value = TypeVar("Value")
@@ -102,10 +102,8 @@ def is_positive(value: object) -> bool:
 
 def name_problem(name: object, forbidden: str = "") -> str:
     """Return why a table cannot hold this name; nothing where it can."""
-    if not isinstance(name, str):
-        return "is no text"
-    if any(0xD800 <= ord(character) < 0xE000 for character in name):
-        return "is no Unicode text"
+    if not isinstance(name, str) or not is_unicode(name):
+        return "is not Unicode text"
     bad = [character for character in "\0" + forbidden if character in name]
     return f"holds {bad[0]!r}" if bad else ""
 

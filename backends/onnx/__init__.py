@@ -1,11 +1,12 @@
-"""INT8 calibration of ONNX models: observe in onnxruntime, search, write Q/DQ that engines execute in INT8.
+"""INT8 calibration of ONNX models: observe them in onnxruntime, search thresholds, write Q/DQ that engines run in INT8.
 
-:func:`calibrate` gives a :class:`Calibration` (its parts: :class:`Settings`, :class:`LayerOptions`,
-:class:`LayerThreshold`); :func:`open_observer` and :func:`empty_calibration` are its parts for passes over parts of the
-data. :func:`quantize` makes a :class:`QuantizedModel` of it. Both bring a model into one form by
-:func:`prepare`, whose names are the ones that count. :func:`inspect` gives a :class:`NodeReport` for each node,
-:func:`summarize` an :class:`OperatorCount` for each operator; :func:`check_tensorrt` gives each :class:`Violation`
-of TensorRT's rules.
+:func:`calibrate` returns a :class:`Calibration` (with :class:`Settings`, :class:`LayerOptions` and
+:class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
+or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
+:func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
+:func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
+:func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
+operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules.
 """
 
 from klquant.errors import MissingDependencyError
@@ -24,8 +25,8 @@ from ..thresholds import LayerThreshold
 from .calibration import calibrate, empty_calibration, open_observer
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
-from .model.preparation import prepare
-from .quantization import QuantizedModel, quantize
+from .model.preparation import Prepared, prepare
+from .quantization import QDQModel, quantizable_tensors, quantize
 
 __all__ = [
     "Calibration",
@@ -33,7 +34,8 @@ __all__ = [
     "LayerThreshold",
     "NodeReport",
     "OperatorCount",
-    "QuantizedModel",
+    "Prepared",
+    "QDQModel",
     "Settings",
     "Violation",
     "calibrate",
@@ -42,6 +44,7 @@ __all__ = [
     "inspect",
     "open_observer",
     "prepare",
+    "quantizable_tensors",
     "quantize",
     "summarize",
 ]

@@ -14,21 +14,19 @@ from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import Criterion, Settings
+from ..settings import EXCLUDED, Criterion, Settings
 from ..thresholds import check_criterion
 from .model.fingerprint import fingerprint
-from .model.graph import read_graph
 from .model.operators import observed_tensors
-from .model.preparation import prepare
+from .model.preparation import Prepared, prepare
 from .qdq.grids import weight_scales
 from .session import OnnxObserver, Providers, open_session
 
-EXCLUDED = "excluded by the settings"
 CPU = ("CPUExecutionProvider",)
 
 
 def calibrate(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Prepared,
     batches: Iterable[Any],
     *,
     criterion: Criterion = "entropy",
@@ -43,7 +41,7 @@ def calibrate(
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
+    model : onnx.ModelProto, path or Prepared
         In floating point; see :func:`prepare`. It is not changed.
     batches : iterable
         Calibration data: a list of batches, a DataLoader, ... It is iterated twice, once with ``passes=1``. A batch is
@@ -101,7 +99,7 @@ def calibrate(
         return collection.calibrate(observer, batches, blank, criterion=criterion, run=run)
 
 
-def empty_calibration(model: onnx.ModelProto | str | Path, **settings: Any) -> Calibration:
+def empty_calibration(model: onnx.ModelProto | str | Path | Prepared, **settings: Any) -> Calibration:
     """Return what is known of a model before it has seen data, for :func:`klquant.backends.collection.to_calibration`.
 
     Parameters
@@ -120,11 +118,11 @@ def empty_calibration(model: onnx.ModelProto | str | Path, **settings: Any) -> C
         As for :func:`calibrate`.
     """
     chosen = _onnx_settings(settings)
-    graph = read_graph(prepared := prepare(model))
+    graph = prepare(model).graph
     tensors = observed_tensors(graph)
     names = set(_observed_names(tensors, chosen))
     return Calibration.of(chosen)._replace(
-        model=fingerprint(prepared),
+        model=fingerprint(graph),
         skipped={name: EXCLUDED for name in tensors if name not in names},
         weight_scales=weight_scales(graph, chosen.num_bits),
     )
@@ -132,7 +130,7 @@ def empty_calibration(model: onnx.ModelProto | str | Path, **settings: Any) -> C
 
 @contextmanager
 def open_observer(
-    model: onnx.ModelProto | str | Path, *, providers: Providers = CPU, **settings: Any
+    model: onnx.ModelProto | str | Path | Prepared, *, providers: Providers = CPU, **settings: Any
 ) -> Iterator[OnnxObserver]:
     """Yield a model as :mod:`klquant.backends.collection` runs it, for passes over a part of the data.
 
@@ -152,7 +150,7 @@ def open_observer(
     """
     chosen = _onnx_settings(settings)
     prepared = prepare(model)
-    names = _observed_names(observed_tensors(read_graph(prepared)), chosen)
+    names = _observed_names(observed_tensors(prepared.graph), chosen)
     with open_session(prepared, names, providers) as observer:
         yield observer
 

@@ -13,23 +13,24 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..html_tables import html_skipped, html_table, number
-from ..settings import Engine
+from ..html_tables import html_skipped, html_table
+from ..settings import EXCLUDED, Engine, check_engine
+from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
-from .model.graph import Graph, read_graph
-from .model.operators import non_negative
-from .model.preparation import prepare
+from .model.graph import Graph
+from .model.operators import non_negative, observed_tensors
+from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
-from .qdq.plan import EXCLUDED, Plan, make_plan
+from .qdq.plan import Plan, make_plan
 
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
 
-class QuantizedModel(NamedTuple):
+class QDQModel(NamedTuple):
     """A model with Q/DQ."""
 
     model: onnx.ModelProto
@@ -50,19 +51,19 @@ class QuantizedModel(NamedTuple):
 
 
 def quantize(
-    model: onnx.ModelProto | str | Path,
+    model: onnx.ModelProto | str | Path | Prepared,
     calibration: Calibration | Mapping[str, float],
     *,
     engine: Engine = "tensorrt",
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
-) -> QuantizedModel:
+) -> QDQModel:
     """Write QuantizeLinear and DequantizeLinear where an engine wants them.
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
-        In floating point, opset 13 or what can be raised to it. It is not changed.
+    model : onnx.ModelProto, path or Prepared
+        A float model, of opset 13 or of one that onnx can raise to it. It is not changed.
     calibration : Calibration, or mapping
         From :func:`calibrate` on this model, or T in units of the activation, by name of the tensor.
     engine : {"tensorrt", "onnxruntime", "openvino"}
@@ -74,7 +75,7 @@ def quantize(
 
     Returns
     -------
-    QuantizedModel
+    QDQModel
 
     Raises
     ------
@@ -102,26 +103,50 @@ def quantize(
     QuantizeLinear saturates at -128, so values below -T may get one level more than the symmetric -127.
     Source: TensorRT, "Working with Quantized Types"; onnxruntime 1.32 and OpenVINO 2026.4 as measured.
     """
-    if engine not in RULES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
+    check_engine(engine)
     prepared = prepare(model)
-    graph = read_graph(prepared)
-    _check_types(prepared, graph)
+    graph = prepared.graph
+    _check_types(prepared)
     patterns = _check_patterns(graph, exclude)
     if isinstance(calibration, Calibration):
-        calibration.check_fits(fingerprint(prepared) if calibration.model else {})
+        calibration.check_fits(fingerprint(graph) if calibration.model else {})
         patterns += tuple(map(escape, calibration.skipped))
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, patterns)
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
-    written = write_qdq(prepared, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
+    written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
     _tell(plan)
-    return QuantizedModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+    return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
 
 
-def _check_types(model: onnx.ModelProto, graph: Graph) -> None:
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < 19 and onnx.TensorProto.FLOAT16 in graph.types.values():
+def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: Engine) -> list[str]:
+    """Return the names of the activations that :func:`quantize` quantizes if it has a threshold for each.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, path or Prepared
+        A float model, as :func:`quantize` takes it.
+    engine : {"tensorrt", "onnxruntime", "openvino"}
+        The engine that will run the model.
+
+    Returns
+    -------
+    list of str
+        In the order in which :func:`quantize` visits them.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown engine, or a model that :func:`prepare` rejects.
+    """
+    check_engine(engine)
+    graph = prepare(model).graph
+    return list(make_plan(graph, observed_tensors(graph), engine).readers)
+
+
+def _check_types(prepared: Prepared) -> None:
+    opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < 19 and onnx.TensorProto.FLOAT16 in prepared.graph.types.values():
         raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got a model of opset {opset}")
 
 

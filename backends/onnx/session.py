@@ -13,10 +13,11 @@ import onnxruntime
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ..collection import Observation, count, look
-from ..collection.statistics import BinsFor
+from ..collection.bins import BinsFor
 from ..files import temporary_folder
 from .feeds import Array, Input, make_feed, read_inputs
-from .model.graph import read_graph
+from .model.graph import copied
+from .model.preparation import Prepared
 from .model.saving import write_model
 
 Providers: TypeAlias = Sequence[str | tuple[str, Mapping[str, Any]]]
@@ -69,14 +70,14 @@ def _located(where: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_session(model: onnx.ModelProto, names: Sequence[str], providers: Providers) -> Iterator[OnnxObserver]:
-    """Yield a prepared model as onnxruntime runs it, with these tensors as its outputs; this changes `model`.
+def open_session(prepared: Prepared, names: Sequence[str], providers: Providers) -> Iterator[OnnxObserver]:
+    """Yield a prepared model as onnxruntime runs it, with these tensors as its outputs.
 
     One run for each batch returns all of them. Optimization is off: fusion would remove tensors that are needed as they
     are, and a second run for those would cost as much as the first.
     """
     _check_providers(providers)
-    graph = read_graph(model)
+    model, graph = copied(prepared.model), prepared.graph
     inputs = read_inputs(model, graph)
     known = {*graph.inputs, *graph.outputs}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)

@@ -8,3 +8,7 @@ from .data import Report, describe
 from .page import render_html, write_report
 
 __all__ = ["Report", "describe", "render_html", "write_report"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,9 +12,10 @@ import klquant
 from ..calibration import Calibration, Fingerprint, checked
 from ..guard import overclipped
 from ..settings import LayerOptions
+from ..text import ratio, without_nan
 from ..thresholds import LayerThreshold, candidate_thresholds
 from .charts import Bars, Curve, sum_bars, thin_curve
-from .diagnosis import Weights, check_diagnosis, describe_weights
+from .diagnosis import Diagnosed, Weights, check_diagnosis, describe_weights
 
 
 class Choice(NamedTuple):
@@ -74,14 +75,14 @@ class Report(NamedTuple):
 
     def as_json(self) -> str:
         """Return everything as JSON, with null for NaN and infinity."""
-        return json.dumps(_plain(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return json.dumps(without_nan(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def describe(
     calibration: Calibration,
     *,
     title: str = "Calibration report",
-    diagnosis: Any = None,
+    diagnosis: Diagnosed | None = None,
     weight_scales: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -180,8 +181,7 @@ def _try_criteria(calibration: Calibration, name: str, num_bits: int) -> dict[st
 
 
 def _choice(found: LayerThreshold) -> Choice:
-    ratio = found.threshold / found.amax if found.amax else math.nan
-    return Choice(found.criterion, found.threshold, ratio, found.clipped, found.sqnr_db, found.divergence)
+    return Choice(found.criterion, found.threshold, ratio(found), found.clipped, found.sqnr_db, found.divergence)
 
 
 def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float) -> list[str]:
@@ -196,14 +196,3 @@ def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax:
         numbers = {key: getattr(found, key) for key in ("amax", "threshold", "clipped", "sqnr_db")}
         complaints.append(overclipped(**numbers, alternatives=others))
     return [complaint for complaint in complaints if complaint]
-
-
-def _plain(value: Any) -> Any:
-    """Return NamedTuples as dicts, and None for what JSON has no number for."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,17 @@ _OF_A_LAYER = (
     "without_sqnr_db",
 )
 _OF_THE_MODEL = ("model_sqnr_db", "model_cosine")
+
+
+class HasJson(Protocol):
+    """A Diagnosis of any backend."""
+
+    def as_json(self) -> str:
+        """Return its numbers as JSON."""
+        ...
+
+
+Diagnosed: TypeAlias = HasJson | Mapping[str, Any]
 
 
 class Weights(NamedTuple):
@@ -52,12 +63,12 @@ def describe_weights(scales: Mapping[str, Any], calibration: Calibration) -> lis
     return described
 
 
-def check_diagnosis(diagnosis: Any, names: Iterable[str]) -> dict[str, Any]:
+def check_diagnosis(diagnosis: Diagnosed, names: Iterable[str]) -> dict[str, Any]:
     """Return a diagnosis as plain data, if it is one of these layers.
 
     Read by its JSON, so that no framework is needed: a file of ``Diagnosis.as_json`` does as well.
     """
-    content = json.loads(diagnosis.as_json()) if hasattr(diagnosis, "as_json") else diagnosis
+    content: Any = json.loads(diagnosis.as_json()) if hasattr(diagnosis, "as_json") else diagnosis
     if not isinstance(content, Mapping) or not isinstance(content.get("layers"), list):
         raise InvalidInputError(
             f"`diagnosis` must be a Diagnosis or its JSON with layers, got {type(diagnosis).__name__}"

@@ -12,7 +12,7 @@
   const number = (value, digits = 4) => (value === null ? "–" : String(Number(value.toPrecision(digits))));
   const fixed = (value, digits = 4) => (value === null ? "–" : value.toPrecision(digits));
   const whole = (value) => value.toLocaleString("en");
-  const percent = (share) => (share === null ? "–" : `${number(100 * share, 3)} %`);
+  const percent = (share) => (share === null ? "–" : `${number(100 * share, 3)}%`);
 
   const cell = (kind, content, className) => {
     const made = document.createElement(kind);

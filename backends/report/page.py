@@ -21,10 +21,11 @@ from klquant.errors import MissingDependencyError
 
 from ..calibration import Calibration
 from ..files import write_atomic
+from ..text import number, percent
 from .charts import outline, sparkline
 from .data import Report, Tensor, describe
+from .diagnosis import Diagnosed
 
-_MISSING = "\N{EN DASH}"
 FOLDER = Path(__file__).parent
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("uPlot.min.js", "tables.js", "charts.js", "layer.js")  # uPlot 1.6.32
@@ -58,7 +59,7 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "percent": _percent, "sortable": _sortable, "options": _options}
+    environment.filters |= {"number": number, "percent": percent, "sortable": _sortable, "options": _options}
     environment.filters |= {"share_of_range": _share_of_range, "columns": _columns}
     environment.globals |= {"sparkline": sparkline, "outline": outline}
     scripts = {name: _read(name) for name in _SCRIPTS}
@@ -73,17 +74,26 @@ def render_html(report: Report) -> str:
 
 
 def write_report(
-    calibration: Calibration, path: str | Path, *, json_path: str | Path | None = None, **options: Any
+    calibration: Calibration,
+    path: str | Path,
+    *,
+    json_path: str | Path | None = None,
+    title: str = "Calibration report",
+    diagnosis: Diagnosed | None = None,
+    weight_scales: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Report:
-    """Write the page about a calibration, whole or not at all, and the same numbers as JSON if asked to.
+    """Write an HTML page about a calibration, and its numbers as JSON if `json_path` is given.
 
     Parameters
     ----------
     calibration : Calibration
-    path, json_path : path
-        Where the page goes, and the JSON.
-    **options
-        Of :func:`describe`: ``title``, ``diagnosis``, ``weight_scales``, ``progress``.
+    path : str or Path
+        Of the page. Each file is written whole or not at all.
+    json_path : str or Path, optional
+        Of the JSON.
+    title, diagnosis, weight_scales, progress
+        As for :func:`describe`.
 
     Returns
     -------
@@ -97,7 +107,7 @@ def write_report(
     MissingDependencyError
         Without jinja2.
     """
-    report = describe(calibration, **options)
+    report = describe(calibration, title=title, diagnosis=diagnosis, weight_scales=weight_scales, progress=progress)
     write_atomic(Path(path), render_html(report).encode())
     if json_path is not None:
         write_atomic(Path(json_path), report.as_json().encode())
@@ -110,15 +120,6 @@ def _read(name: str) -> str:
 
 def _hash_of(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _number(value: float | None, form: str = ".4g") -> str:
-    """Return a number for people; a dash where there is none."""
-    return _MISSING if value is None or math.isnan(value) else "∞" if math.isinf(value) else format(value, form)
-
-
-def _percent(share: float | None) -> str:
-    return _MISSING if share is None or math.isnan(share) else f"{100 * share:.3g} %"
 
 
 def _sortable(value: float | None) -> str:

@@ -75,8 +75,11 @@ def quantize(
         quantizer.collect_amax(batches)
     quantizer.collect_histograms(batches)
     quantizer.search_thresholds(criterion=criterion, batches=None if first is None else batches)
-    quantized = quantizer.simulate()
-    return quantizer.correct_bias(quantized, batches) if correct_bias else quantized
+    if not correct_bias:
+        return quantizer._simulate_in_place()
+    quantized = quantizer.simulate()  # a copy: the correction compares it with the folded model
+    quantizer._correct_in_place(quantized.model, batches)
+    return quantized
 
 
 def requantize(
@@ -112,7 +115,7 @@ def requantize(
     quantizer = Quantizer.from_calibration(model, calibration)
     if criterion is not None or num_bits is not None or not calibration.thresholds:
         quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits)
-    return quantizer.simulate()
+    return quantizer._simulate_in_place()
 
 
 def _check_one_shot(batches: Iterator[Any], allowed: bool) -> None:

@@ -15,20 +15,21 @@ from ..calibration import Calibration, checked
 from ..collection import Run, capped, collect_counts, collect_growing, collect_ranges, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
-from ..settings import CriterionOrAuto, LayerOptions, Settings
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
-from .correction.bias_correction import correct_bias
-from .correction.equalization import Equalized, apply_equalization, equalize
-from .folding.api import examine
-from .folding.apply import Fold, apply_folds
+from .correction.bias_correction import correct_in_place
+from .correction.equalization import Equalized, equalize_in_place, find_pairs
+from .folding.api import copy_to_fold, examine_copy
+from .folding.apply import Fold, fold_in_place
 from .folding.verify import watched
+from .model.edits import copy_model
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
 from .observation.observer import TorchObserver
-from .simulation import quantize_weights, simulate
-from .stages import EXCLUDED, NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
+from .simulation import quantize_weights, simulate_in_place
+from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
 
 logger = logging.getLogger("klquant")
 
@@ -95,7 +96,7 @@ class Quantizer:
         """
         quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
-        quantizer._fold([Fold(**fold) for fold in calibration.transforms["fold"]], {})
+        quantizer._fold(copy_to_fold(model), [Fold(**fold) for fold in calibration.transforms["fold"]], {})
         quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])
         quantizer.quantize_weights()
         quantizer._reached(Stage.CALIBRATED if calibration.thresholds else Stage.HISTOGRAMS_COLLECTED, calibration)
@@ -105,17 +106,18 @@ class Quantizer:
         """Fold BatchNorm and ReLU, as a run on one batch shows; of several processes one must have a batch."""
         check_eval(self._model)
         with failing_together(self._run.group):
-            seen = None if batch is None else examine(self._model, batch, forward=self._forward)
+            model = copy_to_fold(self._model)
+            seen = None if batch is None else examine_copy(model, batch, self._forward)
         found = share(seen and [[fold._asdict() for fold in seen.folds], seen.skipped], self._run.group)
         if found is None:
             raise InvalidInputError("expected at least one calibration batch, got none")
-        return self._fold([Fold(**fold) for fold in found[0]], found[1])
+        return self._fold(model, [Fold(**fold) for fold in found[0]], found[1])
 
     def equalize(self, batch: Any = None) -> list[Equalized]:
         """Equalize the ranges of neighbouring layers, as a run on one batch shows; see :func:`equalize`."""
         self._need(Stage.FOLDED)
         with failing_together(self._run.group):
-            found = None if batch is None else equalize(self._folded, batch, forward=self._forward)[1]
+            found = None if batch is None else find_pairs(self._folded, batch, self._forward)
         shared = share(found and [pair._asdict() for pair in found], self._run.group)
         return self._equalize([Equalized(**pair) for pair in shared or []])
 
@@ -175,19 +177,13 @@ class Quantizer:
     def simulate(self) -> QuantizedModel:
         """Return a model that simulates INT8 inference, with all that was found on the way."""
         self._need(Stage.CALIBRATED)
-        found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
-        tell_of_floats(found)
-        model = simulate(self._folded, self._weight_scales, found.thresholds, observe=self._observe)
-        return QuantizedModel(
-            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
-        )
+        return self._quantized(copy_model(self._folded))
 
     def correct_bias(self, quantized: QuantizedModel, batches: Iterable[Any]) -> QuantizedModel:
         """Return what :meth:`simulate` gave with the biases corrected for rounding; see :func:`correct_bias`."""
-        if self._run.group is not None:
-            raise InvalidInputError("bias correction needs all data in one process, got a process group")
-        run: dict[str, Any] = {"forward": self._forward, "progress": self._run.progress}
-        return quantized._replace(model=correct_bias(quantized.model, self._folded, batches, **run)[0])
+        corrected = quantized._replace(model=copy_model(quantized.model))
+        self._correct_in_place(corrected.model, batches)
+        return corrected
 
     def diagnose(self, batches: Iterable[Any], *, sensitivity: bool = True) -> Diagnosis:
         """Compare the quantized model with the float model, layer by layer; see :func:`diagnose`."""
@@ -205,10 +201,11 @@ class Quantizer:
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
-    def _fold(self, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
-        self._folded, settings = apply_folds(self._model, folds), self._found.settings
-        names = [name for name, _ in weighted_layers(self._folded)]
+    def _fold(self, model: nn.Module, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
+        fold_in_place(model, folds)
+        settings, names = self._found.settings, [name for name, _ in weighted_layers(model)]
         settings.check_patterns(names)
+        self._folded = model
         self._options = settings.resolve(names)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         self._watched, self._run = watched(self._forward, folds), self._run._replace(checkpoint=None)
@@ -218,10 +215,30 @@ class Quantizer:
         return folds
 
     def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
-        self._folded, self._run = apply_equalization(self._folded, pairs), self._run._replace(checkpoint=None)
+        equalize_in_place(self._folded, pairs)
+        self._run = self._run._replace(checkpoint=None)
         transforms = {**self._found.transforms, "equalize": [pair._asdict() for pair in pairs]}
         self._reached(Stage.FOLDED, transforms=transforms)
         return pairs
+
+    def _simulate_in_place(self) -> QuantizedModel:
+        """Do what :meth:`simulate` does with the model of this object instead of a copy; no stage can follow."""
+        return self._quantized(self._folded)
+
+    def _quantized(self, model: nn.Module) -> QuantizedModel:
+        """Return the result, with `model`, the folded one or a copy of it, changed in place."""
+        found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
+        tell_of_floats(found)
+        simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
+        return QuantizedModel(
+            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
+        )
+
+    def _correct_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:
+        if self._run.group is not None:
+            raise InvalidInputError("bias correction needs all data in one process, got a process group")
+        progress = self._run.progress
+        correct_in_place(simulated, self._folded, batches, forward=self._forward, progress=progress)
 
     def _auto(
         self, options: dict[str, LayerOptions], scales: dict[str, torch.Tensor], batches: Iterable[Any] | None

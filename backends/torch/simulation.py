@@ -10,8 +10,9 @@ from klquant.errors import InvalidInputError
 
 from ..settings import DEAD_CHANNEL, Observe
 from ..thresholds import LayerThreshold
-from .model.forward import Where, copy_model, observed_at
-from .model.layers import LayerWrapper, channel_axis, inner_layer, replace_module, weighted_layers
+from .model.edits import copy_model, replace_module
+from .model.forward import Where, observed_at
+from .model.layers import LayerWrapper, channel_axis, inner_layer, weighted_layers
 
 
 class QuantizedLayer(LayerWrapper):
@@ -159,7 +160,18 @@ def simulate(
     InvalidInputError
         For a threshold of a layer that the model lacks, or that has no scales of its weights; for another `observe`.
     """
-    model = copy_model(model)
+    simulated = copy_model(model)
+    simulate_in_place(simulated, weight_scales, thresholds, observe)
+    return simulated
+
+
+def simulate_in_place(
+    model: nn.Module,
+    weight_scales: Mapping[str, torch.Tensor],
+    thresholds: Mapping[str, LayerThreshold],
+    observe: Where,
+) -> None:
+    """Do what :func:`simulate` does to the model itself."""
     layers = dict(weighted_layers(model))
     if unknown := thresholds.keys() - layers.keys():
         raise InvalidInputError(
@@ -174,8 +186,7 @@ def simulate(
         axis, bits = channel_axis(inner), found.num_bits
         weight = fake_quantize(inner.weight.detach(), weight_scales[name], axis=axis, num_bits=bits)
         inner.weight = nn.Parameter(weight, requires_grad=False)
-        model = replace_module(model, layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
-    return model
+        replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
 
 
 def saturate_like_engines(model: nn.Module) -> nn.Module:

@@ -11,11 +11,11 @@ from klquant.errors import StageError
 
 from ..calibration import Calibration
 from ..html_tables import html_skipped, html_thresholds
+from ..settings import EXCLUDED
 from ..thresholds import LayerThreshold
 from ..warning import warn_of_floats
 from .folding.apply import Fold
 
-EXCLUDED = "excluded by the settings"
 NEVER_CALLED = "it was never called"
 
 

@@ -1,5 +1,9 @@
-"""The command line: arguments in, tables out; the work is done elsewhere. One file per command."""
+"""The command line. It parses arguments and prints results; the work is done in the other packages."""
 
 from .group import cli
 
 __all__ = ["cli"]
+
+
+def __dir__() -> list[str]:
+    return __all__

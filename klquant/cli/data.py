@@ -1,4 +1,4 @@
-"""Calibration data as the command line names them: batches that are read one at a time, as often as needed."""
+"""Calibration data from `--data`: batches that are read one at a time, and again in each pass."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
 
 class Batches(Sequence[Any]):
-    """Batches that are loaded when they are asked for, and not kept."""
+    """Batches that are loaded on access and not kept."""
 
     def __init__(self, parts: Sequence[Any], load: Callable[[Any], Any]) -> None:
         self._parts, self._load = parts, load
@@ -40,7 +40,7 @@ class Batches(Sequence[Any]):
 
 
 class FunctionBatches(Iterable[Any]):
-    """What a function of the user's returns; it is called anew for each pass."""
+    """Batches from a function of the user, which is called once per pass."""
 
     def __init__(self, name: str, function: Callable[[], Iterable[Any]]) -> None:
         self._name, self._function = name, function
@@ -55,18 +55,18 @@ class FunctionBatches(Iterable[Any]):
 def open_batches(
     source: str, *, batch_size: int | None = None, default_size: int = 32, images: ImageOptions | None = None
 ) -> Iterable[Any]:
-    """Return the batches that `source` names, as an iterable that can be gone through again.
+    """Return the batches that `source` names, to iterate over several times.
 
     Parameters
     ----------
     source : str
-        A folder of .npy/.npz files, or of pictures; one such file; or ``module:function``.
+        A folder of .npy or .npz files, or of images; an .npy or .npz file; or ``module:function``.
     batch_size : int, optional
-        Samples in a batch. A folder of arrays has one batch in each file without it, one sample in each file with it.
+        Samples per batch. In a folder of arrays each file is one sample if it is given, and one batch if not.
     default_size : int
-        Taken for one file and for pictures if there is no `batch_size`.
+        Samples per batch of a file and of images, without `batch_size`.
     images : ImageOptions, optional
-        How pictures become arrays; needed for them.
+        How to turn images into arrays; required for images.
 
     Returns
     -------
@@ -76,8 +76,8 @@ def open_batches(
     Raises
     ------
     InvalidInputError
-        For a source that is not there, holds nothing, or holds other things; naming it. For single files when they are
-        read.
+        For a source that is missing, empty or of another kind, and for a bad file of a folder when it is read. It
+        names the source or the file.
     """
     path = Path(source)
     if path.is_dir():
@@ -87,15 +87,15 @@ def open_batches(
     if ":" not in source:
         raise InvalidInputError(f"{_EXPECTED}, got {source!r}")
     if batch_size:
-        raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes the batches itself")
+        raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes its own batches")
     return FunctionBatches(source, _import_function(source))
 
 
 def load_arrays(path: Path, *, mapped: bool = False) -> Any:
-    """Return the array of an .npy file, those of an .npz file by name, its only one if it has no name of its own.
+    """Return the array of an .npy file, or the arrays of an .npz file by name.
 
-    With `mapped` the array of an .npy file stays on the disk. Nothing is unpickled, and an .npz file may not unpack to
-    more than 1 GiB or 20 times its size.
+    An .npz file with one array that was saved without a name gives that array. With `mapped`, the array of an .npy
+    file stays on disk. Nothing is unpickled, and an .npz file must not unpack to more than 1 GiB or 20 times its size.
     """
     with path.open("rb") as file:
         try:
@@ -108,9 +108,9 @@ def load_arrays(path: Path, *, mapped: bool = False) -> Any:
                 return np.lib.format.open_memmap(path, mode="r") if is_mapped else np.load(file, allow_pickle=False)
         except OSError:
             raise
-        except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
+        except Exception as error:  # zipfile, zlib and NumPy raise many types
             raise InvalidInputError(
-                f"`{path}` must be a NumPy file of numbers, got a damaged one or one of Python objects: {error}"
+                f"`{path}` must be a NumPy file of numbers, got a damaged file or Python objects: {error}"
             ) from error
     if not arrays:
         raise InvalidInputError(f"`{path}` must hold at least one array, got none")
@@ -127,27 +127,27 @@ def _of_folder(folder: Path, batch_size: int | None, default_size: int, images: 
     found = {kind: _files(folder, kind) for kind in (ARRAYS, IMAGES)}
     arrays, pictures = found[ARRAYS], found[IMAGES]
     if bool(arrays) == bool(pictures):
-        counts = f"{len(arrays)} files of arrays and {len(pictures)} pictures"
-        raise InvalidInputError(f"`{folder}` must hold {' or '.join(ARRAYS)} files, or pictures, got {counts}")
+        counts = f"{len(arrays)} array files and {len(pictures)} images"
+        raise InvalidInputError(f"`{folder}` must contain either {' and '.join(ARRAYS)} files or images, got {counts}")
     if arrays and batch_size is None:
         return Batches(arrays, load_arrays)
     if arrays:
         return Batches(_groups(arrays, batch_size or default_size), _stack_files)
     if images is None or images.size is None:
-        raise InvalidInputError(f"`--image-size` must be given: `{folder}` holds {len(pictures)} pictures")
+        raise InvalidInputError(f"`--image-size` must be given: `{folder}` contains {len(pictures)} images")
     groups = _groups(pictures, batch_size or default_size)
     return Batches(groups, lambda paths: np.stack([load_image(path, images) for path in paths]))
 
 
 def _of_file(path: Path, size: int) -> Batches:
-    """Split arrays along their first axis; an .npy file stays on the disk, an .npz file is read once."""
+    """Split arrays along their first axis. An .npy file stays on disk; an .npz file is read once."""
     if path.suffix not in ARRAYS:
         raise InvalidInputError(f"{_EXPECTED}, got `{path}`")
     content = load_arrays(path, mapped=True)
     arrays = content if isinstance(content, dict) else {"array": content}
     lengths = {name: array.shape[0] if array.ndim and array.size else None for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
-        raise InvalidInputError(f"arrays of `{path}` must have the same number of samples first, got {lengths}")
+        raise InvalidInputError(f"arrays of `{path}` must have the same length along the first axis, got {lengths}")
     begins = range(0, next(iter(arrays.values())).shape[0], size)
     if not isinstance(content, dict):
         return Batches(begins, lambda begin: np.array(content[begin : begin + size]))
@@ -169,14 +169,13 @@ def _stack_files(paths: Sequence[Path]) -> Any:
             return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
         return np.stack(samples)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        where = f"`{paths[0]}` to `{paths[-1]}`"
         raise InvalidInputError(
-            f"samples must have the same names and shapes, got others in {where}: {error}"
+            f"samples must have the same names and shapes, got different ones in `{paths[0]}` to `{paths[-1]}`: {error}"
         ) from error
 
 
 def _import_function(source: str) -> Callable[[], Iterable[Any]]:
-    """Import from the current folder, as `python -m` does; not from where the command is installed."""
+    """Import a function from the current folder, as `python -m` does."""
     module_name, _, name = source.rpartition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -194,7 +193,7 @@ def _import_function(source: str) -> Callable[[], Iterable[Any]]:
 
 
 def _last_line(error: Exception) -> str:
-    """Return what went wrong in a user's code, and where."""
+    """Return the error and its line in the code of the user."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"

@@ -1,4 +1,4 @@
-"""How a command fails: in one line on stderr, with a hint below where one helps; --debug shows the traceback."""
+"""Errors of commands: one line on stderr and perhaps a hint; --debug adds the traceback."""
 
 import errno
 import traceback
@@ -10,18 +10,17 @@ import click
 
 import klquant
 
-WRONG, BUG, INTERRUPTED = 2, 3, 130  # exit codes; 2 is that of click's own usage errors: 1 is an answer
+WRONG, BUG, INTERRUPTED = 2, 3, 130  # exit codes: 2 as for click's usage errors, since 1 is an answer
 _DEBUG = "klquant.debug"
-_SHOWS_HELP: type[Exception] = getattr(click.exceptions, "NoArgsIsHelpError", click.Abort)  # not in 8.1
 
 
 def printable(text: str) -> str:
-    """Return text in which what a terminal would obey, or not show, stands as its escape."""
+    """Return text with escapes in place of the characters that a terminal would obey or not show."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class Failure(click.ClickException):
-    """An error in one line."""
+    """An error that is printed in one line."""
 
     exit_code = WRONG
 
@@ -30,7 +29,7 @@ class Failure(click.ClickException):
         self.hint = hint
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print it."""
+        """Print the error, and the hint if there is one."""
         click.echo(f"Error: {self.message}", file=file, err=True)
         if self.hint:
             click.echo(f"Hint: {self.hint}", file=file, err=True)
@@ -38,7 +37,7 @@ class Failure(click.ClickException):
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        ctx.meta[_DEBUG] = True  # which the contexts of a command and its group share
+        ctx.meta[_DEBUG] = True  # shared by the contexts of a command and its group
 
 
 debug_option = click.Option(
@@ -48,30 +47,30 @@ debug_option = click.Option(
 
 
 class Bug(Failure):
-    """An error that is klquant's own."""
+    """An unexpected error inside klquant."""
 
     exit_code = BUG
 
     def __init__(self, error: Exception) -> None:
-        message = f"this is a bug of klquant: {type(error).__name__}: {error}"
-        super().__init__(message, "--debug shows where; please report that")
+        message = f"bug in klquant: {type(error).__name__}: {error}"
+        super().__init__(message, "please report it with the output of --debug")
 
 
 @contextmanager
 def failing_in_one_line(ctx: click.Context) -> Iterator[None]:
-    """Turn what is raised in the block into a Failure, but for what click handles well."""
+    """Turn exceptions into a Failure, except for those that click handles well."""
     try:
         yield
     except KeyboardInterrupt:
         ctx.exit(INTERRUPTED)
-    except (click.exceptions.Exit, click.Abort, Failure, _SHOWS_HELP):
+    except (click.exceptions.Exit, click.Abort, Failure, click.exceptions.NoArgsIsHelpError):
         raise
     except click.UsageError as error:
         path = (error.ctx or ctx).command_path
-        raise Failure(error.format_message(), f"`{path} --help` tells what it takes") from error
+        raise Failure(error.format_message(), f"see `{path} --help`") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # click ends quietly where a reader such as `head` went away
+            raise  # a reader such as `head` closed the pipe: click exits quietly
         if ctx.meta.get(_DEBUG):
             click.echo(traceback.format_exc(), err=True, nl=False)
         raise _failure(error) from error
@@ -80,14 +79,14 @@ def failing_in_one_line(ctx: click.Context) -> Iterator[None]:
 def _failure(error: Exception) -> Failure:
     match error:
         case klquant.MissingDependencyError():
-            is_own = "klquant[cli]" in str(error)  # without which there is no doctor
-            return Failure(str(error), "" if is_own else "`klquant doctor` tells what is installed, and for what")
+            is_own = "klquant[cli]" in str(error)  # `doctor` itself needs that extra
+            return Failure(str(error), "" if is_own else "`klquant doctor` shows what is installed")
         case klquant.ModelError():
-            return Failure(str(error), "--debug shows where")
+            return Failure(str(error), "--debug shows the traceback")
         case klquant.KLQuantError():
             return Failure(str(error))
         case OSError():
             return Failure(f"`{error.filename}`: {error.strerror}" if error.filename else str(error))
         case MemoryError():
-            return Failure(f"out of memory: {error}".removesuffix(": "), "smaller batches take less")
+            return Failure(f"out of memory: {error}".removesuffix(": "), "try smaller batches")
     return Bug(error)

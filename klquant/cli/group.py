@@ -1,13 +1,10 @@
-"""The command `klquant` itself: finds its subcommands when they are asked for."""
+"""The command `klquant`, which imports a subcommand only when it is used."""
 
 import importlib
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,57 +12,32 @@ import klquant
 
 from .errors import debug_option, failing_in_one_line, printable
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
-# Each is a function in the module of its name; its first sentence is here so that --help imports none of them.
+# Each command is a function in the module of its name. Summaries are here, so that --help imports no module.
 COMMANDS = {
-    "calibrate": "Observe an ONNX model on data and choose the thresholds of its tensors",
-    "quantize": "Write an ONNX model with Q/DQ nodes from a calibration",
-    "inspect": "Tell which nodes of an ONNX model an engine runs in INT8",
-    "threshold": "Compare the criteria on a saved histogram or calibration",
-    "report": "Write a calibration as one HTML page: thresholds, histograms, warnings",
-    "convert": "Convert between the calibration tables of engines",
-    "cache-to-qdq": "Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache",
-    "demo": "Calibrate and quantize a small trained network on real images",
-    "doctor": "Tell what is installed, and which features it makes usable",
-    "completion": "Print the script that makes a shell complete commands and names",
+    "calibrate": "Calibrate an ONNX model on sample data",
+    "quantize": "Quantize an ONNX model to INT8 with Q/DQ nodes",
+    "inspect": "Show which nodes of an ONNX model an engine runs in INT8",
+    "threshold": "Compare the criteria on a histogram or a calibration",
+    "report": "Write an HTML report about a calibration",
+    "convert": "Convert a calibration table to another format",
+    "cache-to-qdq": "Quantize an ONNX model with a TensorRT calibration cache",
+    "demo": "Quantize a small network and compare its accuracy",
+    "doctor": "Show which extras work and how to install the others",
+    "completion": "Print a shell completion script",
 }
 
 
 class _Group(click.Group):
-    """Imports a command's module when the command is used, and shows errors and warnings in one line."""
+    """Imports a command when it is used, and prints errors and warnings in one line each."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(needed(f"klquant.cli.commands.{name}", "cli"), name)
-        if debug_option not in command.params:
-            command.params.append(debug_option)
-        return command
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0].isalpha() and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            close = get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[str]]":
-        from click.shell_completion import CompletionItem
-
-        names = [name for name in COMMANDS if name.startswith(incomplete)]
-        commands = [CompletionItem(name, help=COMMANDS[name]) for name in names]
-        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+        name, _, others = super().resolve_command(ctx, args)
+        return name, _load(name) if name else None, others
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with failing_in_one_line(ctx):
@@ -76,10 +48,13 @@ class _Group(click.Group):
             return super().invoke(ctx)
 
 
-@click.group(cls=_Group, params=[debug_option])
+_UNLOADED = {name: click.Command(name, short_help=summary) for name, summary in COMMANDS.items()}
+
+
+@click.group(cls=_Group, commands=_UNLOADED, params=[debug_option])
 @click.version_option(klquant.__version__, prog_name="klquant")
 def cli() -> None:
-    """INT8 entropy (KL-divergence) calibration, from a float ONNX model to one that engines run in INT8.
+    """INT8 entropy (KL divergence) calibration: turn a float ONNX model into one that engines run in INT8.
 
     \b
     Example:
@@ -87,23 +62,30 @@ def cli() -> None:
       klquant quantize model.onnx calib.npz --engine tensorrt -o int8.onnx
       klquant inspect int8.onnx --engine tensorrt
 
-    Results go to stdout, with --json as JSON alone; warnings and progress bars go to stderr.
+    Results go to stdout, as JSON with --json. Warnings and progress bars go to stderr.
 
     \b
     Exit codes:
-      0    done, and as asked for
-      1    an answer: what was asked for is not so (see inspect --help)
-      2    wrong usage or input; one line on stderr says which
-      3    a bug of klquant; please report what --debug shows
+      0    success
+      1    done, but the answer is no (see inspect --help)
+      2    wrong usage or input, explained in one line on stderr
+      3    a bug in klquant; please report the output of --debug
       130  interrupted
     """  # noqa: D301
 
 
+def _load(name: str) -> click.Command:
+    function = name.replace("-", "_")
+    command: click.Command = getattr(needed(f"klquant.cli.commands.{function}", "cli"), function)
+    if debug_option not in command.params:
+        command.params.append(debug_option)
+    return command
+
+
 def needed(module: str, extra: str) -> Any:
-    """Import what a command needs, or say how to install it."""
+    """Import a module that a command needs, or name the extra to install."""
     try:
-        with _interrupts_held():
-            return importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "klquant":
             raise
@@ -112,24 +94,8 @@ def needed(module: str, extra: str) -> Any:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let a Ctrl-C wait: while they are loaded extension modules make another error of it, or crash."""
-    if threading.current_thread() is not threading.main_thread():  # which no Ctrl-C comes to
-        yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held:
-            raise KeyboardInterrupt
-
-
-@contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Show klquant's own warnings in one line each on stderr, without the line of code that they point at."""
+    """Print warnings of klquant in one line each on stderr, without a line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", klquant.CalibrationWarning)
         others = warnings.showwarning

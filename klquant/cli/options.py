@@ -1,4 +1,4 @@
-"""Kinds of files, told by how they begin: one of the wrong kind is refused before anything is loaded."""
+"""Types and options that commands share, and the thresholds of a saved calibration."""
 
 import math
 import os
@@ -6,28 +6,28 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import click
 
 from klquant.backends.calibration import Calibration
-from klquant.backends.settings import Criterion, Engine, Settings
+from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings
 
 from .output import busy
 
-MODEL, CALIBRATION, ARRAYS = "an ONNX model", "a calibration of klquant", "a NumPy file"
-CACHE, PYTORCH = "a TensorRT calibration cache", "a file of PyTorch"
+MODEL, CALIBRATION, ARRAYS = "an ONNX model", "a klquant calibration", "a NumPy file"
+CACHE, PYTORCH = "a TensorRT calibration cache", "a PyTorch file"
 
 
 class InputFile(click.Path):
-    """An existing file of one of these kinds, or of a kind that is not told by its beginning."""
+    """An existing file. A file that is clearly of another kind is rejected before anything is loaded."""
 
     def __init__(self, *kinds: str) -> None:
         super().__init__(exists=True, dir_okay=False, path_type=Path)
         self._kinds = kinds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return its path."""
+        """Return the path of the file."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         found = kind_of(path)
         if found and found not in self._kinds:
@@ -36,7 +36,7 @@ class InputFile(click.Path):
 
 
 def kind_of(path: Path) -> str:
-    """Return what a file plainly is, or nothing."""
+    """Return the kind of a file by its first bytes; empty if they do not identify it."""
     names = _names_in_zip(path)
     if names:
         return PYTORCH if "data.pkl" in names else CALIBRATION if "meta.npy" in names else ARRAYS
@@ -58,15 +58,13 @@ def _names_in_zip(path: Path) -> set[str]:
 
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW = click.Path(dir_okay=False, path_type=Path)
 ONNX_MODEL, SAVED_CALIBRATION, TABLE = InputFile(MODEL), InputFile(CALIBRATION), InputFile(CACHE, CALIBRATION)
 
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Turn `224x320` or `224` into (height, width)."""
+    """Parse `224x320` or `224` as (height, width)."""
     if value is None:
         return None
     height, _, width = value.lower().partition("x")
@@ -76,18 +74,18 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def parse_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
-    """Turn `0.5` or `0.4,0.5,0.6` into numbers: one for all channels, or one for each of three."""
+    """Parse `0.5` or `0.4,0.5,0.6`: one number for all channels, or one for each of three."""
     try:
         numbers = tuple(float(part) for part in value.split(","))
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, 3) or not all(math.isfinite(number) for number in numbers):
-        raise click.BadParameter(f"expected one number or three with commas between, got {value!r}")
+        raise click.BadParameter(f"expected one number or three separated by commas, got {value!r}")
     return numbers
 
 
 def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[str]) -> dict[str, Any]:
-    """Turn each `PATTERN=CRITERION` into an override of the settings; the last `=` counts, names may hold others."""
+    """Parse each `PATTERN=CRITERION` as an override. Names may contain `=`, so the last one separates."""
     overrides: dict[str, Any] = {}
     for text in value:
         pattern, _, criterion = text.rpartition("=")
@@ -99,28 +97,28 @@ def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[
 
 
 def criterion_option(default: Criterion | None, what: str) -> Decorator:
-    """Let one of the criteria be chosen."""
+    """Return the option `--criterion`."""
     return click.option("--criterion", type=click.Choice(CRITERIA), default=default, show_default=True, help=what)
 
 
 override_option = click.option(
     "--override", "overrides", multiple=True, metavar="PATTERN=CRITERION", callback=parse_overrides,
-    help="Another criterion for the tensors that match; may be repeated, the last one wins.",
+    help="Another criterion for matching tensors; may be repeated, the last match wins.",
 )  # fmt: skip
 engine_option = click.option(
     "--engine", type=click.Choice(ENGINES), default="tensorrt", show_default=True,
-    help="Where Q/DQ nodes stand: as this engine wants them.",
+    help="Place the Q/DQ nodes for this engine.",
 )  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 def load_calibration(
     path: Path, *, criterion: Criterion | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Calibration:
-    """Read a calibration with its thresholds, searched again where another criterion is asked for.
+    """Load a calibration and search the thresholds again where the options ask for it.
 
-    With a `criterion` all tensors are searched again, except for those that have one of their own; otherwise the
-    tensors that match `overrides`, and all of them if there are no thresholds yet.
+    With a `criterion`, all tensors are searched again; those with an override keep theirs. Without one, only tensors
+    that match `overrides` are searched, or all if the calibration has no thresholds yet.
     """
     calibration, overrides = Calibration.load(path), overrides or {}
     Settings.make(overrides=overrides).check_patterns(calibration.amax)

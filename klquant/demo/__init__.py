@@ -1,1 +1,1 @@
-"""The demo: a small trained network on real images, calibrated, quantized and judged (``klquant demo``)."""
+"""The demo: a small trained network is calibrated, quantized and evaluated on real images (``klquant demo``)."""

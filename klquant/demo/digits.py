@@ -1,4 +1,4 @@
-"""The data and the network of the demo: scikit-learn's handwritten digits and a VGG-style classifier."""
+"""Data and network of the demo: scikit-learn's handwritten digits and a VGG-style classifier."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ NUM_TEST = 600
 
 
 class Digits(NamedTuple):
-    """1,797 real images of 8 x 8 pixels in a fixed split; images are (n, 1, 8, 8) float32 in 0 .. 1."""
+    """1,797 images of 8 x 8 pixels in a fixed split, as float32 of shape (n, 1, 8, 8) from 0 to 1."""
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
@@ -26,7 +26,7 @@ class Digits(NamedTuple):
 
 
 def load_images() -> Digits:
-    """Return the digits, 1,197 to train and 600 to test, the classes evenly in both."""
+    """Return the digits: 1,197 to train and 600 to test, stratified by class."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=NUM_TEST, stratify=labels, random_state=0)
     train_x, test_x = (torch.tensor(x / 16, dtype=torch.float32).reshape(-1, 1, 8, 8) for x in parts[:2])
@@ -35,7 +35,7 @@ def load_images() -> Digits:
 
 
 def digits_vgg() -> nn.Module:
-    """Return the untrained network: Conv-BN-ReLU-MaxPool twice over, then Linear-ReLU-Linear."""
+    """Return the untrained network: twice two Conv-BN-ReLU and a MaxPool, then Linear-ReLU-Linear."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]

@@ -1,11 +1,9 @@
-"""What ``klquant demo`` does: fold, calibrate on 512 images, quantize, compare with FP32, write it all down."""
+"""The steps of ``klquant demo``: fold, calibrate on 512 images, quantize, compare with FP32, write files."""
 
 import io
 import json
-import logging
-import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -13,27 +11,27 @@ from torch import nn
 
 import klquant
 from klquant.backends.files import write_atomic
+from klquant.backends.text import THRESHOLD_COLUMNS, number, threshold_cells, without_nan
 from klquant.backends.torch import Calibration, Diagnosis, LayerThreshold, Quantizer
 from klquant.demo.digits import Digits
 from klquant.plots import plot_divergence, plot_histogram
 
-logger = logging.getLogger("klquant.demo")
-
 NUM_CALIBRATION = 512
 BATCH_SIZE = 64
+LAYER_COLUMNS = ("layer", *THRESHOLD_COLUMNS[1:-1], "output", "alone")
 
 
 class Accuracy(NamedTuple):
-    """How one version of the network does on the test images."""
+    """Accuracy of one version of the network on the test images."""
 
     top1: float
-    """Share of images classified right, in percent."""
+    """Images classified correctly, in percent."""
     sqnr_db: float | None
-    """Signal to quantization noise of the logits against FP32, in dB."""
+    """Signal-to-quantization-noise ratio of the logits against FP32, in dB; None for FP32."""
 
 
 class DemoResult(NamedTuple):
-    """All numbers of the demo; :meth:`as_json` is what ``report.json`` holds."""
+    """All results of the demo; :meth:`as_json` gives the content of ``report.json``."""
 
     accuracy: dict[str, Accuracy]
     calibration: Calibration
@@ -41,30 +39,30 @@ class DemoResult(NamedTuple):
 
     @property
     def layers(self) -> dict[str, LayerThreshold]:
-        """Return the thresholds of the layers by KL."""
+        """Thresholds of the layers by KL divergence."""
         thresholds: dict[str, LayerThreshold] = self.calibration.thresholds
         return thresholds
 
     def as_json(self) -> str:
-        """Return accuracy, layers, what was folded and what stays in floating point as JSON."""
+        """Return all results as JSON, including the folded modules and the layers in floating point."""
         found = self.calibration
         content = {
             "klquant": klquant.__version__,
             "torch": torch.__version__,
             "observe": found.settings.observe,
             "calibration_images": NUM_CALIBRATION,
-            "accuracy": {name: entry._asdict() for name, entry in self.accuracy.items()},
-            "layers": {name: _finite(entry._asdict()) for name, entry in self.layers.items()},
+            "accuracy": self.accuracy,
+            "layers": self.layers,
             "diagnosis": json.loads(self.diagnosis.as_json()),
             "folds": found.transforms["fold"],
             "skipped": found.skipped,
             "calls": found.calls,
         }
-        return json.dumps(content, indent=2)
+        return json.dumps(without_nan(content), indent=2)
 
 
 def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "outputs"] = "inputs") -> DemoResult:
-    """Take the network through all stages, and judge INT8 with KL and with max thresholds on the test images."""
+    """Quantize the network with KL and with max thresholds, and evaluate both on the test images."""
     batches = digits.train_images[:NUM_CALIBRATION].split(BATCH_SIZE)
     quantizer = Quantizer(network, observe=observe, progress=True)
     quantizer.fold(batches[0])
@@ -81,8 +79,8 @@ def run_demo(network: nn.Module, digits: Digits, *, observe: Literal["inputs", "
     return DemoResult(accuracy, result.calibration, quantizer.diagnose(batches[:2]))
 
 
-def write_report(result: DemoResult, folder: Path) -> list[Path]:
-    """Write ``report.json``, ``calibration.npz`` and one picture for each layer; return their paths."""
+def write_files(result: DemoResult, folder: Path) -> list[Path]:
+    """Write ``report.json``, ``calibration.npz`` and a plot of each layer, and return their paths."""
     paths = [folder / "report.json", folder / "calibration.npz"]
     write_atomic(paths[0], result.as_json().encode())
     result.calibration.save(paths[1])
@@ -93,32 +91,18 @@ def write_report(result: DemoResult, folder: Path) -> list[Path]:
 
 
 def summarize(result: DemoResult) -> list[tuple[str, ...]]:
-    """Return the rows of the layer table: name, amax, T, T/amax, clipped share, KL, output's SQNR, model's SQNR."""
-    diagnosed = {layer.name: layer for layer in result.diagnosis.layers}
+    """Return the rows of `LAYER_COLUMNS`."""
+    diagnosed = {layer.name: (layer.output_sqnr_db, layer.alone_sqnr_db) for layer in result.diagnosis.layers}
     return [
-        (
-            name,
-            f"{layer.amax:.3f}",
-            f"{layer.threshold:.3f}",
-            f"{layer.threshold / layer.amax:.3f}",
-            f"{layer.clipped:.1e}",
-            f"{layer.divergence:.1e}",
-            f"{diagnosed[name].output_sqnr_db:.1f}",
-            f"{diagnosed[name].alone_sqnr_db:.1f}",
-        )
-        for name, layer in result.layers.items()
+        (name, *list(threshold_cells(found).values())[1:-1], *(number(sqnr_db, ".1f") for sqnr_db in diagnosed[name]))
+        for name, found in result.layers.items()
     ]
 
 
 def summarize_folds(result: DemoResult) -> list[tuple[str, ...]]:
-    """Return the rows of the table of what was folded: name, kind, into, why not."""
+    """Return the rows of the table of folded modules: name, kind, target, and the reason if it was not folded."""
     folds = result.calibration.transforms["fold"]
     return [(fold["module"], fold["kind"], fold["into"] or "", fold["reason"]) for fold in folds]
-
-
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return null for what JSON has no number for."""
-    return {k: None if isinstance(value, float) and not math.isfinite(value) else value for k, value in fields.items()}
 
 
 def _judge(model: nn.Module, reference: torch.Tensor, digits: Digits) -> Accuracy:
@@ -137,7 +121,7 @@ def _top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def plot_layer(name: str, layer: LayerThreshold, histogram: klquant.Histogram) -> bytes:
-    """Return a PNG with two panels for one layer."""
+    """Return a PNG of one layer with two panels: its histogram and its divergence."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     figure.suptitle(f"{name}: T = {layer.threshold:.4g}, {layer.threshold / layer.amax:.0%} of amax = {layer.amax:.4g}")

@@ -1,6 +1,6 @@
-"""Train the network of the demo anew: about a minute on two cores.
+"""Training of the demo network, about a minute on two cores.
 
-``klquant demo --retrain`` runs this; ``python -m klquant.demo.training FILE`` writes the weights that are shipped.
+``klquant demo --retrain`` runs it. ``python -m klquant.demo.training FILE`` writes the weights that klquant ships.
 """
 
 import sys
@@ -28,7 +28,7 @@ def train(
     max_lr: float = 3e-3,
     seed: int = 0,
 ) -> nn.Module:
-    """Return the trained network in eval mode; the global random state is left alone."""
+    """Return the trained network in eval mode. The global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make()
@@ -52,7 +52,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 
 def _shifted(images: torch.Tensor) -> torch.Tensor:
-    """Return the images moved by up to one pixel, each by its own."""
+    """Return the images, each shifted by up to one pixel at random."""
     padded = nn.functional.pad(images, (1, 1, 1, 1))
     offsets = torch.randint(0, 3, (len(images), 2)).tolist()
     return torch.stack([image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(padded, offsets, strict=True)])

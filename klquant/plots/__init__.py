@@ -1,7 +1,7 @@
-"""Pictures for notebooks and reports, drawn by matplotlib; imported on demand.
+"""Plots for notebooks and reports, drawn with matplotlib.
 
-Every function draws on the Axes that it is given and returns it. Without one it makes a new pyplot figure, which
-notebooks show. Nothing global is changed.
+Every function draws on the given Axes and returns it. Without Axes it makes a new pyplot figure, which notebooks show.
+No global setting is changed.
 """
 
 from klquant.errors import MissingDependencyError
@@ -15,3 +15,7 @@ from klquant.plots.histograms import plot_divergence, plot_histogram
 from klquant.plots.layers import plot_layers
 
 __all__ = ["plot_divergence", "plot_histogram", "plot_layers"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""A histogram with its thresholds, and the divergence of every candidate."""
+"""Plots of a histogram with its thresholds, and of the divergence of every candidate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from klquant._namespace import Array
 from klquant._validate import check_histogram, check_positive
-from klquant.backends.html_tables import percent
+from klquant.backends.text import percent
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 from klquant.plots.style import BLUE, GREY, RED, Style, axes_or_new, choose_styles
@@ -25,14 +25,14 @@ def plot_histogram(
     log: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the counts, and lines at +-T of each criterion.
+    """Draw a histogram, and lines at +-T of each threshold.
 
     Parameters
     ----------
     hist, edges : array, shapes (num_bins,) and (num_bins + 1,)
         One histogram, as for :func:`klquant.optimal_threshold`.
     thresholds : mapping, optional
-        T by name: a :class:`klquant.Threshold`, a LayerThreshold of a calibration, or a number in units of the edges.
+        T by name: a :class:`klquant.Threshold`, a LayerThreshold, or a number in units of the edges.
     log : bool
         Use a logarithmic axis for the counts.
     ax : matplotlib.axes.Axes, optional
@@ -45,14 +45,14 @@ def plot_histogram(
     Raises
     ------
     InvalidInputError
-        For a batch of histograms, thresholds that are not positive and finite, naming them; and as for
+        For a batch of histograms, a threshold that is not positive and finite, and as for
         :func:`klquant.optimal_threshold`.
     ArrayTypeError
-        For lists, torch tensors, arrays of different libraries.
+        For lists, torch tensors, and arrays of different libraries.
 
     Notes
     -----
-    Where nothing was counted below the centre bin, as after a ReLU, only what is not negative is drawn.
+    If nothing was counted below the centre bin, as after a ReLU, only the right half is drawn.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def plot_histogram(
     >>> found = {"entropy": klquant.optimal_threshold(hist, edges), "max": klquant.max_threshold(hist, edges)}
     >>> ax = plot_histogram(hist, edges, thresholds=found, ax=Figure().subplots())
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['8.79 (entropy), 0.01 %', '11.95 (max), 0 %']
+    ['8.79 (entropy), 0.01%', '11.95 (max), 0%']
     """
     counts, bounds = _one_histogram(hist, edges)
     lines = _threshold_lines(thresholds or {})
@@ -94,7 +94,7 @@ def plot_divergence(
     log: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the KL divergence of every candidate threshold, and mark the minimum.
+    """Draw the KL divergence of every candidate threshold and mark the minimum.
 
     Parameters
     ----------
@@ -103,16 +103,16 @@ def plot_divergence(
     num_quantized_bins, eps, one_sided
         As for :func:`klquant.optimal_threshold`.
     without_zeros : bool
-        Set the centre bin to 0 first, as it is done where models are calibrated.
+        Set the centre bin to 0 first, as the calibration of models does.
     log : bool
-        Use a logarithmic axis for the divergence; what is below 1e-9 nats is drawn there.
+        Use a logarithmic axis for the divergence. Lower values are drawn at 1e-9 nats.
     ax : matplotlib.axes.Axes, optional
         Where to draw.
 
     Returns
     -------
     matplotlib.axes.Axes
-        Candidates that are infeasible are gaps in the curve.
+        Infeasible candidates are gaps in the curve.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def plot_divergence(
     ax = axes_or_new(ax, (7, 4))
     least = _LEAST if log else 0.0
     feasible = np.pad(np.isfinite(curve), 1)
-    alone = feasible[1:-1] & ~feasible[:-2] & ~feasible[2:]  # a line needs two points
+    alone = feasible[1:-1] & ~feasible[:-2] & ~feasible[2:]  # drawn as points: a line needs two
     drawn = np.where(feasible[1:-1], np.maximum(curve, least), np.nan)
     ax.plot(bounds[-len(curve) :], drawn, color=BLUE, marker=".", markevery=np.flatnonzero(alone).tolist())
     ax.axvline(best.value, color=RED, linewidth=0.8)
@@ -151,7 +151,7 @@ def plot_divergence(
 
 
 def _one_histogram(hist: Array, edges: Array, num_quantized_bins: int = 3) -> tuple[Array, Array]:
-    """Check one histogram as the searches do, and return it as NumPy arrays."""
+    """Return one histogram as NumPy arrays, checked as the searches check it."""
     check_histogram(hist, edges, num_quantized_bins)
     if hist.ndim != 1:
         raise InvalidInputError(f"`hist` must be one histogram, got a batch of shape {tuple(hist.shape)}; choose one")
@@ -159,7 +159,7 @@ def _one_histogram(hist: Array, edges: Array, num_quantized_bins: int = 3) -> tu
 
 
 def _threshold_lines(thresholds: Mapping[str, Any]) -> list[tuple[float, str, Style]]:
-    """Return T, what the legend says, and the style of each threshold."""
+    """Return T, legend text and style of each threshold."""
     if not isinstance(thresholds, Mapping):
         raise InvalidInputError(f"`thresholds` must map names to T, got {type(thresholds).__name__}")
     styles, lines = choose_styles(thresholds), []
@@ -175,6 +175,6 @@ def _threshold_lines(thresholds: Mapping[str, Any]) -> list[tuple[float, str, St
 
 
 def _legend(ax: Axes, title: str) -> None:
-    """Show what the lines are; a `$` in a name is no formula."""
+    """Draw the legend. A `$` in a name does not start a formula."""
     for text in ax.legend(title=title, loc="upper right", fontsize="small", title_fontsize="small").get_texts():
         text.set_parse_math(False)

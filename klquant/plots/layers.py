@@ -1,53 +1,61 @@
-"""The thresholds of all layers."""
+"""A bar chart of the thresholds of all layers."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from klquant.backends.calibration import Calibration
-from klquant.backends.html_tables import number, percent, ratio
+from klquant.backends.text import ratio, threshold_cells
 from klquant.backends.thresholds import LayerThreshold
 from klquant.errors import InvalidInputError
 from klquant.plots.style import axes_or_new, choose_styles
 
 Sort: TypeAlias = Literal["model", "ratio", "clipped", "sqnr_db"]
 
-_COLUMNS = "{:>9} {:>9} {:>10} {:>7}"
+_WIDTHS = {"amax": 9, "T": 9, "clipped": 10, "SQNR dB": 7}  # characters of a column
 _LONGEST = 40  # characters of a name
 _ALPHA = 0.6
-_ROW = 0.17  # inches for a layer
-_LINE = 1.2  # height of a line over the font size
+_ROW = 0.17  # height of a layer, in inches
+_LINE = 1.2  # line height / font size
+
+
+class HasThresholds(Protocol):
+    """A Calibration, or the result of quantizing a model."""
+
+    @property
+    def thresholds(self) -> Mapping[str, LayerThreshold]:
+        """The threshold of each layer or tensor."""
+        ...
 
 
 def plot_layers(
-    thresholds: Mapping[str, LayerThreshold] | Calibration, *, sort: Sort = "model", ax: Axes | None = None
+    thresholds: Mapping[str, LayerThreshold] | HasThresholds, *, sort: Sort = "model", ax: Axes | None = None
 ) -> Axes:
     """Draw T / amax of every layer as a bar, coloured by criterion, with amax, T, clipped share and SQNR beside it.
 
     Parameters
     ----------
     thresholds : mapping, or Calibration
-        What was found, by name of the layer or tensor; what has such ``thresholds``, as the result of
-        :func:`klquant.backends.torch.quantize`, will do as well.
+        Thresholds by name of the layer or tensor, or an object with such ``thresholds``, such as the result of
+        :func:`klquant.backends.torch.quantize`.
     sort : {"model", "ratio", "clipped", "sqnr_db"}
-        Keep the order, or begin with the smallest T / amax, the largest clipped share, the lowest SQNR.
+        Keep the order of the model, or start with the smallest T / amax, the largest clipped share or the lowest SQNR.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. Without it the figure is as high as the layers need; in a lower one names and numbers are left
-        out where they would overlap.
+        Where to draw. By default a new figure, high enough for all layers. In lower Axes some names and numbers are
+        left out so that they do not overlap.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The first layer is the uppermost.
+        The first layer is at the top.
 
     Raises
     ------
     InvalidInputError
-        For no layers, something other than a LayerThreshold, naming it, or another `sort`.
+        If there are no layers, an entry is not a LayerThreshold, or `sort` is unknown.
 
     Examples
     --------
@@ -73,12 +81,12 @@ def plot_layers(
 
 
 def _layers(thresholds: Any) -> list[tuple[str, LayerThreshold]]:
-    """Return the layers in their order, checked."""
+    """Return the layers in their order, after checks."""
     found = getattr(thresholds, "thresholds", thresholds)
     if not isinstance(found, Mapping):
         raise InvalidInputError(f"`thresholds` must be a Calibration or a mapping, got {type(found).__name__}")
     if not found:
-        raise InvalidInputError("`thresholds` must have a layer, got none; call search_thresholds() first")
+        raise InvalidInputError("`thresholds` must have at least one layer, got none; call search_thresholds() first")
     for name, layer in found.items():
         if not isinstance(layer, LayerThreshold):
             raise InvalidInputError(f"`thresholds[{name!r}]` must be a LayerThreshold, got {type(layer).__name__}")
@@ -86,7 +94,7 @@ def _layers(thresholds: Any) -> list[tuple[str, LayerThreshold]]:
 
 
 def _sorted(layers: list[tuple[str, LayerThreshold]], sort: Sort) -> list[tuple[str, LayerThreshold]]:
-    """Return the layers with what a person should look at first; what has no number comes last."""
+    """Return the layers with the worst first, and those without a number last."""
     keys: dict[Sort, Callable[[LayerThreshold], float]] = {
         "model": lambda _: 0.0,
         "ratio": ratio,
@@ -99,29 +107,32 @@ def _sorted(layers: list[tuple[str, LayerThreshold]], sort: Sort) -> list[tuple[
 
 
 def _label_rows(ax: Axes, layers: list[tuple[str, LayerThreshold]]) -> None:
-    """Write the name at the left of each row and its numbers at the right, as many as there is room for."""
+    """Write names on the left and numbers on the right, for as many rows as fit."""
     room = 72 * ax.bbox.height / ax.figure.dpi / len(layers)  # points for a row
     size = min(max(room / _LINE, 5), 9)
     rows = range(0, len(layers), math.ceil(_LINE * size / room))
     ax.set_yticks(rows, [_short(layers[k][0]) for k in rows], fontsize=size, parse_math=False)
     numbers = ax.secondary_yaxis("right")
-    numbers.set_yticks(rows, [_numbers(layers[k][1]) for k in rows], fontsize=size, family="monospace")
+    numbers.set_yticks(rows, [_line(threshold_cells(layers[k][1])) for k in rows], fontsize=size, family="monospace")
     for axis in (ax, numbers):
         axis.tick_params(axis="y", length=0)
-    head = _COLUMNS.format("amax", "T", "clipped", "SQNR dB")
     ax.annotate(
-        head, (1, 1), xytext=(4, 3), xycoords="axes fraction", textcoords="offset points", size=size, family="monospace"
+        _line({column: column for column in _WIDTHS}),
+        (1, 1),
+        xytext=(4, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        size=size,
+        family="monospace",
     )
 
 
-def _numbers(found: LayerThreshold) -> str:
-    return _COLUMNS.format(
-        number(found.amax), number(found.threshold), percent(found.clipped), number(found.sqnr_db, ".1f")
-    )
+def _line(cells: Mapping[str, str]) -> str:
+    return " ".join(cells[column].rjust(width) for column, width in _WIDTHS.items())
 
 
 def _short(name: str) -> str:
-    """Return a name without its middle if it is long, and without line breaks."""
+    """Return a name without line breaks, shortened in the middle if it is long."""
     name = " ".join(name.split())
     if len(name) <= _LONGEST:
         return name

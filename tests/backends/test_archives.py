@@ -1,5 +1,6 @@
 """Archives that would take more than they should are refused before they are unpacked."""
 
+import errno
 import io
 import json
 import tracemalloc
@@ -44,10 +45,10 @@ def test_what_numpy_writes_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (claiming(2**31 - 2), f"arrays of {MAX_BYTES} bytes are read at most, got 2147483646"),
+        (claiming(2**31 - 2), f"arrays must have at most {MAX_BYTES} bytes in total, got 2147483646"),
         (seeds.packed(zipfile.ZIP_BZIP2, a=ZEROS), r"'a\.npy' must be stored or deflated"),
         (seeds.packed(zipfile.ZIP_LZMA, a=ZEROS), r"'a\.npy' must be stored or deflated"),
-        (seeds.packed(a=ZEROS, b=ZEROS).replace(b"b.npy", b"a.npy"), "every array must have a name of its own"),
+        (seeds.packed(a=ZEROS, b=ZEROS).replace(b"b.npy", b"a.npy"), "array names must be unique"),
     ],
     ids=["a bomb", "bzip2", "lzma", "the same member twice"],
 )
@@ -67,10 +68,26 @@ def test_an_array_of_anything_but_numbers_is_refused(descr):
     refused(seeds.packed(a=seeds.npy(descr=descr, shape="(1000000000000000000,)")), "an array must hold numbers, got ")
 
 
+def test_an_array_of_another_version_of_the_format_is_refused():
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros(3), version=(2, 0))
+    refused(seeds.packed(a=stream.getvalue()), r"arrays must be in version 1\.0 of the npy format, got 2\.0")
+
+
+def test_an_error_of_the_disk_stays_one(tmp_path, monkeypatch):
+    def fails(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    np.savez(tmp_path / "x.npz", a=np.ones(2))
+    monkeypatch.setattr(npz, "read_npz", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_npz(tmp_path / "x.npz", "x", 1)
+
+
 def test_many_members_count_together(monkeypatch):
     monkeypatch.setattr(npz, "MAX_BYTES", 3 * len(ZEROS) - 1)
     assert list(read_npz(io.BytesIO(seeds.packed(a=ZEROS, b=ZEROS)))) == ["a", "b"]
-    refused(seeds.packed(a=ZEROS, b=ZEROS, c=ZEROS), "bytes are read at most")
+    refused(seeds.packed(a=ZEROS, b=ZEROS, c=ZEROS), "bytes in total")
 
 
 def test_what_is_hardly_compressed_may_be_large(monkeypatch):
@@ -84,8 +101,8 @@ def test_what_is_hardly_compressed_may_be_large(monkeypatch):
     [
         (b"[" * 100_000, "recursion"),
         (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
-        (b'{"klquant": "x", "schema": NaN}', "NaN is no JSON"),
-        (b" " * (MAX_TEXT + 1), f"JSON of {MAX_TEXT} bytes is read at most, got {MAX_TEXT + 1}"),
+        (b'{"klquant": "x", "schema": NaN}', "NaN is not valid JSON"),
+        (b" " * (MAX_TEXT + 1), f"JSON must have at most {MAX_TEXT} bytes, got {MAX_TEXT + 1}"),
     ],
     ids=["deep", "digits", "NaN", "long"],
 )
@@ -107,7 +124,7 @@ def test_a_text_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
     (tmp_path / "t").write_bytes(b"x" * 2**20)
     assert len(read_limited(tmp_path / "t")) == 2**20
     (tmp_path / "z").symlink_to("/dev/zero")
-    with pytest.raises(InvalidInputError, match="z` must have 1 MiB of text at most, got more"):
+    with pytest.raises(InvalidInputError, match="z` must have at most 1 MiB of text, got more"):
         read_limited(tmp_path / "z")
 
 

@@ -43,7 +43,7 @@ def test_a_calibration_of_nothing_is_refused(tmp_path):
     Calibration.of(Settings.make()).save(tmp_path / "calib.npz")
     result = run(tmp_path / "calib.npz", tmp_path / "out.csv")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "must hold the scale of at least one tensor, got none" in result.stderr
+    assert "must contain the scale of at least one tensor, got none" in result.stderr
 
 
 def test_a_calibration_becomes_a_table(tmp_path):

@@ -161,7 +161,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 def test_a_folder_without_data_is_refused(tmp_path):
     (tmp_path / "readme.txt").write_text("nothing")
-    with pytest.raises(InvalidInputError, match="got 0 files of arrays and 0 pictures"):
+    with pytest.raises(InvalidInputError, match="got 0 array files and 0 images"):
         open_batches(str(tmp_path))
 
 
@@ -175,6 +175,16 @@ def test_objects_are_never_unpickled(tmp_path):
     for name in ("bomb.npz", "bomb.npy"):
         with pytest.raises(InvalidInputError, match=rf"{name}` must be a NumPy file of numbers"):
             load_arrays(tmp_path / name)
+
+
+def test_an_error_of_the_disk_stays_one(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    np.save(tmp_path / "a.npy", SAMPLES)
+    monkeypatch.setattr(data_module.np, "load", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_arrays(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("data", list(seeds.bombs()))
@@ -215,7 +225,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 )
 def test_one_file_needs_as_many_samples_of_each_input(tmp_path, arrays):
     np.savez(tmp_path / "data.npz", **arrays)
-    with pytest.raises(InvalidInputError, match=r"must have the same number of samples first, got {'a': "):
+    with pytest.raises(InvalidInputError, match=r"must have the same length along the first axis, got {'a': "):
         open_batches(str(tmp_path / "data.npz"))
 
 
@@ -223,7 +233,9 @@ def test_one_file_needs_as_many_samples_of_each_input(tmp_path, arrays):
 def test_samples_that_cannot_be_stacked_are_named(tmp_path, other):
     np.save(tmp_path / "0.npy", SAMPLES[0])
     np.savez(tmp_path / "1.npz", **other) if isinstance(other, dict) else np.save(tmp_path / "1.npy", other)
-    with pytest.raises(InvalidInputError, match=r"same names and shapes, got others in `.*0\.npy` to `.*1\.np[yz]`"):
+    with pytest.raises(
+        InvalidInputError, match=r"same names and shapes, got different ones in `.*0\.npy` to `.*1\.np[yz]`"
+    ):
         list(open_batches(str(tmp_path), batch_size=2))
 
 
@@ -251,13 +263,13 @@ def test_pictures_are_resized_normalized_and_stacked(pictures):
 
 
 def test_pictures_need_a_size(pictures):
-    with pytest.raises(InvalidInputError, match=r"`--image-size` must be given: .* holds 2 pictures"):
+    with pytest.raises(InvalidInputError, match=r"`--image-size` must be given: .* contains 2 images"):
         open_batches(str(pictures), images=ImageOptions())
 
 
 def test_a_damaged_picture_is_named(pictures):
     (pictures / "c.png").write_bytes(b"\x89PNG damaged")
-    with pytest.raises(InvalidInputError, match=r"c\.png` must be a picture"):
+    with pytest.raises(InvalidInputError, match=r"c\.png` must be an image"):
         list(open_batches(str(pictures), images=ImageOptions((2, 2))))
 
 
@@ -265,17 +277,17 @@ def test_only_pictures_of_the_kinds_that_are_named_are_opened(pictures):
     image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
     for form in ("eps", "gif"):
         image.new("RGB", (3, 3)).save(pictures / "c.png", format=form)
-        with pytest.raises(InvalidInputError, match=r"c\.png` must be a picture"):
+        with pytest.raises(InvalidInputError, match=r"c\.png` must be an image"):
             list(open_batches(str(pictures), images=ImageOptions((2, 2))))
 
 
 def test_a_picture_of_too_many_pixels_is_refused(pictures, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InvalidInputError, match=r"must be a picture.*(32|25) pixels"):
+    with pytest.raises(InvalidInputError, match=r"must be an image.*(32|25) pixels"):
         list(open_batches(str(pictures), images=ImageOptions((2, 2))))
 
 
 def test_pictures_beside_arrays_are_refused(pictures):
     np.save(pictures / "0.npy", SAMPLES)
-    with pytest.raises(InvalidInputError, match="got 1 files of arrays and 2 pictures"):
+    with pytest.raises(InvalidInputError, match="got 1 array files and 2 images"):
         open_batches(str(pictures), images=ImageOptions((2, 2)))

@@ -216,7 +216,7 @@ def test_names_without_counterpart_are_counted(here, tmp_path):
     arguments = ["cache-to-qdq", here / "model.onnx", tmp_path / "t.csv", "-o", tmp_path / "int8.onnx"]
     result = run(*arguments)
     assert result.exit_code == 0
-    assert f"2 of 4 names of {tmp_path / 't.csv'} are not in the model: gone, gone too" in result.stdout
+    assert f"2 of 4 names in {tmp_path / 't.csv'} are not in the model: gone, gone too" in result.stdout
     assert "1 of 2 tensors to quantize have no scale: r\n" in result.stdout
     found = run_json(*arguments)
     assert found["thresholds"] == {"images": 3.0}

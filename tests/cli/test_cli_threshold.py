@@ -12,9 +12,10 @@ from click.testing import CliRunner
 import klquant
 from klquant.backends.calibration import Calibration
 from klquant.backends.settings import Settings
+from klquant.backends.text import THRESHOLD_COLUMNS
 from klquant.cli import cli
 from klquant.cli.options import load_calibration
-from klquant.cli.output import THRESHOLD_COLUMNS, print_table
+from klquant.cli.output import print_table
 from klquant.errors import InvalidInputError
 
 CRITERIA = ["entropy", "max", "percentile", "mse"]
@@ -79,7 +80,7 @@ def test_the_table_shows_the_same(saved):
     title, columns, _, *rows = run(saved).stdout.splitlines()
     expected = records(saved)
     assert title == str(saved)
-    assert re.split(r"\s\s+", columns.strip()) == list(THRESHOLD_COLUMNS)
+    assert re.split(r"\s\s+", columns.strip()) == ["tensor", *THRESHOLD_COLUMNS]
     assert [row.split()[1] for row in rows] == CRITERIA
     for row, record in zip(rows, expected, strict=True):
         _, _, amax, threshold, ratio, clipped, *divergence, sqnr = row.split()
@@ -122,9 +123,9 @@ def test_fewer_bits_clip_more(saved):
     ("arrays", "arguments", "message"),
     [
         ({"hist": np.ones(1000, int), "edges": np.linspace(-1, 1, 1001)}, [], "`hist` must have an odd number of bins"),
-        ({"hist": np.ones(301, int)}, [], "must hold the arrays hist and edges, got ['hist']"),
+        ({"hist": np.ones(301, int)}, [], "must contain the arrays hist and edges, got ['hist']"),
         ({"hist": np.zeros(301, int), "edges": np.linspace(-1, 1, 302)}, [], "got an empty histogram"),
-        ({"hist": np.ones(301, int), "edges": 1.0}, ["--key", "hist", "amax"], "no ['amax']"),
+        ({"hist": np.ones(301, int), "edges": 1.0}, ["--key", "hist", "amax"], "without ['amax']"),
         ({"hist": np.ones(301, int), "edges": np.nan}, [], "`amax` must be"),
         ({"hist": np.ones(301, int), "edges": 1.0}, ["--tensor", "hist"], "`--tensor` must be left out"),
     ],
@@ -157,7 +158,7 @@ def test_a_calibration_is_told_for_each_tensor(calibration, saved):
 def test_a_tensor_that_is_not_there_is_named_with_others_like_it(calibration):
     result = run(calibration, "--tensor", "a[0]")
     assert result.exit_code == 2
-    assert "got ['a[0]']; close to the first: ['a [0]'" in result.stderr
+    assert "got ['a[0]']; similar to the first: ['a [0]'" in result.stderr
 
 
 # --- the thresholds that other commands take ---
@@ -202,7 +203,7 @@ def test_a_histogram_that_is_none_or_too_long_is_refused(tmp_path, histogram, sh
     result = run(tmp_path / "h.npz", "--key", "hist", "amax")
     assert result.exit_code == 2
     assert "`hist` of" in result.stderr
-    assert "must have shape (n,) up to 65537, got " in result.stderr
+    assert "must have shape (n,) with n <= 65537, got " in result.stderr
 
 
 def test_names_do_not_act_on_the_terminal(tmp_path, histogram):

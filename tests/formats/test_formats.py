@@ -3,11 +3,12 @@
 import struct
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from klquant.backends import files
-from klquant.backends.formats import FORMATS, read_table, write_table
+from klquant.backends.formats import FORMATS, FormatName, read_table, write_table
 from klquant.errors import InvalidInputError
 
 THRESHOLDS = {"conv1": 2.5, "a:0": 1 / 3, "größe": 255.062}
@@ -16,6 +17,10 @@ ROUNDED = {
     "onnxruntime": lambda t: struct.unpack("f", struct.pack("f", t))[0],
     "ncnn": lambda t: 127 / struct.unpack("f", struct.pack("f", 127 / t))[0],
 }
+
+
+def test_type_checkers_know_every_format():
+    assert get_args(FormatName) == tuple(FORMATS)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -101,9 +106,9 @@ def test_a_file_that_is_too_long_for_a_table_is_refused(tmp_path, monkeypatch, k
     monkeypatch.setattr(files, "MAX_TEXT", 2**20)
     path = tmp_path / "t.csv"
     path.write_bytes(b"x" * (2**20 + 1))
-    with pytest.raises(InvalidInputError, match=r"t\.csv` must have 1 MiB of text at most, got more"):
+    with pytest.raises(InvalidInputError, match=r"t\.csv` must have at most 1 MiB of text, got more"):
         read_table(path, format=kind)
-    with pytest.raises(InvalidInputError, match="1 MiB of text at most"):
+    with pytest.raises(InvalidInputError, match="at most 1 MiB of text"):
         read_table("/dev/zero", format=kind)
 
 

@@ -121,7 +121,7 @@ def test_quantize_static_makes_our_scales_of_it(tmp_path):
         ({"x": [0.0, 0.0]}, "tensor 'x' must have a positive, finite T, got"),
         ('{"x": [0, 1e999]}', "tensor 'x' must have a positive, finite T, got inf"),
         ('{"x": [0, 1' + 5000 * "0" + "]}", "tensor 'x' must have a positive, finite T, got inf"),
-        ('{"\\ud800": [0, 1]}', "got '.ud800', which is no Unicode text"),
+        ('{"\\ud800": [0, 1]}', "got '.ud800', which is not Unicode text"),
         ('{"x": [0, 1],\n "x": [0, 2]}', "every key must stand once, got 'x' twice"),
         ('{"x": [0, 1],\n]', "line 2: must be JSON, got '.* at column 1'"),
         ("[1]", r"line 1: must be a JSON object, got '\[1\]'"),

@@ -81,7 +81,7 @@ def test_thresholds_are_those_of_the_torch_backend(name, max_bins):
         theirs = torch_backend.quantize(digits_networks.load(name), [torch.from_numpy(batch) for batch in batches])
     names = {
         node.input[1].removesuffix(".weight"): node.input[0]
-        for node in prepare(model).graph.node
+        for node in prepare(model).graph.nodes
         if node.op_type in ("Conv", "Gemm")
     }
     assert names.keys() == theirs.thresholds.keys()
@@ -181,11 +181,11 @@ def test_fingerprints_tell_models_apart():
     found = calibrate(SMALL, [X], criterion="max")
     assert found.model.keys() == {"a", "y"}
     assert found.model["y"].kind == "MatMul((4, 3) float)"
-    found.check_fits(fingerprint(prepare(SMALL)))
+    found.check_fits(fingerprint(prepare(SMALL).graph))
     with pytest.raises(InvalidInputError, match="`y` has other weights"):
-        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 3), np.float32)))))
+        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 3), np.float32))).graph))
     with pytest.raises(InvalidInputError, match=r"`y` is MatMul\(\(4, 5\) float\), was calibrated as"):
-        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 5), np.float32)))))
+        found.check_fits(fingerprint(prepare(small(v=np.ones((4, 5), np.float32))).graph))
 
 
 def test_a_fingerprint_has_all_weights_of_a_node():
@@ -194,7 +194,7 @@ def test_a_fingerprint_has_all_weights_of_a_node():
         prepare(build("float[n, 2, 4, 4] x", "float y", body, w=(3, 2, 1, 1), b=np.full(3, bias, np.float32)))
         for bias in (1, 2)
     ]
-    first, second = (fingerprint(model)["y"] for model in models)
+    first, second = (fingerprint(model.graph)["y"] for model in models)
     assert first.kind == second.kind == "Conv((3, 2, 1, 1) float, (3,) float)"
     assert first.digest != second.digest
 

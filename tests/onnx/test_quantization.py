@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 import klquant
 from klquant.backends.calibration import Calibration
-from klquant.backends.onnx import calibrate, quantize
+from klquant.backends.onnx import calibrate, quantizable_tensors, quantize
 from klquant.backends.settings import Settings
 from klquant.backends.thresholds import LayerThreshold
 from support import onnx_networks
@@ -89,12 +89,12 @@ def test_what_stays_is_told_and_warned_of():
 
 def test_what_was_excluded_is_told_and_not_warned_of():
     found = quantize(small(), THRESHOLDS, exclude="r")
-    assert list(found.skipped.values()) == ["excluded"]
+    assert list(found.skipped.values()) == ["excluded by the settings"]
 
 
 def test_what_was_not_calibrated_on_purpose_is_not_warned_of():
     calibration = calibrate(small(), [X], exclude="r", criterion="max")
-    assert list(quantize(small(), calibration).skipped.values()) == ["excluded"]
+    assert list(quantize(small(), calibration).skipped.values()) == ["excluded by the settings"]
 
 
 def test_a_model_without_layers_is_warned_of():
@@ -112,6 +112,19 @@ def test_a_model_without_layers_is_warned_of():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(klquant.InvalidInputError, match=message):
         quantize(small(), THRESHOLDS, **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"), [("tensorrt", ["x", "r"]), ("onnxruntime", ["x", "r", "y"]), ("openvino", ["x", "r"])]
+)
+def test_quantizable_tensors_are_those_that_get_quantized(engine, expected):
+    assert quantizable_tensors(small(), engine) == expected
+    assert list(quantize(small(), THRESHOLDS, engine=engine).thresholds) == expected
+
+
+def test_quantizable_tensors_of_an_unknown_engine_are_refused():
+    with pytest.raises(klquant.InvalidInputError, match=r"`engine` must be one of .*, got 'tensorflow'"):
+        quantizable_tensors(small(), "tensorflow")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])

@@ -28,14 +28,8 @@ DEEP = deep()
 ALL = ["x", "a", "b", "c", "y"]
 
 
-def copied(model):
-    result = type(model)()
-    result.CopyFrom(model)
-    return result
-
-
 def both(batches, *, model=DEEP, names=ALL, settings=SETTINGS):
-    with open_session(copied(model), names, CPU) as observed:
+    with open_session(model, names, CPU) as observed:
         ranges = collect_ranges(observed, batches)
         amax = capped(ranges.amax, settings.max_amax)
         counts = collect_counts(observed, batches, amax, settings)
@@ -44,7 +38,7 @@ def both(batches, *, model=DEEP, names=ALL, settings=SETTINGS):
 
 
 def histograms_only(batches, amax, settings=SETTINGS):
-    with open_session(copied(DEEP), ALL, CPU) as observed:
+    with open_session(DEEP, ALL, CPU) as observed:
         return collect_counts(observed, batches, amax, settings)
 
 
@@ -58,7 +52,7 @@ def assert_same(a, b):
 
 def test_tensors_are_counted_as_by_the_core():
     amax, histograms = both([X])
-    tensors = {"x": X, **run_all(DEEP, x=X)}
+    tensors = {"x": X, **run_all(DEEP.model, x=X)}
     assert list(amax) == ALL
     for name in ALL:
         assert amax[name] == abs(tensors[name]).max()
@@ -156,11 +150,11 @@ def test_errors_of_onnxruntime_are_told_with_the_batch(capfd):
 
 
 def test_a_model_that_cannot_be_loaded_is_told():
-    model = copied(DEEP)
-    model.graph.node[0].op_type = "Strange"
+    prepared = deep()
+    prepared.model.graph.node[0].op_type = "Strange"
     with (
         pytest.raises(ModelError, match=r"onnxruntime cannot load the model: .*Strange"),
-        open_session(model, ALL, CPU),
+        open_session(prepared, ALL, CPU),
     ):
         pass
 
@@ -170,14 +164,14 @@ def test_errors_of_the_data_pass_through():
         yield X
         raise LookupError("from the data")
 
-    with pytest.raises(LookupError, match="from the data"), open_session(copied(DEEP), ALL, CPU) as observed:
+    with pytest.raises(LookupError, match="from the data"), open_session(DEEP, ALL, CPU) as observed:
         collect_ranges(observed, data())
 
 
 def test_providers_that_are_not_there_are_refused():
     with (
         pytest.raises(InvalidInputError, match=r"`providers` must be among .*CPUExecutionProvider.*, got 'NoProvider'"),
-        open_session(copied(DEEP), ALL, (*CPU, ("NoProvider", {}))),
+        open_session(DEEP, ALL, (*CPU, ("NoProvider", {}))),
     ):
         pass
 
@@ -196,6 +190,6 @@ def test_batches_are_seen_one_at_a_time():
                 del batch
 
     references = []
-    with open_session(copied(DEEP), ALL, CPU) as observed:
+    with open_session(DEEP, ALL, CPU) as observed:
         collect_ranges(observed, Batches())
     assert max(alive) <= 1

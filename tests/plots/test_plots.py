@@ -201,8 +201,8 @@ def test_each_threshold_is_marked_on_both_sides_in_a_style_of_its_own(eager):
     assert vertical_lines(ax) == pytest.approx(sorted([*values, *(-value for value in values)]))
     assert len({line.get_color() for line in ax.lines}) == 4
     assert legend(ax) == [
-        f"{float(best):.4g} (entropy), {100 * float(best.clipped):.3g} %",
-        "1.25 (layer), 0 %",
+        f"{float(best):.4g} (entropy), {100 * float(best.clipped):.3g}%",
+        "1.25 (layer), 0%",
         "3 (a)",
         "4 (b)",
     ]
@@ -314,9 +314,9 @@ def test_every_layer_has_a_bar_and_its_numbers():
         "/model/encode\N{HORIZONTAL ELLIPSIS}n/self/query/MatMul_output_0",
     ]
     assert [text.split() for text in numbers] == [
-        ["0", "127", "0", "%", "\N{INFINITY}"],
-        ["1", "1.25", "0", "%", "\N{EN DASH}"],
-        ["1e-06", "2e-07", "2e-05", "%", "-3.0"],
+        ["0", "127", "0%", "\N{INFINITY}"],
+        ["1", "1.25", "0%", "\N{EN DASH}"],
+        ["1e-06", "2e-07", "2e-05%", "-3.0"],
     ]
     assert legend(ax) == ["none", "fixed", "entropy"]
 
@@ -359,7 +359,7 @@ def test_a_calibration_and_what_has_thresholds_are_taken_as_well():
     expected = row_labels(plot_layers(layers, ax=axes()))
     assert row_labels(plot_layers(calibration, ax=axes())) == expected
     with pytest.raises(
-        klquant.InvalidInputError, match=r"must have a layer, got none; call search_thresholds\(\) first"
+        klquant.InvalidInputError, match=r"must have at least one layer, got none; call search_thresholds\(\) first"
     ):
         plot_layers(Calibration.of(Settings()), ax=axes())
 

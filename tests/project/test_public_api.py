@@ -97,6 +97,14 @@ def test_every_public_name_is_there_and_named_by_its_module(module):
         assert [name for name in module.__all__ if not re.search(rf"`{name}`", module.__doc__)] == []
 
 
+@pytest.mark.parametrize(
+    "name", ["klquant.backends.formats", "klquant.backends.report", "klquant.cli", "klquant.plots"]
+)
+def test_dir_lists_the_public_names_and_no_others(name):
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)
+
+
 @pytest.mark.parametrize("name", ALL_FUNCTIONS)
 def test_every_function_is_documented(name):
     function = ALL_FUNCTIONS[name]

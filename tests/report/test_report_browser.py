@@ -247,7 +247,7 @@ def test_the_readout_counts_what_lies_beyond(page, report):
     outside = [k for k in range(1, 251) if (per_bar * (k - 1) + 0.5) * width >= pointed_at(text)]
     share = 100 * sum(left[k] + right[k] for k in outside) / tensor.num_values
     assert f"{right[outside[0] - 1]:,} values from" in text
-    assert f" {share:.3g} % in bars beyond" in text
+    assert f" {share:.3g}% in bars beyond" in text
 
 
 def test_the_switch_changes_the_scale_of_the_counts(page):

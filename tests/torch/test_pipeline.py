@@ -1,5 +1,6 @@
 """Whole calibrations: choices for single layers, one pass, and a saved calibration used again without data."""
 
+import copy
 import warnings
 
 import pytest
@@ -96,6 +97,87 @@ def test_a_floor_and_a_percentile_reach_the_search():
     assert all(found.threshold >= 0.95 * found.amax for found in floor.values())
     few = quantize(mlp(), DATA, criterion="percentile", overrides={"*": {"percentile": 50}}, **OPTIONS).thresholds
     assert few["first"].clipped == pytest.approx(0.5, abs=0.01)
+
+
+# Copies
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Count the deep copies of modules."""
+    found, deepcopy = [], copy.deepcopy
+
+    def counting(value, memo=None, *rest):
+        if memo is None and isinstance(value, nn.Module):
+            found.append(value)
+        return deepcopy(value, memo, *rest)
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ({}, 1),
+        ({"equalize": True}, 1),
+        ({"correct_bias": True}, 2),  # the rounded weights and those before rounding are needed together
+        ({"criterion": "auto"}, 2),  # here as well; this copy is gone when the other is made
+        ({"equalize": True, "correct_bias": True, "criterion": "auto"}, 3),
+    ],
+)
+def test_the_model_is_copied_once_or_where_both_forms_are_needed_once_more(options, number, copies):
+    calibration = quantize(mlp(), DATA, **options, **OPTIONS).calibration
+    assert len(copies) == number
+    copies.clear()
+    requantize(mlp(), calibration)
+    assert len(copies) == 1
+
+
+@pytest.mark.parametrize("change", [lambda x: x.mul_(2), lambda x: x.zero_()])
+def test_a_result_does_not_depend_on_a_quantizer_that_goes_on_nor_the_quantizer_on_it(change):
+    def changed(model):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                change(tensor)
+
+    quantizer = Quantizer.from_calibration(mlp(), quantize(mlp(), DATA, **OPTIONS).calibration)
+    first, second = quantizer.simulate(), quantizer.simulate()
+    expected = outputs(first.model, DATA[0])
+    assert is_same(outputs(second.model, DATA[0]), expected)
+    changed(second.model)
+    quantizer.search_thresholds(criterion="max")
+    quantizer.equalize(DATA[0])
+    assert is_same(outputs(first.model, DATA[0]), expected)
+    assert is_same(outputs(requantize(mlp(), first.calibration).model, DATA[0]), expected)
+    third = Quantizer.from_calibration(mlp(), first.calibration).simulate()
+    changed(quantizer._folded)
+    assert is_same(outputs(third.model, DATA[0]), expected)
+
+
+def test_a_corrected_model_is_another_one():
+    quantizer = Quantizer.from_calibration(mlp(), quantize(mlp(), DATA, **OPTIONS).calibration)
+    plain = quantizer.simulate()
+    expected = outputs(plain.model, DATA[0])
+    corrected = quantizer.correct_bias(plain, DATA)
+    assert is_same(outputs(plain.model, DATA[0]), expected)
+    assert not is_same(outputs(corrected.model, DATA[0]), expected)
+
+
+def test_every_run_that_decides_starts_from_the_buffers_of_the_model():
+    """A model with a state is folded as if it had none, and pass 1 sees the state that the user gave it."""
+
+    def run(net, x):
+        net.state += 1
+        return net.second(net.relu(net.norm(net.first(x)))) + net.state
+
+    model = mlp()
+    model.run = run
+    model.register_buffer("state", torch.zeros(3))
+    result = quantize(model, DATA, equalize=True, **OPTIONS)
+    assert [(fold.kind, fold.reason) for fold in result.folds] == [("batch_norm", ""), ("relu", "")]
+    assert result.model.state.tolist() == [2 * len(DATA)] * 3
+    assert model.state.tolist() == [0] * 3
 
 
 # Choice by the data

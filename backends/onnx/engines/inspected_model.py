@@ -23,11 +23,12 @@ def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with the element types of its tensors, as far as they can be inferred."""
     name = "`model`" if isinstance(model, onnx.ModelProto) else f"`{model}`"
     with wanted(f"{name} must hold an ONNX model"):
-        if not isinstance(model, onnx.ModelProto):
+        if isinstance(model, onnx.ModelProto):
+            check_graph(model)
+        else:
             model = read_model(model)
             if not model.graph.output:  # an empty file is an empty model to protobuf
                 raise InvalidInputError(f"{name} must hold an ONNX model, got one without outputs")
-        check_graph(model)
         if num_bytes(model) > MAX_BYTES:
             return model  # onnx's inference takes no more
         return onnx.shape_inference.infer_shapes(model)
@@ -41,7 +42,7 @@ def computing_nodes(graph: Graph) -> list[onnx.NodeProto]:
         for node in graph.nodes
         if node.op_type not in NOT_COMPUTING
         and live.issuperset(filter(None, node.output))
-        and any(graph.types.get(name) not in NO_VALUES for name in node.output)
+        and any(name and graph.types.get(name) not in NO_VALUES for name in node.output)
     ]
 
 

@@ -7,16 +7,14 @@ from typing import NamedTuple, TypeAlias
 
 import onnx
 
-from klquant.errors import InvalidInputError
-
-from ...settings import Engine
-from ..model.graph import Graph, read_graph
+from ...settings import Engine, check_engine
+from ..model.graph import Graph, node_key, read_graph
 from ..model.loading import valid_or_refused
 from . import onnxruntime as onnxruntime_engine
 from . import openvino as openvino_engine
 from . import tensorrt as tensorrt_engine
 from .inspected_model import computing_nodes, load
-from .quantizer_nodes import key, label
+from .quantizer_nodes import label
 from .verdicts import Verdict
 
 Verdicts: TypeAlias = Callable[[onnx.ModelProto, Graph, list[onnx.NodeProto]], dict[str, Verdict]]
@@ -82,14 +80,13 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
     node (a Relu in a convolution) shares the verdict on that. Both engines choose by the CPU: on another one the
     answer may differ.
     """
-    if engine not in ENGINES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
+    check_engine(engine)
     model = load(model)
     with valid_or_refused(model):
         graph = read_graph(model)
         nodes = computing_nodes(graph)
         found = ENGINES[engine](model, graph, nodes)
-    return [NodeReport(label(node), node.op_type, *found[key(node)]) for node in nodes]
+    return [NodeReport(label(node), node.op_type, *found[node_key(node)]) for node in nodes]
 
 
 def summarize(reports: Iterable[NodeReport]) -> list[OperatorCount]:

@@ -9,10 +9,11 @@ import onnxruntime
 
 from klquant.errors import ModelError
 
-from ..model.graph import Graph, read_graph
+from ..model.graph import Graph, node_key, read_graph
+from ..model.optimization import optimize
 from .inspected_model import numbered
 from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
-from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, key, parameters
+from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters
 from .verdicts import Fate, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
@@ -24,20 +25,20 @@ _QGEMM_OUTPUT_SCALE = 7  # the input that QGemm has only if it quantizes its out
 def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
     """Return how onnxruntime executes the nodes of a model, by their outputs."""
     with numbered(model) as path:
-        optimized = read_graph(optimize(path))
+        optimized = _optimized(path)
     executed = _executed(graph, optimized)
     eight_bits = _eight_bits(optimized)
     fates = {
         name: Fate(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
         for name, node in executed.items()
     }
-    return {key(node): _verdict(graph, optimized, executed.get(key(node)), fates, node) for node in nodes}
+    return {node_key(node): _verdict(graph, optimized, executed.get(node_key(node)), fates, node) for node in nodes}
 
 
 def _verdict(
     graph: Graph, optimized: Graph, executed: onnx.NodeProto | None, fates: Mapping[str, Fate], node: onnx.NodeProto
 ) -> Verdict:
-    if executed is not None and fates[key(node)].int8:
+    if executed is not None and fates[node_key(node)].int8:
         wrong = why_wrong(graph, node)
         return Verdict(True, f"executed as {executed.op_type}" + (f" with wrong results: {wrong}" if wrong else ""))
     if executed is None:
@@ -47,24 +48,12 @@ def _verdict(
     return Verdict(False, why_float(Case(graph, node, optimized, executed)))
 
 
-def optimize(path: Path) -> onnx.ModelProto:
-    """Return the graph that onnxruntime executes, with all its optimizations, which is its default.
-
-    Weights stay in a file beside: only the nodes are of interest.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
-    weights = "session.optimized_model_external_initializers"
-    options.add_session_config_entry(f"{weights}_file_name", "optimized.data")
-    options.add_session_config_entry(f"{weights}_min_size_in_bytes", "1024")
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what matters is raised; it warns that the graph written is one for this machine
+def _optimized(path: Path) -> Graph:
+    """Return the graph that onnxruntime executes by default, with all its optimizations."""
     try:
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return read_graph(optimize(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL))
     except Exception as error:  # onnxruntime's exceptions have no other base
         raise ModelError(f"onnxruntime must be able to load the model, got: {error}") from error
-    return onnx.load(options.optimized_model_filepath, load_external_data=False)
 
 
 def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
@@ -78,7 +67,7 @@ def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
         originals = [graph.nodes[int(number)] for number in _NUMBER.findall(node.name)]
         if node.name.endswith(_NCHWC) and node.name.removesuffix(_NCHWC) in graph.producers:
             originals.append(graph.producers[node.name.removesuffix(_NCHWC)])
-        found |= {key(original): node for original in originals}
+        found |= {node_key(original): node for original in originals}
     return found
 
 

@@ -11,10 +11,10 @@ import onnx
 
 from klquant.errors import MissingDependencyError, ModelError
 
-from ..model.graph import Graph
-from ..model.operators import WEIGHTED
+from ...settings import WEIGHTED
+from ..model.graph import Graph, node_key
 from .inspected_model import numbered
-from .quantizer_nodes import dequantizer, key
+from .quantizer_nodes import dequantizer
 from .verdicts import Fate, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
@@ -53,11 +53,11 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
         fates = _fates(graph, compile_kernels(path))
     found = {}
     for node in nodes:
-        fate = fates.get(key(node))
+        fate = fates.get(node_key(node))
         if fate is None:
-            found[key(node)] = follow_fused(graph, fates, node, "OpenVINO")
+            found[node_key(node)] = follow_fused(graph, fates, node, "OpenVINO")
         else:
-            found[key(node)] = Verdict(fate.int8, f"executed as {fate.kernel}{_bare(graph, node, fate)}")
+            found[node_key(node)] = Verdict(fate.int8, f"executed as {fate.kernel}{_bare(graph, node, fate)}")
     return found
 
 
@@ -67,11 +67,15 @@ def compile_kernels(path: Path) -> list[Kernel]:
     ``runtimePrecision``, which OpenVINO gives each, is not used: it is the narrowest type among the inputs, so that a
     sum of int8 and bfloat16 bears the name of int8.
     """
+    return [_kernel(node) for node in compile_model(path).get_runtime_model().get_ordered_ops()]
+
+
+def compile_model(path: Path) -> Any:
+    """Return OpenVINO's compiled model for the CPU, on one thread."""
     openvino = _import_openvino()
     try:
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
-        return [_kernel(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+        return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
     except RuntimeError as error:
         raise ModelError(f"OpenVINO must be able to compile the model, got: {error}") from error
 
@@ -107,9 +111,9 @@ def _made_of(graph: Graph, kernel: Kernel) -> Iterator[str]:
     for name in kernel.names:
         number = _NUMBER.match(name)
         if number is not None:
-            yield key(graph.nodes[int(number[1])])
+            yield node_key(graph.nodes[int(number[1])])
         elif name in graph.producers:
-            yield key(graph.producers[name])
+            yield node_key(graph.producers[name])
 
 
 def _bare(graph: Graph, node: onnx.NodeProto, fate: Fate) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-from ..model.graph import MAX_CHAIN, Graph, to_array
+from ..model.graph import MAX_CHAIN, Graph, node_key, to_array
 from ..model.operators import attribute
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -59,14 +59,9 @@ class Tail(NamedTuple):
         return self.consumers[0] if alone and self.consumers[0].op_type == QUANTIZE else None
 
 
-def key(node: onnx.NodeProto) -> str:
-    """Return what identifies a node: names may be missing, or used twice."""
-    return str(next(filter(None, node.output)))
-
-
 def label(node: onnx.NodeProto) -> str:
     """Return how a person calls a node."""
-    return str(node.name) or key(node)
+    return str(node.name) or node_key(node)
 
 
 def type_name(dtype: int) -> str:

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import onnx
 
-from ..model.graph import Graph, read_graph
+from ...settings import WEIGHTED
+from ..model.graph import Graph, node_key, read_graph
 from ..model.loading import valid_or_refused
-from ..model.operators import MOVING, WEIGHTED
+from ..model.operators import MOVING
 from .inspected_model import load
-from .quantizer_nodes import DEQUANTIZE, QUANTIZE, dequantizer, follow, key, label, parameters
+from .quantizer_nodes import DEQUANTIZE, QUANTIZE, dequantizer, follow, label, parameters
 from .tensorrt_rules import FOLLOWERS, RULES, is_dequantized, layer_of, reaches_quantizer
 from .verdicts import Verdict
 
@@ -60,12 +61,12 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
     """Return what the rules say of the nodes, by their outputs; a quantizer's fault is that of those next to it."""
     broken: dict[str, str] = {}
     for node, violation in _violations(model, graph):
-        broken.setdefault(key(node), f"{label(node)}: {violation.message}")
+        broken.setdefault(node_key(node), f"{label(node)}: {violation.message}")
     found: dict[str, Verdict] = {}
     for node in nodes:
-        reasons = [broken[key(one)] for one in (node, *_next_to(graph, node)) if key(one) in broken]
+        reasons = [broken[node_key(one)] for one in (node, *_next_to(graph, node)) if node_key(one) in broken]
         own = reasons[0].removeprefix(f"{label(node)}: ") if reasons else ""
-        found[key(node)] = Verdict(False, own) if own else _placed(graph, node, found)
+        found[node_key(node)] = Verdict(False, own) if own else _placed(graph, node, found)
     return found
 
 
@@ -99,8 +100,8 @@ def _next_to(graph: Graph, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 def _placed(graph: Graph, node: onnx.NodeProto, found: dict[str, Verdict]) -> Verdict:
     """Return the verdict on a node that breaks no rule."""
     host = _host(graph, node)
-    if host is not None and key(host) in found:
-        int8 = found[key(host)].int8
+    if host is not None and node_key(host) in found:
+        int8 = found[node_key(host)].int8
         return Verdict(int8, f"part of `{label(host)}`" + ("" if int8 else ", which runs in floating point"))
     if any(is_dequantized(graph, name) for name in node.input[:1] if node.op_type in WEIGHTED):
         return Verdict(True, "its inputs are quantized")

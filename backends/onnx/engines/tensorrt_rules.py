@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import onnx
 
+from ...settings import WEIGHTED
 from ..model.graph import MAX_CHAIN, Graph
-from ..model.operators import MOVING, RECTIFIERS, WEIGHTED
+from ..model.operators import MOVING, RECTIFIERS
 from .quantizer_nodes import DEQUANTIZE, QUANTIZE, axes_of_scales, constant, dequantizer, follow, label, parameters
 from .tensorrt_quantizers import RULES as QUANTIZER_RULES
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import onnx
 
-from ..model.graph import Graph
-from .quantizer_nodes import DEQUANTIZE, QUANTIZE, dequantizer, key, label
+from ..model.graph import Graph, node_key
+from .quantizer_nodes import DEQUANTIZE, QUANTIZE, dequantizer, label
 
 REMOVABLE = (
     *("Relu", "Clip", "Identity", "Dropout", "Cast"),
@@ -36,7 +36,7 @@ def follow_fused(graph: Graph, fates: Mapping[str, Fate], node: onnx.NodeProto, 
     """Return the verdict on a node that the engine has no kernel of its own for."""
     host = next(_hosts(graph, fates, node), None)
     if host is not None:
-        fate = fates[key(host)]
+        fate = fates[node_key(host)]
         where = f"part of `{label(host)}`" + ("" if fate.int8 else ", which runs in floating point")
         return Verdict(fate.int8, f"{where} ({fate.kernel})")
     if node.op_type not in REMOVABLE:
@@ -50,9 +50,9 @@ def _hosts(graph: Graph, fates: Mapping[str, Fate], node: onnx.NodeProto) -> Ite
     """Yield the nodes that may have taken this one in: those before it, through others that are gone, then behind."""
     before = [graph.producers[name] for name in node.input if name in graph.producers]
     before = [other for other in before if other.op_type not in (QUANTIZE, DEQUANTIZE)]
-    yield from (other for other in before if key(other) in fates and fates[key(other)].fused)
+    yield from (other for other in before if node_key(other) in fates and fates[node_key(other)].fused)
     for other in before:
-        if key(other) not in fates:
+        if node_key(other) not in fates:
             yield from _hosts(graph, fates, other)
     behind = [other for name in node.output for other in graph.consumers.get(name, [])]
-    yield from (other for other in behind if key(other) in fates and fates[key(other)].fused)
+    yield from (other for other in behind if node_key(other) in fates and fates[node_key(other)].fused)

@@ -26,6 +26,10 @@ class Graph(NamedTuple):
     types: dict[str, int]
     """Element types, of onnx.TensorProto, as far as they are known."""
 
+    def tensors(self) -> set[str]:
+        """Return the names of all tensors."""
+        return {*self.inputs, *self.initializers, *filter(None, self.producers)}
+
     def is_activation(self, name: str) -> bool:
         """Return whether this is a floating-point tensor that depends on the model's input."""
         return name not in self.initializers and self.types.get(name) in FLOATS
@@ -52,6 +56,11 @@ def read_graph(model: onnx.ModelProto) -> Graph:
     )
 
 
+def node_key(node: onnx.NodeProto) -> str:
+    """Return the name of the first output in use, which identifies a node: its own name may be missing or shared."""
+    return next(filter(None, node.output), "")
+
+
 def to_array(tensor: onnx.TensorProto) -> "np.ndarray[Any, Any]":
     """Return the values of a constant, which may be less than its type and shape say."""
     try:
@@ -60,7 +69,8 @@ def to_array(tensor: onnx.TensorProto) -> "np.ndarray[Any, Any]":
         raise InvalidInputError(f"constant `{tensor.name}` must hold what its type and shape say: {error}") from error
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy, weights included."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy

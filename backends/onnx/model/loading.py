@@ -15,7 +15,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from klquant.errors import InvalidInputError, KLQuantError
 
 from ...npz import MAX_BYTES
-from .normal_form import all_nodes
+from .normal_form import all_nodes, model_nodes
 
 MAX_NODES = 100_000
 """Of a graph, with its functions inlined: onnxruntime takes their square."""
@@ -81,7 +81,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[str]:
     graph = model.graph
     named = graph.initializer, graph.input, graph.output, graph.value_info, model.functions
     yield from (one.name for one in chain(*named))
-    for node in chain(all_nodes(graph), *map(all_nodes, model.functions)):
+    for node in model_nodes(model):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
 
@@ -107,7 +107,7 @@ def _check_weights(model: onnx.ModelProto, folder: Path) -> None:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from model.graph.initializer
-    for node in chain(all_nodes(model.graph), *map(all_nodes, model.functions)):
+    for node in model_nodes(model):
         for attribute in node.attribute:
             yield attribute.t
             yield from attribute.tensors

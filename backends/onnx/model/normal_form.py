@@ -7,8 +7,16 @@ from math import inf
 
 import onnx
 
+from .graph import node_key
 
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+
+def model_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a model, with those of its functions and of the bodies of branches and loops."""
+    for part in (model.graph, *model.functions):
+        yield from all_nodes(part)
+
+
+def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of a graph, and of the bodies of its branches and loops."""
     for node in graph.node:
         yield from with_inner(node)
@@ -50,8 +58,8 @@ def _positions(graph: onnx.GraphProto) -> dict[str, int]:
 def _order_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
     """Sort by the positions of outputs in the other graph, but what a node reads comes before it in any case."""
     wanted = _positions(like)
-    givers = {name: first_output(node) for node in graph.node for name in node.output if name}
-    reads = {first_output(node): {name for inner in with_inner(node) for name in inner.input} for node in graph.node}
+    givers = {name: node_key(node) for node in graph.node for name in node.output if name}
+    reads = {node_key(node): {name for inner in with_inner(node) for name in inner.input} for node in graph.node}
     sorter = TopologicalSorter({key: {givers[name] for name in names & givers.keys()} for key, names in reads.items()})
     sorter.prepare()
     ready: list[tuple[float, str]] = []
@@ -62,12 +70,7 @@ def _order_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
         first = heappop(ready)[1]
         order[first] = len(order)
         sorter.done(first)
-    graph.node.sort(key=lambda node: order[first_output(node)])
-
-
-def first_output(node: onnx.NodeProto) -> str:
-    """Return the name of the first output that a node has."""
-    return next(filter(None, node.output), "")
+    graph.node.sort(key=lambda node: order[node_key(node)])
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
@@ -75,7 +78,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     taken, seen = {node.name for node in graph.node}, {""}
     for node in graph.node:
         if node.name in seen:
-            node.name = f"{node.op_type}_{first_output(node)}"
+            node.name = f"{node.op_type}_{node_key(node)}"
             while node.name in taken:
                 node.name += "_"
         seen.add(node.name)

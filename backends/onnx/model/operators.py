@@ -5,9 +5,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx
 
+from ...settings import WEIGHTED
 from .graph import MAX_CHAIN, Graph, to_array
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 RECTIFIERS = ("Relu", "Clip")
 """What engines compute together with the layer before."""
 MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")

@@ -3,8 +3,8 @@
 All goes through files in a temporary directory, with the weights beside the graph: protobuf holds 2 GB and no more.
 """
 
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnxruntime
@@ -13,18 +13,26 @@ from onnx.external_data_helper import uses_external_data
 from klquant.errors import InvalidInputError
 
 from ...files import temporary_folder
-from .graph import _copy
+from .graph import Graph, copied, read_graph
 from .loading import check_graph, read_model, wanted
-from .normal_form import all_nodes, sort_values, tidy
-from .saving import MIN_BYTES, write_model
+from .normal_form import model_nodes, sort_values, tidy
+from .optimization import optimize
+from .saving import write_model
 
 MIN_OPSET = 13  # the first with scales per channel
 MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
-MAX_FOLDED = 2**26  # bytes of a constant that is computed; some bytes of a model may ask for terabytes
 _NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
 
 
-def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+class Prepared(NamedTuple):
+    """A model in the form that is calibrated and quantized, from :func:`prepare`."""
+
+    model: onnx.ModelProto
+    graph: Graph
+    """Its nodes and tensors by name, which belong to `model`."""
+
+
+def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     """Return a model in the form that is calibrated and quantized.
 
     Constants become initializers, identities and dropouts go, BatchNorm is folded into what feeds it and a constant
@@ -34,13 +42,14 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
-        In floating point. With weights in files beside it if given by path. It is not changed.
+    model : onnx.ModelProto, path or Prepared
+        A float model; if given by path, its weights may lie in files beside it. It is not changed. A prepared model is
+        returned as it is.
 
     Returns
     -------
-    onnx.ModelProto
-        Of opset 13 at least. The same bytes for the same model; preparing it again changes nothing.
+    Prepared
+        `model`, of opset 13 or newer and with the same bytes for the same model, and its `graph`.
 
     Raises
     ------
@@ -53,6 +62,8 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     A model that casts between float16 and wider types stays unoptimized: onnxruntime on CPUs computes float16 in
     float32, and its own casts could not be told from the model's. It has no kernels for most of bfloat16 there.
     """
+    if isinstance(model, Prepared):
+        return model
     name = f"`{model}`" if isinstance(model, str | Path) else "`model`"
     with wanted(f"{name} must be a valid ONNX model"):
         given = _read(model)
@@ -60,10 +71,10 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     _free_weights(given)
     with temporary_folder() as folder:
         with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
-            path = write_model(_raise_opset(given), folder / "given.onnx")
+            given = _raise_opset(given)
+            path = write_model(given, folder / "given.onnx")
         with wanted(f"{name} must be a valid ONNX model"):
             onnx.checker.check_model(str(path))
-            given = onnx.load(str(path), load_external_data=False)
         with wanted(f"{name} must be a model that onnxruntime can run"):
             optimized = given if casts_halves(given) else _optimized(path)
         tidy(optimized, like=given)
@@ -73,7 +84,7 @@ def prepare(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(prepared, str(folder))
     for tensor in prepared.graph.initializer:
         tensor.ClearField("data_location")  # which may be said or left unsaid
-    return prepared
+    return Prepared(prepared, read_graph(prepared))
 
 
 def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
@@ -86,11 +97,11 @@ def _read(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
         if uses_external_data(tensor):
             raise InvalidInputError(f"weights must be loaded, got `{tensor.name}` in another file; pass the path")
     check_graph(model)
-    return _copy(model)
+    return copied(model)
 
 
 def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:
-    for node in chain(all_nodes(model.graph), *(function.node for function in model.functions)):
+    for node in model_nodes(model):
         kind = node.op_type
         if kind.endswith(("QuantizeLinear", "DequantizeLinear", "Integer")) or kind.startswith("QLinear"):
             raise InvalidInputError(f"{name} must be a float model, got {kind} in node `{node.name}`")
@@ -114,24 +125,9 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _optimized(path: Path) -> onnx.ModelProto:
-    """Return what onnxruntime's basic optimization makes of a model, with its weights in a file beside `path`.
-
-    Constants that would take more than `MAX_FOLDED` bytes and twice the model's stay computations.
-    """
-    target = path.with_name("optimized.onnx")
-    max_folded = max(MAX_FOLDED, 2 * sum(file.stat().st_size for file in path.parent.iterdir()))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(max_folded))
-    key = "session.optimized_model_external_initializers"
-    options.add_session_config_entry(f"{key}_file_name", f"{target.name}.data")
-    options.add_session_config_entry(f"{key}_min_size_in_bytes", str(MIN_BYTES))
-    cpu = ["CPUExecutionProvider"]  # wherever calibration runs: the names and weights are the same
-    onnxruntime.InferenceSession(str(path), options, providers=cpu, disabled_optimizers=_NOT_WANTED)
-    return without_inserted_casts(onnx.load(str(target), load_external_data=False))
+    """Return what onnxruntime's basic optimization makes of a model."""
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return without_inserted_casts(optimize(path, level, disabled=_NOT_WANTED))
 
 
 _INSERTED = "InsertedPrecisionFreeCast_"  # before the names of these casts and of what they give

@@ -10,7 +10,7 @@ import onnx
 from onnx.external_data_helper import set_external_data
 
 from ...files import make_parent, naming, temporary_folder, write_atomic
-from .graph import _copy
+from .graph import copied
 
 MIN_BYTES = 1024  # of a weight, to lie beside the graph
 MAX_BYTES = 2_000_000_000  # of one file, a little below what protobuf can hold
@@ -38,7 +38,7 @@ def save_model(model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX
     with naming(path):
         make_parent(path)
         with temporary_folder(path.parent, f".{path.name}-") as folder:
-            _replace_both(path, write_model(_copy(model), folder / path.name))
+            _replace_both(path, write_model(copied(model), folder / path.name))
 
 
 def _replace_both(path: Path, written: Path) -> None:

@@ -10,9 +10,9 @@ import onnx
 import klquant
 from klquant.errors import InvalidInputError
 
-from ...settings import DEAD_CHANNEL
+from ...settings import DEAD_CHANNEL, WEIGHTED
 from ..model.graph import Graph, to_array
-from ..model.operators import WEIGHTED, weight_axis
+from ..model.operators import weight_axis
 from .plan import Plan
 
 

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
-from ..model.graph import Graph, read_graph
+from ..model.graph import Graph, copied
 from .grids import Grid, Quantized, quantize_bias, quantize_weight
 from .plan import EVERYONE, Plan
 
@@ -46,12 +46,16 @@ class Edits(NamedTuple):
 
 
 def write_qdq(
-    model: onnx.ModelProto, plan: Plan, grids: Mapping[str, Grid], *, int_bias: bool, reduce_range: bool
+    model: onnx.ModelProto,
+    graph: Graph,
+    plan: Plan,
+    grids: Mapping[str, Grid],
+    *,
+    int_bias: bool,
+    reduce_range: bool,
 ) -> onnx.ModelProto:
     """Return the model with the planned activations, weights and (if `int_bias`) biases as integers and back."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = read_graph(result)
+    result = copied(model)
     edits = Edits(graph, {*graph.types, *graph.producers, *(node.name for node in graph.nodes)}, [], {}, {}, {}, {})
     for name, readers in plan.readers.items():
         _quantize_activation(edits, name, readers, grids[name])
@@ -117,7 +121,7 @@ def _node(edits: Edits, kind: str, inputs: list[str], output: str, **attributes:
 def _apply(edits: Edits, target: onnx.GraphProto) -> None:
     """Make the changes; new nodes stand where they are needed, so the order stays topological."""
     nodes = [new for name in edits.graph.inputs for new in edits.after.get(name, [])]
-    for node in edits.graph.nodes:
+    for node in target.node:
         for k, name in enumerate(node.input):
             node.input[k] = edits.reads.get((node.name, name)) or edits.reads.get((EVERYONE, name)) or name
         following = [new for name in node.output for new in edits.after.get(name, [])]

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import onnx
 
-from ...settings import Engine
+from ...settings import EXCLUDED, WEIGHTED, Engine
 from ..model.graph import Graph
 from ..model.operators import (
     COMBINING,
     CURVES,
     MOVING,
-    WEIGHTED,
     activations,
     attribute,
     matches,
@@ -25,7 +24,6 @@ from ..model.operators import (
 )
 
 EVERYONE = "*"
-EXCLUDED = "excluded"
 NO_KERNEL = ("ConvTranspose",)  # of onnxruntime
 FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's kernels of these can give floating point
 BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # and these have kernels in INT8

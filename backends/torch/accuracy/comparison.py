@@ -10,7 +10,7 @@ from torch import nn
 
 from ...thresholds import LayerThreshold
 from ..model.forward import Where
-from ..model.hooks import holding
+from ..model.hooks import active
 from ..model.layers import weighted_layers
 from ..simulation import fake_quantize, simulate
 
@@ -84,7 +84,7 @@ def each_call(layers: Mapping[str, nn.Module], observer: Callable[[Call], None])
 
         return hook
 
-    with holding(layer.register_forward_hook(reporting(name), with_kwargs=True) for name, layer in layers.items()):
+    with active(layer.register_forward_hook(reporting(name), with_kwargs=True) for name, layer in layers.items()):
         yield
 
 

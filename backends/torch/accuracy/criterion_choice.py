@@ -12,7 +12,6 @@ from klquant.errors import InvalidInputError
 from ...batches import progress_bar
 from ...thresholds import LayerThreshold
 from ..model.forward import Forward, Where, call_model, check_eval, observed_at
-from ..model.hooks import holding
 from .comparison import Call, SwitchableModel, compare, each_call, fake_quantize_at
 
 PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals
@@ -129,7 +128,7 @@ def output_errors(
     number = -1
     description = "choice of criteria" if progress else ""
     with (
-        holding([torch.no_grad()]),
+        torch.no_grad(),
         each_call(switchable.floats, observer),
         progress_bar(description, batches) as advance,
     ):

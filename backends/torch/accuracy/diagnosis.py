@@ -11,10 +11,10 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ...batches import progress_bar
-from ...html_tables import html_table, number
+from ...html_tables import html_table
+from ...text import number, without_nan
 from ...thresholds import LayerThreshold
 from ..model.forward import Forward, Where, call_model, check_eval
-from ..model.hooks import holding
 from .measurement import NOTHING, LayerSums, Measurements, Run
 
 
@@ -48,14 +48,8 @@ class Diagnosis(NamedTuple):
 
     def as_json(self) -> str:
         """Return everything as JSON, with null for NaN and infinity."""
-        content = {
-            "model_sqnr_db": _number_or_null(self.model_sqnr_db),
-            "model_cosine": _number_or_null(self.model_cosine),
-            "layers": [
-                {key: _number_or_null(value) for key, value in layer._asdict().items()} for layer in self.layers
-            ],
-        }
-        return json.dumps(content, indent=2, allow_nan=False)
+        content = {"model_sqnr_db": self.model_sqnr_db, "model_cosine": self.model_cosine, "layers": self.layers}
+        return json.dumps(without_nan(content), indent=2, allow_nan=False)
 
     def _repr_html_(self) -> str:
         """Return a table of the layers for notebooks."""
@@ -132,7 +126,7 @@ def diagnose(
     check_eval(model)
     measured = Measurements(model, weight_scales, thresholds, observe)
     steps, number = 2 + (2 * len(thresholds) if sensitivity else 0), -1
-    with holding([torch.no_grad()]), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
+    with torch.no_grad(), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
         for number, batch in enumerate(batches):
             run = Run(batch, number, forward, advance)
             measured.compare_layers(run)
@@ -162,10 +156,6 @@ def _harm(layer: LayerDiagnosis) -> float:
     """Sort key: the least SQNR first, then what could not be measured."""
     sqnr_db = layer.output_sqnr_db if math.isnan(layer.alone_sqnr_db) else layer.alone_sqnr_db
     return math.inf if math.isnan(sqnr_db) else sqnr_db
-
-
-def _number_or_null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _nan_if_null(value: Any) -> Any:

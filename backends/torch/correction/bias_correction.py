@@ -14,8 +14,8 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ...batches import tracked
-from ..model.forward import Forward, call_model, copy_model, run_observed
-from ..model.hooks import holding
+from ..model.edits import copy_model
+from ..model.forward import Forward, call_model, check_eval, run_observed
 from ..model.layers import inner_layer, weighted_layers
 from ..simulation import QuantizedLayer
 
@@ -66,8 +66,16 @@ def correct_bias(
     Where outputs are observed (``observe="outputs"``) a layer's input comes rounded from elsewhere or not at all, and
     only the rounding of the weights is corrected. Correcting twice is the same as once.
     """
+    check_eval(reference)
     corrected = copy_model(simulated)
-    quantized = {name: m for name, m in corrected.named_modules() if isinstance(m, QuantizedLayer)}
+    return corrected, correct_in_place(corrected, reference, batches, forward=forward, progress=progress)
+
+
+def correct_in_place(
+    simulated: nn.Module, reference: nn.Module, batches: Iterable[Any], *, forward: Forward, progress: bool
+) -> dict[str, float]:
+    """Do what :func:`correct_bias` does to the simulated model itself; return the corrections."""
+    quantized = {name: m for name, m in simulated.named_modules() if isinstance(m, QuantizedLayer)}
     layers = dict(weighted_layers(reference))
     _check_names(quantized, layers)
     shifts = {name: _Shift(layers[name], layer) for name, layer in quantized.items()}
@@ -79,11 +87,11 @@ def correct_bias(
     description = "bias correction" if progress else ""
     if not run_observed(reference, tracked(batches, description), observer, forward=forward):
         raise InvalidInputError("expected at least one calibration batch, got none")
-    with holding([torch.no_grad()]):
+    with torch.no_grad():
         means = {name: shift.mean() for name, shift in shifts.items() if shift.was_called}
     for name, mean in means.items():
         _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)
-    return corrected, {name: float(mean.abs().max()) for name, mean in means.items()}
+    return {name: float(mean.abs().max()) for name, mean in means.items()}
 
 
 def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:
@@ -160,9 +168,9 @@ def _sum_up(x: torch.Tensor, layer: Any) -> torch.Tensor:
 
 def _apply_linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """Return W x in float64, of shape (output channels, positions)."""
-    linear = copy.deepcopy(layer).double()
-    linear.bias = None
-    output: torch.Tensor = linear.forward(x)[0]  # no hooks
+    linear = copy.copy(layer)
+    linear._parameters = {"weight": nn.Parameter(layer.weight.detach().double(), requires_grad=False), "bias": None}
+    output: torch.Tensor = linear.forward(x)[0]  # without the hooks of the layer
     return output.reshape(len(output), -1)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ..model.dataflow import Mode, record_calls, tensors_in
+from ..model.dataflow import record_calls, tensors_in
 from ..model.functions import METADATA
-from ..model.hooks import holding
+from ..model.hooks import active
 from ..model.layers import LayerReLU, inner_layer, weighted_layers
 
 # by name: the function f of a module, torch.f and Tensor.f are the same
@@ -61,16 +62,16 @@ def follow_chains(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Chain]
             yield layer.register_forward_hook(tracer.leaving(name, layer), always_call=True)
 
     def traced() -> None:
-        with holding([tracer]):
+        with tracer:
             run()
 
-    with holding(hooks()):
+    with active(hooks()):
         output = record_calls(model, traced).output
     tracer.end(output)
     return tracer.chains, tracer.used, output
 
 
-class _Tracer(Mode):
+class _Tracer(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.chains: list[Chain] = []

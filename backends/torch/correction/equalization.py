@@ -15,7 +15,8 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ..model.dataflow import count_uses, outputs_agree, record_calls
-from ..model.forward import Forward, call_model, check_eval, copy_model
+from ..model.edits import copy_model, restored
+from ..model.forward import Forward, call_model, check_eval
 from ..model.layers import TRANSPOSED, inner_layer, weighted_layers
 from .channel_flow import Chain, follow_chains
 
@@ -76,12 +77,15 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
     once. Shared or parametrized weights and hooks forbid it. A channel without weights on one side keeps s = 1.
     """
     check_eval(model)
-    chains, used, expected = follow_chains(model, lambda: forward(model, batch))
-    equalized, entries = _apply(model, _entries(model, chains, dict(weighted_layers(model)), used))
-    got = record_calls(equalized, lambda: forward(equalized, batch)).output
-    if outputs_agree(got, expected):
-        return equalized, entries
-    return copy_model(model), [entry if entry.reason else _undone(entry) for entry in entries]
+    equalized = copy_model(model)
+    entries, is_same = _try(equalized, batch, forward)
+    return equalized if is_same else copy_model(model), entries
+
+
+def find_pairs(model: nn.Module, batch: Any, forward: Forward) -> list[Equalized]:
+    """Return what :func:`equalize` finds, and leave the model as it was."""
+    with restored(model):
+        return _try(model, batch, forward)[0]
 
 
 def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.Module:
@@ -103,15 +107,26 @@ def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.M
     InvalidInputError
         If the model lacks a layer that is named, or it has another number of channels.
     """
-    return _apply(model, {entry.first: entry for entry in equalized})[0]
-
-
-def _apply(model: nn.Module, entries: dict[str, Equalized]) -> tuple[nn.Module, list[Equalized]]:
-    """Return an equalized copy, and the entries with their factors."""
     model = copy_model(model)
-    layers = dict(weighted_layers(model))
-    factors = _sweep({name: _pair(entry, layers) for name, entry in entries.items() if not entry.reason})
-    return model, [entry._replace(largest_factor=factors.get(name, 1.0)) for name, entry in entries.items()]
+    equalize_in_place(model, equalized)
+    return model
+
+
+def equalize_in_place(model: nn.Module, equalized: Iterable[Equalized]) -> list[Equalized]:
+    """Do what :func:`apply_equalization` does to the model itself; return the entries with their factors."""
+    entries, layers = list(equalized), dict(weighted_layers(model))
+    factors = _sweep({entry.first: _pair(entry, layers) for entry in entries if not entry.reason})
+    return [entry._replace(largest_factor=factors.get(entry.first, 1.0)) for entry in entries]
+
+
+def _try(model: nn.Module, batch: Any, forward: Forward) -> tuple[list[Equalized], bool]:
+    """Equalize the model itself; return the entries and whether the output stayed; if not, no entry is a pair."""
+    with restored(model):
+        chains, used, expected = follow_chains(model, lambda: forward(model, batch))
+    entries = equalize_in_place(model, _entries(model, chains, dict(weighted_layers(model)), used))
+    if outputs_agree(record_calls(model, lambda: forward(model, batch)).output, expected):
+        return entries, True
+    return [entry if entry.reason else _undone(entry) for entry in entries], False
 
 
 def _pair(entry: Equalized, layers: dict[str, nn.Module]) -> _Pair:
@@ -127,10 +142,8 @@ def _pair(entry: Equalized, layers: dict[str, nn.Module]) -> _Pair:
     return _Pair(first, second, entering // leaving)
 
 
-def _entries(
-    model: nn.Module, chains: list[Chain], layers: dict[str, nn.Module], used: set[int]
-) -> dict[str, Equalized]:
-    """Return by layer what is to become of its output channels."""
+def _entries(model: nn.Module, chains: list[Chain], layers: dict[str, nn.Module], used: set[int]) -> list[Equalized]:
+    """Decide for each layer what becomes of its output channels."""
     calls = Counter(chain.first for chain in chains)
     uses = count_uses(model)
 
@@ -142,7 +155,8 @@ def _entries(
                 return f"`{name}` {why}"
         return chain.reason
 
-    return {chain.first: Equalized(chain.first, chain.second, reason(chain), 1.0) for chain in chains}
+    last = {chain.first: chain for chain in chains}
+    return [Equalized(name, chain.second, reason(chain), 1.0) for name, chain in last.items()]
 
 
 def _undone(entry: Equalized) -> Equalized:

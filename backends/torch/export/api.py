@@ -10,6 +10,7 @@ from torch.torch_version import TorchVersion
 
 from klquant.errors import InvalidInputError, MissingDependencyError
 
+from ...settings import check_engine
 from ...warning import warn
 from ..model.forward import check_eval
 from ..model.layers import inner_layer
@@ -17,7 +18,7 @@ from ..simulation import quantized_layers
 from .trace import named_tensors, trace
 
 if TYPE_CHECKING:
-    from ...onnx.quantization import QuantizedModel
+    from ...onnx.quantization import QDQModel
     from ...settings import Engine
 
 
@@ -31,7 +32,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-) -> "QuantizedModel":
+) -> "QDQModel":
     """Return a simulated model as an ONNX model with QuantizeLinear and DequantizeLinear.
 
     Parameters
@@ -56,7 +57,7 @@ def export_onnx(
 
     Returns
     -------
-    QuantizedModel
+    QDQModel
         `model`, the `thresholds` by tensor and what was `skipped`.
 
     Raises
@@ -85,7 +86,7 @@ def export_onnx(
     """
     _check(model)
     _need_onnx()
-    from .qdq import check_engine, place
+    from .qdq import place
 
     check_engine(engine)
     traced = trace(model, example, dynamic_batch=dynamic_batch, input_names=input_names, output_names=output_names)
@@ -114,7 +115,7 @@ class _Arrays:
             yield {self._inputs.get(name, name): tensor.numpy(force=True) for name, tensor in tensors}
 
 
-def _tell_fixed(result: "QuantizedModel") -> None:
+def _tell_fixed(result: "QDQModel") -> None:
     """Warn of a batch size that torch fixed."""
     shapes = [value.type.tensor_type.shape.dim for value in result.model.graph.input]
     if any(shapes) and not any(shape[0].dim_param for shape in shapes if shape):

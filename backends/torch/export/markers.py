@@ -1,16 +1,18 @@
-"""What the marks in a traced model say: which tensors are rounded, by which scale, on the way to whom."""
+"""Remove the marks of a traced model: they say which tensors are rounded, by which scale, and for which nodes."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
-from ...onnx.model.graph import read_graph
-from ...onnx.model.normal_form import all_nodes
-from ...onnx.model.operators import WEIGHTED, activations, is_rectifier
+from klquant.errors import InvalidInputError
+
+from ...onnx.model.normal_form import sort_values
+from ...onnx.model.operators import RECTIFIERS
 from ...onnx.qdq.plan import EVERYONE
+from ...settings import WEIGHTED
 from .trace import DOMAIN, ROUNDED, Traced
 
 BEFORE_LAYERS = ("Pad", "Unsqueeze")  # what torch puts between a layer's input and its operator; they move values
@@ -26,166 +28,167 @@ class Roundings(NamedTuple):
     layers: dict[str, str]
     """Names of the simulated layers, by name of the node that computes one."""
     conflicts: list[tuple[str, str, str]]
-    """A tensor, and the layers that round it by different scales."""
+    """A tensor, and two layers that round it by different scales."""
 
 
 class Mark(NamedTuple):
     """Where a layer rounds."""
 
-    node: onnx.NodeProto
+    node: ir.Node
+    source: ir.Value
+    result: ir.Value
     layer: str
     threshold: float
     observe: str
 
 
-def remove_marks(traced: Traced) -> Roundings:
-    """Make a traced model one in floating point, in place, with the names of the user's.
+def remove_marks(traced: Traced) -> tuple[onnx.ModelProto, Roundings]:
+    """Turn a traced model, which is used up, into a float model with the names of the user's model.
 
-    A mark becomes an Identity where it cannot just go: if another layer rounds the tensor by another scale, if the
-    tensor is a constant, or both the tensor and what it is rounded to are outputs of the graph. Outputs that are called
-    after a mark are called after what it marks instead, unless a person named them.
+    A mark becomes an Identity where it cannot go: if another layer rounds the tensor by another scale, if the tensor is
+    a constant, or if both the tensor and its rounded values are outputs of the graph. An output named after a mark gets
+    the name of the marked tensor, unless the user named the outputs.
     """
-    graph = traced.model.graph
-    _tidy(traced.model, traced.initializers)
-    found = _Finder(traced)
-    for node in [node for node in graph.node if node.domain == DOMAIN]:
+    _rename_initializers(traced.model.graph, traced.initializers)
+    del traced.model.opset_imports[DOMAIN]
+    finder = _Finder(traced)
+    for node in [node for node in ir.traversal.RecursiveGraphIterator(traced.model.graph) if node.domain == DOMAIN]:
         if node.op_type == ROUNDED:
-            found.add(_read_mark(node))
+            finder.add(_read_mark(node))
         else:
-            found.remove(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in found.kept()]
-    del graph.node[:]
-    graph.node.extend(kept)
-    return found.roundings
+            finder.remove(node)
+    _drop_metadata(traced.model.graph)
+    model = ir.to_proto(traced.model)
+    sort_values(model.graph)  # drops the types of constants
+    return model, finder.roundings
 
 
 class _Finder:
-    """Takes marks out of a graph, one by one in their order."""
+    """Removes marks from a graph, one by one in their order, and notes what they say."""
 
     def __init__(self, traced: Traced) -> None:
-        self.graph = read_graph(traced.model)
-        self._outputs, self._named = traced.model.graph.output, traced.named_outputs
         self.roundings = Roundings({}, {}, {}, [])
-        self._consumers = {name: list(nodes) for name, nodes in self.graph.consumers.items()}
-        self._first: dict[str, str] = {}  # the layer that rounds a tensor
-        self._removed: set[str] = set()
+        self._graph, self._named_outputs = traced.model.graph, traced.named_outputs
+        self._first: dict[str, str] = {}  # the layer that rounds a tensor first
 
-    def kept(self) -> list[onnx.NodeProto]:
-        """Return the nodes that are left."""
-        return [node for node in self.graph.nodes if node.name not in self._removed]
-
-    def remove(self, node: onnx.NodeProto) -> str:
-        """Take out a node that passes a tensor on; return the one name that is left for both."""
-        source, result = str(node.input[0]), str(node.output[0])
-        if result in self.graph.outputs and not self._rename_output(source, result):
-            old, new = source, result
-            self.graph.producers[new] = self.graph.producers[old]
-            _rename(self.graph.producers[old].output, old, new)
-        else:
-            old, new = result, source
-        readers = [reader for reader in self._consumers.get(source, []) if reader is not node]
-        for reader in readers if old == source else self._consumers.get(result, []):
-            _rename(reader.input, old, new)
-        self._consumers[new] = readers + self._consumers.get(result, [])
-        self._removed.add(node.name)
-        return new
-
-    def _rename_output(self, source: str, result: str) -> bool:
-        """Give an output of the graph the name of another tensor, if none of them was chosen by a person."""
-        if self._named or source in (*self.graph.outputs, *self.graph.inputs):
-            return False
-        place = self.graph.outputs.index(result)
-        self.graph.outputs[place] = self._outputs[place].name = source
-        return True
+    def remove(self, node: ir.Node) -> None:
+        """Remove a node that passes its input on."""
+        source: Any = node.inputs[0]
+        graph: Any = node.graph
+        result = node.outputs[0]
+        if result.is_graph_output() and self._named_outputs:
+            source.name, result.name = result.name, source.name
+        result.replace_all_uses_with(source, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
 
     def add(self, mark: Mark) -> None:
-        """Take out a mark and note what it says."""
-        source, result = mark.node.input[0], mark.node.output[0]
+        """Remove a mark and note what it says."""
         self._remove_repeated(mark)
-        readers, is_output = self._consumers.get(result, []), result in self.graph.outputs
+        if any(node.graph is not self._graph for node in mark.result.consumers()):
+            raise InvalidInputError(
+                f"layer `{mark.layer}` must not round what a branch of the model (torch.cond) reads; exclude the layer"
+            )
+        readers, is_output, tensor = mark.result.consumers(), mark.result.is_graph_output(), mark.result
         if mark.observe == "outputs":
-            self._note_layer(self._operator(source), mark)
-        tensor = self.remove(mark.node) if self._can_go(mark, source, is_output) else _keep(mark.node)
+            self._note_layer(_operator(mark.source), mark)
+        if self._can_go(mark):
+            self.remove(mark.node)
+            tensor = mark.source
+        else:
+            _make_identity(mark.node)
         if is_output:
             self._note(mark, tensor, EVERYONE)
-        for name, node in self._edges(mark, tensor, readers):
-            self._note(mark, name, node.name)
+        for value, node in _edges(mark, tensor, readers):
+            self._note(mark, value, str(node.name))
             if mark.observe == "inputs":
                 self._note_layer(node, mark)
 
-    def _can_go(self, mark: Mark, source: str, is_output: bool) -> bool:
+    def _can_go(self, mark: Mark) -> bool:
         """Return whether the tensor can be rounded under its own name."""
-        if self.roundings.thresholds.get(source, mark.threshold) != mark.threshold:
-            self.roundings.conflicts.append((source, self._first[source], mark.layer))
+        source, name = mark.source, str(mark.source.name)
+        if self.roundings.thresholds.get(name, mark.threshold) != mark.threshold:
+            self.roundings.conflicts.append((name, self._first[name], mark.layer))
             return False
-        alone = len(self._consumers[source]) == 1 and source not in (*self.graph.outputs, *self.graph.inputs)
-        return source not in self.graph.initializers and (alone or not is_output)
+        alone = len(source.uses()) == 1 and not source.is_graph_output() and not source.is_graph_input()
+        return not source.is_initializer() and (alone or not mark.result.is_graph_output())
 
     def _remove_repeated(self, mark: Mark) -> None:
-        """Take out rectifiers behind a layer that rectifies: they are its own, left in place when they were folded."""
-        before = self.graph.producers.get(mark.node.input[0])
-        for node in list(self._consumers.get(mark.node.output[0], [])):
-            repeats = before is not None and is_rectifier(self.graph, before) and is_rectifier(self.graph, node)
-            if repeats and self._highest(node) >= mark.threshold and node.output[0] not in self.graph.outputs:
+        """Remove rectifiers behind a layer that rectifies: folding put them into the layer and left them in place."""
+        for node in mark.result.consumers() if _highest(mark.source.producer()) is not None else ():
+            highest = _highest(node)
+            if highest is not None and highest >= mark.threshold and not node.outputs[0].is_graph_output():
                 self.remove(node)
 
-    def _highest(self, rectifier: onnx.NodeProto) -> float:
-        """Return where a rectifier cuts off, but for a rounding of float32."""
-        if len(rectifier.input) < 3:
-            return math.inf
-        bound = self.graph.initializers.get(rectifier.input[2])
-        return -math.inf if bound is None else float(numpy_helper.to_array(bound)) * (1 + 1e-6)
+    def _note(self, mark: Mark, tensor: ir.Value, reader: str) -> None:
+        name = str(tensor.name)
+        self._first.setdefault(name, mark.layer)
+        self.roundings.thresholds[name] = mark.threshold
+        self.roundings.readers.setdefault(name, set()).add(reader)
 
-    def _edges(self, mark: Mark, tensor: str, readers: list[onnx.NodeProto]) -> Iterator[tuple[str, onnx.NodeProto]]:
-        """Yield which tensor is to be rounded for whom: next to the layer, where its operator does not come first."""
-        for reader in readers:
-            if mark.observe == "inputs" and reader.op_type in BEFORE_LAYERS:
-                moved = reader.output[0]
-                yield from self._edges(mark, moved, self._consumers.get(moved, []))
-            else:
-                yield tensor, reader
-
-    def _operator(self, name: str) -> onnx.NodeProto | None:
-        """Return the layer's operator that a tensor comes from, by way of its bias and its ReLU."""
-        while (node := self.graph.producers.get(name)) is not None and node.op_type not in WEIGHTED:
-            name = next(iter(activations(self.graph, node)), "")
-        return node
-
-    def _note(self, mark: Mark, tensor: str, reader: str) -> None:
-        self._first.setdefault(tensor, mark.layer)
-        self.roundings.thresholds[tensor] = mark.threshold
-        self.roundings.readers.setdefault(tensor, set()).add(reader)
-
-    def _note_layer(self, node: onnx.NodeProto | None, mark: Mark) -> None:
+    def _note_layer(self, node: ir.Node | None, mark: Mark) -> None:
         if node is not None and node.op_type in WEIGHTED:
-            self.roundings.layers[node.name] = mark.layer
+            self.roundings.layers[str(node.name)] = mark.layer
 
 
-def _rename(names: Any, old: str, new: str) -> None:
-    names[:] = [new if name == old else name for name in names]
+def _highest(node: ir.Node | None) -> float | None:
+    """Return the largest value that a rectifier passes on, with a margin for float32; None for any other node."""
+    if node is None or node.op_type not in RECTIFIERS:
+        return None
+    bounds = [_scalar(value) for value in node.inputs[1:3]]
+    low, high = (*bounds, *(0.0 if node.op_type == "Relu" else -math.inf, math.inf)[len(bounds) :])
+    return high * (1 + 1e-6) if low == 0 else None
 
 
-def _keep(node: onnx.NodeProto) -> str:
-    """Make a mark an Identity; return what it gives."""
-    node.CopyFrom(helper.make_node("Identity", node.input, node.output, name=node.name))
-    return str(node.output[0])
+def _scalar(value: ir.Value | None) -> float:
+    return math.nan if value is None or value.const_value is None else float(value.const_value.numpy())
 
 
-def _read_mark(node: onnx.NodeProto) -> Mark:
-    said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    return Mark(node, said["layer"].decode(), 127 * float(said["scale"]), said["observe"].decode())
+def _edges(mark: Mark, tensor: ir.Value, readers: Sequence[ir.Node]) -> Iterator[tuple[ir.Value, ir.Node]]:
+    """Yield the readers, each with the tensor to round: next to the layer, if its operator does not come first."""
+    for reader in readers:
+        if mark.observe == "inputs" and reader.op_type in BEFORE_LAYERS:
+            yield from _edges(mark, reader.outputs[0], reader.outputs[0].consumers())
+        else:
+            yield tensor, reader
 
 
-def _tidy(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    """Rename initializers, where a name is free; take out what the exporter tells of files and lines."""
-    graph = model.graph
-    taken = {*(value.name for value in graph.input), *(name for node in graph.node for name in node.output)}
-    renamed = {name: plain for name, plain in names.items() if plain not in taken}
-    for node in all_nodes(graph):
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        del node.metadata_props[:]
-    for value in (*graph.initializer, *graph.value_info):
-        value.name = renamed.get(value.name, value.name)
-        del value.metadata_props[:]
-    for entry in [entry for entry in model.opset_import if entry.domain == DOMAIN]:
-        model.opset_import.remove(entry)
+def _operator(value: ir.Value) -> ir.Node | None:
+    """Return the operator of the layer that computes a tensor, perhaps before its bias and its ReLU."""
+    node = value.producer()
+    while node is not None and node.op_type not in WEIGHTED:
+        inputs = (one for one in node.inputs if one is not None and not one.is_initializer())
+        floats = (one.producer() for one in inputs if one.dtype is not None and one.dtype.is_floating_point())
+        node = next(floats, None)
+    return node
+
+
+def _make_identity(node: ir.Node) -> None:
+    node.domain, node.op_type = "", "Identity"
+    node.attributes.clear()
+
+
+def _read_mark(node: ir.Node) -> Mark:
+    source: Any = node.inputs[0]
+    given = node.attributes
+    threshold = 127 * given["scale"].as_float()
+    return Mark(node, source, node.outputs[0], given["layer"].as_string(), threshold, given["observe"].as_string())
+
+
+def _rename_initializers(graph: ir.Graph, names: Mapping[str, str]) -> None:
+    """Give initializers these names, where they are free."""
+    taken = {value.name for value in (*graph.inputs, *(output for node in graph for output in node.outputs))}
+    values = list(graph.initializers.values())
+    graph.initializers.clear()  # renaming in place would move a constant to the end
+    for value in values:
+        name = names.get(str(value.name), value.name)
+        if name not in taken:
+            value.name = name
+        graph.initializers.add(value)
+
+
+def _drop_metadata(graph: ir.Graph) -> None:
+    """Drop what the exporter says about files and lines."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for one in (node, *node.inputs, *node.outputs):
+            if one is not None:
+                one.metadata_props.clear()

@@ -11,13 +11,13 @@ from klquant.errors import InvalidInputError
 
 from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
-from ...onnx.model.operators import MOVING, WEIGHTED, observed_tensors, sole_consumer, weight_axis
-from ...onnx.model.preparation import prepare
+from ...onnx.model.operators import MOVING, observed_tensors, sole_consumer, weight_axis
+from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
 from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
-from ...onnx.quantization import RULES, QuantizedModel, quantize
-from ...settings import Engine
+from ...onnx.quantization import QDQModel, quantize
+from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced
 
@@ -26,35 +26,30 @@ FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
 
 
-def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QuantizedModel:
+def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QDQModel:
     """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of an engine."""
-    found = remove_marks(traced)
+    model, found = remove_marks(traced)
     if batches is None and engine != "onnxruntime":
-        result = _as_simulated(traced.model, found)
+        result = _as_simulated(model, found)
     else:
-        result = _by_rules(traced.model, found, engine, batches)
+        result = _by_rules(model, found, engine, batches)
     reached = set(found.layers.values())
     result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
     return result
 
 
-def check_engine(engine: str) -> None:
-    """Refuse an engine that there is not."""
-    if engine not in RULES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(RULES)}, got {engine!r}")
-
-
-def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QuantizedModel:
+def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
     """Return the model with Q/DQ where the simulation rounds, and nowhere else."""
     found = _behind_moves(read_graph(model), found)
     known = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
     new = [name for name in found.thresholds if name not in known]  # the exporter tells the types of nearly all
     model.graph.value_info.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in new)
-    plan = _plan(read_graph(model), found)
+    graph = read_graph(model)
+    plan = _plan(graph, found)
     grids = make_grids(plan, found.thresholds, set(), signed)
-    written = write_qdq(model, plan, grids, int_bias=False, reduce_range=False)
+    written = write_qdq(model, graph, plan, grids, int_bias=False, reduce_range=False)
     onnx.checker.check_model(written)
-    return QuantizedModel(written, dict(found.thresholds), plan.skipped)
+    return QDQModel(written, dict(found.thresholds), plan.skipped)
 
 
 def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
@@ -88,7 +83,7 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
 
 def _by_rules(
     model: onnx.ModelProto, found: Roundings, engine: Engine, batches: Iterable[Mapping[str, Any]] | None
-) -> QuantizedModel:
+) -> QDQModel:
     """Return the model with Q/DQ by the rules of an engine; what the simulation does not know is calibrated."""
     for tensor, first, second in found.conflicts:
         raise InvalidInputError(
@@ -96,7 +91,7 @@ def _by_rules(
             f"'{engine}', got two; give both the same threshold by `overrides`"
         )
     prepared = prepare(model)
-    graph = read_graph(prepared)
+    graph = prepared.graph
     floats = _floats(graph, read_graph(model), found)
     exclude = tuple(glob.escape(name) for name in floats)
     thresholds = _through_moves(graph, found.thresholds)
@@ -118,7 +113,7 @@ def _floats(graph: Graph, before: Graph, found: Roundings) -> list[str]:
     return [node.name for node in graph.nodes if node.op_type in WEIGHTED and not is_layer(node)]
 
 
-def _calibrated(model: onnx.ModelProto, batches: Iterable[Mapping[str, Any]], names: Set[str]) -> dict[str, float]:
+def _calibrated(model: Prepared, batches: Iterable[Mapping[str, Any]], names: Set[str]) -> dict[str, float]:
     """Return T of these tensors, by entropy."""
     if not names:
         return {}

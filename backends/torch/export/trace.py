@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,9 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from klquant.errors import InvalidInputError, ModelError
 
-from ..model.forward import copy_model
+from ..model.edits import copy_model
 from ..model.layers import LayerWrapper, inner_layer
 from ..simulation import QuantizedLayer, quantized_layers
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN, ROUNDED, KEPT = "klquant", "Rounded", "Kept"  # operators that are none: marks
 ROOT = "model"  # of the names of what is traced
@@ -31,9 +34,9 @@ _IRRELEVANT: list[tuple[str, type[Warning]]] = [
 class Traced(NamedTuple):
     """What torch's exporter made of a simulated model."""
 
-    model: Any
-    """An onnx.ModelProto in floating point; ``klquant.Rounded`` stands where an activation is rounded, ``klquant.Kept``
-    behind a layer, so that nothing is folded into its weights: they are rounded already."""
+    model: "ir.Model"
+    """In floating point; ``klquant.Rounded`` stands where an activation is rounded, ``klquant.Kept`` behind a layer, so
+    that nothing is folded into its weights: they are rounded already."""
     layers: list[str]
     """Names of the quantized layers."""
     inputs: dict[str, str]
@@ -113,8 +116,8 @@ def trace(
             cause = error.__cause__ or error
             reason = str(cause).strip().partition("\n\n")[0]
             raise ModelError(f"torch cannot export the model, with {type(cause).__name__}: {reason}") from error
-    traced = program.model_proto
-    names = _plain_names(marked, (tensor.name for tensor in traced.graph.initializer))
+    traced = program.model
+    names = _plain_names(marked, traced.graph.initializers)
     layers = list(quantized_layers(model))
     return Traced(traced, layers, dict(zip(arguments, inputs, strict=True)), names, output_names is not None)
 

@@ -6,14 +6,15 @@ layer returns: relu(relu(x)) = relu(x), so the ReLU itself can stay for its othe
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
 from ..model.dataflow import Recording, outputs_agree, record_calls
+from ..model.edits import copy_model, restored, without_nested_tensors
 from ..model.forward import Forward, call_model, check_eval
 from ..model.layers import check_supported, skipped_layers
-from .apply import Fold, apply_folds
+from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
 __all__ = ["Examination", "Fold", "examine", "fold_batch_norm", "fold_relu", "plan_folds"]
@@ -54,6 +55,18 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     The folded model is run on the batch too. If its output is another one (something used a tensor where no recording
     sees it: compiled functions, ...), or it fails, the folds that are to blame are found by halving and left alone.
     """
+    check_eval(model)
+    return examine_copy(copy_to_fold(model), batch, forward)
+
+
+def copy_to_fold(model: nn.Module) -> nn.Module:
+    """Return a copy of the model that can be examined and folded in place."""
+    check_supported(model)
+    return without_nested_tensors(copy_model(model))
+
+
+def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
+    """Do what :func:`examine` does with a copy of a model, and leave the copy as it was."""
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
     inside = tuple(f"{name}." for name in skipped)
@@ -118,8 +131,7 @@ def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_mod
     layers with shared or parametrized weights or hooks, grouped transposed convolutions, BatchNorm without running
     statistics and after a linear layer on anything but (batch, features).
     """
-    _, folds = _plan(model, batch, forward, norm_folds)
-    return apply_folds(model, folds), folds
+    return _fold(model, batch, forward, norm_folds)
 
 
 def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:
@@ -143,20 +155,28 @@ def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) ->
     InvalidInputError
         If a module is in training mode.
     """
-    _, folds = _plan(model, batch, forward, relu_folds)
-    return apply_folds(model, folds), folds
+    return _fold(model, batch, forward, relu_folds)
 
 
-def _plan(
-    model: nn.Module, batch: Any, forward: Forward, decide: Callable[[nn.Module, Recording], list[Fold]]
-) -> tuple[Recording, list[Fold]]:
-    """Record one run, decide, and keep of the folds what leaves the output as it was."""
+_Decide: TypeAlias = Callable[[nn.Module, Recording], list[Fold]]
+
+
+def _fold(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tuple[nn.Module, list[Fold]]:
+    """Return a folded copy, and the folds."""
     check_eval(model)
-    check_supported(model)
+    folded = copy_to_fold(model)
+    _, folds = _plan(folded, batch, forward, decide)
+    fold_in_place(folded, folds)
+    return folded, folds
+
+
+def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tuple[Recording, list[Fold]]:
+    """Record one run, decide, and keep the folds that leave the output as it was; the model is restored."""
 
     def run(folds: list[Fold]) -> Recording:
-        folded = apply_folds(model, folds)
-        return record_calls(folded, lambda: forward(folded, batch))
+        with restored(model):
+            fold_in_place(model, folds)
+            return record_calls(model, lambda: forward(model, batch))
 
     def keeps_output(layers: list[Any]) -> bool:
         try:

@@ -9,17 +9,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from klquant.errors import InvalidInputError
 
-from ..model.forward import check_eval, copy_model
-from ..model.layers import (
-    BATCH_NORMS,
-    TRANSPOSED,
-    WEIGHTED,
-    LayerReLU,
-    channel_axis,
-    is_quantizable,
-    replace_module,
-    without_nested_tensors,
-)
+from ..model.edits import copy_model, replace_module, without_nested_tensors
+from ..model.forward import check_eval
+from ..model.layers import BATCH_NORMS, TRANSPOSED, WEIGHTED, LayerReLU, channel_axis, is_quantizable
 
 RELU_MODULES = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
@@ -60,18 +52,23 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
     """
     check_eval(model)
     folded = without_nested_tensors(copy_model(model))
-    modules = dict(folded.named_modules(remove_duplicate=False))
+    fold_in_place(folded, folds)
+    return folded
+
+
+def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
+    """Do what :func:`apply_folds` does to the model itself."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     todo = [fold for fold in folds if not fold.reason]
     for fold in todo:
         if fold.kind == "batch_norm":
             layer, norm = _checked_norm(fold, modules)
             fuse(layer, norm)
-            replace_module(folded, norm, nn.Identity().eval())
+            replace_module(norm, nn.Identity().eval())
     for fold in todo:
         if fold.kind != "batch_norm":
             layer = _checked_relu(fold, modules)
-            replace_module(folded, layer, LayerReLU(layer, RELU_MODULES[fold.kind]().eval()))
-    return folded
+            replace_module(layer, LayerReLU(layer, RELU_MODULES[fold.kind]().eval()))
 
 
 def fuse(layer: Any, norm: Any) -> None:

@@ -11,7 +11,7 @@ from klquant.errors import InvalidInputError
 
 from ..model.dataflow import Call, Consumer, Recording, recording
 from ..model.forward import Forward
-from ..model.hooks import holding
+from ..model.hooks import active
 from .apply import Fold
 
 
@@ -41,7 +41,7 @@ def watching_folds(folded_model: nn.Module, folds: Iterable[Fold]) -> Iterator[N
     norms = [fold.module for fold in done if fold.kind == "batch_norm"]
     renewing = (folded_model.get_submodule(name).register_forward_hook(_renew) for name in norms)
     recorded = [*norms, *(str(fold.into) for fold in done)]
-    with holding(renewing), recording(folded_model, recorded) as seen:
+    with active(renewing), recording(folded_model, recorded) as seen:
         yield
     _check(folded_model, done, seen)
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .functions import METADATA, product_name, relu_kind
-from .hooks import holding
+from .hooks import active
 from .layers import BATCH_NORMS, RELUS, WEIGHTED
 
 OUTPUT = "output"  # stands for the model's own output among the consumers
@@ -55,7 +55,7 @@ class Recording(NamedTuple):
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """Run the model and return who used the output of what. The model is left as it was."""
     interesting = {name: m for name, m in model.named_modules() if type(m) in (*WEIGHTED, *BATCH_NORMS, *RELUS)}
-    with holding([torch.no_grad()]), recording(model, interesting, products=True) as seen:
+    with torch.no_grad(), recording(model, interesting, products=True) as seen:
         run()
     return seen
 
@@ -77,7 +77,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
                 yield module.register_forward_hook(leaving, always_call=True)
         yield recorder
 
-    with holding(recorders()):
+    with active(recorders()):
         yield seen
     recorder.consume(seen.output, Consumer(None, OUTPUT))
 
@@ -112,19 +112,7 @@ def count_uses(model: nn.Module) -> Counter[int]:
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
-class Mode(TorchFunctionMode):
-    """A mode whose end lets the error through that ends it: Ctrl-C may come while torch has taken the mode off."""
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """Take the mode off, if it is still there."""
-        try:
-            super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
-        except (RuntimeError, AssertionError):
-            if error is None:
-                raise
-
-
-class _Recorder(Mode):
+class _Recorder(TorchFunctionMode):
     def __init__(self, seen: Recording, model: nn.Module) -> None:
         super().__init__()
         self._seen = seen

@@ -1,6 +1,5 @@
 """Run a model over calibration data: batches of any form, hooks that always come off again."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -12,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ...settings import Observe
-from .hooks import holding
+from .hooks import active
 from .layers import weighted_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -31,18 +30,6 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, (tuple, list)):
         return model(*batch)
     return model(batch)
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy, or say why there is none."""
-    try:
-        copied = copy.deepcopy(model)
-    except Exception as error:
-        raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
-    for module in copied.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # cuDNN wants its weights in one piece, and a copy has them in several
-    return copied
 
 
 def check_eval(model: nn.Module) -> None:
@@ -93,7 +80,7 @@ def run_observed(
         except KLQuantError as error:
             raise type(error)(f"{entered}batch {number}: {error}") from error
 
-    with holding([torch.no_grad()]), holding(_hooks(model, observed, observe)):
+    with torch.no_grad(), active(_hooks(model, observed, observe)):
         for number, batch in enumerate(batches, start=first):
             try:
                 forward(model, batch)

@@ -1,4 +1,4 @@
-"""Which modules are quantized, and how to find and replace them in a model."""
+"""Which modules are quantized, and how to find them in a model."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -114,29 +114,6 @@ def inner_layer(layer: Layer) -> Any:
 def channel_axis(layer: nn.Module) -> int:
     """Return the axis of the weights that runs over output channels (of one group, when transposed)."""
     return 1 if type(layer) in TRANSPOSED else 0
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Make the object `old` what `new` is, which may wrap it, and return the model.
-
-    So whoever holds `old` has the new module: parents under any name, plain lists, the caller of a model that is itself
-    `old`.
-    """
-    inner = object.__new__(type(old))
-    inner.__dict__ = old.__dict__
-    for parent in new.modules():
-        parent._modules.update({name: inner for name, child in parent._modules.items() if child is old})
-    old.__class__ = type(new)
-    old.__dict__ = new.__dict__
-    return model
-
-
-def without_nested_tensors(model: nn.Module) -> nn.Module:
-    """Have the encoder of a transformer take its slow path, in which layers see ordinary tensors; return the model."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False  # else a padding mask makes it pack the batch
-    return model
 
 
 _COUNTERS = ("num_batches_tracked",)  # of BatchNorm: the function does not depend on it

@@ -4,7 +4,7 @@ import torch
 
 from ...collection import Bins
 from ...collection import count as count_on_host
-from ...collection.statistics import Counts
+from ...collection.bins import Counts
 
 _ON_DEVICE = ("cuda", "xpu")  # those that have float64
 _CHUNK = 2**24  # values of a temporary tensor, enough to be worth a kernel launch

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ...collection import Observation, add_call, look
-from ...collection.statistics import BinsFor
+from ...collection.bins import BinsFor
 from ..model.forward import Forward, Where, call_model, run_observed
 from ..model.layers import tensor_bytes, weighted_layers
 from .counting import count, extremes

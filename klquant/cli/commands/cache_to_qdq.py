@@ -1,17 +1,17 @@
-"""``klquant cache-to-qdq``: an old calibration cache, for engines that want Q/DQ nodes."""
+"""``klquant cache-to-qdq``: a calibration cache becomes a model with Q/DQ nodes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
+from klquant.backends.text import number
 from klquant.errors import InvalidInputError
 
 from ..errors import printable
 from ..group import needed
 from ..options import NEW, ONNX_MODEL, TABLE, engine_option, json_option
-from ..output import busy, number, print_json, print_table
+from ..output import busy, print_json, print_table
 from .convert import read_thresholds
 
 SHOWN = 5
@@ -20,15 +20,15 @@ SHOWN = 5
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
 @click.argument("cache", type=TABLE)
-@click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
+@click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @engine_option
 @json_option
 def cache_to_qdq(model: Path, cache: Path, out: Path, engine: str, as_json: bool) -> None:
-    """Write an ONNX model with Q/DQ nodes from a TensorRT calibration cache.
+    """Quantize an ONNX model with a TensorRT calibration cache.
 
-    TensorRT 11 has no calibrators: what it takes is a model with QuantizeLinear and DequantizeLinear nodes. CACHE is
-    what an older TensorRT wrote for the same MODEL, or any other table that `klquant convert` reads. Scales of tensors
-    that MODEL does not have are left out, and tensors without a scale stay in floating point; both are told.
+    TensorRT 11 has no calibrators. It needs a model with QuantizeLinear and DequantizeLinear nodes. CACHE is the cache
+    of an older TensorRT for the same MODEL, or any other table that `klquant convert` reads. Names that are not in
+    MODEL are ignored, and tensors without a scale stay in floating point; the output lists both.
 
     \b
     Example:
@@ -38,42 +38,33 @@ def cache_to_qdq(model: Path, cache: Path, out: Path, engine: str, as_json: bool
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    known, wanted = _tensors(prepared, engine)
+    known, wanted = prepared.graph.tensors(), backend.quantizable_tensors(prepared, engine)
     unknown = [name for name in thresholds if name not in known]
     unscaled = [name for name in wanted if name not in thresholds]
     if len(unknown) == len(thresholds):
         why = f"got none of {len(unknown)}: {_some(unknown)}; the model has {_some(wanted)}"
-        raise InvalidInputError(f"`{cache}` must hold scales of tensors of `{model}`, {why}")
+        raise InvalidInputError(f"`{cache}` must contain scales for tensors of `{model}`, {why}")
     quantized = backend.quantize(prepared, thresholds, engine=engine)
     if not quantized.thresholds:
         why = _some([f"node `{name}`: {reason}" for name, reason in quantized.skipped.items()])
-        raise InvalidInputError(f"`{cache}` must hold the scales of one layer at least, for {engine}, got none: {why}")
+        raise InvalidInputError(
+            f"`{cache}` must contain all scales that {engine} needs for at least one layer, got none: {why}"
+        )
     quantized.save(out)
-    told = {"thresholds": quantized.thresholds, "skipped": quantized.skipped}
+    found = {"thresholds": quantized.thresholds, "skipped": quantized.skipped}
     if as_json:
-        print_json({"out": out, "engine": engine, **told, "not_in_model": unknown, "without_scale": unscaled})
+        print_json({"out": out, "engine": engine, **found, "not_in_model": unknown, "without_scale": unscaled})
         return
-    _print_tables(f"{model} for {engine}", **told)
-    click.echo(f"{len(unknown)} of {len(thresholds)} names of {cache} are not in the model{_listed(unknown)}")
+    _print_tables(f"{model} for {engine}", **found)
+    click.echo(f"{len(unknown)} of {len(thresholds)} names in {cache} are not in the model{_listed(unknown)}")
     click.echo(f"{len(unscaled)} of {len(wanted)} tensors to quantize have no scale{_listed(unscaled)}")
     click.echo(f"wrote {out}")
 
 
 def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[str, str]) -> None:
     rows = ((name, number(value), number(value / 127)) for name, value in thresholds.items())
-    print_table(f"{title}: in INT8", ("tensor", "T", "T/127"), rows)
+    print_table(f"{title}: quantized tensors", ("tensor", "T", "T/127"), rows)
     print_table("left in floating point", ("node", "why"), skipped.items())
-
-
-def _tensors(prepared: Any, engine: Any) -> tuple[set[str], list[str]]:
-    """Return the names of all tensors of a model, and those that this engine quantizes if it knows their scale."""
-    from klquant.backends.onnx.model.graph import read_graph
-    from klquant.backends.onnx.model.operators import observed_tensors
-    from klquant.backends.onnx.qdq.plan import make_plan
-
-    graph = read_graph(prepared)
-    plan = make_plan(graph, observed_tensors(graph), engine)
-    return {*graph.inputs, *graph.producers, *graph.initializers}, list(plan.readers)
 
 
 def _listed(names: Sequence[str]) -> str:

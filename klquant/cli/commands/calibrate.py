@@ -1,4 +1,4 @@
-"""``klquant calibrate``: from a float ONNX model and data to a file of histograms and thresholds."""
+"""``klquant calibrate``: a float ONNX model and data become a file of histograms and thresholds."""
 
 from pathlib import Path
 from typing import Any
@@ -9,39 +9,42 @@ from ..data import open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, criterion_option, json_option, override_option
-from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
+from ..output import busy, print_json, print_table, print_thresholds, threshold_record
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar="FOLDER|FILE|MODULE:FUNCTION", help="See above.",
+@click.option("--data", required=True, metavar="FOLDER|FILE|MODULE:FUNCTION", help="Calibration data, see above.",
               shell_complete=click.Path().shell_complete)  # fmt: skip
-@click.option("--out", "-o", required=True, type=NEW, help="The calibration, an .npz file.")
-@criterion_option("entropy", "How each T is chosen.")
+@click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
+@criterion_option("entropy", "How to choose each threshold T.")
 @override_option
-@click.option("--num-bins", type=int, default=4001, show_default=True, help="Of each histogram, odd.")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Tensors to observe, as *.  [default: all]")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Tensors not to observe; may be repeated.")
+@click.option("--num-bins", type=int, default=4001, show_default=True, help="Bins of each histogram, an odd number.")
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Tensors to observe; may be repeated.  [default: all]"
+)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Tensors to leave out; may be repeated.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
-              help="Samples in a batch.  [default: as fixed in the model, or 32; a file of a folder]")  # fmt: skip
+              help="Samples per batch.  [default: as fixed in the model, or 32; one file of a folder]")  # fmt: skip
 @image_options
 @json_option
 def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json: bool, **options: Any) -> None:
-    """Observe an ONNX model on data and choose the thresholds of its tensors.
+    """Calibrate an ONNX model on sample data.
 
-    The float MODEL runs over the data twice, first for the range and then for the histogram of each tensor that an
-    engine may quantize. Memory does not grow with the data, and neither the batch size nor the order shows.
+    The float MODEL runs over the data twice: first for the range and then for the histogram of each tensor that an
+    engine may quantize. The output holds these histograms and the thresholds chosen from them. Memory use does not grow
+    with the data, and results do not depend on batch size or order.
 
     \b
     --data is one of
-      a folder of .npy or .npz files, sorted by name: each is one batch, or
-        with --batch-size one sample without a batch axis; arrays of an .npz
-        file are named as the model's inputs
-      a folder of .png or .jpg pictures, read as (rgb / 255 - mean) / std
-      an .npz file (arrays named as the model's inputs) or an .npy file, whose
-        first axis counts the samples
-      module:function in the current folder, which returns the batches
-        (arrays, or dicts by input name); it is called once for each pass
+      a folder of .npy or .npz files, in order of their names: each file is
+        one batch, or with --batch-size one sample without a batch axis;
+        arrays in .npz files are named like the model's inputs
+      a folder of .png or .jpg images, read as (rgb / 255 - mean) / std
+      an .npy file, or an .npz file with arrays named like the model's inputs;
+        the first axis counts the samples
+      module:function in the current folder; the function returns the batches
+        (arrays, or dicts by input name) and is called once per pass
 
     \b
     Example:
@@ -51,8 +54,8 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
       klquant calibrate model.onnx --data mydata:batches --out calib.npz \\
         --criterion entropy --override 'head*=max'
 
-    Patterns are those of the shell, and match names of tensors. A warning tells of tensors that their T clips too hard;
-    --override gives them the criterion that it names, here or in `klquant quantize`.
+    Patterns are shell patterns and match names of tensors. A warning lists tensors that T clips too much, each with a
+    better criterion for --override, here or in `klquant quantize`.
     """  # noqa: D301
     images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
     settings = {**options, "include": options["include"] or "*"}
@@ -66,14 +69,14 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
         found = [threshold_record(*item) for item in calibration.thresholds.items()]
         print_json({"out": out, "batches": calibration.num_batches, "tensors": found, "skipped": calibration.skipped})
         return
-    rows = (threshold_row(*item) for item in calibration.thresholds.items())
-    print_table(f"{model}: {calibration.num_batches} batches", THRESHOLD_COLUMNS, rows)
+    print_thresholds(f"{model}: {calibration.num_batches} batches", calibration.thresholds.items())
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
 
 
-def _fixed_batch_size(model: Any) -> int:
-    """Return the first length of a model's first input, 0 if it is free."""
-    lengths = model.graph.input[0].type.tensor_type.shape.dim if model.graph.input else []
+def _fixed_batch_size(prepared: Any) -> int:
+    """Return the first dimension of a prepared model's first input, or 0 if it is not fixed."""
+    inputs = prepared.model.graph.input
+    lengths = inputs[0].type.tensor_type.shape.dim if inputs else []
     return lengths[0].dim_value if lengths else 0

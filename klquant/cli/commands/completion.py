@@ -1,4 +1,4 @@
-"""``klquant completion``: what a shell needs to complete its arguments."""
+"""``klquant completion``: the script that lets a shell complete arguments."""
 
 import click
 
@@ -7,10 +7,10 @@ import click
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that makes a shell complete commands and names.
+    """Print a shell completion script.
 
-    It completes commands, options, their choices, files, and the tensors of a calibration. The script goes where the
-    shell looks for such; a new shell finds it.
+    It completes commands, options, their values, file names, and the tensors of a calibration. Save it where your
+    shell looks for completions, then start a new shell.
 
     \b
     Example:
@@ -22,8 +22,8 @@ def completion(ctx: click.Context, shell: str) -> None:
 
     root = ctx.find_root()
     name = str(root.info_name)
-    variable = f"_{name}_complete".replace("-", "_").upper()  # as click itself looks for it
+    variable = f"_{name}_complete".replace("-", "_").upper()  # the name that click looks for
     kind = get_completion_class(shell)
-    if kind is None:  # click has all three of them
+    if kind is None:  # click supports all three
         raise NotImplementedError(shell)
     click.echo(kind(root.command, {}, name, variable).source())

@@ -1,4 +1,4 @@
-"""``klquant convert``: from one table of scales to another."""
+"""``klquant convert``: one table of scales becomes another."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +18,18 @@ CALIBRATION = "calibration"
 @click.command()
 @click.argument("source", metavar="IN", type=TABLE)
 @click.argument("target", metavar="OUT", type=NEW)
-@click.option("--from", "source_format", type=click.Choice([*FORMATS, CALIBRATION]), help="[default: told by the file]")
-@click.option("--to", "target_format", type=click.Choice(list(FORMATS)), help="[default: told by the name of OUT]")
+@click.option(
+    "--from", "source_format", type=click.Choice([*FORMATS, CALIBRATION]), help="Format of IN.  [default: detected]"
+)
+@click.option(
+    "--to", "target_format", type=click.Choice(list(FORMATS)), help="Format of OUT.  [default: by its suffix]"
+)
 @json_option
 def convert(source: Path, target: Path, source_format: str | None, target_format: str | None, as_json: bool) -> None:
-    """Convert between the calibration tables of engines.
+    """Convert a calibration table to another format.
 
-    IN is a TensorRT calibration cache, a table of onnxruntime, JSON, CSV, a table of ncnn, or a calibration of klquant,
-    whose thresholds are taken as they were last searched. Names that end in .cache or .json fit several formats.
+    IN is a TensorRT calibration cache, an onnxruntime table, an ncnn table, JSON, CSV, or a klquant calibration, which
+    gives its current thresholds. The suffixes .cache and .json fit several formats: use --to with them.
 
     \b
     Example:
@@ -42,11 +46,11 @@ def convert(source: Path, target: Path, source_format: str | None, target_format
 
 
 def read_thresholds(path: Path, table_format: str | None = None) -> Mapping[str, float]:
-    """Return T by tensor from a table, or from a calibration of klquant."""
+    """Return T by tensor, from a table or a klquant calibration."""
     if table_format != CALIBRATION and not (table_format is None and is_zipfile(path)):
         thresholds: Mapping[str, float] = read_table(path, format=table_format)
     else:
         thresholds = {name: found.threshold for name, found in load_calibration(path).thresholds.items()}
     if not thresholds:
-        raise InvalidInputError(f"`{path}` must hold the scale of at least one tensor, got none")
+        raise InvalidInputError(f"`{path}` must contain the scale of at least one tensor, got none")
     return thresholds

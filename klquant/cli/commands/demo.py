@@ -1,12 +1,14 @@
-"""``klquant demo``: its options and its tables."""
+"""``klquant demo``: its options and tables."""
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from klquant.backends.text import number
 
 from ..group import needed
 
@@ -16,16 +18,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="klquant-demo", show_default=True,
-              help="Folder for report.json, calibration.npz and the pictures.")  # fmt: skip
+              help="Folder for report.json, calibration.npz and plots.")  # fmt: skip
 @click.option("--observe", type=click.Choice(["inputs", "outputs"]), default="inputs", show_default=True,
-              help="Quantize what enters each layer, as engines do, or what leaves it.")  # fmt: skip
-@click.option("--retrain", is_flag=True, help="Train the network anew first (about a minute); weights go to --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else.")
+              help="Quantize the inputs of each layer, as engines do, or its outputs.")  # fmt: skip
+@click.option(
+    "--retrain", is_flag=True, help="Train the network first (about a minute), and save its weights in --out."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_json: bool) -> None:
-    """Calibrate and quantize a small trained network on real images.
+    """Quantize a small network and compare its accuracy.
 
-    A VGG-style classifier of scikit-learn's handwritten digits is folded, calibrated on 512 training images and
-    quantized; its accuracy in INT8 is compared with FP32 on 600 test images.
+    The network is a VGG-style classifier of scikit-learn's handwritten digits. The demo folds its batch norms,
+    calibrates it on 512 training images, quantizes it, and compares INT8 with FP32 on 600 test images.
 
     \b
     Example:
@@ -43,26 +47,29 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
     network = digits_module.load_network(*([out / "digits_vgg.safetensors"] if retrain else []))
     result = run_module.run_demo(network, digits, observe=observe)
     with status.status("drawing"):
-        written = run_module.write_report(result, out)
+        written = run_module.write_files(result, out)
     if as_json:
         click.echo(result.as_json())
         return
-    _print_tables(result, run_module.summarize(result), run_module.summarize_folds(result))
-    click.echo(f"{len(written)} files in {out}/: report.json, calibration.npz and a picture of each layer")
+    _print_tables(result, run_module)
+    click.echo(f"wrote {len(written)} files to {out}/: report.json, calibration.npz and a plot of each layer")
 
 
-def _print_tables(result: "DemoResult", rows: list[tuple[str, ...]], folds: list[tuple[str, ...]]) -> None:
-    console = Console()
+def _print_tables(result: "DemoResult", run_module: Any) -> None:
     accuracy = Table("version", "top-1 %", "logit SQNR dB", title="600 test images")
-    for name, (top1, sqnr) in result.accuracy.items():
-        accuracy.add_row(name, f"{top1:.2f}", "" if sqnr is None else f"{sqnr:.1f}")
+    for name, (top1, sqnr_db) in result.accuracy.items():
+        accuracy.add_row(name, f"{top1:.2f}", number(sqnr_db, ".1f", missing=""))
     observe = result.calibration.settings.observe
-    layers = Table(title=f"{observe} of each layer; SQNR in dB of its output, of the logits with it alone")
-    layers.add_column("layer", min_width=max(len(name) for name in result.layers))
-    for title in ("amax", "T", "T/amax", "clipped", "KL nats", "output", "alone"):
+    layers = Table(
+        title=f"quantized {observe} of each layer",
+        caption="SQNR in dB: output of the layer; logits with this layer alone quantized",
+    )
+    first, *numbers = run_module.LAYER_COLUMNS
+    layers.add_column(first, min_width=max(len(name) for name in result.layers))
+    for title in numbers:
         layers.add_column(title, justify="right")
-    folded = Table("module", "kind", "folded into", "or why not")
-    for table, content in ((layers, rows), (folded, folds)):
+    folded = Table("module", "kind", "folded into", "reason if not")
+    for table, content in ((layers, run_module.summarize(result)), (folded, run_module.summarize_folds(result))):
         for row in content:
             table.add_row(*row)
-    console.print(accuracy, folded, layers)
+    Console().print(accuracy, folded, layers)

@@ -4,30 +4,30 @@ from pathlib import Path
 
 import click
 
-from ..group import needed
-from ..options import ENGINES, ONNX_MODEL, json_option
-from ..output import busy, print_json, print_table
+from klquant.backends.settings import ENGINES, WEIGHTED
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+from ..group import needed
+from ..options import ONNX_MODEL, json_option
+from ..output import busy, print_json, print_table
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Whose INT8 nodes to look for.")
+@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Engine to check.")
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, model: Path, engine: str, as_json: bool) -> None:
-    """Tell which nodes of an ONNX model an engine runs in INT8.
+    """Show which nodes of an ONNX model an engine runs in INT8.
 
-    onnxruntime and OpenVINO compile MODEL, and what they made of it is looked at. TensorRT needs a GPU; there its
-    rules for explicit quantization are checked on the graph instead.
+    onnxruntime and OpenVINO compile MODEL, and klquant examines the compiled graph. TensorRT needs a GPU, so klquant
+    checks MODEL against TensorRT's rules for explicit quantization instead.
 
-    The exit code is 0 if every Conv, ConvTranspose, Gemm and MatMul is INT8, 1 if one is not, 2 for errors.
+    The exit code is 0 if every Conv, ConvTranspose, Gemm and MatMul runs in INT8, 1 if any does not, 2 for errors.
 
     \b
     Example:
       klquant inspect int8.onnx --engine onnxruntime
-      klquant inspect int8.onnx --engine tensorrt --json || echo "not all in INT8"
+      klquant inspect int8.onnx --engine tensorrt --json || echo "not all INT8"
     """  # noqa: D301
     with busy(f"loading {engine}"):
         backend = needed("klquant.backends.onnx", "onnx")

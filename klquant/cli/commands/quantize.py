@@ -1,4 +1,4 @@
-"""``klquant quantize``: from a calibration to a model with Q/DQ nodes."""
+"""``klquant quantize``: a calibration becomes a model with Q/DQ nodes."""
 
 import math
 from pathlib import Path
@@ -19,26 +19,26 @@ from ..options import (
     load_calibration,
     override_option,
 )
-from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_row
+from ..output import busy, print_json, print_table, print_thresholds
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
 @click.argument("calibration", type=SAVED_CALIBRATION)
 @engine_option
-@click.option("--out", "-o", required=True, type=NEW, help="The quantized model.")
+@click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--exclude", multiple=True, metavar="PATTERN",
-              help="Nodes, tensors or op types that stay in floating point; may be repeated.")  # fmt: skip
-@criterion_option(None, "Search T again in the saved histograms.  [default: as calibrated]")
+              help="Nodes, tensors or op types to keep in floating point; may be repeated.")  # fmt: skip
+@criterion_option(None, "Choose T again from the saved histograms.  [default: as calibrated]")
 @override_option
-@click.option("--reduce-range", is_flag=True, help="Weights in 7 bits, for onnxruntime on CPUs without VNNI.")
+@click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
 def quantize(model: Path, calibration: Path, out: Path, engine: str, as_json: bool, **options: Any) -> None:
-    """Write an ONNX model with Q/DQ nodes from a calibration.
+    """Quantize an ONNX model to INT8 with Q/DQ nodes.
 
-    CALIBRATION is a file of `klquant calibrate` for the same float MODEL. Its histograms allow for another criterion
-    without the data: for all tensors, or for some by --override. A table tells what was quantized, another one what
-    stayed in floating point and why.
+    CALIBRATION is the output of `klquant calibrate` for the same float MODEL. Its histograms are enough to try another
+    criterion: for all tensors with --criterion, or for some with --override. The first table lists what was quantized;
+    the second lists what stays in floating point, and why.
 
     \b
     Example:
@@ -56,13 +56,13 @@ def quantize(model: Path, calibration: Path, out: Path, engine: str, as_json: bo
         tensors = [{"tensor": name, **layer._asdict()} for name, layer in details]
         print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": quantized.skipped})
         return
-    print_table(f"{model} for {engine}: in INT8", THRESHOLD_COLUMNS, (threshold_row(*item) for item in details))
+    print_thresholds(f"{model} for {engine}: quantized tensors", details)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
     click.echo(f"wrote {out}")
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:
-    """Return what is known about T in the model, which is another one where tensors must share a scale."""
+    """Return the threshold that the model has. Tensors that must share a scale may get another one than was found."""
     if found.threshold == value:
         return found
     return LayerThreshold(found.amax, value, math.nan, math.nan, criterion="shared")

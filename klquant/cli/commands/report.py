@@ -1,4 +1,4 @@
-"""``klquant report``: a saved calibration as a page for the browser."""
+"""``klquant report``: a saved calibration as an HTML page."""
 
 import json
 from pathlib import Path
@@ -16,15 +16,16 @@ from ..options import EXISTING, NEW, SAVED_CALIBRATION, json_option
 
 @click.command()
 @click.argument("calibration", type=SAVED_CALIBRATION)
-@click.option("-o", "--out", type=NEW, default="report.html", show_default=True, help="The page.")
-@click.option("--title", help="Its heading.  [default: name of the calibration]")
+@click.option("-o", "--out", type=NEW, default="report.html", show_default=True, help="HTML page to write.")
+@click.option("--title", help="Heading of the page.  [default: file name of the calibration]")
 @click.option("--diagnosis", type=EXISTING,
-              help="Measured SQNR and sensitivity: a file with what Diagnosis.as_json() gave.")  # fmt: skip
+              help="JSON file of Diagnosis.as_json(), adds measured SQNR and sensitivity.")  # fmt: skip
 @json_option
 def report(calibration: Path, out: Path, title: str | None, diagnosis: Path | None, as_json: bool) -> None:
-    """Write a calibration as one HTML page: thresholds, histograms, warnings.
+    """Write an HTML report about a calibration.
 
-    The page opens from disk and needs no network. With --json the same numbers are printed as well.
+    The page shows thresholds, histograms and warnings. It opens from disk and needs no network. --json prints its
+    numbers as well.
 
     \b
     Example:
@@ -32,11 +33,9 @@ def report(calibration: Path, out: Path, title: str | None, diagnosis: Path | No
       klquant report calib.npz -o report.html --json > report.json
     """  # noqa: D301
     reporting = needed("klquant.backends.report", "report")
-    options: dict[str, Any] = {"title": title or calibration.name, "progress": True}
-    if diagnosis is not None:
-        options["diagnosis"] = _read_json(diagnosis)
+    measured = None if diagnosis is None else _read_json(diagnosis)
     found = Calibration.load(calibration)
-    written = reporting.write_report(found, out, **options)
+    written = reporting.write_report(found, out, title=title or calibration.name, diagnosis=measured, progress=True)
     warned = sum(bool(tensor.warnings) for tensor in written.tensors)
     click.echo(written.as_json() if as_json else f"{out}: {len(written.tensors)} tensors, {warned} with warnings")
 

@@ -1,4 +1,4 @@
-"""``klquant threshold``: what each criterion makes of a histogram."""
+"""``klquant threshold``: the threshold that each criterion finds in a histogram."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -16,38 +16,38 @@ from klquant.errors import InvalidInputError
 
 from ..data import load_arrays
 from ..options import ARRAYS, CALIBRATION, InputFile, json_option
-from ..output import THRESHOLD_COLUMNS, busy, print_json, print_table, threshold_record, threshold_row
+from ..output import busy, print_json, print_thresholds, threshold_record
 
 Found: TypeAlias = Mapping[str, Mapping[str, LayerThreshold]]  # by criterion and tensor
 KEYS = (("hist", "edges"), ("counts", "amax"))
 
 
 def _complete_tensor(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names in the calibration that was named before; click leaves arguments alone at a lonely option."""
+    """Return matching tensors of the calibration. click has not parsed its path yet if the option has no value."""
     path = ctx.params["hist"] or next(iter(ctx.args), "")
     try:
         return [name for name in Calibration.load(path).amax if name.startswith(incomplete)]
-    except (klquant.KLQuantError, OSError):  # another file, or none yet
+    except (klquant.KLQuantError, OSError):  # another kind of file, or no file yet
         return []
 
 
 @click.command()
 @click.argument("hist", type=InputFile(ARRAYS, CALIBRATION))
 @click.option("--key", nargs=2, metavar="HIST EDGES",
-              help="Names of the two arrays; EDGES may be amax.  [default: hist edges, counts amax]")  # fmt: skip
-@click.option("--num-bits", type=click.IntRange(2, 16), help="8 for INT8.  [default: 8, or as calibrated]")
+              help="Names of the two arrays; EDGES may be amax.  [default: hist edges, or counts amax]")  # fmt: skip
+@click.option("--num-bits", type=click.IntRange(2, 16), help="Bits to quantize to.  [default: 8, or as calibrated]")
 @click.option("--tensor", "tensors", multiple=True, shell_complete=_complete_tensor,
-              help="Only this tensor of a calibration; may be repeated.")  # fmt: skip
+              help="Show only this tensor of a calibration; may be repeated.")  # fmt: skip
 @json_option
 def threshold(
     hist: Path, key: tuple[str, str] | None, num_bits: int | None, tensors: tuple[str, ...], as_json: bool
 ) -> None:
-    """Compare the criteria on a saved histogram or calibration.
+    """Compare the criteria on a histogram or a calibration.
 
-    HIST is an .npz file with an odd number of counts over bins that are symmetric about 0, as klquant.histogram makes
-    them: `hist` with `edges`, or `counts` with `amax`. Or it is a calibration of klquant.
+    HIST is a klquant calibration, or an .npz file with one histogram: `hist` and `edges`, or `counts` and `amax`. The
+    number of bins is odd and they are symmetric about 0, as klquant.histogram makes them.
 
-    The bin around 0 is left out of the search, as in every calibration; the clipped share is one of all values.
+    As in every calibration, the search leaves out the bin around 0. The clipped share is a share of all values.
 
     \b
     Example:
@@ -61,13 +61,13 @@ def threshold(
     if as_json:
         print_json([threshold_record(*row) for row in listed])
     else:
-        print_table(str(hist), THRESHOLD_COLUMNS, (threshold_row(*row) for row in listed))
+        print_thresholds(str(hist), listed)
 
 
 def _arrays(path: Path) -> Mapping[str, Any]:
     content = load_arrays(path)
     if not isinstance(content, Mapping):
-        raise InvalidInputError(f"`{path}` must be an .npz file with names for counts and edges, got one array")
+        raise InvalidInputError(f"`{path}` must be an .npz file with named arrays of counts and edges, got one array")
     return content
 
 
@@ -75,16 +75,16 @@ def _of_arrays(path: Path, key: tuple[str, str] | None, num_bits: int | None, te
     arrays = _arrays(path)
     if tensors:
         raise InvalidInputError(
-            f"`--tensor` must be left out: `{path}` is no calibration; its arrays are chosen by --key"
+            f"`--tensor` must be left out: `{path}` is not a calibration; choose its arrays with --key"
         )
     pair = key or next((pair for pair in KEYS if set(pair) <= set(arrays)), KEYS[0])
     if missing := [name for name in pair if name not in arrays]:
         raise InvalidInputError(
-            f"`{path}` must hold the arrays {' and '.join(pair)}, got {sorted(arrays)}: no {missing}"
+            f"`{path}` must contain the arrays {' and '.join(pair)}, got {sorted(arrays)} without {missing}"
         )
     hist, edges = (arrays[name] for name in pair)
     if hist.ndim != 1 or hist.size > MAX_BINS:
-        raise InvalidInputError(f"`{pair[0]}` of `{path}` must have shape (n,) up to {MAX_BINS}, got {hist.shape}")
+        raise InvalidInputError(f"`{pair[0]}` of `{path}` must have shape (n,) with n <= {MAX_BINS}, got {hist.shape}")
     if edges.size == 1:
         edges = klquant.histogram(np.zeros(0), num_bins=hist.size, amax=float(edges.item())).edges
     histogram = klquant.Histogram(hist, edges)
@@ -98,7 +98,9 @@ def _of_calibration(path: Path, num_bits: int | None, tensors: tuple[str, ...]) 
     calibration = Calibration.load(path)
     if unknown := [name for name in tensors if name not in calibration.amax]:
         close = get_close_matches(unknown[0], calibration.amax, n=3, cutoff=0.0)
-        raise InvalidInputError(f"`--tensor` must name tensors of `{path}`, got {unknown}; close to the first: {close}")
+        raise InvalidInputError(
+            f"`--tensor` must name tensors of `{path}`, got {unknown}; similar to the first: {close}"
+        )
     amax = {name: calibration.amax[name] for name in tensors or calibration.amax}
     resolved = calibration.settings.with_bits(num_bits).resolve(amax)
     options = {name: chosen._replace(criterion=None, threshold=None) for name, chosen in resolved.items()}

@@ -16,7 +16,7 @@ from klquant.backends.collection import (
     join,
     look,
 )
-from klquant.backends.collection.statistics import HIGHEST, LOWEST, level_of
+from klquant.backends.collection.bins import HIGHEST, LOWEST, level_of
 from klquant.backends.settings import Settings
 from klquant.errors import InvalidInputError
 from support.arrays import ArrayModel, as_data

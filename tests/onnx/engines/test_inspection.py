@@ -78,8 +78,8 @@ def test_what_is_no_model(tmp_path):
         inspect(tmp_path / "none.onnx", "onnxruntime")
 
 
-def test_an_engine_that_is_none():
-    with pytest.raises(InvalidInputError, match="onnxruntime, openvino, tensorrt, got 'tvm'"):
+def test_an_unknown_engine():
+    with pytest.raises(InvalidInputError, match="tensorrt, onnxruntime, openvino, got 'tvm'"):
         inspect(residual_block(INT8, INT8, sum_of_quantized=False), "tvm")
 
 

@@ -139,7 +139,7 @@ def test_what_only_has_the_name_of_an_operator_is_told(read):
 def test_a_constant_that_would_be_huge_stays_a_computation(body):
     huge = build("float[n] x", "float y", f"{body} y = Add(x, r)", k=np.ones(1, np.float32), a=np.array([100_000_000]))
     small = build("float[n] x", "float y", f"{body} y = Add(x, r)", k=np.ones(1, np.float32), a=np.array([400]))
-    assert len(prepare(small).graph.node) == 1
+    assert len(prepare(small).graph.nodes) == 1
     assert len(limited(huge)) == 2
 
 
@@ -150,7 +150,7 @@ def limited(model):
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2)\n"
         "model = onnx.load_from_string(sys.stdin.buffer.read())\n"
-        "print(*[node.op_type for node in prepare(model).graph.node])"
+        "print(*[node.op_type for node in prepare(model).graph.nodes])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], input=model.SerializeToString(), capture_output=True, check=True

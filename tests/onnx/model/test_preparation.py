@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from klquant.backends.onnx import prepare
+from klquant.backends import onnx as backend
 from klquant.backends.onnx.model.graph import read_graph
 from klquant.backends.onnx.model.saving import save_model
 from klquant.errors import InvalidInputError
@@ -20,6 +20,10 @@ BODY = """
     two = Constant<value = float {2.0}>() m = Mul(i, two) g = GlobalAveragePool(m) f = Flatten(g)
     p = MatMul(f, v) s = Add(p, b) y = Identity(s)
 """
+
+
+def prepare(model):
+    return backend.prepare(model).model
 
 
 def legacy():

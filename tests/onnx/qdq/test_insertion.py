@@ -17,7 +17,7 @@ X = np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32)
 def write(model, readers, weights=None, thresholds=None, rule=signed, **options):
     plan = Plan(readers, weights or {}, [], {})
     grids = make_grids(plan, thresholds or dict.fromkeys(readers, 2.0), set(), rule)
-    written = write_qdq(model, plan, grids, **{"int_bias": False, "reduce_range": False, **options})
+    written = write_qdq(model, read_graph(model), plan, grids, **{"int_bias": False, "reduce_range": False, **options})
     onnx.checker.check_model(written, full_check=True)
     return written
 

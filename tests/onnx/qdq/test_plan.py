@@ -166,7 +166,7 @@ def test_an_input_without_a_threshold_leaves_its_layer(rule):
 @pytest.mark.parametrize("rule", [tensorrt, onnxruntime])
 def test_what_is_excluded_stays(rule, pattern):
     found = rule(conv_relu_conv(), exclude=(pattern,))
-    assert found.skipped["conv2"] == "excluded"
+    assert found.skipped["conv2"] == "excluded by the settings"
     assert "conv2" not in found.weights
 
 

@@ -1,26 +1,19 @@
-"""Ctrl-C as any Python function is entered, PyTorch's own included, and at each line of a save."""
+"""Ctrl-C as any Python function is entered, but those that put hooks on, and at each line of a save."""
 
 import collections
 import itertools
 import json
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from klquant.backends.npz import save_npz
 from support.networks import fingerprint
 
-from .interrupting import all_stages, changed
+from .interrupting import all_stages, changed, switches_hooks
 from .jobs import Seen, State, folder_for, network, start
 from .outcomes import Trials
-
-PYTORCHS_OWN = {  # interrupted there, PyTorch leaves its mode stack or its switch for gradients as they were meanwhile
-    ("contextlib.py", "__exit__", "handle_torch_function"),
-    ("grad_mode.py", "__exit__", "__deepcopy__"),
-    ("grad_mode.py", "__init__", "__exit__"),
-}
 
 
 def interrupt_everywhere(functions, seed, lines=1):
@@ -52,7 +45,7 @@ def _functions(times, seed):
     _calibrate(lambda frame: None)  # what is imported late or cached does not count
     calls = collections.Counter()
     _calibrate(lambda frame: calls.update([_place(frame)]))
-    places = [place for place in calls if _is_meant(*place)]
+    places = [place for place in calls if place[2] != __file__ and not switches_hooks(place[0])]
     for index in rng.permutation(len(places))[:times]:
         place = places[index]
         yield _calibrate(_interrupting(place, rng.integers(calls[place])))
@@ -62,10 +55,6 @@ def _place(frame):
     """Return the file and the name of a function, and of who calls it."""
     back = frame.f_back or frame
     return frame.f_code.co_filename, frame.f_code.co_name, back.f_code.co_filename, back.f_code.co_name
-
-
-def _is_meant(file, function, caller_file, caller):
-    return caller_file != __file__ and (Path(file).name, function, caller) not in PYTORCHS_OWN
 
 
 def _interrupting(place, number):

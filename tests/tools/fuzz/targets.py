@@ -136,11 +136,10 @@ def picture(folder, data):
 def onnx_model(folder, data):
     """What is prepared is quantized, for each engine."""
     from klquant.backends.onnx import prepare, quantize
-    from klquant.backends.onnx.model.graph import read_graph
     from klquant.backends.onnx.model.operators import observed_tensors
 
     prepared = prepare(_written(folder / "m.onnx", data))
-    scales = dict.fromkeys(observed_tensors(read_graph(prepared)), 1.0)
+    scales = dict.fromkeys(observed_tensors(prepared.graph), 1.0)
     for engine in ("tensorrt", "onnxruntime", "openvino") if scales else ():
         quantize(prepared, scales, engine=engine)
 

@@ -265,6 +265,16 @@ def test_padding_comes_before_the_quantizer():
     assert all(producer(exported, node.input[0]).op_type == "DequantizeLinear" for node in nodes(exported, "Conv"))
 
 
+def test_a_branch_stays_in_floating_point_and_what_it_reads_is_not_rounded():
+    branch = lambda y: torch.cond(y.sum() > 0, lambda y: y + 1.0, lambda y: y - 1.0, (y,))  # noqa: E731
+    net = ready(Net(lambda net, x: net.b(branch(net.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 3)), dtype=torch.float32)
+    given = batch(5, 4, dtype=torch.float32)
+    model = simulated(net, [given])
+    assert_equals_simulation(model, export_onnx(model, given), given)
+    with pytest.raises(InvalidInputError, match=r"layer `a` must not round what a branch of the model .* reads"):
+        export_onnx(simulated(net, [given], observe="outputs"), given)
+
+
 # --- by the rules of an engine ---
 
 
@@ -314,6 +324,15 @@ def test_names_are_those_of_the_arguments_and_parameters():
     assert b"klquant" not in text
     assert zoo.__file__.encode() not in text
     assert sizes(exported) == [["batch", 3, 8, 8], [], ["batch", 3, 8, 8]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_types_are_those_of_inner_tensors(name):
+    _, exported, _ = digits(name)
+    graph = exported.model.graph
+    assert not any(value.metadata_props for value in (*graph.input, *graph.output))
+    inner = {output for node in graph.node for output in node.output} - {value.name for value in graph.output}
+    assert {value.name for value in graph.value_info} <= inner
 
 
 def test_names_can_be_chosen():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from klquant.backends.torch.model.dataflow import OUTPUT, Consumer, Mode, count_uses, record_calls
+from klquant.backends.torch.model.dataflow import OUTPUT, Consumer, count_uses, record_calls
 from support.networks import Broken, Net, fingerprint, ready
 
 X = torch.ones(2, 3)
@@ -239,21 +239,3 @@ def test_uses_of_a_parameter_are_counted_by_owner():
     b.weight = a.weight
     uses = count_uses(nn.Sequential(a, b, c, c))  # one module in two places owns its parameters once
     assert [uses[id(p)] for p in (a.weight, a.bias, b.bias, c.weight)] == [2, 1, 1, 1]
-
-
-def test_an_interrupt_while_torch_has_taken_the_mode_off_is_not_hidden():
-    def interrupted():
-        with Mode():
-            torch.overrides._pop_mode()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-
-
-def test_a_mode_that_somebody_took_off_is_an_error():
-    mode = Mode()
-    mode.__enter__()
-    torch.overrides._pop_mode()
-    with pytest.raises((RuntimeError, AssertionError)):
-        mode.__exit__(None, None, None)

@@ -14,7 +14,6 @@ from klquant.backends.torch.model.layers import (
     channel_axis,
     check_supported,
     inner_layer,
-    replace_module,
     skipped_layers,
     weighted_layers,
 )
@@ -96,39 +95,6 @@ def test_a_wrapper_can_be_copied_and_pickled(copied):
     assert twin.layer is not wrapped.layer
     assert is_same(twin.weight.detach(), wrapped.weight.detach())
     assert list(twin.state_dict()) == ["layer.weight", "layer.bias"]
-
-
-def test_a_module_is_replaced_in_all_places_and_nothing_else_is():
-    old, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    model = nn.Sequential(old, nn.Sequential(other, nn.Sequential(old)), nn.ModuleDict({"x": old}), old)
-    model.stages = [(old, other)]
-    assert replace_module(model, old, nn.Tanh()) is model
-    held = (model[0], model[1][1][0], model[2]["x"], model[3], model.stages[0][0])
-    assert [type(module) for module in held] == [nn.Tanh] * 5
-    assert is_same(model[0](torch.ones(2)), torch.ones(2).tanh())
-    assert model[1][0] is other
-    assert type(other) is nn.Linear
-    assert not list(model[0].parameters())
-
-
-def test_the_root_is_replaced_too():
-    root = nn.Linear(2, 2)
-    assert replace_module(root, root, nn.Tanh()) is root
-    assert type(root) is nn.Tanh
-
-
-def test_a_layer_can_be_replaced_by_its_own_wrapper():
-    layer = nn.Linear(2, 2)
-    model = nn.Sequential(layer, layer)
-    weight, expected = layer.weight, outputs(layer, torch.ones(1, 2)).relu()
-    replace_module(model, layer, joined(layer))
-    assert type(model[0]) is LayerReLU
-    assert model[0] is model[1]
-    assert type(model[0].layer) is nn.Linear
-    assert model[0].layer.weight is weight
-    assert is_same(outputs(model[0], torch.ones(1, 2)), expected)
-    assert list(weighted_layers(model)) == [("0", model[0])]
-    assert list(model.state_dict()) == ["0.layer.weight", "0.layer.bias", "1.layer.weight", "1.layer.bias"]
 
 
 def test_what_is_skipped_has_a_name_and_a_reason():

@@ -62,7 +62,7 @@ def provenance(cores):
         "CPU": _cpu_model(),
         "cores": cores,
         "load": f"{os.getloadavg()[0]:.1f} before the run",
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
     }
 

@@ -1,0 +1,97 @@
+"""Run quantized models: in onnxruntime with or without optimization, in OpenVINO, and cut at their quantizers."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import onnx
+import onnxruntime
+from onnx import helper
+
+from klquant.errors import ModelError
+
+from ..files import temporary_folder
+from .engines.openvino import compile_model
+from .engines.quantizer_nodes import QUANTIZE, depends_on_input, parameters
+from .feeds import Array
+from .model.graph import Graph, copied
+from .model.saving import write_model
+
+Feed: TypeAlias = Mapping[str, Array]
+Session: TypeAlias = Callable[[Sequence[str], Feed], dict[str, Array]]
+"""From names of tensors and the inputs to the tensors; inputs that the model lacks are ignored."""
+_GIVEN = "/given"
+
+
+@contextmanager
+def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool) -> Iterator[Session]:
+    """Yield a model as onnxruntime runs it by default, or node by node as it is written."""
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # errors are raised
+    how = "optimized" if optimized else "without optimization"
+    with temporary_folder() as folder:
+        path = write_model(copied(model), folder / "model.onnx")
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a dozen, with no common base
+            raise ModelError(f"onnxruntime, {how}, cannot load the quantized model: {error}") from error
+        inputs = {one.name for one in session.get_inputs()}
+
+        def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:
+            try:
+                outputs = session.run(list(names), {name: feed[name] for name in feed if name in inputs})
+            except Exception as error:
+                raise ModelError(f"onnxruntime, {how}, cannot run the quantized model: {error}") from error
+            return dict(zip(names, outputs, strict=True))
+
+        yield run
+
+
+@contextmanager
+def open_openvino(model: onnx.ModelProto) -> Iterator[Session]:
+    """Yield a model as OpenVINO runs it on this machine's CPU; only its outputs can be asked for."""
+    with temporary_folder() as folder:
+        compiled = compile_model(write_model(copied(model), folder / "model.onnx"))
+        order = [output.name for output in model.graph.output]
+
+        def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:
+            try:
+                found = compiled(dict(feed))
+            except RuntimeError as error:
+                raise ModelError(f"OpenVINO cannot run the quantized model: {error}") from error
+            outputs = {name: found[k] for k, name in enumerate(order)}
+            return {name: outputs[name] for name in names}
+
+        yield run
+
+
+def quantized_tensors(graph: Graph) -> list[str]:
+    """Return the integers that quantizers make of activations, by name and in the order of the graph."""
+    live = depends_on_input(graph)
+    return [node.output[0] for node in graph.nodes if node.op_type == QUANTIZE and node.input[0] in live]
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """Return a copy of which these tensors are outputs too."""
+    known = {value.name for value in model.graph.output}
+    result = copied(model)
+    result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return result
+
+
+def cut_at(model: onnx.ModelProto, graph: Graph, quantized: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy in which what reads these integers reads new inputs of the graph instead, and they are outputs."""
+    result = with_outputs(model, quantized)
+    for node in result.graph.node:
+        node.input[:] = [given(name) if name in quantized else name for name in node.input]
+    for name in quantized:
+        dtype = parameters(graph, graph.producers[name]).dtype
+        result.graph.input.append(helper.make_tensor_value_info(given(name), dtype, None))
+    return result
+
+
+def given(name: str) -> str:
+    """Return the input of a cut model that stands for a tensor."""
+    return f"{name}{_GIVEN}"
