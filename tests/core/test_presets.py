@@ -320,7 +320,7 @@ def test_modelopt_takes_the_last_of_equal_minima_and_slides_the_first():
     assert float(presets.tensorrt_slides_threshold(hist, edges, num_quantized_bins=8)) == 11.5
 
 
-def test_modelopt_does_not_look_at_the_first_bin():
+def test_modelopt_ignores_the_first_bin():
     hist, edges = Original("modelopt", 300, 128).histogram(laplace(np.random.default_rng(5), 10_000))
     zeros = hist.copy()
     zeros[0] = 10**6
