@@ -74,7 +74,7 @@ def test_smoothing_is_that_of_the_reference(values, eps):
 
 
 @given(vectors().map(lambda values: values + 1), EPS)
-def test_what_has_no_zeros_is_not_smoothed(values, eps):
+def test_values_without_zeros_stay_as_they_are(values, eps):
     np.testing.assert_array_equal(klquant.smooth(values, eps=eps), values)
 
 

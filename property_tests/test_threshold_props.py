@@ -51,7 +51,7 @@ def test_the_curve_is_that_of_the_reference_for_any_eps(case, eps):
 
 
 @given(histograms(shapes=[real_weights]))
-def test_weights_whose_sums_are_rounded_cost_no_digits(case):
+def test_weights_with_rounded_sums_keep_their_digits(case):
     expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
     np.testing.assert_allclose(curve_of(case), expected, rtol=0, atol=1e-12)
 
@@ -66,7 +66,7 @@ def test_the_minimum_is_that_of_the_reference(case):
 @pytest.mark.parametrize("shapes", [INTEGER_SHAPES, [weights]], ids=["counts", "weights"])
 @fewer()
 @given(data=st.data())
-def test_jax_draws_the_curve_of_numpy(shapes, data):
+def test_jax_computes_the_curve_of_numpy(shapes, data):
     case = data.draw(histograms(JAX_SIZES, shapes))
     expected, curve = curve_of(case), curve_of(case, JAX)
     np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))

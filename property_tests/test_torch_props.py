@@ -205,7 +205,7 @@ def test_observing_changes_no_bit_of_the_output(graph, seed, observe):
     observe=st.sampled_from(["inputs", "outputs"]),
     scale=st.integers(-20, 20),
 )
-def test_the_split_and_the_order_of_the_data_do_not_show(order, cuts, observe, scale):
+def test_the_split_and_the_order_of_the_data_do_not_matter(order, cuts, observe, scale):
     model = exact(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     x = eighths(10, 3) * 2.0**scale
     for layer in (model[0], model[2]):

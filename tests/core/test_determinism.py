@@ -30,20 +30,20 @@ def digest(counts):
 
 
 @pytest.mark.parametrize("num_bins", COUNTS)
-def test_counts_are_those_of_every_other_environment(xp, num_bins):
+def test_counts_are_the_same_in_every_environment(xp, num_bins):
     hist, _ = xp.call(klquant.histogram, xp.asarray(X), num_bins=num_bins, amax=AMAX)
     assert digest(hist) == COUNTS[num_bins]
 
 
 @pytest.mark.parametrize("criterion", THRESHOLDS)
-def test_thresholds_are_those_of_every_other_environment(xp, criterion):
+def test_thresholds_are_the_same_in_every_environment(xp, criterion):
     hist, edges = klquant.histogram(X, num_bins=2001, amax=AMAX)
     found = xp.call(getattr(klquant, f"{criterion}_threshold"), xp.asarray(hist), xp.asarray(edges))
     assert float(found).hex() == THRESHOLDS[criterion]
 
 
 @pytest.mark.parametrize("passes", IN_PASSES)
-def test_torch_counts_the_same_everywhere(passes):
+def test_torch_counts_are_the_same_in_every_environment(passes):
     torch = import_torch()
     from klquant.backends.torch import quantize
 
@@ -53,7 +53,7 @@ def test_torch_counts_the_same_everywhere(passes):
     assert digest(histogram.hist) == IN_PASSES[passes]
 
 
-def test_onnxruntime_counts_the_same_everywhere():
+def test_onnxruntime_counts_are_the_same_in_every_environment():
     pytest.importorskip("onnxruntime")
     from klquant.backends.onnx import calibrate
     from support.onnx_models import build

@@ -320,7 +320,7 @@ def test_modelopt_takes_the_last_of_equal_minima_and_slides_the_first():
     assert float(presets.tensorrt_slides_threshold(hist, edges, num_quantized_bins=8)) == 11.5
 
 
-def test_modelopt_does_not_look_at_the_first_bin():
+def test_modelopt_ignores_the_first_bin():
     hist, edges = Original("modelopt", 300, 128).histogram(laplace(np.random.default_rng(5), 10_000))
     zeros = hist.copy()
     zeros[0] = 10**6
@@ -472,8 +472,8 @@ def change(edges, where, value):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda edges: edges + 1, r"must start at 0, as of absolute values, got 1\.0"),
-        (lambda edges: edges - 150, r"must start at 0, as of absolute values, got -150\.0"),
+        (lambda edges: edges + 1, r"must start at 0, for a histogram of absolute values, got 1\.0"),
+        (lambda edges: edges - 150, r"must start at 0, for a histogram of absolute values, got -150\.0"),
         (lambda edges: -edges, "strictly increasing, got -?0.0, -"),
         (lambda edges: change(edges / edges[1], 5, 4.0), r"strictly increasing, got 4\.0, 4\.0 at index 4"),
         (lambda edges: change(edges, -1, inf), "must be finite and strictly increasing"),
