@@ -26,7 +26,7 @@ from .html_tables import html_skipped, html_table, html_thresholds
 from .npz import load_npz, save_npz
 from .settings import Criterion, Settings
 from .text import number
-from .thresholds import LayerThreshold, search_thresholds
+from .thresholds import Hidden, LayerThreshold, search_thresholds
 
 SCHEMA = 1
 _KIND = "calibration"
@@ -67,7 +67,11 @@ class Calibration(NamedTuple):
     versions: Mapping[str, str] = {}
     """Of klquant and NumPy that wrote the file, if this was loaded."""
     ranges: Mapping[str, tuple[float, float]] = {}
-    """Smallest and largest value of every observed tensor, not capped; empty if read from an older file."""
+    """Smallest and largest value of every observed tensor; empty if loaded from an older file."""
+    zeros: Mapping[str, int] = {}
+    """How many values of each tensor are exactly 0, if that is known."""
+    beyond: Mapping[str, int] = {}
+    """How many values lie beyond the histogram of a tensor, which counts them in its end bins."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Calibration":
@@ -79,7 +83,19 @@ class Calibration(NamedTuple):
     ) -> dict[str, LayerThreshold]:
         """Choose T for every tensor; see :func:`klquant.backends.thresholds.search_thresholds`."""
         options = self.settings.with_bits(num_bits).resolve(self.amax)
-        return search_thresholds(self.amax, self.histograms, criterion=criterion, options=options)
+        return search_thresholds(
+            self.amax,
+            self.histograms,
+            criterion=criterion,
+            options=options,
+            hidden=self.hidden,
+        )
+
+    @property
+    def hidden(self) -> dict[str, Hidden]:
+        """Return what the histograms do not show, for :func:`klquant.backends.thresholds.search_thresholds`."""
+        cap = self.settings.max_amax or math.inf
+        return {name: Hidden(self.zeros.get(name), self.beyond.get(name, 0), cap) for name in self.amax}
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: of the thresholds, or of the ranges before the first search."""
@@ -118,6 +134,8 @@ class Calibration(NamedTuple):
             "transforms": self.transforms,
             "skipped": self.skipped,
             "weights": list(self.weight_scales),
+            "zeros": self.zeros,
+            "beyond": self.beyond,
             "chosen": {name: (found.criterion, found.num_bits) for name, found in self.thresholds.items()},
         }
         rows = [[getattr(found, field) for field in _NUMBERS] for found in self.thresholds.values()]
@@ -171,14 +189,20 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
             if f"hist_{k}" in arrays
         },
         thresholds={check_text(name): _threshold(row, *how) for (name, how), row in chosen},
-        calls={check_text(name): check_number(number) for name, number in meta["calls"].items()},
+        calls=_numbers(meta["calls"]),
         num_batches=check_number(meta["num_batches"]),
         transforms=check_transforms(meta["transforms"]),
         skipped=check_texts(meta["skipped"]),
         weight_scales={name: check_positives(arrays[f"weights_{k}"], (-1,)) for k, name in enumerate(weights)},
         versions=check_texts(meta["versions"]),
+        zeros=_numbers(meta.get("zeros", {})),
+        beyond=_numbers(meta.get("beyond", {})),
         ranges=_ranges(arrays, names),
     )
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, int]:
+    return {check_text(name): check_number(number) for name, number in given.items()}
 
 
 def _ranges(arrays: Mapping[str, "np.ndarray[Any, Any]"], names: list[str]) -> dict[str, tuple[float, float]]:

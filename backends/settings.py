@@ -15,7 +15,6 @@ Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-MAX_AMAX = 204800.0  # limits the effect of absurd outliers
 MAX_ONE_PASS = 3**16  # largest range of a single pass
 MAX_BINS = 2**16 + 1  # the cost of a search grows with the square
 DEAD_CHANNEL = 1e-4  # a channel with no |weight| above this is dead
@@ -82,7 +81,7 @@ class SettingsOptions(TypedDict, total=False):
     observe: Observe
     num_bins: int
     num_bits: int
-    max_amax: float
+    max_amax: float | None
     passes: int
     include: str | Iterable[str]
     exclude: str | Iterable[str]
@@ -95,7 +94,7 @@ class Settings(NamedTuple):
     observe: Observe = "inputs"
     num_bins: int = 4001
     num_bits: int = 8
-    max_amax: float = MAX_AMAX
+    max_amax: float | None = None
     passes: int = 2
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -122,11 +121,11 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"`num_bins` must be odd and at least 255, got {settings.num_bins}")
         if settings.num_bins > MAX_BINS:
             raise InvalidInputError(f"`num_bins` must be at most {MAX_BINS}, got {settings.num_bins}")
-        if not 0 < settings.max_amax <= float_info.max:
+        if settings.max_amax is not None and not 0 < settings.max_amax <= float_info.max:
             raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
-        if settings.passes == 1 and settings.max_amax > MAX_ONE_PASS:
+        if settings.passes == 1 and (settings.max_amax or 0) > MAX_ONE_PASS:
             raise InvalidInputError(f"`max_amax` must be at most {MAX_ONE_PASS} with one pass, got {settings.max_amax}")
         return settings
 

@@ -62,7 +62,7 @@ def calibrate(
         Least time between two writes of that file.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
-        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (204800, a cap on the observed range),
+        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (a cap on the observed range),
         ``passes`` (2; 1 takes a one-shot stream), ``include`` and ``exclude`` (patterns),
         ``overrides`` (LayerOptions by pattern).
 

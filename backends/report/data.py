@@ -172,7 +172,7 @@ def _try_criteria(calibration: Calibration, name: str, num_bits: int) -> dict[st
     options = calibration.settings.resolve([name]).get(name, LayerOptions())
     free = {name: options._replace(criterion=None, threshold=None, num_bits=num_bits)}
     amax, histograms = {name: calibration.amax[name]}, {name: calibration.histograms[name]}
-    candidates = candidate_thresholds(amax, histograms, free)
+    candidates = candidate_thresholds(amax, histograms, free, calibration.hidden)
     return {
         criterion: _choice(by_name[name])
         for criterion, by_name in candidates.items()
@@ -184,11 +184,11 @@ def _choice(found: LayerThreshold) -> Choice:
     return Choice(found.criterion, found.threshold, ratio(found), found.clipped, found.sqnr_db, found.divergence)
 
 
-def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float) -> list[str]:
+def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float | None) -> list[str]:
     """Return what the search warned of, and what a T that was given would have been warned of."""
     if found.amax == 0:
         return ["all its values are 0; it gets scale 1"]
-    complaints = [f"its range is cut at max_amax = {max_amax:g}"] if found.amax >= max_amax else []
+    complaints = [f"its range is cut at max_amax = {max_amax:g}"] if max_amax and found.amax >= max_amax else []
     if found.criterion == "none":
         return [*complaints, f"no threshold is feasible; it gets T = amax = {found.amax:.4g}"]
     if found.criterion not in ("max", "mse"):

@@ -12,7 +12,7 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..collection import Run, capped, collect_counts, collect_growing, collect_ranges, to_calibration
+from ..collection import Run, collect_counts, collect_growing, collect_ranges, resolve_outliers, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
 from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions
@@ -74,7 +74,7 @@ class Quantizer:
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": what enters
         each layer is quantized, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
-        ``max_amax`` (204800, a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream and counts over
+        ``max_amax`` (a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream and counts over
         powers of three instead of amax), ``include`` and ``exclude`` (name patterns of layers), ``overrides``
         (LayerOptions by name pattern).
 
@@ -148,9 +148,8 @@ class Quantizer:
         if self._found.settings.passes == 1:
             raise InvalidInputError("`collect_amax` needs passes=2, got passes=1; call collect_histograms(batches)")
         self._ranges = collect_ranges(self._observer(), batches, run=self._resumable())
-        amax = capped(self._ranges.amax, self._found.settings.max_amax)
-        self._reached(Stage.AMAX_COLLECTED, amax=amax)
-        return amax
+        self._reached(Stage.AMAX_COLLECTED, amax=self._ranges.amax)
+        return self._ranges.amax
 
     def collect_histograms(self, batches: Iterable[Any]) -> dict[str, klquant.Histogram]:
         """Pass 2 over the same data, or the only one: the histogram of every observed tensor."""
@@ -162,6 +161,7 @@ class Quantizer:
             counts = collect_growing(observer, batches, settings, run=run)
         else:
             ranges, counts = self._ranges, collect_counts(observer, batches, self._found.amax, settings, run=run)
+            counts = resolve_outliers(observer, batches, self._found.amax, settings, counts, run=run)
         self._reached(Stage.HISTOGRAMS_COLLECTED, to_calibration(counts, self._found, ranges=ranges))
         return self._found.histograms
 
@@ -183,7 +183,8 @@ class Quantizer:
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
-        found = search_thresholds(self._found.amax, self._found.histograms, criterion=criterion, options=options)
+        amax, histograms, hidden = self._found.amax, self._found.histograms, self._found.hidden
+        found = search_thresholds(amax, histograms, criterion=criterion, options=options, hidden=hidden)
         self._weight_scales = scales
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
@@ -261,7 +262,7 @@ class Quantizer:
         chosen = None
         with failing_together(self._run.group):
             if batches is not None:
-                candidates = candidate_thresholds(self._found.amax, self._found.histograms, options)
+                candidates = candidate_thresholds(self._found.amax, self._found.histograms, options, self._found.hidden)
                 found = choose_criterion(self._folded, scales, candidates, batches, **self._how_to_run())
                 chosen = {name: choice.criterion for name, choice in found.items()}
         chosen = share(chosen, self._run.group)

@@ -146,9 +146,48 @@ def test_overrides_go_by_the_name_of_the_tensor():
     assert [layer.num_bits for layer in found.thresholds.values()] == [8, 8, 4]
 
 
-def test_the_cap_holds():
-    assert calibrate(SMALL, [1e6 * X], criterion="max").amax["x"] == 204800
-    assert calibrate(SMALL, [X], criterion="max", max_amax=1.5).amax["x"] == 1.5
+@pytest.mark.parametrize("criterion", ["max", "entropy", "mse", "percentile"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_cap_clips_and_says_how_much_and_hides_no_range(criterion, passes):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = calibrate(SMALL, [X], criterion=criterion, max_amax=1.5, passes=passes)
+    largest, beyond = float(np.abs(X).max()), (np.abs(X) > 1.5).mean()
+    layer = found.thresholds["x"]
+    assert (found.amax["x"], layer.amax) == (largest, largest)
+    assert layer.threshold <= 1.5 * (1 + 1e-2 * (passes == 1))
+    assert layer.clipped >= beyond * 0.99
+    message = next(str(one.message) for one in caught if "`x`" in str(one.message))
+    assert f"amax = {largest:.4g} exceeds max_amax = 1.5: {beyond:.2%} of its values lie beyond" in message
+
+
+def test_without_a_cap_any_range_is_observed():
+    found = calibrate(SMALL, [1e9 * X], criterion="max")
+    assert found.amax["x"] == found.thresholds["x"].threshold == float(np.abs(1e9 * X).max())
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "percentile", "mse"])
+@pytest.mark.parametrize("outlier", [1e4, -1e8])
+def test_an_outlier_does_not_hide_the_other_values(criterion, outlier):
+    """One value of 10,000 among normal ones: all the others would be in the centre bin."""
+    data = [RNG.normal(size=(4000, 4)).astype(np.float32) for _ in range(3)]
+    clean = quietly(SMALL, data, criterion=criterion).thresholds["x"]
+    data[1][7, 1] = outlier
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = calibrate(SMALL, data, criterion=criterion)
+    assert any("`x`: 1 of its values are outliers beyond" in str(one.message) for one in caught)
+    assert found.thresholds["x"].threshold == pytest.approx(clean.threshold, rel=0.6)
+    assert found.thresholds["x"].amax == abs(outlier)
+
+
+def test_one_pass_warns_of_an_outlier_that_hides_the_other_values():
+    data = [RNG.normal(size=(4000, 4)).astype(np.float32) for _ in range(3)]
+    data[1][7, 1] = 1e5
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibrate(SMALL, iter(data), passes=1)
+    assert any("`x`: 100.0% of its non-zero values are in the centre bin" in str(one.message) for one in caught)
 
 
 def test_a_tensor_that_is_always_zero_is_warned_of():
@@ -280,13 +319,16 @@ def test_resuming_runs_no_batch_twice(tmp_path, monkeypatch):
 
 
 def test_smallest_and_largest_values_are_kept(tmp_path):
-    found = calibrate(SMALL, [X[:30], X[30:]], criterion="max", max_amax=1.0)
+    found = quietly(SMALL, [X[:30], X[30:]], criterion="max", max_amax=1.0)
     tensors = {"x": X, **run_all(SMALL, x=X)}
     for name, (low, high) in found.ranges.items():
         assert (low, high) == pytest.approx((tensors[name].min(), tensors[name].max()), rel=1e-6)
-    assert found.amax["x"] == 1.0
+    assert found.amax["x"] == max(map(abs, found.ranges["x"]))
     found.save(tmp_path / "c.npz")
-    assert Calibration.load(tmp_path / "c.npz").ranges == found.ranges
+    loaded = Calibration.load(tmp_path / "c.npz")
+    assert (loaded.ranges, loaded.zeros, loaded.beyond) == (found.ranges, found.zeros, found.beyond)
+    assert found.beyond["x"] == (np.abs(X) > 1).sum()
+    assert found.zeros["r"] == (tensors["r"] == 0).sum()
 
 
 def test_no_data_is_refused():

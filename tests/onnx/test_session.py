@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import klquant
-from klquant.backends.collection import capped, collect_counts, collect_ranges, histograms_of
+from klquant.backends.collection import collect_counts, collect_ranges, histograms_of
 from klquant.backends.onnx import Settings, prepare
 from klquant.backends.onnx.session import open_session
 from klquant.errors import InvalidInputError, ModelError
@@ -31,10 +31,9 @@ ALL = ["x", "a", "b", "c", "y"]
 def both(batches, *, model=DEEP, names=ALL, settings=SETTINGS):
     with open_session(model, names, CPU) as observed:
         ranges = collect_ranges(observed, batches)
-        amax = capped(ranges.amax, settings.max_amax)
-        counts = collect_counts(observed, batches, amax, settings)
+        counts = collect_counts(observed, batches, ranges.amax, settings)
     assert ranges.num_batches == counts.num_batches == len(batches)
-    return amax, histograms_of(counts, amax)
+    return ranges.amax, {name: histogram for name, (histogram, _) in histograms_of(counts).items()}
 
 
 def histograms_only(batches, amax, settings=SETTINGS):
@@ -82,7 +81,8 @@ def test_a_tensor_that_is_always_zero_has_no_histogram():
 
 def test_amax_is_capped_and_no_count_is_lost():
     amax, histograms = both([X], settings=Settings.make(num_bins=301, max_amax=2.5))
-    assert amax["x"] == 2.5
+    assert amax["x"] == 5
+    assert histograms["x"].edges[-1] == 2.5
     assert histograms["x"].hist.sum() == X.size
     assert histograms["x"].hist[-1] == (X > 2.5 * (1 - 1 / 301)).sum()
 
