@@ -95,7 +95,7 @@ def test_headings_sort_up_down_and_back(page, report):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("by", lambda tensor: tensor.chosen.criterion),
+        ("criterion", lambda tensor: tensor.chosen.criterion),
         ("clipped", lambda tensor: tensor.chosen.clipped),
         ("mse", lambda tensor: tensor.criteria["mse"].threshold if tensor.criteria else None),
         ("max", lambda tensor: tensor.criteria["max"].threshold if tensor.criteria else None),
