@@ -55,7 +55,9 @@ def test_the_suffix_tells_how_to_write_where_it_is_clear(tmp_path):
     ],
 )
 def test_a_choice_is_left_to_the_caller(tmp_path, name, formats):
-    with pytest.raises(InvalidInputError, match=f"`format` must be given for `.*{name}`: it may be any of {formats}$"):
+    with pytest.raises(
+        InvalidInputError, match=f"`format` must be given for `.*{name}`: it could be any of {formats}$"
+    ):
         write_table(tmp_path / name, THRESHOLDS)
     assert not list(tmp_path.iterdir())
 
@@ -63,7 +65,7 @@ def test_a_choice_is_left_to_the_caller(tmp_path, name, formats):
 def test_names_and_numbers_alone_could_be_of_several_formats(tmp_path):
     (tmp_path / "t").write_text("conv1 2.5\n")
     with pytest.raises(
-        InvalidInputError, match=r"`format` must be given for `.*`: it may be any of onnxruntime-text, nc"
+        InvalidInputError, match=r"`format` must be given for `.*`: it could be any of onnxruntime-text, nc"
     ):
         read_table(tmp_path / "t")
     assert read_table(tmp_path / "t", format="onnxruntime-text") == {"conv1": 2.5}
