@@ -1,4 +1,4 @@
-"""The front door: which format a file is of."""
+"""Detection of formats in `read_table` and `write_table`."""
 
 import struct
 import subprocess
@@ -34,12 +34,12 @@ def test_each_format_is_recognized_and_read_back(tmp_path, kind, form):
 
 
 @pytest.mark.parametrize("kind", ["tensorrt", "onnxruntime", "json", "csv"])
-def test_the_content_tells_more_than_the_suffix(tmp_path, kind):
+def test_the_content_decides_before_the_suffix(tmp_path, kind):
     write_table(tmp_path / "table.table", THRESHOLDS, format=kind)
     assert read_table(tmp_path / "table.table") == read_table(tmp_path / "table.table", format=kind)
 
 
-def test_the_suffix_tells_how_to_write_where_it_is_clear(tmp_path):
+def test_an_unambiguous_suffix_decides_how_to_write(tmp_path):
     write_table(tmp_path / "t.CSV", THRESHOLDS)
     assert (tmp_path / "t.CSV").read_text(encoding="utf-8").startswith('"tensor","threshold"')
     write_table(tmp_path / "t.table", {"conv1": 127.0})
