@@ -24,8 +24,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX 
 
 def check_engine(engine: str) -> None:
     """Raise InvalidInputError for an unknown engine."""
-    if engine not in get_args(Engine):
-        raise InvalidInputError(f"`engine` must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    if engine not in ENGINES:
+        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
 
 
 class LayerOptions(NamedTuple):

@@ -46,13 +46,13 @@ def test_scales_are_kept_bit_for_bit(tmp_path):
     [
         ("a 1.0\nb\n", "line 2: must be `layer scale` or `layer_param_0 scale ...`, got 'b'"),
         ("a 1.0\n\nb 1.0\n", "line 2: must be names that are not empty"),
-        ("a\tb 1.0\n", "line 1: must be names that are not empty and have no blanks"),
+        ("a\tb 1.0\n", "line 1: must be names that are not empty and have no spaces"),
         ("a 1.0 2.0\n", "line 1: must be `layer scale` or"),
-        ("a 1.0\na_param_0 1 2\na 2.0\n", "line 3: must be a name that is not in line 1 already, got 'a'"),
+        ("a 1.0\na_param_0 1 2\na 2.0\n", "line 3: must be a name that is not already in line 1, got 'a'"),
         ("a infinite\n", "line 1: must be numbers as scales for 'a', got 'infinite'"),
         ("a 1_0\n", "numbers as scales for 'a', got '1_0'"),
         ("a 1e39\n", "t`, line 1: tensor 'a' must have a value that float32 can hold"),
-        ("a_param_0 1\n", "must hold at least one tensor"),
+        ("a_param_0 1\n", "must have at least one tensor"),
         ("x" * 256 + " 1\n", "names of up to 255 bytes"),
     ],
 )
@@ -63,9 +63,9 @@ def test_a_damaged_table_is_an_error_that_names_the_line(tmp_path, text, message
 
 @pytest.mark.parametrize("name", ["", "a b", "a\tb", "a\n", "a\0", "a_param_0", "é" * 128])
 def test_a_name_that_ncnn_would_read_otherwise_is_an_error(tmp_path, name):
-    with pytest.raises(InvalidInputError, match=r"must hold .*names"):
+    with pytest.raises(InvalidInputError, match=r"must have .*names"):
         write_ncnn_table(tmp_path / "t", {"a": 1.0, name: 1.0})
-    with pytest.raises(InvalidInputError, match=r"must hold .*names"):
+    with pytest.raises(InvalidInputError, match=r"must have .*names"):
         NcnnTable({}, {name: 1.0}).save(tmp_path / "t")
     assert not list(tmp_path.iterdir())
 
