@@ -1,4 +1,4 @@
-"""Batches have numbers, and errors of the data tell which one was to come."""
+"""Batches have numbers, and errors of the data name the batch."""
 
 import pytest
 
