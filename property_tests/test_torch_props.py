@@ -13,7 +13,7 @@ import klquant
 from klquant.backends.torch import collect_amax, collect_histograms, fake_quantize, fold_batch_norm, fold_relu
 from klquant.backends.torch.folding.api import examine
 from klquant.backends.torch.folding.apply import apply_folds
-from klquant.backends.torch.folding.verify import watched
+from klquant.backends.torch.folding.verify import verified_forward
 from klquant.backends.torch.model.forward import call_model
 from support.networks import Net, batch, eighths, exact, is_same, outputs, ready
 
@@ -192,7 +192,7 @@ def test_observing_changes_no_bit_of_the_output(graph, seed, observe):
         seen.append(call_model(net, item))
 
     expected = outputs(folded, x.clone())
-    for run in (forward, watched(forward, folds)):
+    for run in (forward, verified_forward(forward, folds)):
         amax = collect_amax(folded, [[x]], observe=observe, forward=run)
         collect_histograms(folded, [[x]], amax, observe=observe, forward=run, num_bins=255)
     assert len(seen) == 4

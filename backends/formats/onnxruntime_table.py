@@ -160,7 +160,7 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, float]:
     if not separator or not name:
         raise malformed(path, number, "a name, a space and T", line)
     if name.endswith(":"):  # digits of a TensorRT cache without its header could pass for a decimal number
-        raise malformed(path, number, "a name without a colon at its end, a space and T", line)
+        raise malformed(path, number, "a name without a final colon, a space and T", line)
     if not is_number(value):
         raise malformed(path, number, f"a number as T for tensor {name!r}", value)
     return number, name, float(value)

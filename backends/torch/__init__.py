@@ -1,10 +1,10 @@
 """INT8 calibration of whole PyTorch models: fold, observe, search, simulate.
 
-:func:`quantize` does everything and gives a :class:`QuantizedModel`, :func:`requantize` does it without data, from a
-saved :class:`Calibration` (its parts: :class:`Settings`, :class:`LayerOptions`, :class:`LayerThreshold`).
-:func:`export_onnx` writes the result for an engine; :func:`saturate_like_engines` makes the simulation follow it.
+:func:`quantize` does everything and returns a :class:`QuantizedModel`. :func:`requantize` does it without data, from a
+saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions` and each :class:`LayerThreshold`.
+:func:`export_onnx` returns an ONNX model for an engine; :func:`saturate_like_engines` makes the simulation equal to it.
 
-:class:`Quantizer` does it :class:`Stage` by stage. Each is a function:
+:class:`Quantizer` does the same :class:`Stage` by stage. Each stage is a function as well:
 
 - :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and :func:`apply_folds` applies them;
   :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind

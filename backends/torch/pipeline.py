@@ -9,7 +9,8 @@ from torch import nn
 from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion, CriterionOrAuto
-from .quantizer import Quantizer, QuantizerOptions
+from .options import QuantizerOptions
+from .quantizer import Quantizer
 from .stages import QuantizedModel
 
 

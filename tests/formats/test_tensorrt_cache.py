@@ -116,7 +116,7 @@ def test_a_cache_without_any_scale_is_an_error(cache, body):
         ("TRT-1-X\na: 3_c0\n", "line 2: must be `name: `"),
         ("TRT-1-X\na: 1.5\n", "line 2: must be `name: `"),
         ("TRT-1-X\n: 3c010a14\n", "line 2: must be `name: `"),
-        ("TRT-1-X\na\rb: 3c010a14\n", "line 2: must be a name without line ends"),
+        ("TRT-1-X\na\rb: 3c010a14\n", "line 2: must be a name without line breaks"),
         ("TRT-1-X\na: 3c010a14\na: 3c010a14\n", "line 3: must be a name that is not already in line 2, got 'a'"),
         (b"TRT-1-X\n\xff\xfe\n", "line 2: must be UTF-8 text, got 'byte 0xff"),
         (b"\xef\xbb\xbfTRT-1-X\n\nb\xe9: 0\n", "line 3: must be UTF-8 text, got 'byte 0xe9"),

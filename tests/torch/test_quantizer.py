@@ -366,7 +366,9 @@ def test_a_relu_that_follows_only_in_one_branch_is_refused_or_not_joined():
     model = Net(lambda net, x: F.relu(net.fc(x)) if x.sum() > 0 else net.fc(x), fc=nn.Linear(4, 4)).eval()
     data = [DATA[0].abs(), -DATA[1].abs()]
     assert outputs(model, data[1]).min() < -0.5
-    with pytest.raises(InvalidInputError, match="layer `fc`: expected that its output goes to the ReLU that is folded"):
+    with pytest.raises(
+        InvalidInputError, match="layer `fc`: expected that its output only goes to the ReLU that is folded"
+    ):
         quantize(model, data, **OPTIONS)
     assert outputs(quantize(model, data[::-1], **OPTIONS).model, data[1]).min() < -0.5
 

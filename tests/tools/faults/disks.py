@@ -80,7 +80,7 @@ def replaced():
 
 
 def can_mount():
-    """Tell whether this process may mount a file system."""
+    """Return whether this process may mount a file system."""
     try:
         with _mounted():
             return True

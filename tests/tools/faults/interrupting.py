@@ -29,7 +29,7 @@ CHECKED = {
 
 
 class Data:
-    """Batches of arrays that tell which pass has begun."""
+    """Batches of arrays that record which pass has begun."""
 
     def __init__(self, state):
         self.state = state

@@ -146,8 +146,8 @@ REFUSED = {
         "used elsewhere too",
     ),
     "attribute of the norm read": (lambda: pair(lambda net, x: norm_of_conv(net, x) / net.norm.eps), "makes it fail"),
-    "pruned": (pruned, "computes its weights"),
-    "old weight norm": (old_weight_norm, "computes its weights"),
+    "pruned": (pruned, "weights of its layer are computed"),
+    "old weight norm": (old_weight_norm, "weights of its layer are computed"),
     "hook on the layer": (lambda: hooked("conv", "register_forward_hook"), "hooks"),
     "pre-hook on the layer": (lambda: hooked("conv", "register_forward_pre_hook"), "hooks"),
     "hook on the norm": (lambda: hooked("norm", "register_forward_hook"), "hooks"),
@@ -561,8 +561,8 @@ def plan_model():
 
 PLAN = [
     Fold("norm", "batch_norm", "conv", ""),
-    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it (subclasses and parametrized ones are "
-         "left alone)"),
+    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it (subclasses and parametrized layers do "
+         "not count)"),
     Fold("conv", "relu6", "conv", ""),
     Fold("act", "relu", "second", ""),
     Fold("relu6", "relu6", "third", ""),
@@ -604,9 +604,9 @@ def test_nothing_is_applied_that_was_left_alone():
 @pytest.mark.parametrize(
     ("fold", "message"),
     [
-        (Fold("gone", "batch_norm", "conv", ""), "got none with the name `gone`"),
-        (Fold("norm", "batch_norm", "gone", ""), "got none with the name `gone`"),
-        (Fold("norm", "batch_norm", None, ""), "got none with the name `None`"),
+        (Fold("gone", "batch_norm", "conv", ""), "which has no module `gone`"),
+        (Fold("norm", "batch_norm", "gone", ""), "which has no module `gone`"),
+        (Fold("norm", "batch_norm", None, ""), "which has no module `None`"),
         (Fold("act", "batch_norm", "conv", ""), "got a ReLU at `act`"),
         (Fold("norm", "batch_norm", "act", ""), "got a ReLU at `act`"),
         (Fold("norm", "relu", "conv", ""), "got a BatchNorm1d at `norm`"),
@@ -615,7 +615,7 @@ def test_nothing_is_applied_that_was_left_alone():
         (Fold("wide", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `wide`"),
         (Fold("bare", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `bare`"),
         (Fold("act", "gelu", "conv", ""), "got 'gelu'"),
-        (Fold("norm", "batch_norm", "pruned", ""), "`pruned` must hold its weight itself"),
+        (Fold("norm", "batch_norm", "pruned", ""), "the weight of `pruned` must be a parameter"),
     ],
 )
 def test_folds_of_another_model_are_refused_by_name(fold, message):
@@ -678,7 +678,7 @@ def test_a_layer_with_hooks_is_not_joined():
 def test_a_model_that_does_not_repeat_itself_is_left_alone_with_that_reason():
     model = pair(lambda net, x: F.dropout(norm_of_conv(net, x), 0.5, training=True))
     (fold,) = examine(model, batch(4, 3, 9)).folds
-    assert "another one each time" in fold.reason
+    assert "different output each time" in fold.reason
 
 
 def test_lazy_layers_are_refused_by_name():
