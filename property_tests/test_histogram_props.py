@@ -16,7 +16,7 @@ AMAX = st.floats(1e-6, 1e6) | st.sampled_from([1.0, 1.5, 2.0])
 
 @st.composite
 def batches(draw):
-    """A few arrays, some of them empty, to be counted over one range."""
+    """Draw a few arrays, some of them empty, to count over one range."""
     parts = draw(st.lists(reals(max_size=20), min_size=1, max_size=5))
     return parts, draw(NUM_BINS), draw(AMAX)
 

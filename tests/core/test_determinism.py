@@ -1,6 +1,6 @@
-"""The same numbers in every environment: what is written here must come out with every version of every library.
+"""Every environment gives the numbers in this file, with every version of every library.
 
-`.ci/run` has this file run with the lowest versions that pyproject.toml allows, and with those of today.
+`.ci/run` runs it with the lowest versions that pyproject.toml allows, and with the newest.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import pytest
 import klquant
 from support.namespaces import import_torch
 
-# Integers of a Weyl sequence, bent to long tails: no random generator and no function whose last bits may differ.
+# A Weyl sequence with long tails: no random generator, and no function whose last bits differ between libraries.
 STEPS = np.arange(200_003, dtype=np.int64) * 2654435761 % 2**32 - 2**31
 X = ((STEPS / 2.0**31) ** 5).astype(np.float32) * 8
 AMAX = float(np.abs(X).max())

@@ -76,7 +76,7 @@ def test_bfloat16_values_are_counted_exactly():
 
 @pytest.mark.parametrize("amax", [None, 2.0])
 def test_chunks_of_the_cache_lose_nothing_at_their_borders(amax):
-    """More than two chunks of NumPy's, the last one short; some values lie beyond `amax` = 2."""
+    """The data fill two of NumPy's chunks and part of a third. Some values are beyond `amax` = 2."""
     x = np.random.default_rng(4).normal(size=2 * CHUNK + 77).astype(np.float32)
     hist, edges = klquant.histogram(x, num_bins=255, amax=amax)
     np.testing.assert_array_equal(hist, reference.histogram(x, edges[-1], 255))

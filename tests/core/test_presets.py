@@ -1,4 +1,4 @@
-"""Each preset against a transcription of its original into plain loops, which shares no code with it."""
+"""Each preset against its original, transcribed into plain loops that share no code with the preset."""
 
 import contextlib
 from bisect import bisect_right
@@ -102,7 +102,7 @@ def ncnn(hist, threshold, levels):
 
 
 class Original:
-    """What is searched: `candidates`, the divergence of one, its threshold, and which of equals is taken."""
+    """One original search: its candidates, their divergences and thresholds, and its choice between equals."""
 
     def __init__(self, name, bins, levels, step=1):
         self.name, self.bins, self.levels = name, bins, levels
@@ -142,7 +142,7 @@ class Original:
     def best(self, curve):
         if self.name != "modelopt":
             return min(range(len(curve)), key=lambda k: curve[k])
-        undefined = [k for k, d in enumerate(curve) if isnan(d)]  # the smallest numbers of all to np.argmin
+        undefined = [k for k, d in enumerate(curve) if isnan(d)]  # np.argmin takes NaN for the minimum
         least = min(curve)
         return undefined[-1] if undefined else max(k for k, d in enumerate(curve) if d == least)
 
@@ -258,7 +258,7 @@ def test_random_counts_with_holes(original):
         agree(original, hist, original.histogram(np.ones(1))[1])
 
 
-# --- what each is known for -----------------------------------------------------------------------------------------
+# --- quirks of each preset -----------------------------------------------------------------------------------------
 
 
 def absolute_edges(bins):
@@ -401,7 +401,7 @@ def test_inputs_stay_as_they_are(find):
 def test_scaling(find):
     hist, edges = valid(find)
     assert float(find(hist, edges * 8)) == 8 * float(find(hist, edges))
-    if find is not presets.mxnet_threshold:  # where counts are smoothed, not shares
+    if find is not presets.mxnet_threshold:  # it smooths counts, not shares
         assert find(hist * 4, edges).index == find(hist / 2**20, edges).index == find(hist, edges).index
 
 

@@ -1,4 +1,4 @@
-"""The oracle itself, against files made without it and against numbers worked out by hand."""
+"""The oracle itself, against golden files made without it and numbers worked out by hand."""
 
 from math import log
 

@@ -10,7 +10,7 @@ from support.namespaces import JAX, JIT, NUMPY, READ_ONLY, enable_x64, needs_jax
 
 
 def golden_on(xp, *bins):
-    """Return the cases for one library; each number of bins costs JAX seconds of compilation."""
+    """Return the cases for one library. JAX takes only some, as each number of bins costs seconds of compilation."""
     (library,) = params(xp)
     return [pytest.param(xp, *p.values, id=f"{xp.name}-{p.id}", marks=library.marks) for p in golden(*bins)]
 
@@ -127,7 +127,7 @@ def test_a_candidate_is_infeasible_if_smoothing_uses_up_a_bin_of_p(hist, feasibl
 
 
 def test_a_weight_that_smoothing_almost_uses_up_still_counts(xp):
-    """Of the middle weight 2e-19 is left where three of 33 bins are filled: (p - q) / q rounds to -1."""
+    """Smoothing leaves 2e-19 of the middle weight if three of 33 bins are filled: (p - q) / q rounds to -1."""
     hist = np.zeros(33)
     hist[[0, 18, 19]] = 1.0, np.nextafter(1e-3, 1), 1.0
     curve = np.asarray(
@@ -152,7 +152,7 @@ def test_the_smallest_weights_give_finite_divergences(least, eps):
 
 @pytest.mark.parametrize("eps", [1e-3, 0.01, 0.03])
 def test_any_number_of_filled_bins_gives_an_accurate_curve(eps):
-    """Many are summed by a series, few one by one: the limit between the two must leave no gap."""
+    """Many bins are summed by a series, and few are summed one by one. Both must be accurate at the limit."""
     num_bins = 65
     for filled in range(1, num_bins + 1):
         hist = np.zeros(num_bins, int)
@@ -250,7 +250,7 @@ def test_vmap_searches_each_row():
 @pytest.mark.parametrize("eps", [0.02, 0.05, 0.1, 0.4])
 @pytest.mark.parametrize("filled", [[16], [15, 17], [10, 16, 20], [0, 32], [16, 17, 18, 30]])
 def test_candidates_that_would_lose_a_whole_count_are_infeasible(xp, eps, filled):
-    """The counts are large, so that only the rule eps1 < 1 makes the difference, and not what is left of them."""
+    """The counts are large, so that only the rule eps1 < 1 decides, and no entry becomes negative."""
     hist = np.zeros(33, int)
     hist[filled] = 1000
     curve = xp.call(

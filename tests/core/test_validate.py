@@ -1,4 +1,4 @@
-"""Every bad input has an error of its own that says what was expected and what came."""
+"""Every bad input raises an error that says what was expected and what was given."""
 
 import contextlib
 

@@ -93,7 +93,7 @@ def headings(doc):
 def test_every_public_name_is_there_and_named_by_its_module(module):
     assert len(module.__all__) == len(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)
-    if module.__name__ not in ("klquant.presets", "klquant.plots"):  # which are all about their few functions
+    if module.__name__ not in ("klquant.presets", "klquant.plots"):  # modules of a few functions only
         assert [name for name in module.__all__ if not re.search(rf"`{name}`", module.__doc__)] == []
 
 
@@ -163,7 +163,7 @@ def test_every_method_is_documented(name):
 def test_every_class_is_documented(name):
     doc = vars(PUBLIC[name])["__doc__"]
     assert doc
-    assert not doc.startswith(f"{PUBLIC[name].__name__}(")  # what NamedTuple writes where nobody does
+    assert not doc.startswith(f"{PUBLIC[name].__name__}(")  # the default docstring of NamedTuple
 
 
 def test_an_option_has_one_default_everywhere():

@@ -1,4 +1,4 @@
-"""Ten million batches: counts are whole numbers, and nothing drifts; what int64 cannot hold is refused, not wrapped."""
+"""Ten million batches: counts stay exact, and a count that would overflow int64 is an error."""
 
 from itertools import accumulate, repeat
 
@@ -18,7 +18,7 @@ NUM_BINS = 511
 
 
 def repeated(value, times, add):
-    """Return ``add(value, add(value, ...))`` with `times` values, by doubling: both sides of each sum are as large."""
+    """Return ``add(value, add(value, ...))`` with `times` values, by doubling: both sides of a sum are large."""
     doubled = list(accumulate(repeat(value, times.bit_length()), lambda a, _: add(a, a)))
     total, *others = (part for k, part in enumerate(doubled) if times >> k & 1)
     for part in others:
