@@ -66,3 +66,7 @@ __all__ = [
     "scale",
     "smooth",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *({"backends", "errors", "plots", "presets", "reference"} & globals().keys())})

@@ -17,6 +17,11 @@ from klquant.errors import ArrayTypeError, InfeasibleError, InvalidInputError
 EPS = 1e-4  # MXNet replaces a zero count by this, and ncnn adds it to every normalised bin
 __all__ = ["PresetThreshold", "modelopt_threshold", "mxnet_threshold", "ncnn_threshold", "tensorrt_slides_threshold"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _Vector: TypeAlias = NDArray[np.float64]
 _Bins: TypeAlias = NDArray[np.int64]
 _Mask: TypeAlias = NDArray[np.bool_]

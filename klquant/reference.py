@@ -24,6 +24,11 @@ __all__ = [
     "squared_errors",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Vector = NDArray[np.float64]
 
 

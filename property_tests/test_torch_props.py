@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import klquant
 from klquant.backends.torch import collect_amax, collect_histograms, fake_quantize, fold_batch_norm, fold_relu
-from klquant.backends.torch.folding.api import plan_folds
+from klquant.backends.torch.folding.api import examine
 from klquant.backends.torch.folding.apply import apply_folds
-from klquant.backends.torch.folding.verify import watched
+from klquant.backends.torch.folding.verify import verified_forward
 from klquant.backends.torch.model.forward import call_model
 from support.networks import Net, batch, eighths, exact, is_same, outputs, ready
 
@@ -167,7 +167,7 @@ def expected_folds(graph):
 def test_folding_keeps_the_output_of_any_graph(graph, seed):
     model, x = network(graph, seed)
     note(str(graph))
-    folds = plan_folds(model, [x])
+    folds = examine(model, [x]).folds
     done = {(fold.into, fold.kind) for fold in folds if not fold.reason}
     assert done == expected_folds(graph)
     event(f"{len(done)} folds")
@@ -185,14 +185,14 @@ def test_folding_keeps_the_output_of_any_graph(graph, seed):
 def test_observing_changes_no_bit_of_the_output(graph, seed, observe):
     model, x = network(graph, seed, torch.float32)
     note(str(graph))
-    folds = plan_folds(model, [x])
+    folds = examine(model, [x]).folds
     folded, seen = apply_folds(model, folds), []
 
     def forward(net, item):
         seen.append(call_model(net, item))
 
     expected = outputs(folded, x.clone())
-    for run in (forward, watched(forward, folds)):
+    for run in (forward, verified_forward(forward, folds)):
         amax = collect_amax(folded, [[x]], observe=observe, forward=run)
         collect_histograms(folded, [[x]], amax, observe=observe, forward=run, num_bins=255)
     assert len(seen) == 4

@@ -105,6 +105,24 @@ def test_dir_lists_the_public_names_and_no_others(name):
     assert dir(module) == sorted(module.__all__)
 
 
+ALL_MODULES = [*MODULES, klquant.reference, importlib.import_module("klquant.backends.collection")]
+
+
+@pytest.mark.parametrize("module", ALL_MODULES, ids=lambda module: module.__name__)
+def test_dir_lists_what_is_public_and_nothing_else(module):
+    modules = {"backends", "errors", "plots", "presets", "reference"} if module is klquant else set()
+    assert dir(module) == sorted({*module.__all__, *modules})
+
+
+def test_dir_of_the_backends_lists_what_is_loaded_and_public(tmp_path):
+    public = ["calibration", "collection", "formats", "onnx", "report", "settings", "thresholds", "torch"]
+    assert dir(klquant.backends) == public
+    code = "import klquant.backends.settings; print(dir(klquant), dir(klquant.backends))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "'reference'" not in run.stdout
+    assert run.stdout.endswith("['settings']\n")
+
+
 @pytest.mark.parametrize("name", ALL_FUNCTIONS)
 def test_every_function_is_documented(name):
     function = ALL_FUNCTIONS[name]

@@ -34,7 +34,7 @@ class ArrayModel(NamedTuple):
 def as_data(statistics):
     """Return statistics in a form that compares by value."""
     tensors = {
-        name: (*seen[:3], None if seen.counts is None else seen.counts.tolist(), seen.level)
+        name: (*seen[:3], None if seen.counts is None else seen.counts.tolist(), *seen[4:])
         for name, seen in sorted(statistics.tensors.items())
     }
     return tensors, statistics.num_batches

@@ -73,7 +73,7 @@ def outputs(model, *args, **kwargs):
 
 
 def is_same(a, b):
-    """Return whether two tensors are equal bit for bit."""
+    """Return whether two tensors agree bit for bit."""
     return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
 
 

@@ -79,7 +79,7 @@ def _calibrate(on_call):
 
 
 def _outcome(trace, function, *arguments):
-    """Call a function with a trace function that raises an interrupt. Return where the interrupt went."""
+    """Call a function with a trace hook; return where an interrupt that the hook raised went."""
     lost = []
     hook, sys.unraisablehook = sys.unraisablehook, lambda raised: lost.append(raised.exc_type)
     sys.settrace(trace)

@@ -94,13 +94,13 @@ def batches():
 
 
 def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_model, **options):
-    """Calibrate stage by stage, and record the phases in the state. Save the progress after every batch."""
+    """Calibrate stage by stage, recording the phase in the state; keep the progress after every batch."""
 
     def enter(phase):
         state.phase = PHASES.index(phase)
 
     data = batches() if data is None else data
-    with _telling_of_writes(state, checkpoint):
+    with _recording_writes(state, checkpoint):
         enter("folding")
         options = {"resume": checkpoint, "checkpoint_seconds": 0.0, "forward": forward, **options}
         quantizer = Quantizer(network() if model is None else model, **options)
@@ -118,11 +118,11 @@ def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_
 
 
 @contextlib.contextmanager
-def _telling_of_writes(state, checkpoint):
-    """Record writes in the state, and slow the disk down so that a write takes noticeable time."""
+def _recording_writes(state, checkpoint):
+    """Record writes in the state, and slow the disk down so that they can be observed."""
     write, sync = npz.write_atomic, os.fsync
 
-    def write_and_tell(path, content):
+    def write_and_record(path, content):
         state.writing = 1
         if path == checkpoint:
             state.begun = digest(content)
@@ -135,7 +135,7 @@ def _telling_of_writes(state, checkpoint):
         sync(handle)
         time.sleep(0.004)
 
-    npz.write_atomic, os.fsync = write_and_tell, sync_slowly
+    npz.write_atomic, os.fsync = write_and_record, sync_slowly
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ KIND, NAMED = ("checkpoint", 2), "names the batch"
 
 
 class Failing(Dataset):
-    """Batches, one of which raises an error once, in a given pass."""
+    """Batches, one of which cannot be read in the given pass."""
 
     def __init__(self, bad_pass=0, bad_batch=0):
         self.bad_pass, self.bad_batch, self.passes = bad_pass, bad_batch, 0

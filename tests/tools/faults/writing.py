@@ -49,7 +49,7 @@ def save_everywhere(seed, kinds):
 
 
 def _save_all(kind, all_targets):
-    checked = "error or message names the file; old files whole; no other file; can be saved when mended"
+    checked = "error or message names the file; old files whole; no other file; can be saved afterwards"
     trials = Trials(f"saving {len(all_targets)} things, {kind}", checked)
     for what, (save, names) in all_targets.items():
         with DISKS[kind]() as (folder, spoil, mend):
@@ -62,7 +62,7 @@ def _save_all(kind, all_targets):
             trials.add(outcome, (outcome.endswith("file"), what))
             trials.expect(left == dict.fromkeys(names, OLD), f"{what}: {sorted(left)}")
             save(folder / names[0])
-            trials.expect(OLD not in [(folder / name).read_bytes() for name in names], f"{what} is old when mended")
+            trials.expect(OLD not in [(folder / name).read_bytes() for name in names], f"{what} is old afterwards")
     return trials.row()
 
 
@@ -135,7 +135,7 @@ def _fill_the_temporary_folder(rng, kinds):
 
 
 def _lose_the_disk(rng, kinds):
-    checked = "error names the file; all batches before are kept; no other file; result identical when mended"
+    checked = "error names the file; all batches before are kept; no other file; result identical afterwards"
     trials = Trials("torch with resume, the disk is spoilt on the way", checked)
     for kind in kinds:
         with DISKS[kind]() as (folder, spoil, mend), folder_for("result") as other:

@@ -53,10 +53,13 @@ def calibrations(folder):
 
 def checkpoints(folder):
     """Return a checkpoint of both passes."""
-    from klquant.backends.collection import Observation, Statistics
+    from klquant.backends.collection import Bins, Observation, Statistics
     from klquant.backends.collection.checkpoint import Checkpoint, Progress
 
-    tensors = {"a": Observation(-0.5, 1.5, 1, np.arange(255), -2), HOSTILE: Observation(0.0, 0.0, 2)}
+    tensors = {
+        "a": Observation(-0.5, 1.5, 1, np.arange(255), Bins(255, 3.0**-2, -2)),
+        HOSTILE: Observation(0.0, 0.0, 2),
+    }
     (folder / "seed.npz").unlink(missing_ok=True)
     kept = Checkpoint(folder / "seed.npz", "this model")
     for name in ("amax", "histogram"):
