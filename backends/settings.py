@@ -18,7 +18,6 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 MAX_AMAX = 204800.0  # against absurd outliers
 MAX_ONE_PASS = 3**16  # up to where the ranges grow of which one pass finds the right one
 MAX_BINS = 2**16 + 1  # a search takes their square
-DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
 EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
 
@@ -76,6 +75,8 @@ class Settings(NamedTuple):
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: Mapping[str, LayerOptions] = {}
+    dead_channel: float = 0.0
+    """Largest |weight| below which a channel is dead, besides channels of zeros; 1e-4 in the original description."""
 
     @classmethod
     def make(cls, **options: Any) -> "Settings":
@@ -99,6 +100,8 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"`num_bins` must be {MAX_BINS} at most, got {settings.num_bins}")
         if not 0 < settings.max_amax <= float_info.max:
             raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
+        if not 0 <= settings.dead_channel <= float_info.max:
+            raise InvalidInputError(f"`dead_channel` must be 0 or positive, and finite, got {settings.dead_channel}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
         if settings.passes == 1 and settings.max_amax > MAX_ONE_PASS:

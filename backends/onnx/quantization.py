@@ -90,7 +90,8 @@ def quantize(
 
     Notes
     -----
-    Weights are INT8 for each output channel, the scale of a channel is max |w| / 127, in every engine.
+    Weights are INT8 for each output channel, the scale of a channel is max |w| / 127, in every engine; more
+    where INT32 could not hold the bias otherwise. A MatMul with a weight that is no matrix has one scale for all of it.
 
     "tensorrt" quantizes what enters Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the other branch) of a
     residual sum, and what is concatenated by one scale, in INT8 with zero point 0. Biases stay.
@@ -106,15 +107,23 @@ def quantize(
     check_engine(engine)
     prepared = prepare(model)
     graph = prepared.graph
-    _check_types(prepared)
     patterns = _check_patterns(graph, exclude)
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         patterns += tuple(map(escape, calibration.skipped))
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, patterns)
+    _check_types(prepared, plan)
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
-    written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
+    written = write_qdq(
+        prepared.model,
+        graph,
+        plan,
+        grids,
+        int_bias=engine == "onnxruntime",
+        reduce_range=reduce_range,
+        dead_channel=calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0,
+    )
     _tell(plan)
     return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
 
@@ -144,9 +153,11 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     return list(make_plan(graph, observed_tensors(graph), engine).readers)
 
 
-def _check_types(prepared: Prepared) -> None:
+def _check_types(prepared: Prepared, plan: Plan) -> None:
     opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < 19 and onnx.TensorProto.FLOAT16 in prepared.graph.types.values():
+    weights = {node.input[1] for node in prepared.graph.nodes if node.name in plan.weights}
+    halves = [name for name in (*plan.readers, *weights) if prepared.graph.types[name] == onnx.TensorProto.FLOAT16]
+    if opset < 19 and halves:
         raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got a model of opset {opset}")
 
 
