@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user's that led to them, however deep they are raised."""
+"""Warnings that point at the line outside klquant that caused them."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ from klquant.errors import CalibrationWarning
 
 
 def warn(message: str) -> None:
-    """Warn with a CalibrationWarning from the nearest caller outside klquant."""
+    """Issue a CalibrationWarning at the nearest caller outside klquant."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("klquant."):
         level, frame = level + 1, frame.f_back
@@ -16,7 +16,7 @@ def warn(message: str) -> None:
 
 
 def warn_of_floats(kind: str, reasons: Mapping[str, str]) -> None:
-    """Warn of layers (or nodes: their `kind`) that stay in floating point, once for each reason; given by name."""
+    """Warn of layers or nodes (`kind`) that stay in floating point, once per reason. `reasons` is by name."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(f"`{name}`")

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from .images import ImageOptions, load_image
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
 
@@ -84,8 +86,8 @@ def open_batches(
         return _of_folder(path, batch_size, default_size, images)
     if path.is_file():
         return _of_file(path, batch_size or default_size)
-    if ":" not in source:
-        raise InvalidInputError(f"{_EXPECTED}, got {source!r}")
+    if not _FUNCTION.fullmatch(source):
+        raise InvalidInputError(f"{_EXPECTED}, got {source!r}, which does not exist")
     if batch_size:
         raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes its own batches")
     return FunctionBatches(source, _import_function(source))

@@ -1,6 +1,8 @@
 """The command `klquant`, which imports a subcommand only when it is used."""
 
 import importlib
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,12 +87,29 @@ def _load(name: str) -> click.Command:
 def needed(module: str, extra: str) -> Any:
     """Import a module that a command needs, or name the extra to install."""
     try:
-        return importlib.import_module(module)
+        with _interrupts_delayed():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "klquant":
             raise
         message = f"this command needs {error.name}: pip install 'klquant[{extra}]'"
         raise klquant.MissingDependencyError(message) from error
+
+
+@contextmanager
+def _interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the block: extension modules that are being loaded turn it into an ImportError."""
+    if threading.current_thread() is not threading.main_thread():  # which alone receives Ctrl-C
+        yield
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received:
+            raise KeyboardInterrupt
 
 
 @contextmanager

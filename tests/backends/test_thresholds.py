@@ -122,7 +122,7 @@ def test_one_warning_for_each_layer_and_the_others_are_still_searched(laplace):
 
 
 def test_a_layer_without_a_histogram_is_refused_by_name():
-    with pytest.raises(InvalidInputError, match="layer `fc` has an amax and no histogram"):
+    with pytest.raises(InvalidInputError, match="layer `fc` has an amax but no histogram"):
         search_thresholds({"fc": 1.0}, {})
 
 
@@ -143,7 +143,7 @@ def test_mse_for_very_many_bins_and_levels_is_refused_and_left_out_of_comparison
     edges = klquant.histogram(np.zeros(0), num_bins=65_537, amax=8.0).edges
     histogram = klquant.Histogram(np.ones(65_537, np.int64), edges)
     with pytest.raises(
-        InvalidInputError, match=r"layer `fc`: the mse criterion takes .* bins x levels at most, got 65537 x 4095"
+        InvalidInputError, match=r"layer `fc`: the mse criterion takes at most .* bins x levels, got 65537 x 4095"
     ):
         search_thresholds({"fc": 8.0}, {"fc": histogram}, criterion="mse", options={"fc": LayerOptions(num_bits=12)})
     found = search_thresholds({"fc": 8.0}, {"fc": histogram}, options={"fc": LayerOptions("percentile", 12)})

@@ -64,7 +64,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, images):
-    """A folder with model.onnx, images.npz, and what calibrate made of them."""
+    """A folder with model.onnx, images.npz, and the calibration made from them."""
     folder = tmp_path_factory.mktemp("cli")
     onnx.save(network(), folder / "model.onnx")
     np.savez(folder / "images.npz", images=images)
@@ -104,7 +104,7 @@ def test_colours_are_for_terminals_and_for_those_who_want_them(
 
 
 @pytest.mark.parametrize("form", ["folder", "samples", "npy", "function"])
-def test_the_form_of_the_data_does_not_show(here, images, tmp_path, monkeypatch, form):
+def test_results_do_not_depend_on_the_form_of_the_data(here, images, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "mydata", raising=False)
@@ -175,7 +175,7 @@ def test_a_float_model_is_not_int8_and_says_so_by_its_exit_code(here, engine):
     assert (found["weighted"], found["weighted_int8"]) == (2, 0)
 
 
-def test_what_is_excluded_stays_in_float_and_is_told(here, tmp_path):
+def test_excluded_nodes_stay_in_float_and_are_listed(here, tmp_path):
     arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx", "--exclude", "r"]
     result = run(*arguments)
     assert result.exit_code == 0

@@ -47,4 +47,5 @@ def _computed(model: onnx.ModelProto, node: onnx.NodeProto, inputs: list[onnx.Te
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import)
     evaluator = ReferenceEvaluator(alone)
     feeds = {tensor.name: to_array(tensor) for tensor in inputs}
-    return np.asarray(evaluator.run(None, feeds)[0])
+    found: Any = evaluator.run(None, feeds)
+    return np.asarray(found[0])

@@ -1,6 +1,5 @@
-"""What klquant knows of ONNX operators: which are quantized, where their weights are, what they do to values."""
+"""Properties of ONNX operators: which are quantized, where their weights are, what they do to values."""
 
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ from ...settings import WEIGHTED
 from .graph import MAX_CHAIN, Graph, to_array
 
 RECTIFIERS = ("Relu", "Clip")
-"""What engines compute together with the layer before."""
+"""Operators that engines fuse with the layer before."""
 MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
-"""Give values that they were given: a quantizer before them serves as well behind them."""
+"""Operators that only move or select values: quantizing their input quantizes their output."""
 AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 COMBINING = ("Add", "Mul", "Concat")
 CURVES = ("Sigmoid", "LeakyRelu")
@@ -21,13 +20,13 @@ OBSERVED = (*WEIGHTED, *RECTIFIERS, *MOVING, *AVERAGING, *COMBINING, *CURVES)
 
 
 def observed_tensors(graph: Graph) -> list[str]:
-    """Return the activations that an engine may quantize, in the order in which they are computed."""
+    """Return the activations that an engine may quantize, in the order of the graph."""
     names = [name for node in graph.nodes if node.op_type in OBSERVED for name in (*node.input, *node.output)]
     return [name for name in dict.fromkeys(names) if graph.is_activation(name) and rectified(graph, name) == name]
 
 
 def activations(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """Return the activations that a node computes with; what is added by a Gemm and constants are none."""
+    """Return the activations among the inputs of a node, without the addend of a Gemm."""
     inputs = node.input[:2] if node.op_type in WEIGHTED else node.input
     return [name for name in dict.fromkeys(inputs) if graph.is_activation(name)]
 
@@ -72,7 +71,7 @@ def attribute(node: onnx.NodeProto, name: str, default: object) -> object:
 
 
 def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a node only cuts values off at 0, and perhaps above."""
+    """Return whether a node only clips values at 0, and perhaps from above."""
     return node.op_type in RECTIFIERS and (node.op_type == "Relu" or _lowest(graph, node) == 0)
 
 
@@ -83,13 +82,13 @@ def _lowest(graph: Graph, node: onnx.NodeProto) -> float | None:
 
 
 def sole_consumer(graph: Graph, name: str) -> onnx.NodeProto | None:
-    """Return the node that alone sees a tensor."""
+    """Return the only consumer of a tensor; None if there are others or the tensor is a graph output."""
     consumers = graph.consumers.get(name, [])
     return consumers[0] if len(consumers) == 1 and name not in graph.outputs else None
 
 
 def rectified(graph: Graph, name: str) -> str:
-    """Return the tensor behind the rectifiers that alone consume this one, which engines compute with its producer."""
+    """Return the tensor after the rectifiers that engines fuse with the producer of this one."""
     for _ in range(MAX_CHAIN):
         node = sole_consumer(graph, name)
         if node is None or not is_rectifier(graph, node):
@@ -99,7 +98,7 @@ def rectified(graph: Graph, name: str) -> str:
 
 
 def non_negative(graph: Graph) -> set[str]:
-    """Return the tensors that have no negative values, whatever the model is given."""
+    """Return the tensors that are never negative, for any input of the model."""
     found: set[str] = set()
 
     def is_non_negative(name: str) -> bool:
@@ -114,7 +113,6 @@ def non_negative(graph: Graph) -> set[str]:
     return found
 
 
-def matches(graph: Graph, node: onnx.NodeProto, patterns: tuple[str, ...]) -> bool:
-    """Return whether a pattern means this node: by its name, its operator, or a tensor that it reads or gives."""
-    names = [node.name, node.op_type, *activations(graph, node), *node.output]
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+def is_excluded(graph: Graph, node: onnx.NodeProto, excluded: tuple[str, ...]) -> bool:
+    """Return whether a node is excluded: by its name, its operator, or a tensor that it reads or computes."""
+    return any(name in excluded for name in (node.name, node.op_type, *activations(graph, node), *node.output))

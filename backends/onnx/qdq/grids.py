@@ -1,4 +1,4 @@
-"""The integers that stand for an activation: scale, zero point, signed or not, by the rules of an engine."""
+"""Quantization grids: scale, zero point and integer type of activations, weights and biases."""
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -10,18 +10,18 @@ from .plan import Plan
 
 
 class Grid(NamedTuple):
-    """How an activation becomes 8 bits."""
+    """How an activation is quantized to 8 bits."""
 
     threshold: float
     """T, in units of the activation."""
     scale: float
     zero_point: int
     dtype: int
-    """Of onnx.TensorProto: INT8 or UINT8."""
+    """INT8 or UINT8 of onnx.TensorProto."""
 
 
 Rule: TypeAlias = Callable[[float, bool], Grid]
-"""From T, and whether the tensor has no negative values, to its grid."""
+"""Returns the grid for T, given whether the tensor is never negative."""
 
 
 def signed(threshold: float, non_negative: bool) -> Grid:
@@ -30,14 +30,14 @@ def signed(threshold: float, non_negative: bool) -> Grid:
 
 
 def by_sign(threshold: float, non_negative: bool) -> Grid:
-    """Return the same, but UINT8 for what is not negative: [0, T] in steps half as wide, for the unused half."""
+    """Return INT8 as `signed`, but for tensors that are never negative UINT8: [0, T] in steps of T / 255."""
     if non_negative:
         return Grid(threshold, threshold / 255, 0, onnx.TensorProto.UINT8)
     return signed(threshold, non_negative)
 
 
 def unsigned(threshold: float, non_negative: bool) -> Grid:
-    """Return UINT8 for all: as onnxruntime's kernels want operands of one type, and join only those to a rectifier."""
+    """Return UINT8 always: onnxruntime's kernels need operands of one type, and only UINT8 fuses with a rectifier."""
     grid = by_sign(threshold, non_negative)
     return grid._replace(zero_point=0 if non_negative else 128, dtype=onnx.TensorProto.UINT8)
 
@@ -45,7 +45,7 @@ def unsigned(threshold: float, non_negative: bool) -> Grid:
 def make_grids(
     plan: Plan, thresholds: Mapping[str, float], non_negative: AbstractSet[str], rule: Rule
 ) -> dict[str, Grid]:
-    """Return the grid of every planned activation; those that share one get the largest of their thresholds."""
+    """Return the grid of every planned activation; activations that share a grid use their largest threshold."""
     grids: dict[str, Grid] = {}
     for group in _groups(plan):
         threshold = max(thresholds[name] for name in group if name in thresholds)
@@ -54,7 +54,7 @@ def make_grids(
 
 
 def _groups(plan: Plan) -> Iterable[set[str]]:
-    """Return the planned activations in groups of one scale each."""
+    """Return the planned activations in groups that share a scale."""
     group_of = {name: {name} for name in plan.readers}
     for names in plan.shared:
         joined = set().union(*(group_of.get(name, {name}) for name in names))
