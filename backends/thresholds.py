@@ -16,6 +16,7 @@ from .warning import warn
 
 MAX_MSE = 2**26  # bins x levels: the mse search takes about ten bytes for each
 Array: TypeAlias = "np.ndarray[Any, Any]"
+SHOWN = 3  # layers that warnings name
 CROWDED = 0.5  # of the non-zero values in the centre bin: then a threshold cannot resolve them
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)
 
@@ -42,6 +43,16 @@ class LayerThreshold(NamedTuple):
     def scale(self) -> float:
         """Return the step between two levels, T / 127 for INT8."""
         return self.threshold / float(2 ** (self.num_bits - 1) - 1)
+
+
+class Complaint(NamedTuple):
+    """What the user should know about the threshold of a layer."""
+
+    text: str = ""
+    better: str = ""
+    """A criterion that expects less error, if there is one."""
+    loss_db: float = 0.0
+    """How much more SQNR that one expects."""
 
 
 class Hidden(NamedTuple):
@@ -96,14 +107,27 @@ def search_thresholds(
     """
     check_criterion(criterion)
     general = LayerOptions(criterion).over(_GENERAL)
-    found = {}
+    found, complaints = {}, dict[str, Complaint]()
     for name, largest in amax.items():
         chosen = (options or {}).get(name, LayerOptions()).over(general)
         unseen = (hidden or {}).get(name, Hidden())
         found[name], complaint = _search(name, largest, histograms.get(name), chosen, unseen)
-        if complaint:
-            warn(f"layer `{name}`: {complaint}")
+        if complaint.text:
+            complaints[name] = complaint
+    _warn(complaints, len(found))
     return found
+
+
+def _warn(complaints: Mapping[str, Complaint], number: int) -> None:
+    """Warn of each layer; of more than three with one warning, which names the worst three and what to pass."""
+    if len(complaints) <= SHOWN:
+        for name, complaint in complaints.items():
+            warn(f"layer `{name}`: {complaint.text}", {name: complaint.better} if complaint.better else {})
+        return
+    worst = sorted(complaints, key=lambda name: complaints[name].loss_db, reverse=True)[:SHOWN]
+    listed = "; ".join(f"`{name}`: {complaints[name].text}" for name in worst)
+    better = {name: complaint.better for name, complaint in complaints.items() if complaint.better}
+    warn(f"{len(complaints)} of {number} layers need a look, the worst are {listed}", better)
 
 
 def check_criterion(criterion: str) -> None:
@@ -129,22 +153,24 @@ def candidate_thresholds(
 
 def _search(
     name: str, amax: float, histogram: klquant.Histogram | None, options: LayerOptions, hidden: Hidden
-) -> tuple[LayerThreshold, str]:
+) -> tuple[LayerThreshold, Complaint]:
     """Return the threshold of one layer, and what the user should know about it."""
     bits = int(options.num_bits or 8)
     if amax == 0:
         one = float(2 ** (bits - 1) - 1)
-        return LayerThreshold(0.0, one, math.nan, 0.0, math.inf, "none", bits), "all its values are 0; it gets scale 1"
+        layer = LayerThreshold(0.0, one, math.nan, 0.0, math.inf, "none", bits)
+        return layer, Complaint("all its values are 0; it gets scale 1")
     if histogram is None:
         raise InvalidInputError(f"layer `{name}` has an amax but no histogram; collect both from the same data")
     seen = _Seen.of(amax, histogram, hidden)
     try:
         layer = _layer_threshold(_evaluate(seen, options), seen, options, bits)
-        return layer, "; ".join(filter(None, [seen.complaint(), _overclipped(layer, seen)]))
+        clips = _overclipped(layer, seen)
+        return layer, clips._replace(text="; ".join(filter(None, [seen.complaint(), clips.text])))
     except InfeasibleError:
         layer = LayerThreshold(amax, amax, math.nan, 0.0, math.nan, "none", bits)
         complaint = f"no threshold is feasible; it gets T = amax = {amax}"
-        return layer, "; ".join(filter(None, [seen.complaint(), complaint]))
+        return layer, Complaint("; ".join(filter(None, [seen.complaint(), complaint])), loss_db=math.inf)
     except KLQuantError as error:
         raise type(error)(f"layer `{name}`: {error}") from error
 
@@ -252,17 +278,16 @@ def _layer_threshold(found: klquant.Threshold, seen: _Seen, options: LayerOption
     return LayerThreshold(seen.amax, value, float(found.divergence), clipped, sqnr_db, criterion, bits)
 
 
-def _overclipped(layer: LayerThreshold, seen: _Seen) -> str:
+def _overclipped(layer: LayerThreshold, seen: _Seen) -> Complaint:
     """Return a complaint where another criterion would clip less and keep more."""
     if layer.criterion not in ("entropy", "percentile"):
-        return ""
+        return Complaint()
     levels = 2**layer.num_bits - 1
     others: list[Criterion] = ["max"] if len(seen.hist) * 2**layer.num_bits > MAX_MSE else ["mse", "max"]
     found = {name: _evaluate(seen, LayerOptions(name, layer.num_bits)) for name in others}
-    return overclipped(
-        amax=seen.top,
-        threshold=layer.threshold,
-        clipped=layer.clipped,
-        sqnr_db=layer.sqnr_db,
-        alternatives={name: seen.sqnr_db(one, levels) for name, one in found.items()},
-    )
+    alternatives: dict[str, float] = {name: seen.sqnr_db(one, levels) for name, one in found.items()}
+    numbers = {"threshold": layer.threshold, "clipped": layer.clipped, "sqnr_db": layer.sqnr_db}
+    text = overclipped(amax=seen.top, alternatives=alternatives, **numbers)
+    best = max(alternatives, key=lambda name: alternatives[name])
+    loss_db = alternatives[best] - layer.sqnr_db
+    return Complaint(text, best if text and loss_db > 0 else "", loss_db if loss_db > 0 else 0.0)

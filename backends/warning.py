@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from klquant.errors import CalibrationWarning
 
 
-def warn(message: str) -> None:
-    """Issue a CalibrationWarning at the nearest caller outside klquant."""
+def warn(message: str, better: Mapping[str, str] | None = None) -> None:
+    """Issue a CalibrationWarning at the nearest caller outside klquant; `better` are criteria to override, by layer."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("klquant."):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, CalibrationWarning, stacklevel=level)
+    warning = CalibrationWarning(message)
+    warning.better = dict(better or {})
+    warnings.warn(warning, stacklevel=level)
 
 
 def warn_of_floats(kind: str, reasons: Mapping[str, str]) -> None:

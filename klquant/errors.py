@@ -39,3 +39,18 @@ class MissingDependencyError(KLQuantError, ImportError):
 
 class CalibrationWarning(UserWarning):
     """Calibration continued, but check the layer or tensor that the message names."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.better: dict[str, str] = {}
+        """Criteria that expect less error, by layer, to be passed as overrides."""
+
+    def __str__(self) -> str:
+        """Return the message, and the overrides to pass in Python."""
+        options = {name: {"criterion": criterion} for name, criterion in self.better.items()}
+        return super().__str__() + (f"; to take the better criterion pass overrides={options}" if options else "")
+
+    @property
+    def message(self) -> str:
+        """Return the message alone."""
+        return super().__str__()

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
@@ -23,6 +23,7 @@ from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan, make_plan
+from .verification import Verification, verify
 
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
@@ -36,6 +37,8 @@ class QDQModel(NamedTuple):
     """T of each quantized activation, by tensor name; tensors that share a scale have equal T."""
     skipped: dict[str, str]
     """Why layers stay in floating point, by node name."""
+    verification: Verification | None = None
+    """How the engine ran the model, if :func:`quantize` had data for it."""
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically; above 2 GB the weights go to a second file beside it."""
@@ -55,6 +58,7 @@ def quantize(
     engine: Engine = "tensorrt",
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
+    batches: Iterable[Any] | None = None,
 ) -> QDQModel:
     """Add QuantizeLinear and DequantizeLinear nodes where an engine needs them.
 
@@ -70,6 +74,9 @@ def quantize(
         Patterns of node names, tensor names or operator types that stay in floating point.
     reduce_range : bool
         Keep weights in -63 .. 63, for CPUs without VNNI: there onnxruntime's products of UINT8 and INT8 saturate.
+    batches : iterable, optional
+        Some data: the engine runs the quantized model on it and is compared with the model as written, see
+        :func:`verify`. One batch is usually enough.
 
     Returns
     -------
@@ -80,6 +87,8 @@ def quantize(
     InvalidInputError
         For an unknown engine, a pattern that matches nothing, a calibration of another model or not of 8 bits, a
         threshold that is not positive, or a weight that is not finite. The message names the tensor or node.
+    ModelError
+        If `batches` are given and the engine cannot run the model, or computes something else; naming the first node.
 
     Warns
     -----
@@ -126,7 +135,16 @@ def quantize(
         dead_channel=calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0,
     )
     _report(plan)
-    return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+    thresholds = {name: grid.threshold for name, grid in grids.items()}
+    checked_run = None if batches is None else _verified(written, batches, engine)
+    return QDQModel(written, thresholds, plan.skipped, checked_run)
+
+
+def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
+    found = verify(model, batches, engine)
+    if found.wrong:
+        raise ModelError(f"the engine must compute what the quantized model says, got: {found}")
+    return found
 
 
 def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: Engine) -> list[str]:

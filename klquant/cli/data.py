@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias, overload
 
@@ -19,6 +20,7 @@ from .images import ImageOptions, load_image
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
+SOURCE = "FOLDER|FILE|MODULE:FUNCTION"
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
@@ -91,6 +93,19 @@ def open_batches(
     if batch_size:
         raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes its own batches")
     return FunctionBatches(source, _import_function(source))
+
+
+def first_batch(source: str | None, graph: Any, images: ImageOptions) -> list[Any] | None:
+    """Return the first batch that `source` names, in a list; None without a source. `graph` is that of the model."""
+    if source is None:
+        return None
+    return list(islice(open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images), 1))
+
+
+def fixed_batch_size(graph: Any) -> int:
+    """Return the first dimension of the first input of an onnx.GraphProto, or 0 if it is not fixed."""
+    lengths = graph.input[0].type.tensor_type.shape.dim if graph.input else []
+    return lengths[0].dim_value if lengths else 0
 
 
 def load_arrays(path: Path, *, mapped: bool = False) -> Any:

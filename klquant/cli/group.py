@@ -1,6 +1,7 @@
 """The command `klquant`, which imports a subcommand only when it is used."""
 
 import importlib
+import shlex
 import signal
 import threading
 import warnings
@@ -112,6 +113,14 @@ def _interrupts_delayed() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+def _with_options(warning: Warning | str) -> str:
+    """Return a warning with the overrides to pass on the command line."""
+    if not isinstance(warning, klquant.CalibrationWarning):
+        return str(warning)
+    options = " ".join(f"--override {shlex.quote(f'{name}={how}')}" for name, how in warning.better.items())
+    return warning.message + (f"; to take the better criterion: {options}" if options else "")
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Print warnings of klquant in one line each on stderr, without a line of code."""
@@ -121,7 +130,7 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, klquant.CalibrationWarning):
-                click.echo(f"warning: {printable(str(message))}", err=True)
+                click.echo(f"warning: {printable(_with_options(message))}", err=True)
             else:
                 others(message, category, *where, **more)
 

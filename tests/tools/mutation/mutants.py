@@ -81,7 +81,8 @@ def _compiles(source):
 
 def apply(mutant):
     """Replace the code of the functions of the imported module, wherever they have been imported to."""
-    module = sys.modules[f"klquant.{mutant.path.stem}" if mutant.path.stem != "__init__" else "klquant"]
+    package = "klquant" if mutant.path.parent.name == "klquant" else f"klquant.{mutant.path.parent.name}"
+    module = sys.modules[f"{package}.{mutant.path.stem}".removesuffix(".__init__")]
     fresh = types.ModuleType(module.__name__)
     fresh.__dict__.update({name: getattr(module, name) for name in ("__file__", "__package__", "__spec__")})
     exec(compile(mutant.source, str(mutant.path), "exec"), fresh.__dict__)  # noqa: S102
