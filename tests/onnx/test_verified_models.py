@@ -128,8 +128,13 @@ def test_an_input_that_is_an_output(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("opset", [13, 17, 19, 21])
 @pytest.mark.parametrize(
-    "chain", ["v = Cast<to=1>(w)", "i = Identity(w) v = Cast<to=1>(i)", "t = Transpose(w) c = Cast<to=1>(t) v = Transpose(c)"]
-)  # fmt: skip
+    "chain",
+    [
+        "v = Cast<to=1>(w)",
+        "i = Identity(w) v = Cast<to=1>(i)",
+        "t = Transpose(w) c = Cast<to=1>(t) v = Transpose(c)",
+    ],
+)
 def test_weights_stored_in_float16(chain, opset, engine):
     body = f"{chain} h = MatMul(x, v) y = Relu(h)"
     model = build("float[n, 16] x", "float y", body, opset=opset, w=normal(16, 8, dtype=np.float16))

@@ -81,7 +81,9 @@ def _quantize_activation(edits: Edits, name: str, readers: set[str], grid: Grid)
     zero = np.asarray(grid.zero_point, helper.tensor_dtype_to_np_dtype(grid.dtype))
     constants = [edits.constant(f"{name}_scale", steps), edits.constant(f"{name}_zero_point", zero)]
     source, integers, result = name, edits.new_name(f"{name}_quantized"), edits.new_name(f"{name}_dequantized")
-    if EVERYONE in readers and name in edits.graph.outputs and name in edits.graph.producers:  # the output keeps its name
+    if (
+        EVERYONE in readers and name in edits.graph.outputs and name in edits.graph.producers
+    ):  # the output keeps its name
         source, result = result, name
         edits.outputs[name] = source
     quantize = _node(edits, "QuantizeLinear", [source, *constants], integers)

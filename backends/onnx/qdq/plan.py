@@ -170,7 +170,9 @@ def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
     if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return "onnxruntime has no INT8 kernel for a Gemm with alpha or beta other than 1"
     if len(node.input) > 2 and node.input[2] and has_constant_weight(graph, node) and channel_bias(graph, node) is None:
-        return f"onnxruntime has no INT8 kernel for its bias `{node.input[2]}`, which is not a constant per output channel"
+        return (
+            f"onnxruntime has no INT8 kernel for its bias `{node.input[2]}`, which is not a constant per output channel"
+        )
     if pools := [pool for name in activations(graph, node) if (pool := _after_no_kernel(graph, name))]:
         return f"onnxruntime cannot load a quantizer behind `{pools[0]}`, an AveragePool with dilations"
     unknown = output not in known and node.op_type not in FLOAT_OUTPUT
