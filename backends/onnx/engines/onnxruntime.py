@@ -13,12 +13,12 @@ from ..model.graph import Graph, node_key, read_graph
 from ..model.optimization import optimize
 from .inspected_model import numbered
 from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
-from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters
+from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters, quantized_inputs
 from .verdicts import Fate, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
 _NCHWC = "_nchwc"
-_FLOAT_OUTPUT = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger", DEQUANTIZE)
+_FLOAT_OUTPUT = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger", "Cast", "Shape", DEQUANTIZE)
 _QGEMM_OUTPUT_SCALE = 7  # the input that QGemm has only if it quantizes its output
 
 
@@ -27,7 +27,7 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
     with numbered(model) as path:
         optimized = _optimized(path)
     executed = _executed(graph, optimized)
-    eight_bits = _eight_bits(optimized)
+    eight_bits = _eight_bits(optimized, quantized_inputs(graph))
     fates = {
         name: Fate(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
         for name, node in executed.items()
@@ -75,9 +75,9 @@ def _kind(node: onnx.NodeProto) -> tuple[str, str]:
     return node.domain, node.op_type
 
 
-def _eight_bits(optimized: Graph) -> set[str]:
-    """Return the activations of 8 bits: from a quantizer or an input, through kernels that give what they take."""
-    found = {name for name in optimized.inputs if optimized.types.get(name) in (INT8, UINT8)}
+def _eight_bits(optimized: Graph, inputs: set[str]) -> set[str]:
+    """Return the quantized activations: from a quantizer or an input, through kernels that give what they take."""
+    found = set(inputs)
     for node in optimized.nodes:
         if node.op_type == QUANTIZE:
             gives = parameters(optimized, node).dtype in (INT8, UINT8)

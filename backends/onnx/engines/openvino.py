@@ -14,7 +14,7 @@ from klquant.errors import MissingDependencyError, ModelError
 from ...settings import WEIGHTED
 from ..model.graph import Graph, node_key
 from .inspected_model import numbered
-from .quantizer_nodes import dequantizer
+from .quantizer_nodes import behind_quantizers, dequantizer
 from .verdicts import Fate, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
@@ -51,10 +51,13 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
     """Return how OpenVINO executes the nodes of a model, by their outputs."""
     with numbered(model) as path:
         fates = _fates(graph, compile_kernels(path))
-    found = {}
+    found, quantized = {}, behind_quantizers(graph)
     for node in nodes:
         fate = fates.get(node_key(node))
-        if fate is None:
+        if fate is not None and fate.int8 and quantized.isdisjoint(node.input):
+            reason = f"executed as {fate.kernel}, but no quantizer lies before it: its integers are data"
+            found[node_key(node)] = Verdict(False, reason)
+        elif fate is None:
             found[node_key(node)] = follow_fused(graph, fates, node, "OpenVINO")
         else:
             found[node_key(node)] = Verdict(fate.int8, f"executed as {fate.kernel}{_bare(graph, node, fate)}")
@@ -102,8 +105,8 @@ def _kernel(node: Any) -> Kernel:
 
 
 def _fates(graph: Graph, kernels: list[Kernel]) -> dict[str, Fate]:
-    """Return the fates of the model's nodes: of several kernels that bear a name, not one that only prepares data."""
-    by_use = sorted(kernels, key=lambda kernel: kernel.layer_type not in _AUXILIARY)
+    """Return the fates of the model's nodes: of several kernels that bear a name, the layer, never one that only prepares."""
+    by_use = sorted(kernels, key=lambda kernel: (kernel.layer_type in _LAYERS, kernel.layer_type not in _AUXILIARY))
     return {name: kernel.fate() for kernel in by_use for name in _made_of(graph, kernel)}
 
 
