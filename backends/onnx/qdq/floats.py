@@ -1,13 +1,12 @@
 """Operators with weights or products that no engine's plan covers: they stay in floating point, and are named."""
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 
 import onnx
 
 from ...settings import EXCLUDED, WEIGHTED
 from ..model.graph import FLOATS, MAX_CHAIN, Graph, node_key
-from ..model.operators import attribute, matches
+from ..model.operators import attribute, is_excluded
 from ..model.signs import ONNX
 
 PRODUCTS = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "LinearAttention", "CausalConvWithState")
@@ -22,11 +21,11 @@ def float_layers(graph: Graph, exclude: tuple[str, ...]) -> dict[str, str]:
     """Return why each operator with weights or products that cannot be quantized stays, by name of the node."""
     found: dict[str, str] = {}
     for node in graph.nodes:
-        excluded = matches(graph, node, exclude)
+        excluded = is_excluded(graph, node, exclude)
         if reason := _why_float(graph, node):
             found[node.name] = EXCLUDED if excluded else reason
         for path in body_layers(graph, node):
-            left_out = excluded or any(fnmatchcase(path, pattern) for pattern in exclude)
+            left_out = excluded or path in exclude
             where = f"the body of {node.op_type} node `{node.name}`"
             found[path] = EXCLUDED if left_out else f"in {where}, and bodies are not quantized"
     return found

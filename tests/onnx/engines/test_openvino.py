@@ -7,7 +7,9 @@ import onnx
 import pytest
 
 from klquant.backends.onnx.engines.inspection import inspect
+from klquant.backends.onnx.quantization import quantize
 from klquant.errors import MissingDependencyError, ModelError
+from support.onnx_models import build
 from support.qdq_models import INT8, UINT8, UINT8_MIDDLE, Builder, residual_block
 
 
@@ -30,7 +32,7 @@ def layer(op_type="Conv", quantized=True, quantized_weight=True, relu=False, out
 @pytest.mark.parametrize("output", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 def test_layers_in_int8(op_type, output, relu):
-    """OpenVINO needs no quantizer behind a layer, and minds no Relu before it."""
+    """OpenVINO needs no quantizer after a layer and allows a Relu before it."""
     found = reports(layer(op_type, relu=relu, output=output))
     assert all(report.int8 for report in found.values())
     assert "onvolution" in found[f"{op_type.lower()}0"].reason
@@ -61,18 +63,18 @@ def test_a_product_whose_weight_is_transposed():
 
 
 def test_a_sum_whose_first_operand_is_int8():
-    """OpenVINO gives its kernel the name of int8 then."""
+    """OpenVINO names its kernel int8 then."""
     build = Builder()
     x = build.qdq("x")
     y = build.conv(build.qdq(build.node("Relu", build.conv(x))))
     y = build.qdq(build.node("Relu", build.node("Add", x, y)))
     report = reports(build.model(build.conv(y)))["add0"]
     assert not report.int8
-    assert re.search(" on [iu]8 and ", report.reason)  # and a floating point type, of which CPUs have several
+    assert re.search(" on [iu]8 and ", report.reason)  # and a floating-point type that depends on the CPU
 
 
 def test_a_sum_of_int8_and_floating_point_is_floating_point():
-    """Its narrowest input is int8, which is what OpenVINO calls its precision."""
+    """Its narrowest input is int8, which OpenVINO reports as its precision."""
     found = reports(residual_block(INT8, INT8, sum_of_quantized=False))
     assert [name for name, report in found.items() if not report.int8] == ["add0", "relu1"]
     assert "Subgraph" in found["add0"].reason
@@ -99,7 +101,7 @@ def test_without_openvino(monkeypatch):
 
 
 def test_openvino_reports_nothing_about_its_use():
-    """By itself it forks a process for that, when it is imported."""
+    """By default openvino forks a process for that when it is imported."""
     script = (
         "import os, onnx\n"
         "os.register_at_fork(before=lambda: os.write(1, b'forked'))\n"
@@ -110,3 +112,13 @@ def test_openvino_reports_nothing_about_its_use():
     command, environment = [sys.executable, "-c", script], {**os.environ, "CI": "no"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_layer_in_int8_whose_bias_is_a_kernel_in_floating_point(groups):
+    """OpenVINO names the sum with the bias like the layer, which is then `<name>/WithoutBiases`."""
+    body = f"r = Relu(x) c = Conv<pads=[1,1,1,1], group={groups}>(r, w, b) s = Sigmoid(c) y = Add(s, c)"
+    model = build("float[1, 4, 8, 8] x", "float[1, 4, 8, 8] y", body, w=(4, 4 // groups, 3, 3), b=(4,))
+    report = reports(quantize(model, {"x": 3.0, "r": 3.0}, engine="openvino").model)["conv1"]
+    assert report.int8
+    assert report.reason.endswith("on u8 and i8")
