@@ -9,13 +9,17 @@ from .operators import AVERAGING, COMBINING, MOVING, attribute, lowest
 
 ONNX = ("", "ai.onnx")
 """Names of the domain of the standard's operators."""
-ALWAYS = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Exp", "Abs", "Sqrt", "ReduceL1", "ReduceL2")
-ALWAYS += ("ReduceSumSquare", "LpPool", "GlobalLpPool")
+ALWAYS = (
+    *("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Exp", "Abs", "Sqrt"),
+    *("ReduceL1", "ReduceL2", "ReduceSumSquare", "LpPool", "GlobalLpPool"),
+)
 """Operators without negative results."""
-KEEPING = (*MOVING, *AVERAGING, "GlobalMaxPool", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "CumSum")
-KEEPING += ("Split", "Slice", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "Identity", "Dropout", "Compress")
-KEEPING += ("DepthToSpace", "SpaceToDepth", "TopK", "Ceil", "Floor", "Round", "Tanh", "Erf", "LeakyRelu", "Elu")
-KEEPING += ("Celu", "Gelu", "HardSwish", "Mish", "Softsign")
+KEEPING = (
+    *(*MOVING, *AVERAGING, "GlobalMaxPool", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "CumSum", "TopK"),
+    *("Split", "Slice", "Gather", "GatherElements", "GatherND", "Compress", "DepthToSpace", "SpaceToDepth"),
+    *("Expand", "Tile", "Identity", "Dropout"),
+    *("Ceil", "Floor", "Round", "Tanh", "Erf", "LeakyRelu", "Elu", "Celu", "Gelu", "HardSwish", "Mish", "Softsign"),
+)
 """Operators whose results have no negative values where their first input has none."""
 JOINING = (*COMBINING, "Sum", "Mean", "Min", "Div")
 """The same, for all of their inputs."""

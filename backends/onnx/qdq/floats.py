@@ -67,7 +67,8 @@ def _why_float(graph: Graph, node: onnx.NodeProto) -> str:
 def _is_weight(graph: Graph, name: str) -> bool:
     """Return whether a tensor is a constant of floats, of two dimensions or more; casts and moves change nothing."""
     for _ in range(MAX_CHAIN):
-        tensor, producer = graph.initializers.get(name), graph.producers.get(name)
+        producer = graph.producers.get(name)
+        tensor: object = graph.initializers.get(name)
         if tensor is None and producer is not None and producer.op_type == "Constant":
             tensor = attribute(producer, "value", None)
         if isinstance(tensor, onnx.TensorProto):
