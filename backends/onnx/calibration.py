@@ -17,8 +17,10 @@ from ..collection.distributed import Group
 from ..settings import EXCLUDED, Criterion, Settings, SettingsOptions
 from ..thresholds import check_criterion
 from .model.fingerprint import fingerprint
+from .model.graph import Graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
+from .qdq.floats import body_layers
 from .qdq.weights import weight_scales
 from .session import OnnxObserver, Providers, open_session
 
@@ -122,6 +124,8 @@ def empty_calibration(
     chosen = _onnx_settings(settings)
     graph = prepare(model).graph
     tensors = observed_tensors(graph)
+    if not tensors:
+        _refuse_bodies(graph)
     names = set(_observed_names(tensors, chosen))
     return Calibration.of(chosen)._replace(
         model=fingerprint(graph),
@@ -152,9 +156,22 @@ def open_observer(
     """
     chosen = _onnx_settings(settings)
     prepared = prepare(model)
-    names = _observed_names(observed_tensors(prepared.graph), chosen)
+    tensors = observed_tensors(prepared.graph)
+    if not tensors:
+        _refuse_bodies(prepared.graph)
+    names = _observed_names(tensors, chosen)
     with open_session(prepared, names, providers) as observer:
         yield observer
+
+
+def _refuse_bodies(graph: Graph) -> None:
+    """Say where the layers are, if they all lie in bodies of branches and loops."""
+    hosts = [f"{node.op_type} node `{node.name}`" for node in graph.nodes if any(body_layers(graph, node))]
+    if hosts:
+        raise InvalidInputError(
+            f"expected tensors that may be quantized, got none: all operators with weights lie in the body of "
+            f"{', '.join(hosts)}, and bodies are not quantized"
+        )
 
 
 def _observed_names(tensors: list[str], chosen: Settings) -> list[str]:

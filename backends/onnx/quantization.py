@@ -17,9 +17,11 @@ from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
-from .model.operators import non_negative, observed_tensors
+from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
 from .model.saving import save_model
+from .model.signs import non_negative
+from .qdq.floats import body_layers
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan, make_plan
@@ -202,7 +204,8 @@ def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
     """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
-    names = list(dict.fromkeys([*nodes, *graph.inputs, *graph.producers]))
+    bodies = [path for node in graph.nodes for path in body_layers(graph, node)]
+    names = list(dict.fromkeys([*nodes, *bodies, *graph.inputs, *graph.producers]))
     for pattern in patterns:
         if not matching(names, [pattern]):
             close = get_close_matches(pattern, names, n=3, cutoff=0.0)

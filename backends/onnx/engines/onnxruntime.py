@@ -13,12 +13,13 @@ from ..model.graph import Graph, node_key, read_graph
 from ..model.optimization import optimize
 from .inspected_model import numbered
 from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
-from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters
+from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters, quantized_inputs
 from .verdicts import Kernel, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
 _NCHWC = "_nchwc"
 _FLOAT_OUTPUT = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger", DEQUANTIZE)
+_NOT_QUANTIZED = (*_FLOAT_OUTPUT, "Cast", "Shape")
 _QGEMM_OUTPUT_SCALE = 7  # input of QGemm that is present only if it quantizes its output
 
 
@@ -27,7 +28,7 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
     with numbered(model) as path:
         optimized = _optimized(path)
     executed = _executed(graph, optimized)
-    eight_bits = _eight_bits(optimized)
+    eight_bits = _eight_bits(optimized, quantized_inputs(graph))
     kernels = {
         name: Kernel(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
         for name, node in executed.items()
@@ -79,16 +80,16 @@ def _kind(node: onnx.NodeProto) -> tuple[str, str]:
     return node.domain, node.op_type
 
 
-def _eight_bits(optimized: Graph) -> set[str]:
-    """Return the 8-bit activations: outputs of quantizers, 8-bit inputs, and what kernels compute from those."""
-    found = {name for name in optimized.inputs if optimized.types.get(name) in (INT8, UINT8)}
+def _eight_bits(optimized: Graph, inputs: set[str]) -> set[str]:
+    """Return the quantized activations: outputs of quantizers, the given inputs, and what kernels compute from those."""
+    found = set(inputs)
     for node in optimized.nodes:
         if node.op_type == QUANTIZE:
             is_8_bit = parameters(optimized, node).dtype in (INT8, UINT8)
         elif node.op_type == "QGemm":
             is_8_bit = len(node.input) > _QGEMM_OUTPUT_SCALE
         else:
-            is_8_bit = node.op_type not in _FLOAT_OUTPUT and not found.isdisjoint(node.input)
+            is_8_bit = node.op_type not in _NOT_QUANTIZED and not found.isdisjoint(node.input)
         if is_8_bit:
             found.update(node.output)
     return found

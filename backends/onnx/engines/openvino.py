@@ -14,7 +14,7 @@ from klquant.errors import MissingDependencyError, ModelError
 from ...settings import WEIGHTED
 from ..model.graph import Graph, node_key
 from .inspected_model import numbered
-from .quantizer_nodes import dequantizer
+from .quantizer_nodes import behind_quantizers, dequantizer
 from .verdicts import Kernel, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
@@ -51,10 +51,13 @@ def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProt
     """Return how OpenVINO runs the nodes of a model, by node key."""
     with numbered(model) as path:
         kernels = _kernels(graph, runtime_nodes(path))
-    found = {}
+    found, quantized = {}, behind_quantizers(graph)
     for node in nodes:
         kernel = kernels.get(node_key(node))
-        if kernel is None:
+        if kernel is not None and kernel.int8 and quantized.isdisjoint(node.input):
+            reason = f"executed as {kernel.name}, but no quantizer precedes it"
+            found[node_key(node)] = Verdict(False, reason)
+        elif kernel is None:
             found[node_key(node)] = follow_fused(graph, kernels, node, "OpenVINO")
         else:
             found[node_key(node)] = Verdict(
@@ -104,8 +107,8 @@ def _runtime_node(node: Any) -> RuntimeNode:
 
 
 def _kernels(graph: Graph, nodes: list[RuntimeNode]) -> dict[str, Kernel]:
-    """Return how the nodes of the model run; kernels that only prepare data count if there is no other."""
-    by_use = sorted(nodes, key=lambda node: node.layer_type not in _AUXILIARY)
+    """Return how the nodes of the model run; if several kernels bear a name, the layer counts, then the others."""
+    by_use = sorted(nodes, key=lambda node: (node.layer_type in _LAYERS, node.layer_type not in _AUXILIARY))
     return {name: node.kernel() for node in by_use for name in _keys_of(graph, node)}
 
 

@@ -8,7 +8,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from ..model.graph import MAX_CHAIN, Graph, node_key, to_array
-from ..model.operators import attribute
+from ..model.operators import MOVING, attribute
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 INT8, UINT8, INT32 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32
@@ -139,6 +139,25 @@ def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:
             return Tail(between, name, consumers)
         between.append(consumers[0])
         name = consumers[0].output[0]
+
+
+def quantized_inputs(graph: Graph) -> set[str]:
+    """Return the inputs that take quantized values; other inputs of 8 bits, such as images, are cast to floats."""
+    wanted = {name for name in graph.outputs if graph.types.get(name) in (INT8, UINT8)}
+    for node in reversed(graph.nodes):
+        integer = node.op_type == DEQUANTIZE or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer")
+        if integer or (node.op_type in MOVING and node.output[0] in wanted):
+            wanted.update(node.input)
+    return {name for name in graph.inputs if name in wanted and graph.types.get(name) in (INT8, UINT8)}
+
+
+def behind_quantizers(graph: Graph) -> set[str]:
+    """Return the tensors that quantized values have an influence on; only nodes that read one can run in int8."""
+    found = quantized_inputs(graph)
+    for node in graph.nodes:
+        if "Quantize" in node.op_type or found.intersection(node.input):
+            found.update(node.output)
+    return found
 
 
 def depends_on_input(graph: Graph) -> set[str]:

@@ -1,4 +1,4 @@
-"""Properties of ONNX operators: which are quantized, where their weights are, what they do to values."""
+"""Properties of ONNX operators: which are quantized, and where their weights are."""
 
 from typing import Any
 
@@ -72,10 +72,11 @@ def attribute(node: onnx.NodeProto, name: str, default: object) -> object:
 
 def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
     """Return whether a node only clips values at 0, and perhaps from above."""
-    return node.op_type in RECTIFIERS and (node.op_type == "Relu" or _lowest(graph, node) == 0)
+    return node.op_type in RECTIFIERS and (node.op_type == "Relu" or lowest(graph, node) == 0)
 
 
-def _lowest(graph: Graph, node: onnx.NodeProto) -> float | None:
+def lowest(graph: Graph, node: onnx.NodeProto) -> float | None:
+    """Return the constant below which a Clip gives no values."""
     bound = graph.initializers.get(node.input[1]) if len(node.input) > 1 else None
     values = np.zeros(0) if bound is None else to_array(bound)
     return float(values.item()) if values.size == 1 else None
@@ -95,22 +96,6 @@ def rectified(graph: Graph, name: str) -> str:
             break
         name = node.output[0]
     return name
-
-
-def non_negative(graph: Graph) -> set[str]:
-    """Return the tensors that are never negative, for any input of the model."""
-    found: set[str] = set()
-
-    def is_non_negative(name: str) -> bool:
-        constant = graph.initializers.get(name)
-        return name in found or (constant is not None and bool((to_array(constant) >= 0).all()))
-
-    for node in graph.nodes:
-        first = node.op_type in (*MOVING, *AVERAGING) and is_non_negative(node.input[0])
-        every = node.op_type in COMBINING and all(is_non_negative(name) for name in node.input)
-        if first or every or node.op_type == "Sigmoid" or is_rectifier(graph, node):
-            found.add(node.output[0])
-    return found
 
 
 def is_excluded(graph: Graph, node: onnx.NodeProto, excluded: tuple[str, ...]) -> bool:

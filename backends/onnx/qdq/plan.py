@@ -25,17 +25,14 @@ from ..model.operators import (
     sole_consumer,
     weight_axis,
 )
+from ..model.signs import ONNX
+from .floats import float_layers
 
 EVERYONE = "*"
 NO_KERNEL = ("ConvTranspose",)  # onnxruntime has no INT8 kernel for these
 FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's INT8 kernels for these can output floating point
-BETWEEN = (
-    *MOVING,
-    "AveragePool",
-    "GlobalAveragePool",
-    *CURVES,
-    *COMBINING,
-)  # these have INT8 kernels
+BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # these have INT8 kernels
+IDLE = ("Softmax", *(name for name in MOVING if name != "MaxPool"))  # INT8 only if an INT8 kernel reads the result
 
 
 class Plan(NamedTuple):
@@ -54,15 +51,17 @@ class Plan(NamedTuple):
 def make_plan(graph: Graph, thresholds: Iterable[str], engine: Engine, exclude: tuple[str, ...] = ()) -> Plan:
     """Return the plan for an engine, given the names of the tensors with a threshold."""
     if engine == "onnxruntime":
-        return operators(graph, thresholds, exclude)
-    return explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
+        plan = operators(graph, thresholds, exclude)
+    else:
+        plan = explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
+    return plan._replace(skipped=plan.skipped | float_layers(graph, exclude))
 
 
 def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:
     """Quantize the inputs of layers and, unless `layers_only`, residual shortcuts and concatenations."""
     known = set(thresholds)
     plan = Plan({}, {}, [], {})
-    for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
+    for node in (node for node in graph.nodes if node.op_type in WEIGHTED and node.domain in ONNX):
         if reason := _why_not(graph, node, known, exclude):
             plan.skipped[node.name] = reason
             continue
@@ -137,22 +136,69 @@ def _add_concatenation(graph: Graph, plan: Plan, node: onnx.NodeProto, known: se
 
 
 def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...]) -> Plan:
-    """Quantize inputs and output of each layer, and of the operators between layers that have INT8 kernels."""
+    """Quantize inputs and output of each layer, and of the operators between layers that have INT8 kernels.
+
+    Nodes in floating point read a tensor before its quantizer, unless an INT8 kernel computes it: onnxruntime fuses
+    such a kernel only if the quantizer is the only reader of its output.
+    """
     known = set(thresholds)
     plan = Plan({}, {}, [], {})
-    for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
+    int8: list[onnx.NodeProto] = []
+    for node in (node for node in graph.nodes if node.op_type in WEIGHTED and node.domain in ONNX):
         reason = _why_not(graph, node, known, exclude) or _why_no_kernel(graph, node, known)
         if reason:
             plan.skipped[node.name] = reason
         else:
             _add_layer(graph, plan, node)
             _quantize_around(graph, plan, node, known)
+            int8.append(node)
     for node in (node for node in graph.nodes if node.op_type in BETWEEN):
         possible = _all_quantized(plan, node) and _has_kernel(node) and rectified(graph, node.output[0]) in known
         if possible and not is_excluded(graph, node, exclude):
             _quantize_around(graph, plan, node, known)
+            int8.append(node)
+    names = {node.name for node in int8}
+    may = [
+        node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(plan, node))
+    ]
+    used = _readers(graph, plan, may)
+    plan = plan._replace(readers={name: used[name] for name in plan.readers if used.get(name)})
     _share_moved(graph, plan)
     return plan
+
+
+def _readers(graph: Graph, plan: Plan, int8: list[onnx.NodeProto]) -> dict[str, set[str]]:
+    """Return who reads each dequantized tensor, given the nodes that can compute in INT8, in their order."""
+    forced: set[str] = set()
+    for node in int8:
+        output = rectified(graph, node.output[0])
+        idle = node.op_type in IDLE and node.input[0] not in forced
+        if output in plan.readers and not idle and not _gives_floats(graph, node):
+            forced.add(output)
+    used: dict[str, set[str]] = {name: {EVERYONE} for name in forced}
+    for node in reversed(int8):
+        output = rectified(graph, node.output[0])
+        if node.op_type in IDLE and output not in used:
+            continue
+        for name in activations(graph, node):
+            used.setdefault(name, set()).add(node.name)
+    given = {rectified(graph, node.output[0]) for node in int8}
+    return {
+        name: {EVERYONE} if name in forced | given or _all_read(graph, name, readers) else readers
+        for name, readers in used.items()
+    }
+
+
+def _all_read(graph: Graph, name: str, readers: set[str]) -> bool:
+    """Return whether nothing else reads a tensor."""
+    return name not in graph.outputs and readers.issuperset(node.name for node in graph.consumers.get(name, []))
+
+
+def _gives_floats(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a product in INT8 can leave its output in floating point."""
+    bias = graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
+    fits = len(node.input) < 3 or (bias is not None and len(bias.dims) == 1)
+    return node.op_type in FLOAT_OUTPUT and fits and rectified(graph, node.output[0]) == node.output[0]
 
 
 def _quantize_around(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:

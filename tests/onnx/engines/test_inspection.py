@@ -1,3 +1,4 @@
+import numpy as np
 import onnx
 import pytest
 
@@ -110,3 +111,17 @@ def test_engines_execute_the_layers_of_quantized_networks_in_int8(network):
         assert len(layers) > 4
         assert [report for report in layers if not report.int8] == []
         assert engine != "tensorrt" or check_tensorrt(quantize(model, calibration).model) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "f = Cast<to=1>(x) s = Div(f, k) c = Conv(s, w) y = Relu(c)",
+        "t = Transpose<perm=[0, 1, 3, 2]>(x) f = Cast<to=1>(t) y = Conv(f, w)",
+        "p = MaxPool<kernel_shape=[2, 2]>(x) f = Cast<to=1>(p) y = Conv(f, w)",
+    ],
+)
+def test_the_bytes_of_an_image_are_no_quantized_values(engine, body):
+    model = build("uint8[2, 3, 8, 8] x", "float y", body, k=np.float32(255), w=(4, 3, 3, 3))
+    assert not any(report.int8 for report in inspect(model, engine))

@@ -3,12 +3,18 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 
+from klquant.backends.onnx.calibration import calibrate
 from klquant.backends.onnx.engines.inspection import inspect
+from klquant.backends.onnx.quantization import quantize
 from klquant.errors import MissingDependencyError, ModelError
+from support.onnx_models import build
 from support.qdq_models import INT8, UINT8, UINT8_MIDDLE, Builder, residual_block
+
+X = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
 
 
 def reports(model):
@@ -110,3 +116,20 @@ def test_openvino_reports_nothing_about_its_use():
     command, environment = [sys.executable, "-c", script], {**os.environ, "CI": "no"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Conv<pads=[1,1,1,1], group=4>(x, g, b) r = Relu(c) y = Conv<pads=[1,1,1,1], group=4>(r, g, b)",
+        "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) e = Conv<pads=[1,1,1,1]>(r, w, b) y = Add(e, r)",
+    ],
+)
+def test_a_layer_in_int8_whose_bias_is_a_kernel_in_floating_point(body):
+    """OpenVINO gives the sum with the bias the name of the layer, and calls the layer `<name>/WithoutBiases`."""
+    weights = {"g": (4, 1, 3, 3)} if "g," in body else {"w": (4, 4, 3, 3)}
+    model = build("float[1, 4, 8, 8] x", "float[1, 4, 8, 8] y", body, b=(4,), **weights)
+    quantized = quantize(model, calibrate(model, [X], criterion="max"), engine="openvino").model
+    found = [report for report in inspect(quantized, "openvino") if report.op_type == "Conv"]
+    assert [report.int8 for report in found] == [True, True]
+    assert found[1].reason.endswith("on u8 and i8")

@@ -3,7 +3,7 @@ import onnx
 import pytest
 
 from klquant.backends.onnx.model.graph import read_graph
-from klquant.backends.onnx.model.operators import non_negative, observed_tensors, weight_axis
+from klquant.backends.onnx.model.operators import observed_tensors, weight_axis
 from klquant.backends.onnx.qdq.plan import EVERYONE, explicit, make_plan, operators
 from support.onnx_models import build
 
@@ -119,7 +119,7 @@ def test_onnxruntime_quantizes_both_sides_of_a_sum():
 
 def test_onnxruntime_leaves_a_sum_with_a_side_in_floating_point():
     found = onnxruntime(residual("s = Exp(x)"))
-    assert for_everyone(found.readers, "x", "r", "c")
+    assert found.readers == {"x": {"conv0"}, "r": {EVERYONE}, "c": {EVERYONE}}
 
 
 def test_onnxruntime_carries_one_scale_through_a_pool():
@@ -207,22 +207,31 @@ def test_output_channels_lie_on_their_axis(body, shape, axis):
     assert weight_axis(graph, graph.nodes[-1]) == axis
 
 
+def test_what_stays_in_floating_point_reads_what_is_not_rounded():
+    body = "n = LayerNormalization(x, g) f = MatMul(n, w) b = Add(f, g) y = Add(n, b)"
+    found = onnxruntime(build("float[n, 4, 8] x", "float[n, 4, 8] y", body, g=(8,), w=(8, 8)))
+    assert found.readers == {"n": {"matmul1"}}
+    assert found.weights == {"matmul1": 1}
+
+
+def test_a_kernel_in_int8_gives_rounded_values_to_all():
+    """Its quantizer must alone read its output."""
+    body = "c = Conv(x, w) e = Exp(c) d = Conv(c, v) y = Exp(d)"
+    found = onnxruntime(build(IMAGE, "float[n, 2, 4, 4] y", body, w=(4, 3, 3, 3), v=(2, 4, 3, 3)))
+    assert for_everyone(found.readers, "x", "c", "d")
+
+
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("rest", "rounded"),
     [
-        ("y = Relu(x)", {"y"}),
-        ("y = Clip(x, zero, six)", {"y"}),
-        ("y = Clip(x, minus, six)", set()),
-        ("y = Clip(x)", set()),
-        ("y = Clip(x, zeros, six)", set()),  # invalid, but must not crash
-        ("a = Sigmoid(x) y = MaxPool<kernel_shape=[2,2]>(a)", {"a", "y"}),
-        ("a = Relu(x) y = Add(a, x)", {"a"}),
-        ("a = Relu(x) y = Add(a, minus)", {"a"}),
-        ("a = Relu(x) y = Mul(a, six)", {"a", "y"}),
-        ("a = Relu(x) b = Sigmoid(x) y = Concat<axis=1>(a, b)", {"a", "b", "y"}),
-        ("a = Relu(x) y = Neg(a)", {"a"}),
+        ("y = Exp(f)", {"x"}),
+        ("t = Transpose(f) y = Exp(t)", {"x"}),
+        ("t = Transpose(f) r = Transpose(t) y = Exp(r)", {"x"}),
+        ("t = Transpose(f) y = MatMul(t, w)", {"x", "f", "t"}),
+        ("s = Softmax(f) y = MatMul(s, w)", {"x", "f", "s"}),
+        ("s = Softmax(f) y = Exp(s)", {"x"}),
     ],
 )
-def test_non_negative_tensors(body, expected):
-    bounds = {"zero": np.float32(0), "six": np.float32(6), "minus": np.float32(-1), "zeros": np.zeros(2)}
-    assert non_negative(read_graph(build(IMAGE, "float y", body, **bounds))) == expected
+def test_only_arithmetic_in_int8_is_a_reason_for_a_quantizer(rest, rounded):
+    model = build("float[8, 8] x", "float y", f"f = MatMul(x, w) {rest}", w=(8, 8))
+    assert onnxruntime(model).readers.keys() == rounded
