@@ -17,7 +17,6 @@ CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 MAX_ONE_PASS = 3**16  # largest range of a single pass
 MAX_BINS = 2**16 + 1  # the cost of a search grows with the square
-DEAD_CHANNEL = 1e-4  # a channel with no |weight| above this is dead
 EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
 
@@ -86,6 +85,7 @@ class SettingsOptions(TypedDict, total=False):
     include: str | Iterable[str]
     exclude: str | Iterable[str]
     overrides: Mapping[str, LayerOptions | LayerOptionsDict]
+    dead_channel: float
 
 
 class Settings(NamedTuple):
@@ -99,6 +99,8 @@ class Settings(NamedTuple):
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: Mapping[str, LayerOptions] = {}
+    dead_channel: float = 0.0
+    """Largest |weight| below which a channel is dead, besides channels of zeros; 1e-4 in the original description."""
 
     @classmethod
     def make(cls, **given: Unpack[SettingsOptions]) -> "Settings":
@@ -123,6 +125,8 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"`num_bins` must be at most {MAX_BINS}, got {settings.num_bins}")
         if settings.max_amax is not None and not 0 < settings.max_amax <= float_info.max:
             raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
+        if not 0 <= settings.dead_channel <= float_info.max:
+            raise InvalidInputError(f"`dead_channel` must be 0 or positive, and finite, got {settings.dead_channel}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
         if settings.passes == 1 and (settings.max_amax or 0) > MAX_ONE_PASS:

@@ -21,7 +21,7 @@ from .model.graph import Graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
 from .qdq.floats import body_layers
-from .qdq.grids import weight_scales
+from .qdq.weights import weight_scales
 from .session import OnnxObserver, Providers, open_session
 
 CPU = ("CPUExecutionProvider",)
@@ -66,7 +66,7 @@ def calibrate(
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
         tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (a cap on the observed range),
         ``passes`` (2; 1 takes a one-shot stream), ``include`` and ``exclude`` (patterns),
-        ``overrides`` (LayerOptions by pattern).
+        ``overrides`` (LayerOptions by pattern), ``dead_channel`` (0.0; 1e-4 zeroes channels of weights below that).
 
     Returns
     -------
@@ -130,7 +130,7 @@ def empty_calibration(
     return Calibration.of(chosen)._replace(
         model=fingerprint(graph),
         skipped={name: EXCLUDED for name in tensors if name not in names},
-        weight_scales=weight_scales(graph, chosen.num_bits),
+        weight_scales=weight_scales(graph, chosen.num_bits, chosen.dead_channel),
     )
 
 

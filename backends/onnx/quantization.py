@@ -99,7 +99,8 @@ def quantize(
 
     Notes
     -----
-    For every engine, weights are INT8 per output channel, with scale max |w| / 127.
+    For every engine, weights are INT8 per output channel, with scale max |w| / 127, or more where INT32 could not hold
+    the bias otherwise. A weight of MatMul that is not a matrix has one scale.
 
     "tensorrt" quantizes the inputs of Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the residual branch) of
     a residual sum, and the inputs of a concatenation, which share one scale. All are INT8 with zero point 0. Biases
@@ -118,15 +119,23 @@ def quantize(
     check_engine(engine)
     prepared = prepare(model)
     graph = prepared.graph
-    _check_types(prepared)
     excluded = _excluded(graph, exclude)
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         excluded += tuple(calibration.skipped)
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, excluded)
+    _check_types(prepared, plan)
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
-    written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
+    written = write_qdq(
+        prepared.model,
+        graph,
+        plan,
+        grids,
+        int_bias=engine == "onnxruntime",
+        reduce_range=reduce_range,
+        dead_channel=calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0,
+    )
     _report(plan)
     thresholds = {name: grid.threshold for name, grid in grids.items()}
     checked_run = None if batches is None else _verified(written, batches, engine)
@@ -165,9 +174,11 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     return list(make_plan(graph, observed_tensors(graph), engine).readers)
 
 
-def _check_types(prepared: Prepared) -> None:
+def _check_types(prepared: Prepared, plan: Plan) -> None:
     opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < 19 and onnx.TensorProto.FLOAT16 in prepared.graph.types.values():
+    weights = {node.input[1] for node in prepared.graph.nodes if node.name in plan.weights}
+    halves = [name for name in (*plan.readers, *weights) if prepared.graph.types[name] == onnx.TensorProto.FLOAT16]
+    if opset < 19 and halves:
         raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got opset {opset}")
 
 

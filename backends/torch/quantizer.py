@@ -125,7 +125,7 @@ class Quantizer:
     def quantize_weights(self) -> dict[str, torch.Tensor]:
         """Return the scale of each output channel of each layer's weights."""
         self._need(Stage.FOLDED)
-        self._weight_scales = quantize_weights(self._folded, num_bits=self._num_bits(self._found.settings))
+        self._weight_scales = self._scales(self._found.settings)
         self._reached(Stage.WEIGHTS_QUANTIZED)
         return self._weight_scales
 
@@ -166,7 +166,7 @@ class Quantizer:
         """
         self._need(Stage.HISTOGRAMS_COLLECTED)
         settings = self._found.settings.with_bits(num_bits)
-        scales = quantize_weights(self._folded, num_bits=self._num_bits(settings))
+        scales = self._scales(settings)
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
@@ -269,8 +269,10 @@ class Quantizer:
             self._run = self._run._replace(checkpoint=opened)
         return self._run
 
-    def _num_bits(self, settings: Settings) -> dict[str, int]:
-        return {name: chosen.num_bits or settings.num_bits for name, chosen in settings.resolve(self._options).items()}
+    def _scales(self, settings: Settings) -> dict[str, torch.Tensor]:
+        options = settings.resolve(self._options)
+        num_bits = {name: chosen.num_bits or settings.num_bits for name, chosen in options.items()}
+        return quantize_weights(self._folded, num_bits=num_bits, dead_channel=settings.dead_channel)
 
     def _how_to_run(self) -> dict[str, Any]:
         return {"observe": self._observe, "forward": self._forward, "progress": self._run.progress}

@@ -8,7 +8,7 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
-from ..settings import DEAD_CHANNEL, Observe
+from ..settings import Observe
 from ..thresholds import LayerThreshold
 from .model.edits import copy_model, replace_module
 from .model.forward import Where, observed_at
@@ -96,7 +96,9 @@ def qmax(num_bits: int) -> int:
     return (1 << (num_bits - 1)) - 1
 
 
-def quantize_weights(model: nn.Module, *, num_bits: int | Mapping[str, int] = 8) -> dict[str, torch.Tensor]:
+def quantize_weights(
+    model: nn.Module, *, num_bits: int | Mapping[str, int] = 8, dead_channel: float = 0.0
+) -> dict[str, torch.Tensor]:
     """Return the scales of the weights of each layer: ``max |w_c| / 127`` per output channel.
 
     Parameters
@@ -105,12 +107,13 @@ def quantize_weights(model: nn.Module, *, num_bits: int | Mapping[str, int] = 8)
         Fold it first, because folding changes the weights. It is not changed.
     num_bits : int, or mapping of layer names to int
         Layers that a mapping lacks are left out.
+    dead_channel : float
+        A channel is dead if all its weights are 0, or all ``|w|`` are below this; 1e-4 in the original description.
 
     Returns
     -------
     dict
-        float32 tensors of shape (output channels,) by qualified layer name. The scale of a dead channel
-        (all ``|w| < 1e-4``) is 0.
+        float32 tensors of shape (output channels,) by qualified layer name. The scale of a dead channel is 0.
 
     Raises
     ------
@@ -127,7 +130,9 @@ def quantize_weights(model: nn.Module, *, num_bits: int | Mapping[str, int] = 8)
             raise InvalidInputError(f"layer `{name}`: weights must be finite, got NaN or infinity")
         others = [k for k in range(weight.ndim) if k != channel_axis(inner_layer(layer))]
         amax = weight.float().abs().amax(others)
-        scales[name] = torch.where(amax < DEAD_CHANNEL, 0.0, amax / qmax(bits))
+        alive = (amax > 0) & (amax >= dead_channel)
+        smallest = torch.finfo(torch.float32).tiny  # a scale of 0 would mark a dead channel
+        scales[name] = torch.where(alive, (amax / qmax(bits)).clamp_min(smallest), 0.0)
     return scales
 
 

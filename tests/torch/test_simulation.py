@@ -144,12 +144,13 @@ def test_dead_channels_become_zero():
         layer.weight[:, 2] = 0.9999e-4
         layer.weight[:, 3] = 1.0001e-4
     model = nn.Sequential(layer)
-    scales = quantize_weights(model)["0"]
-    assert (scales > 0).tolist() == [True, False, False, True]
-    assert scales[1] == scales[2] == 0
-    got = simulated(model)[0].weight
+    scales = quantize_weights(model, dead_channel=1e-4)
+    assert (scales["0"] > 0).tolist() == [True, False, False, True]
+    got = simulate(model, scales, {"0": clipping(1.0)})[0].weight
     assert not got[:, 1:3].any()
     assert got[:, 3].all()
+    assert (quantize_weights(model)["0"] > 0).tolist() == [True, False, True, True]
+    assert simulated(model)[0].weight[:, 2].all()
     assert outputs(simulated(model), torch.randn(2, 2, 5)).isfinite().all()
 
 

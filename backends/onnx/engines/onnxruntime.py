@@ -81,7 +81,7 @@ def _kind(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def _eight_bits(optimized: Graph, inputs: set[str]) -> set[str]:
-    """Return the quantized activations: outputs of quantizers, the given inputs, and what kernels compute from those."""
+    """Return the quantized activations: outputs of quantizers, these inputs, and what kernels compute from them."""
     found = set(inputs)
     for node in optimized.nodes:
         if node.op_type == QUANTIZE:

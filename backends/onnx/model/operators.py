@@ -1,5 +1,7 @@
 """Properties of ONNX operators: which are quantized, and where their weights are."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -29,14 +31,38 @@ def activations(graph: Graph, node: onnx.NodeProto) -> list[str]:
     return [name for name in dict.fromkeys(inputs) if graph.is_activation(name)]
 
 
+def has_constant_weight(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a layer multiplies an activation by a constant, its second input."""
+    return node.input[1] in graph.initializers and graph.is_activation(node.input[0])
+
+
 def weight_axis(graph: Graph, node: onnx.NodeProto) -> int | None:
-    """Return the axis of output channels of a layer's weight (input 1); None if the weight is not constant."""
-    weight = graph.initializers.get(node.input[1])
-    if weight is None or not graph.is_activation(node.input[0]):
+    """Return the output channels' axis of a layer's constant weight; None where one scale must hold for all of it.
+
+    The latter for MatMul with other weights than matrices: onnxruntime loads scales of their channels and cannot run.
+    """
+    if not has_constant_weight(graph, node):
         return None
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, len(weight.dims) - 1)
+    if node.op_type == "MatMul":
+        return 1 if len(graph.initializers[node.input[1]].dims) == 2 else None
+    return 1 if node.op_type == "ConvTranspose" else 0
+
+
+def channel_bias(graph: Graph, node: onnx.NodeProto) -> "np.ndarray[Any, Any] | None":
+    """Return the bias of a layer as it is added to each output channel; None if there is no such constant."""
+    bias = graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
+    if bias is None:
+        return None
+    values, weight = to_array(bias), graph.initializers[node.input[1]]
+    axis = weight_axis(graph, node)
+    groups: Any = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+    channels = 0 if axis is None else weight.dims[axis] * groups
+    rows = int(np.prod(values.shape[:-1]))
+    if rows != 1 or values.shape[-1:] not in ((), (1,), (channels,)):
+        return None
+    return np.broadcast_to(values.reshape(values.shape[-1:]), (channels,))
 
 
 def attribute(node: onnx.NodeProto, name: str, default: object) -> object:

@@ -13,6 +13,7 @@ from onnx.external_data_helper import uses_external_data
 from klquant.errors import InvalidInputError
 
 from ...files import temporary_folder
+from .constants import fold_constants
 from .graph import Graph, copied, read_graph
 from .loading import check_graph, read_model, wanted
 from .normal_form import model_nodes, sort_values, tidy
@@ -59,8 +60,8 @@ def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
 
     Notes
     -----
-    A model that casts between float16 and wider types is not optimized: onnxruntime on CPUs computes float16 in
-    float32, and its casts look like the model's. It has few kernels for bfloat16 on CPUs.
+    A model that casts activations between float16 and wider types is not optimized: onnxruntime on CPUs computes
+    float16 in float32, and its casts look like the model's. It has few kernels for bfloat16 on CPUs.
     """
     if isinstance(model, Prepared):
         return model
@@ -72,8 +73,11 @@ def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     with temporary_folder() as folder:
         with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
             given = _raise_opset(given)
-            path = write_model(given, folder / "given.onnx")
+            _drop_default_dilations(given)
         with wanted(f"{name} must be a valid ONNX model"):
+            if casts_halves(given):
+                fold_constants(given)
+            path = write_model(given, folder / "given.onnx")
             onnx.checker.check_model(str(path))
         with wanted(f"{name} must be a model that onnxruntime can run"):
             optimized = given if casts_halves(given) else _optimized(path)
@@ -122,6 +126,14 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     onnx.checker.check_model(model)  # an invalid model may crash the converter
     return onnx.version_converter.convert_version(model, MIN_OPSET)
+
+
+def _drop_default_dilations(model: onnx.ModelProto) -> None:
+    """Leave out what means nothing and what onnxruntime's INT8 kernel does not know."""
+    for node in model_nodes(model):
+        for entry in [entry for entry in node.attribute if node.op_type == "AveragePool" and entry.name == "dilations"]:
+            if set(entry.ints) == {1}:
+                node.attribute.remove(entry)
 
 
 def _optimized(path: Path) -> onnx.ModelProto:

@@ -9,8 +9,10 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from ..model.graph import Graph, copied
-from .grids import Grid, Quantized, quantize_bias, quantize_weight
+from ..model.operators import channel_bias
+from .grids import Grid
 from .plan import EVERYONE, Plan
+from .weights import Quantized, least_scales, quantize_bias, quantize_weight, representable
 
 Array = np.ndarray[Any, Any]
 
@@ -46,18 +48,28 @@ class Edits(NamedTuple):
 
 
 def write_qdq(
-    model: onnx.ModelProto, graph: Graph, plan: Plan, grids: Mapping[str, Grid], *, int_bias: bool, reduce_range: bool
+    model: onnx.ModelProto,
+    graph: Graph,
+    plan: Plan,
+    grids: Mapping[str, Grid],
+    *,
+    int_bias: bool,
+    reduce_range: bool,
+    dead_channel: float = 0.0,
 ) -> onnx.ModelProto:
     """Return a model with Q/DQ at the planned activations and weights and, if `int_bias`, at biases."""
     result = copied(model)
     edits = Edits(graph, {*graph.types, *graph.producers, *(node.name for node in graph.nodes)}, [], {}, {}, {}, {})
     for name, readers in plan.readers.items():
         _quantize_activation(edits, name, readers, grids[name])
-    weights: dict[tuple[str, int], tuple[str, Array]] = {}
+    done: dict[tuple[object, ...], str] = {}
     for node in (node for node in graph.nodes if node.name in plan.weights):
-        scale = _quantize_weight(edits, node, plan.weights[node.name], weights, reduce_range=reduce_range)
+        axis, scale = plan.weights[node.name], float(_written_scale(graph, node.input[0], grids[node.input[0]]))
+        floor, weight = least_scales(graph, node, scale), graph.initializers[node.input[1]]
+        found = quantize_weight(weight, axis, reduce_range=reduce_range, dead_channel=dead_channel, floor=floor)
+        _write_weight(edits, node, found, axis, done)
         if int_bias:
-            _quantize_bias(edits, node, grids[node.input[0]].scale, scale)
+            _quantize_bias(edits, node, scale, found.scale)
     _apply(edits, result.graph)
     ONNXModel(result).clean_initializers()
     return result
@@ -65,11 +77,13 @@ def write_qdq(
 
 def _quantize_activation(edits: Edits, name: str, readers: set[str], grid: Grid) -> None:
     """Insert a quantizer and a dequantizer after a tensor."""
-    steps = np.asarray(grid.scale, helper.tensor_dtype_to_np_dtype(edits.graph.types[name]))
+    steps = _written_scale(edits.graph, name, grid)
     zero = np.asarray(grid.zero_point, helper.tensor_dtype_to_np_dtype(grid.dtype))
     constants = [edits.constant(f"{name}_scale", steps), edits.constant(f"{name}_zero_point", zero)]
     source, integers, result = name, edits.new_name(f"{name}_quantized"), edits.new_name(f"{name}_dequantized")
-    if EVERYONE in readers and name in edits.graph.outputs:  # the output keeps its name
+    if (
+        EVERYONE in readers and name in edits.graph.outputs and name in edits.graph.producers
+    ):  # the output keeps its name
         source, result = result, name
         edits.outputs[name] = source
     quantize = _node(edits, "QuantizeLinear", [source, *constants], integers)
@@ -77,33 +91,39 @@ def _quantize_activation(edits: Edits, name: str, readers: set[str], grid: Grid)
     edits.inputs.update({(reader, name): result for reader in readers})
 
 
-def _quantize_weight(
-    edits: Edits, node: onnx.NodeProto, axis: int, done: dict[tuple[str, int], tuple[str, Array]], *, reduce_range: bool
-) -> Array:
-    """Replace a layer's weight by dequantized integers and return their scales; a shared weight is quantized once."""
+def _written_scale(graph: Graph, name: str, grid: Grid) -> Array:
+    """Return the scale of an activation in its own type."""
+    return representable(grid.scale, helper.tensor_dtype_to_np_dtype(graph.types[name]))
+
+
+def _write_weight(
+    edits: Edits, node: onnx.NodeProto, found: Quantized, axis: int | None, done: dict[tuple[object, ...], str]
+) -> None:
+    """Replace a layer's weight by dequantized integers; layers with the same weight and scales share them."""
     name = node.input[1]
-    if (name, axis) not in done:
-        found = quantize_weight(edits.graph.initializers[name], axis, reduce_range=reduce_range)
-        done[name, axis] = _dequantized(edits, node, name, found, axis=axis), found.scale
-    edits.inputs[node.name, name], scale = done[name, axis]
-    return scale
+    key = name, axis, found.scale.tobytes()
+    if key not in done:
+        done[key] = _dequantized(edits, node, name, found, axis=axis)
+    edits.inputs[node.name, name] = done[key]
 
 
 def _quantize_bias(edits: Edits, node: onnx.NodeProto, input_scale: float, weight_scale: Array) -> None:
     """Replace a layer's bias by dequantized INT32, if it fits."""
-    bias = edits.graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
-    found = None if bias is None else quantize_bias(bias, input_scale, weight_scale)
-    if found is not None:
+    bias = channel_bias(edits.graph, node)
+    if bias is None or bias.dtype != np.float32:  # the scales of float16 are too coarse for products
+        return
+    if (found := quantize_bias(bias, input_scale, weight_scale)) is not None:
         edits.inputs[node.name, node.input[2]] = _dequantized(edits, node, node.input[2], found, axis=0)
 
 
-def _dequantized(edits: Edits, node: onnx.NodeProto, name: str, found: Quantized, *, axis: int) -> str:
+def _dequantized(edits: Edits, node: onnx.NodeProto, name: str, found: Quantized, *, axis: int | None) -> str:
     """Insert integers and their dequantizer before a node, and return the name of the result."""
     integers = edits.constant(f"{name}_quantized", found.codes)
     scale = edits.constant(f"{name}_scale", found.scale)
     zero = edits.constant(f"{name}_zero_point", np.zeros(found.scale.shape, found.codes.dtype))
     result = edits.new_name(f"{name}_dequantized")
-    dequantize = _node(edits, "DequantizeLinear", [integers, scale, zero], result, axis=axis)
+    attributes = {} if axis is None else {"axis": axis}
+    dequantize = _node(edits, "DequantizeLinear", [integers, scale, zero], result, **attributes)
     edits.before.setdefault(node.name, []).append(dequantize)
     return result
 

@@ -15,8 +15,11 @@ from ..model.operators import (
     COMBINING,
     CURVES,
     MOVING,
+    RECTIFIERS,
     activations,
     attribute,
+    channel_bias,
+    has_constant_weight,
     is_excluded,
     rectified,
     sole_consumer,
@@ -36,9 +39,9 @@ class Plan(NamedTuple):
     """Which tensors are quantized and dequantized, and which nodes read the result."""
 
     readers: dict[str, set[str]]
-    """Names of the nodes that read the dequantized values, by activation; EVERYONE means all and the graph output."""
-    weights: dict[str, int]
-    """The axis of output channels of each quantized weight, by node name."""
+    """Names of the nodes that read the dequantized values, by activation; EVERYONE for all and the graph's output."""
+    weights: dict[str, int | None]
+    """The axis of output channels of the weight of each quantized layer, by name of the node; None for one scale."""
     shared: list[tuple[str, ...]]
     """Activations that must have one scale."""
     skipped: dict[str, str]
@@ -81,7 +84,9 @@ def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple
     unknown = [name for name in inputs if name not in known]
     if is_excluded(graph, node, exclude):
         return EXCLUDED
-    if weight_axis(graph, node) is None and len(set(node.input[:2]) & set(inputs)) < len(set(node.input[:2])):
+    if untyped := [name for name in node.input[:2] if name not in graph.initializers and not graph.types.get(name)]:
+        return f"the type of its input `{untyped[0]}` is unknown"
+    if not has_constant_weight(graph, node) and len(set(node.input[:2]) & set(inputs)) < len(set(node.input[:2])):
         return "its weight is not a constant second input"
     if unknown:
         return f"no threshold is known for its input `{unknown[0]}`"
@@ -90,9 +95,8 @@ def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple
 
 
 def _add_layer(graph: Graph, plan: Plan, node: onnx.NodeProto) -> None:
-    axis = weight_axis(graph, node)
-    if axis is not None:
-        plan.weights[node.name] = axis
+    if has_constant_weight(graph, node):
+        plan.weights[node.name] = weight_axis(graph, node)
 
 
 def _add_sum(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str], depth: Mapping[str, int]) -> None:
@@ -149,12 +153,14 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
             _quantize_around(graph, plan, node, known)
             int8.append(node)
     for node in (node for node in graph.nodes if node.op_type in BETWEEN):
-        possible = _all_quantized(plan, node) and rectified(graph, node.output[0]) in known
+        possible = _all_quantized(plan, node) and _has_kernel(node) and rectified(graph, node.output[0]) in known
         if possible and not is_excluded(graph, node, exclude):
             _quantize_around(graph, plan, node, known)
             int8.append(node)
     names = {node.name for node in int8}
-    may = [node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(plan, node))]
+    may = [
+        node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(plan, node))
+    ]
     used = _readers(graph, plan, may)
     plan = plan._replace(readers={name: used[name] for name in plan.readers if used.get(name)})
     _share_moved(graph, plan)
@@ -219,8 +225,29 @@ def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
         return f"onnxruntime has no INT8 kernel for {node.op_type}"
     if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return "onnxruntime has no INT8 kernel for a Gemm with alpha or beta other than 1"
+    if len(node.input) > 2 and node.input[2] and has_constant_weight(graph, node) and channel_bias(graph, node) is None:
+        return (
+            f"onnxruntime has no INT8 kernel for its bias `{node.input[2]}`, which is not a constant per output channel"
+        )
+    if pools := [pool for name in activations(graph, node) if (pool := _after_no_kernel(graph, name))]:
+        return f"onnxruntime cannot load a quantizer behind `{pools[0]}`, an AveragePool with dilations"
     unknown = output not in known and node.op_type not in FLOAT_OUTPUT
     return f"no threshold is known for its output `{output}`" if unknown else ""
+
+
+def _has_kernel(node: onnx.NodeProto) -> bool:
+    """Return whether onnxruntime's INT8 kernel knows the attributes of a node."""
+    return node.op_type != "AveragePool" or attribute(node, "dilations", None) is None
+
+
+def _after_no_kernel(graph: Graph, name: str) -> str:
+    """Return which pool onnxruntime would join with a quantizer of this tensor, to a kernel that it does not have."""
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in (*MOVING, *RECTIFIERS):
+            return "" if node is None or _has_kernel(node) else node.name
+        name = node.input[0]
+    return ""
 
 
 def _all_quantized(plan: Plan, node: onnx.NodeProto) -> bool:

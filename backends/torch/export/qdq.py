@@ -10,7 +10,7 @@ from klquant.errors import InvalidInputError
 
 from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
-from ...onnx.model.operators import MOVING, observed_tensors, sole_consumer, weight_axis
+from ...onnx.model.operators import MOVING, has_constant_weight, observed_tensors, sole_consumer, weight_axis
 from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
@@ -73,13 +73,13 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
     """Return the plan of the simulation; layers with unrounded inputs keep their float weights."""
     plan = Plan(found.readers, {}, [], {})
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
-        axis, readers = weight_axis(graph, node), found.readers.get(node.input[0], set())
+        readers = found.readers.get(node.input[0], set())
         if node.name not in found.layers:
             plan.skipped[node.name] = FLOAT
-        elif axis is None or readers.isdisjoint((node.name, EVERYONE)):
+        elif not has_constant_weight(graph, node) or readers.isdisjoint((node.name, EVERYONE)):
             plan.skipped[node.name] = UNROUNDED
         else:
-            plan.weights[node.name] = axis
+            plan.weights[node.name] = weight_axis(graph, node)
     return plan
 
 

@@ -4,7 +4,7 @@ from onnx import numpy_helper
 
 import klquant
 from klquant.backends.onnx.model.graph import read_graph
-from klquant.backends.onnx.qdq.grids import quantize_bias, quantize_weight, weight_scales
+from klquant.backends.onnx.qdq.weights import quantize_bias, quantize_weight, weight_scales
 from support.onnx_models import build
 
 
@@ -24,10 +24,33 @@ def test_each_output_channel_has_its_scale(axis):
     assert np.abs(restored - weight).max() <= found.scale.max() / 2 * (1 + 1e-6)
 
 
-def test_a_dead_channel_is_zero_with_a_scale_that_engines_accept():
-    found = quantize_weight(tensor([[1.0, -2.0], [9e-5, -9e-5]]), 0)
+@pytest.mark.parametrize(("small", "cutoff"), [(0.0, 0.0), (9e-5, 1e-4)])
+def test_a_dead_channel_is_zero_with_a_scale_that_engines_accept(small, cutoff):
+    found = quantize_weight(tensor([[1.0, -2.0], [small, -small]]), 0, dead_channel=cutoff)
     np.testing.assert_array_equal(found.codes, [[64, -127], [0, 0]])
     assert (found.scale > 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "small"), [(np.float32, 9e-5), (np.float32, 1e-30), (np.float16, 3e-6)])
+def test_a_small_channel_lives(dtype, small):
+    weight = np.array([[1.0, -2.0], [small, -small / 2]], dtype)
+    found = quantize_weight(tensor(weight, dtype), 0)
+    restored = found.codes * found.scale.astype(np.float64)[:, None]
+    assert found.scale.dtype == dtype
+    assert (np.abs(restored - weight) <= found.scale[:, None] * 0.51).all()
+    assert found.codes.all()
+
+
+def test_a_floor_raises_the_scale():
+    found = quantize_weight(tensor([[1.0, -2.0], [1.0, -2.0]]), 0, floor=np.array([0.0, 0.5]))
+    np.testing.assert_array_equal(found.codes, [[64, -127], [2, -4]])
+    assert found.scale[1] == 0.5
+
+
+def test_one_scale_for_a_whole_weight():
+    found = quantize_weight(tensor(np.arange(8.0).reshape(2, 2, 2)), None)
+    assert found.scale.shape == ()
+    assert found.codes.max() == 127
 
 
 def test_reduced_range_keeps_products_small():
@@ -49,7 +72,7 @@ def test_weights_that_are_not_finite_are_named(value):
 
 
 def test_scales_of_all_layers_are_known_before_anything_is_written():
-    weight = np.array([[1.0, -2.0], [9e-5, -9e-5]], np.float32)
+    weight = np.array([[1.0, -2.0], [0, 0]], np.float32)
     model = build(
         "float[n, 2] x", "float y", "a = Gemm<transB=1>(x, w) b = MatMul(a, a) y = MatMul(b, v)", w=weight, v=(2, 2)
     )
@@ -59,7 +82,7 @@ def test_scales_of_all_layers_are_known_before_anything_is_written():
 
 
 def test_a_bias_counts_in_products():
-    found = quantize_bias(tensor([0.5, -0.25]), 0.1, np.array([0.01, 0.02], np.float32))
+    found = quantize_bias(np.array([0.5, -0.25], np.float32), 0.1, np.array([0.01, 0.02], np.float32))
     np.testing.assert_array_equal(found.codes, [500, -125])
     np.testing.assert_allclose(found.scale, [1e-3, 2e-3], rtol=1e-6)
     assert found.codes.dtype == np.int32
@@ -67,4 +90,4 @@ def test_a_bias_counts_in_products():
 
 @pytest.mark.parametrize("bias", [[1.0, 1e9], [1.0, np.nan], [[1.0, 2.0]], 1.0])
 def test_a_bias_that_does_not_fit_stays_in_floating_point(bias):
-    assert quantize_bias(tensor(bias), 0.1, np.array([0.01, 0.02], np.float32)) is None
+    assert quantize_bias(np.asarray(bias), 0.1, np.array([0.01, 0.02], np.float32)) is None
