@@ -7,7 +7,8 @@ from onnx import TensorProto
 
 import klquant
 from klquant.backends.calibration import Calibration
-from klquant.backends.onnx import calibrate, quantizable_tensors, quantize
+from klquant.backends.onnx import calibrate, inspect, quantizable_tensors, quantize
+from klquant.backends.onnx.verification import verify
 from klquant.backends.settings import Settings
 from klquant.backends.thresholds import LayerThreshold
 from support import onnx_networks
@@ -196,3 +197,15 @@ def test_models_of_all_engines_are_valid(network):
         onnx.checker.check_model(written, full_check=True)
         types = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.FLOAT, TensorProto.INT64}
         assert {tensor.data_type for tensor in written.graph.initializer} <= types
+
+
+def test_a_residual_sum_in_floating_point_reads_what_is_not_rounded():
+    """The quantizer of a normalization serves the product behind it, not the sum that passes it on."""
+    body = "n = LayerNormalization(x, g) f = MatMul(n, w) b = Add(f, g) r = Mul(b, small) y = Add(n, r)"
+    model = build("float[n, 4, 8] x", "float[n, 4, 8] y", body, g=(8,), w=(8, 8), small=np.float32(0.01))
+    x = np.random.default_rng(0).normal(size=(16, 4, 8)).astype(np.float32)
+    quantized = quantize(model, calibrate(model, [x], criterion="max"), engine="onnxruntime").model
+    assert [report.op_type for report in inspect(quantized, "onnxruntime") if report.int8] == ["MatMul"]
+    exact, got = run(model, x=x)["y"], run(quantized, optimize=True, x=x)["y"]
+    assert 10 * np.log10((exact**2).sum() / ((got - exact) ** 2).sum()) > 60
+    assert not verify(quantized, [x], "onnxruntime").wrong

@@ -178,7 +178,7 @@ def _readers(graph: Graph, plan: Plan, int8: list[onnx.NodeProto]) -> dict[str, 
     used: dict[str, set[str]] = {name: {EVERYONE} for name in forced}
     for node in reversed(int8):
         output = rectified(graph, node.output[0])
-        if node.op_type in IDLE and output not in used:
+        if node.op_type in IDLE and not _leads_to(graph, output, used):
             continue
         for name in activations(graph, node):
             used.setdefault(name, set()).add(node.name)
@@ -187,6 +187,16 @@ def _readers(graph: Graph, plan: Plan, int8: list[onnx.NodeProto]) -> dict[str, 
         name: {EVERYONE} if name in forced | given or _all_read(graph, name, readers) else readers
         for name, readers in used.items()
     }
+
+
+def _leads_to(graph: Graph, name: str, used: Iterable[str]) -> bool:
+    """Return whether a tensor is quantized, perhaps behind nodes that move it: onnxruntime moves its quantizer up."""
+    for _ in range(MAX_CHAIN):
+        reader = sole_consumer(graph, name)
+        if name in used or reader is None or reader.op_type not in MOVING:
+            break
+        name = reader.output[0]
+    return name in used
 
 
 def _all_read(graph: Graph, name: str, readers: set[str]) -> bool:

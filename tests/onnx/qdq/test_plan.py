@@ -229,6 +229,7 @@ def test_a_kernel_in_int8_gives_rounded_values_to_all():
         ("t = Transpose(f) r = Transpose(t) y = Exp(r)", {"x"}),
         ("t = Transpose(f) y = MatMul(t, w)", {"x", "f", "t"}),
         ("s = Softmax(f) y = MatMul(s, w)", {"x", "f", "s"}),
+        ("s = Softmax(f) t = Transpose(s) y = MatMul(t, w)", {"x", "f", "t"}),
         ("s = Softmax(f) y = Exp(s)", {"x"}),
     ],
 )
