@@ -90,7 +90,7 @@ def test_warnings_are_those_of_the_search(peculiar):
     with pytest.warns(CalibrationWarning) as caught:
         peculiar.search_thresholds()
     reported = [f"layer `{t.name}`: {text}" for t in describe(peculiar).tensors for text in t.warnings]
-    assert reported == [str(warning.message) for warning in caught]
+    assert reported == [warning.message.message for warning in caught]
     assert len(reported) == 2
 
 
