@@ -12,8 +12,10 @@ from torch import nn
 
 from ..model.dataflow import Recording, outputs_agree, record_calls
 from ..model.edits import copy_model, restored, without_nested_tensors
-from ..model.forward import Forward, call_model, check_eval
+from ..model.forward import Forward, call_model, check_eval, naming_errors
 from ..model.layers import check_supported, skipped_layers
+from ..model.norms import other_norms
+from ..model.quantized import check_float
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
@@ -62,6 +64,7 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
 def copy_to_fold(model: nn.Module) -> nn.Module:
     """Return a copy of the model that can be examined and folded in place."""
     check_supported(model)
+    check_float(model)
     return without_nested_tensors(copy_model(model))
 
 
@@ -75,7 +78,7 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
         for name, functions in seen.products.items()
         if name not in skipped and not name.startswith(inside)
     }
-    return Examination(folds, {**skipped, **computed})
+    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed})
 
 
 def plan_folds(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> list[Fold]:
@@ -176,7 +179,7 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
     def run(folds: list[Fold]) -> Recording:
         with restored(model):
             fold_in_place(model, folds)
-            return record_calls(model, lambda: forward(model, batch))
+            return record_calls(model, lambda: named(model, batch))
 
     def keeps_output(layers: list[Any]) -> bool:
         try:
@@ -184,6 +187,7 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
         except Exception:  # the model may look for attributes that an identity has not
             return False
 
+    named = naming_errors(forward)
     seen = run([])
     folds = decide(model, seen)
     layers = list(dict.fromkeys(fold.into for fold in folds if not fold.reason))

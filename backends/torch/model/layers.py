@@ -95,6 +95,11 @@ def is_quantizable(module: nn.Module) -> bool:
 
 def check_supported(model: nn.Module) -> None:
     """Refuse lazy modules that have no weights yet, and compiled ones, which run no hooks of the modules inside."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidInputError(
+            f"expected a model of Python modules, got TorchScript ({type(model).__name__}), whose layers cannot be "
+            f"observed; quantize the model that it was scripted or traced from"
+        )
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules:
             raise InvalidInputError(
