@@ -11,16 +11,16 @@ from klquant.errors import InvalidInputError, KLQuantError
 
 
 def check_repeatable(batches: Iterable[Any], remedy: str) -> None:
-    """Raise InvalidInputError, which ends with the remedy, for data that can be iterated only once."""
+    """Raise InvalidInputError for data that can be iterated only once; the message ends with the remedy."""
     if isinstance(batches, Iterator):
         raise InvalidInputError(
-            f"`batches` must be an iterable that can be gone through twice, got the one-shot {type(batches).__name__}; "
+            f"`batches` must be an iterable that can be iterated twice, got the one-shot {type(batches).__name__}; "
             f"{remedy}"
         )
 
 
 def numbered(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield number and batch; an error of the data themselves passes through, with a note of the batch."""
+    """Yield number and batch; an error that the data raise gets a note with the number."""
     number = 0
     try:
         for batch in batches:
@@ -29,8 +29,7 @@ def numbered(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     except KLQuantError as error:
         raise type(error)(f"batch {number}: {error}") from error
     except Exception as error:
-        notes = getattr(error, "__notes__", [])  # as add_note does, which Python 3.10 lacks
-        error.__notes__ = [*notes, f"batch {number}: the data raised this instead of giving it"]
+        error.add_note(f"batch {number}: the data raised this instead of yielding it")
         raise
 
 
@@ -39,9 +38,9 @@ _Item = TypeVar("_Item")
 
 @contextmanager
 def progress_bar(description: str, batches: Iterable[Any], *, steps: int = 1) -> Iterator[Callable[[], None]]:
-    """Show a bar while the block runs, and give it the function that advances it: `steps` times for each batch.
+    """Show a bar while the block runs, and yield the function that advances it: `steps` times for each batch.
 
-    Without a description, or where nobody looks, there is none.
+    There is no bar without a description or a terminal.
     """
     if not (description and (console := Console(stderr=True)).is_terminal):
         yield lambda: None  # a disabled bar of rich before 14.1 prints an empty line

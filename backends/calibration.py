@@ -1,4 +1,4 @@
-"""What a calibration found, as data: saved to one file, and searched again later without the calibration data."""
+"""The results of a calibration, in one file: thresholds can be searched again from it without data."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from .html_tables import html_skipped, html_table, html_thresholds
 from .npz import load_npz, save_npz
 from .settings import Criterion, Settings
 from .text import number
-from .thresholds import LayerThreshold, search_thresholds
+from .thresholds import Hidden, LayerThreshold, search_thresholds
 
 SCHEMA = 1
 _KIND = "calibration"
@@ -34,44 +34,48 @@ _NUMBERS = ("amax", "threshold", "divergence", "clipped", "sqnr_db")
 
 
 class Fingerprint(NamedTuple):
-    """What tells one layer of a model from another."""
+    """Identifies a layer of a model with its weights."""
 
     kind: str
-    """Its class, shapes and dtypes."""
+    """Class, shapes and dtypes."""
     digest: str
     """SHA-256 over its parameters and buffers."""
 
 
 class Calibration(NamedTuple):
-    """Everything that was found about a model and its calibration data."""
+    """Everything that was found about a model on its calibration data."""
 
     settings: Settings
     model: dict[str, Fingerprint]
-    """Of every layer with parameters, by qualified name."""
+    """The fingerprint of every layer with parameters, by qualified name."""
     amax: dict[str, float]
     """Largest absolute value of every observed tensor."""
     histograms: dict[str, klquant.Histogram]
-    """With the zeros; tensors that are always 0 have none."""
+    """Zeros included; tensors that are always 0 have none."""
     thresholds: dict[str, LayerThreshold]
-    """As last searched; empty before the first search."""
+    """Of the last search; empty before the first."""
     calls: dict[str, int]
-    """How often the model called each layer for one batch; the statistics of all calls are joined."""
+    """How often the model called each layer in one batch; the statistics of all calls are joined."""
     num_batches: int
     """Of all processes together."""
     transforms: dict[str, list[dict[str, Any]]]
-    """What was done to the model before it was observed, by name of the stage, and what not and why."""
+    """How the model was changed before it was observed, and what was left alone and why, by stage."""
     skipped: dict[str, str]
     """Layers that stay in floating point, and why."""
     weight_scales: Mapping[str, list[float]] = {}
     """Of each output channel of the weights, by layer; 0 marks a dead channel."""
     versions: Mapping[str, str] = {}
-    """Of klquant and NumPy, which wrote the file that this comes from."""
+    """Of klquant and NumPy that wrote the file, if this was loaded."""
     ranges: Mapping[str, tuple[float, float]] = {}
-    """Smallest and largest value of every observed tensor, not capped; empty if read from an older file."""
+    """Smallest and largest value of every observed tensor; empty if loaded from an older file."""
+    zeros: Mapping[str, int] = {}
+    """How many values of each tensor are exactly 0, if that is known."""
+    beyond: Mapping[str, int] = {}
+    """How many values lie beyond the histogram of a tensor, which counts them in its end bins."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Calibration":
-        """Return the calibration that has found nothing yet."""
+        """Return an empty calibration."""
         return cls(settings, {}, {}, {}, {}, {}, 0, {}, {})
 
     def search_thresholds(
@@ -79,10 +83,22 @@ class Calibration(NamedTuple):
     ) -> dict[str, LayerThreshold]:
         """Choose T for every tensor; see :func:`klquant.backends.thresholds.search_thresholds`."""
         options = self.settings.with_bits(num_bits).resolve(self.amax)
-        return search_thresholds(self.amax, self.histograms, criterion=criterion, options=options)
+        return search_thresholds(
+            self.amax,
+            self.histograms,
+            criterion=criterion,
+            options=options,
+            hidden=self.hidden,
+        )
+
+    @property
+    def hidden(self) -> dict[str, Hidden]:
+        """Return what the histograms do not show, for :func:`klquant.backends.thresholds.search_thresholds`."""
+        cap = self.settings.max_amax or math.inf
+        return {name: Hidden(self.zeros.get(name), self.beyond.get(name, 0), cap) for name in self.amax}
 
     def _repr_html_(self) -> str:
-        """Return a table of the thresholds for notebooks; before the first search, of what was observed."""
+        """Return a table for notebooks: of the thresholds, or of the ranges before the first search."""
         caption = f"Calibration: {len(self.amax)} tensors, {self.num_batches} batches"
         if self.thresholds:
             return html_thresholds(caption, "tensor", self.thresholds) + html_skipped(self.skipped)
@@ -106,7 +122,7 @@ class Calibration(NamedTuple):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write all of it to one npz file, whole or not at all."""
+        """Write everything to one npz file; if that fails, a file of that name stays as it was."""
         names = list(self.amax)
         meta = {
             "versions": {"klquant": klquant.__version__, "numpy": np.__version__},
@@ -118,6 +134,8 @@ class Calibration(NamedTuple):
             "transforms": self.transforms,
             "skipped": self.skipped,
             "weights": list(self.weight_scales),
+            "zeros": self.zeros,
+            "beyond": self.beyond,
             "chosen": {name: (found.criterion, found.num_bits) for name, found in self.thresholds.items()},
         }
         rows = [[getattr(found, field) for field in _NUMBERS] for found in self.thresholds.values()]
@@ -149,7 +167,7 @@ class Calibration(NamedTuple):
 
 
 def checked(calibration: object) -> Calibration:
-    """Refuse what is no calibration, such as the path of one."""
+    """Raise InvalidInputError for anything but a Calibration, such as its path."""
     if not isinstance(calibration, Calibration):
         given = type(calibration).__name__
         raise InvalidInputError(f"expected a Calibration, got {given}; Calibration.load(path) reads a file")
@@ -171,16 +189,20 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
             if f"hist_{k}" in arrays
         },
         thresholds={check_text(name): _threshold(row, *how) for (name, how), row in chosen},
-        calls={check_text(name): check_number(number) for name, number in meta["calls"].items()},
+        calls=_numbers(meta["calls"]),
         num_batches=check_number(meta["num_batches"]),
         transforms=check_transforms(meta["transforms"]),
         skipped=check_texts(meta["skipped"]),
         weight_scales={name: check_positives(arrays[f"weights_{k}"], (-1,)) for k, name in enumerate(weights)},
         versions=check_texts(meta["versions"]),
-        ranges=dict(zip(names, check_ranges(arrays["low_high"], len(names)), strict=True))
-        if "low_high" in arrays
-        else {},
+        zeros=_numbers(meta.get("zeros", {})),
+        beyond=_numbers(meta.get("beyond", {})),
+        ranges=_ranges(arrays, names),
     )
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, int]:
+    return {check_text(name): check_number(number) for name, number in given.items()}
 
 
 def _ranges(arrays: Mapping[str, "np.ndarray[Any, Any]"], names: list[str]) -> dict[str, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Does a threshold clip too much? A question to numbers, the same for every framework."""
+"""Detection of thresholds that clip too much. It uses numbers alone and no framework."""
 
 import math
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ MAX_LOSS_DB = 3.0
 def overclipped(
     *, amax: float, threshold: float, clipped: float, sqnr_db: float, alternatives: Mapping[str, float]
 ) -> str:
-    """Say how a threshold clips too much, and what to do about it; nothing if it does not.
+    """Describe how a threshold clips too much, and the remedy.
 
     Parameters
     ----------
     amax, threshold : float
-        Largest absolute value observed and the clipping value T, in units of the activation.
+        Largest absolute value observed, and the threshold T, in units of the activation.
     clipped : float
         Share of all values beyond T.
     sqnr_db : float
-        Expected signal to quantization noise ratio at T, in dB; NaN if unknown.
+        Expected signal-to-quantization-noise ratio at T, in dB; NaN if unknown.
     alternatives : mapping
-        Expected SQNR in dB of other criteria on the same histogram, by criterion; ``max`` and ``mse`` matter most.
+        Expected SQNR in dB of other criteria on the same histogram, above all ``max`` and ``mse``.
 
     Returns
     -------
     str
-        Empty unless ``T < 0.5 amax`` with a clipped share above 1e-3, or the expected SQNR is more than 3 dB below
-        that of an alternative.
+        Empty unless ``T < 0.5 amax`` and more than 1e-3 of the values are clipped, or the expected SQNR is more than
+        3 dB below that of an alternative.
     """
     known = {name: decibels for name, decibels in alternatives.items() if not math.isnan(decibels)}
     best = max(known, key=known.__getitem__, default="")

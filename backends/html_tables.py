@@ -1,4 +1,4 @@
-"""Results as small HTML tables, which notebooks show."""
+"""Results as small HTML tables for notebooks."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,11 +8,11 @@ from .text import THRESHOLD_COLUMNS, threshold_cells
 from .thresholds import LayerThreshold
 
 MAX_ROWS = 30
-_TEXTS = {"criterion", "layer", "name", "node", "note", "reason", "tensor"}  # columns; all others are numbers
+_TEXTS = {"criterion", "layer", "name", "node", "note", "reason", "tensor"}  # columns of text; all others are numbers
 
 
 def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table of at most 30 rows, then how many there are more. Nothing in it is taken for HTML."""
+    """Return a table of at most 30 rows, and the number of rows left out. All cells are escaped."""
     styles = [f'style="text-align: {"left" if column in _TEXTS else "right"}"' for column in columns]
 
     def line(tag: str, cells: Sequence[Any]) -> str:
@@ -27,13 +27,13 @@ def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any
 
 
 def html_thresholds(caption: str, of_what: str, thresholds: Mapping[str, LayerThreshold]) -> str:
-    """Return a table of what was found for every layer or tensor."""
+    """Return a table of thresholds by layer or tensor."""
     rows = [(name, *threshold_cells(found).values()) for name, found in thresholds.items()]
     return html_table(caption, (of_what, *THRESHOLD_COLUMNS), rows)
 
 
 def html_skipped(skipped: Mapping[str, str]) -> str:
-    """Return, folded away, what stays in floating point and why; nothing if that is nothing."""
+    """Return a collapsed table of what stays in floating point and why, or nothing if it is empty."""
     if not skipped:
         return ""
     table = html_table("", ("name", "reason"), list(skipped.items()))

@@ -1,11 +1,11 @@
-"""What can be chosen: for a whole calibration, and for single layers by name pattern."""
+"""The options of a calibration, and those of single layers by name pattern."""
 
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from fnmatch import fnmatchcase, translate
+from fnmatch import translate
 from sys import float_info
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_args
 
 from klquant.errors import InvalidInputError
 
@@ -15,43 +15,42 @@ Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
 CriterionOrAuto: TypeAlias = Literal["entropy", "max", "percentile", "mse", "auto"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-MAX_AMAX = 204800.0  # against absurd outliers
-MAX_ONE_PASS = 3**16  # up to where the ranges grow of which one pass finds the right one
-MAX_BINS = 2**16 + 1  # a search takes their square
-DEAD_CHANNEL = 1e-4  # largest |weight| below which a channel is taken as dead
+MAX_ONE_PASS = 3**16  # largest range of a single pass
+MAX_BINS = 2**16 + 1  # the cost of a search grows with the square
+DEAD_CHANNEL = 1e-4  # a channel with no |weight| above this is dead
 EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
 
 
 def check_engine(engine: str) -> None:
     """Raise InvalidInputError for an unknown engine."""
-    if engine not in get_args(Engine):
-        raise InvalidInputError(f"`engine` must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    if engine not in ENGINES:
+        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
 
 
 class LayerOptions(NamedTuple):
-    """What holds for one layer; None leaves it to the settings of the whole calibration."""
+    """Options of one layer; None means that of the whole calibration."""
 
     criterion: Criterion | None = None
     """How T is chosen."""
     num_bits: int | None = None
-    """Of activations and weights, 2 to 16: 8 for INT8."""
+    """Of activations and weights: 2 to 16, and 8 for INT8."""
     observe: Observe | None = None
-    """Whether what enters the layer is quantized, or what leaves it."""
+    """Whether to quantize the input or the output of the layer."""
     threshold: float | None = None
-    """T itself, in units of the activation; no search is made."""
+    """T itself, in units of the activation; there is no search then."""
     min_ratio: float | None = None
-    """Floor on T / amax of the entropy criterion."""
+    """Smallest T / amax that the entropy criterion may choose."""
     percentile: float | None = None
-    """Percent of the non-zero values that are not clipped, of the percentile criterion."""
+    """Percentage of the non-zero values that the percentile criterion does not clip."""
 
     def over(self, general: "LayerOptions") -> "LayerOptions":
-        """Return these options, filled up with the general ones."""
+        """Return these options, with the general ones where these are None."""
         mine = {name: value for name, value in self._asdict().items() if value is not None}
         return general._replace(**mine)
 
     def check(self, where: str) -> None:
-        """Refuse what cannot be meant, naming where it was said."""
+        """Raise InvalidInputError for an impossible value; `where` ends the name in the message."""
         wanted = {
             "criterion": (self.criterion in (None, *CRITERIA), f"one of {', '.join(CRITERIA)}"),
             "num_bits": (self.num_bits is None or (_is_int(self.num_bits) and 2 <= self.num_bits <= 16), "2 to 16"),
@@ -65,21 +64,46 @@ class LayerOptions(NamedTuple):
                 raise InvalidInputError(f"`{name}`{where} must be {what}, got {getattr(self, name)!r}")
 
 
+class LayerOptionsDict(TypedDict, total=False):
+    """:class:`LayerOptions` as a dict."""
+
+    criterion: Criterion | None
+    num_bits: int | None
+    observe: Observe | None
+    threshold: float | None
+    min_ratio: float | None
+    percentile: float | None
+
+
+class SettingsOptions(TypedDict, total=False):
+    """Keyword arguments that make :class:`Settings`."""
+
+    observe: Observe
+    num_bins: int
+    num_bits: int
+    max_amax: float | None
+    passes: int
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
+    overrides: Mapping[str, LayerOptions | LayerOptionsDict]
+
+
 class Settings(NamedTuple):
-    """What a calibration is asked to do; saved with it."""
+    """Options of a calibration, saved with it."""
 
     observe: Observe = "inputs"
     num_bins: int = 4001
     num_bits: int = 8
-    max_amax: float = MAX_AMAX
+    max_amax: float | None = None
     passes: int = 2
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: Mapping[str, LayerOptions] = {}
 
     @classmethod
-    def make(cls, **options: Any) -> "Settings":
-        """Return checked settings; patterns may be one string or several, overrides dicts or LayerOptions."""
+    def make(cls, **given: Unpack[SettingsOptions]) -> "Settings":
+        """Return settings that are checked; patterns are one string or several, overrides dicts or LayerOptions."""
+        options: dict[str, Any] = {**given}
         if unknown := options.keys() - set(cls._fields):
             raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}")
         for name in ("include", "exclude"):
@@ -89,56 +113,58 @@ class Settings(NamedTuple):
             options[name] = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         for pattern in (*options["include"], *options["exclude"]):
             if not isinstance(pattern, str):
-                raise InvalidInputError(f"patterns must be text, got {pattern!r:.80}")
+                raise InvalidInputError(f"patterns must be strings, got {pattern!r:.80}")
         options["overrides"] = {k: _layer_options(k, v) for k, v in dict(options.get("overrides", {})).items()}
         settings = cls(**options)
         settings.general().check("")
         if not _is_int(settings.num_bins) or settings.num_bins % 2 == 0 or settings.num_bins < 255:
             raise InvalidInputError(f"`num_bins` must be odd and at least 255, got {settings.num_bins}")
         if settings.num_bins > MAX_BINS:
-            raise InvalidInputError(f"`num_bins` must be {MAX_BINS} at most, got {settings.num_bins}")
-        if not 0 < settings.max_amax <= float_info.max:
+            raise InvalidInputError(f"`num_bins` must be at most {MAX_BINS}, got {settings.num_bins}")
+        if settings.max_amax is not None and not 0 < settings.max_amax <= float_info.max:
             raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
-        if settings.passes == 1 and settings.max_amax > MAX_ONE_PASS:
-            raise InvalidInputError(f"`max_amax` must be {MAX_ONE_PASS} at most with one pass, got {settings.max_amax}")
+        if settings.passes == 1 and (settings.max_amax or 0) > MAX_ONE_PASS:
+            raise InvalidInputError(f"`max_amax` must be at most {MAX_ONE_PASS} with one pass, got {settings.max_amax}")
         return settings
 
     def general(self) -> LayerOptions:
-        """Return what holds for layers without options of their own."""
+        """Return the options of layers without overrides."""
         return LayerOptions(num_bits=self.num_bits, observe=self.observe)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what JSON can hold; ``Settings.make(**that)`` is these settings again."""
+        """Return a dict for JSON; ``Settings.make(**settings.as_json())`` equals the settings."""
         return {**self._asdict(), "overrides": {k: v._asdict() for k, v in self.overrides.items()}}
 
     def with_bits(self, num_bits: int | None) -> "Settings":
-        """Return these settings, with another general number of bits if one is given."""
+        """Return these settings, with another number of bits unless it is None; overrides keep theirs."""
         return self if num_bits is None else Settings.make(**{**self._asdict(), "num_bits": num_bits})
 
     def resolve(self, names: Iterable[str]) -> dict[str, LayerOptions]:
-        """Return the options of every layer that is to be quantized; of overrides that match the last one wins."""
+        """Return the options of every layer that will be quantized; the last override that matches wins."""
         names = list(names)
-        included, excluded = _any_of(self.include), _any_of(self.exclude)
-        chosen = [name for name in names if included.match(name) and not excluded.match(name)]
+        included = matching(names, self.include) - matching(names, self.exclude)
+        chosen = [name for name in names if name in included]
         options = dict.fromkeys(chosen, self.general())
         for pattern, override in self.overrides.items():
-            options |= {name: override.over(options[name]) for name in chosen if fnmatchcase(name, pattern)}
+            options |= {name: override.over(options[name]) for name in matching(names, [pattern]) & included}
         return options
 
     def check_patterns(self, names: Iterable[str]) -> None:
-        """Refuse a pattern that matches no layer: it is misspelt."""
+        """Raise InvalidInputError for a pattern that matches no layer: it is probably misspelt."""
         names = list(names)
         for pattern in (*self.include, *self.exclude, *self.overrides):
-            if names and not any(fnmatchcase(name, pattern) for name in names):
+            if names and not matching(names, [pattern]):
                 close = get_close_matches(pattern, names, n=3, cutoff=0.0)
                 raise InvalidInputError(f"pattern `{pattern}` matches none of {len(names)} layers, such as {close}")
 
 
-def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Return the expression for names that one of the patterns matches; without patterns for none."""
-    return re.compile("|".join(map(translate, patterns)) or r"(?!)")
+def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that."""
+    known, patterns = set(names), list(patterns)
+    expression = re.compile("|".join(translate(pattern) for pattern in patterns if pattern not in known) or r"(?!)")
+    return {name for name in known if name in patterns or expression.match(name)}
 
 
 def _is_int(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Results as text: numbers, what tables say about a threshold, and values for JSON."""
+"""Results as text: numbers, table cells of thresholds, and values for JSON."""
 
 import math
 from collections.abc import Mapping

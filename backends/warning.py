@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user's that led to them, however deep they are raised."""
+"""Warnings that point at the line outside klquant that caused them."""
 
 import sys
 import warnings
@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from klquant.errors import CalibrationWarning
 
 
-def warn(message: str) -> None:
-    """Warn with a CalibrationWarning from the nearest caller outside klquant."""
+def warn(message: str, better: Mapping[str, str] | None = None) -> None:
+    """Issue a CalibrationWarning at the nearest caller outside klquant; `better` are criteria to override, by layer."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("klquant."):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, CalibrationWarning, stacklevel=level)
+    warning = CalibrationWarning(message)
+    warning.better = dict(better or {})
+    warnings.warn(warning, stacklevel=level)
 
 
 def warn_of_floats(kind: str, reasons: Mapping[str, str]) -> None:
-    """Warn of layers (or nodes: their `kind`) that stay in floating point, once for each reason; given by name."""
+    """Warn of layers or nodes (`kind`) that stay in floating point, once per reason. `reasons` is by name."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(f"`{name}`")

@@ -1,19 +1,19 @@
 """INT8 entropy (KL-divergence) calibration: pure functions on NumPy and JAX arrays.
 
-- :func:`histogram` makes a :class:`Histogram`, :func:`merge` adds two
-- :func:`optimal_threshold` finds the :class:`Threshold` by the least divergence; :func:`max_threshold`,
-  :func:`percentile_threshold` and :func:`mse_threshold` find it otherwise
-- :func:`divergence_curve` and :func:`mse_curve` judge every candidate
-- :func:`smooth`, :func:`kl_divergence`, :func:`merge_partition`, :func:`quantized_distribution`: parts of the search
-- :func:`scale`, :func:`quantize`, :func:`dequantize`, :func:`fake_quantize`: what is done with a threshold
-- errors: all are a :class:`KLQuantError`, as the modules that raise them tell: :class:`ArrayTypeError`,
-  :class:`InvalidInputError`, :class:`InfeasibleError`, :class:`StageError`, :class:`ModelError`, :class:`PeerError`,
-  :class:`MissingDependencyError`; and a warning, :class:`CalibrationWarning`
+- Histograms: :func:`histogram` counts data into a :class:`Histogram`, and :func:`merge` adds two of them.
+- Thresholds: :func:`optimal_threshold` minimises the KL divergence. :func:`max_threshold`,
+  :func:`percentile_threshold` and :func:`mse_threshold` use other criteria. All return a :class:`Threshold`.
+- Curves: :func:`divergence_curve` and :func:`mse_curve` return the criterion at every candidate threshold.
+- Steps of the search: :func:`smooth`, :func:`kl_divergence`, :func:`merge_partition`, :func:`quantized_distribution`.
+- Quantization: :func:`scale`, :func:`quantize`, :func:`dequantize`, :func:`fake_quantize`.
+- Errors: each is a :class:`KLQuantError`: :class:`ArrayTypeError`, :class:`InvalidInputError`,
+  :class:`InfeasibleError`, :class:`StageError`, :class:`ModelError`, :class:`PeerError`,
+  :class:`MissingDependencyError`. There is one warning, :class:`CalibrationWarning`.
 
-Imported on demand: ``klquant.backends.torch`` and ``klquant.backends.onnx`` for whole models,
-``klquant.backends.formats`` for tables of scales, ``klquant.backends.report`` for pages about a calibration,
-``klquant.plots`` for pictures, ``klquant.presets`` for thresholds as other tools choose them, ``klquant.reference`` for
-the algorithm in plain loops.
+Import these where you need them: ``klquant.backends.torch`` and ``klquant.backends.onnx`` calibrate whole models,
+``klquant.backends.formats`` reads and writes calibration tables, ``klquant.backends.report`` writes HTML and JSON
+reports, ``klquant.plots`` draws curves and histograms, ``klquant.presets`` reproduces the thresholds of other tools,
+and ``klquant.reference`` is the algorithm in plain loops.
 """
 
 from klquant._result import Threshold
@@ -66,3 +66,7 @@ __all__ = [
     "scale",
     "smooth",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *({"backends", "errors", "plots", "presets", "reference"} & globals().keys())})

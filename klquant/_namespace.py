@@ -1,8 +1,8 @@
-"""The only file that knows NumPy and JAX apart.
+"""The only file with separate code for NumPy and JAX.
 
-A *namespace* (``xp``) is ``numpy`` or ``jax.numpy``. Kernels take it as a keyword and are written once in the
-words both share; :func:`compiled` runs them as they are on NumPy and under a cached ``jax.jit`` with 64-bit
-types on JAX. JAX is never imported here: an array of its can only exist once somebody else has imported it.
+A *namespace* (``xp``) is ``numpy`` or ``jax.numpy``. A kernel takes it as a keyword, and is written once with the
+functions that both have. :func:`compiled` runs a kernel directly on NumPy, and under a cached ``jax.jit`` with 64-bit
+types on JAX. JAX is never imported here: if an argument is a JAX array, the caller has imported it already.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 
 from klquant.errors import ArrayTypeError
 
-Array: TypeAlias = Any  # a NumPy or JAX array: they have no static type in common
+Array: TypeAlias = Any  # a NumPy or JAX array; they share no static type
 _Result = TypeVar("_Result")
 _State = TypeVar("_State")
 ACCELERATOR_BATCH = 256
@@ -24,7 +24,7 @@ CHUNK = 2**16
 
 
 def array_namespace(**arrays: Array) -> ModuleType:
-    """Return the one namespace that all arrays (named, for the message) belong to, or raise ArrayTypeError."""
+    """Return the namespace of all arrays, or raise ArrayTypeError. The keywords are their names in the message."""
     namespaces = {name: _namespace_of(name, array) for name, array in arrays.items()}
     if len(set(namespaces.values())) > 1:
         got = ", ".join(f"`{name}` from {xp.__name__.partition('.')[0]}" for name, xp in namespaces.items())
@@ -45,14 +45,14 @@ def _namespace_of(name: str, array: Array) -> ModuleType:
 
 
 def is_concrete(*arrays: Array) -> bool:
-    """Tell whether the values can be looked at: not so for tracers inside ``jax.jit`` or ``jax.vmap``."""
+    """Return whether the values are known: those of tracers inside ``jax.jit`` or ``jax.vmap`` are not."""
     return "jax" not in sys.modules or not any(isinstance(a, sys.modules["jax"].core.Tracer) for a in arrays)
 
 
 def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Wrap ``kernel(*arrays, xp=..., **static)`` so that it is called as ``wrapped(*arrays, **static)``.
+    """Return a function ``(*arrays, **static)`` that calls ``kernel(*arrays, xp=..., **static)``.
 
-    ``static`` must be hashable: JAX compiles once per value and per shape.
+    ``static`` must be hashable. JAX compiles once for each value of it and each shape.
     """
 
     @functools.cache
@@ -64,7 +64,7 @@ def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
     @functools.wraps(kernel)
     def call(*arrays: Array, **static: Any) -> _Result:
         if array_namespace(**{f"argument {k}": a for k, a in enumerate(arrays)}) is np:
-            with np.errstate(all="ignore"):  # kernels mask what is undefined
+            with np.errstate(all="ignore"):  # kernels mask undefined results
                 return kernel(*arrays, xp=np, **static)
         with enable_x64():
             return jitted(tuple(sorted(static.items())))(*arrays)
@@ -73,7 +73,7 @@ def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 def enable_x64() -> Any:
-    """Return JAX's context manager for 64-bit types; the global configuration stays as it is."""
+    """Return JAX's context manager for 64-bit types. The global configuration does not change."""
     jax = sys.modules["jax"]
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
@@ -81,7 +81,7 @@ def enable_x64() -> Any:
 
 
 def from_numpy(array: np.ndarray, *, xp: ModuleType) -> Array:
-    """Return `array` in the namespace with its dtype, 64-bit or not."""
+    """Return `array` as an array of the namespace with the same dtype, also if that has 64 bits."""
     if xp is np:
         return array
     with enable_x64():
@@ -89,10 +89,10 @@ def from_numpy(array: np.ndarray, *, xp: ModuleType) -> Array:
 
 
 def count_truncated(x: Array, factor: Array, limit: int, *, clip: bool, xp: ModuleType) -> Array:
-    """Count how often ``x * factor``, rounded towards 0, is each of -limit .. limit.
+    """Count how often ``x * factor``, rounded towards 0, takes each value in -limit .. limit.
 
-    Returns int64, shape (2 * limit + 1,). With `clip` what is beyond counts as the nearest; without, nothing may be.
-    NumPy takes chunks that stay in the cache, in buffers made once.
+    Return int64 counts of shape (2 * limit + 1,). With `clip`, values beyond a limit count as that limit. Without it,
+    no value may be beyond. NumPy works in chunks that stay in the cache, with buffers that are allocated once.
     """
     length = 2 * limit + 1
     if xp is not np:
@@ -115,10 +115,10 @@ def count_truncated(x: Array, factor: Array, limit: int, *, clip: bool, xp: Modu
 
 
 def running_sums(columns: tuple[Array, ...], *, xp: ModuleType) -> tuple[Array, ...]:
-    """Return the ``cumsum`` of each column, added up within blocks and over blocks.
+    """Return the ``cumsum`` of each column, summed within blocks of sqrt(n) entries and then over the blocks.
 
-    A column of n entries costs 2 sqrt(n) roundings in a row, not n: behind a huge entry each of them loses digits. On a
-    CPU JAX adds in order as well, which is several times faster there than its own ``cumsum``.
+    So an entry is the result of 2 sqrt(n) roundings in a row, not n. Behind a huge entry each of them costs digits.
+    On a CPU JAX adds in the same order, which is several times faster there than its own ``cumsum``.
     """
     length = columns[0].shape[0]
     size = math.isqrt(length - 1) + 1
@@ -165,10 +165,10 @@ def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *
     For NumPy the length of the columns must be a multiple of the stride.
     """
     if xp is np:
-        table = np.concatenate(columns).reshape(len(columns), -1, stride)  # np.stack takes twice as long
+        table = np.concatenate(columns).reshape(len(columns), -1, stride)  # twice as fast as np.stack
         return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(columns), -1)[:, :count]
     lax, unrolled = sys.modules["jax"].lax, 8
-    columns = lax.optimization_barrier(columns)  # or XLA computes them anew for every j
+    columns = lax.optimization_barrier(columns)  # or XLA recomputes them for every j
 
     def add(begin: Array, totals: list[Array], steps: int) -> list[Array]:
         for j in range(steps):
@@ -185,13 +185,13 @@ def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *
 
 @functools.lru_cache(maxsize=256)
 def _band(rows: int, length: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Return the matrix that sums `length` rows, starting with each of the first `rows`."""
+    """Return a matrix of 0 and 1 whose row k sums the rows k .. k + length - 1 of a table."""
     shift = np.arange(rows + length - 1) - np.arange(rows)[:, None]
     return ((shift >= 0) & (shift < length)).astype(np.float64)
 
 
 def fixed_shapes(*, xp: ModuleType) -> bool:
-    """Tell whether each new shape costs a compilation."""
+    """Return whether each new shape costs a compilation."""
     return xp is not np
 
 
@@ -206,20 +206,20 @@ def map_rows(function: Callable[..., Array], table: Sequence[tuple[int, ...]], *
 def first_true(mask: Array, *, xp: ModuleType) -> Array:
     """Return the index of the first True, or the length if there is none.
 
-    Not ``argmax``: inside a 32-bit ``jax.jit`` of the caller's it would warn about its int64 result.
+    ``argmax`` would warn about its int64 result inside a 32-bit ``jax.jit`` of the caller.
     """
     return xp.where(mask, xp.arange(mask.shape[0]), mask.shape[0]).min()
 
 
 def at_most(limit: int, value: Array, *, xp: ModuleType) -> int:
-    """Return min(limit, value) where the value is known, and the limit where JAX must fix a shape without it."""
+    """Return min(limit, value) with NumPy. JAX must fix shapes before it knows the value, so it gets the limit."""
     return min(limit, int(value)) if xp is np else limit
 
 
 def nonzero_positions(values: Array, before: Array, *, xp: ModuleType) -> Array:
-    """Return where `values` are not zero, in order, given how many are so `before` each.
+    """Return the positions of the non-zero `values`, in order, given the number of non-zeros `before` each entry.
 
-    On JAX with the length of `values`, filled up with zeros; its own ``nonzero`` would count them anew.
+    With JAX the result is padded with zeros to the length of `values`. Its own ``nonzero`` would count them again.
     """
     if xp is np:
         return np.flatnonzero(values)
@@ -229,14 +229,14 @@ def nonzero_positions(values: Array, before: Array, *, xp: ModuleType) -> Array:
 
 
 def where_needed(needed: Array, function: Callable[[], Array], shape: tuple[int, ...], *, xp: ModuleType) -> Array:
-    """Return ``function()``, float64 of this shape, if `needed`, else zeros without computing it."""
+    """Return ``function()`` (float64, of this shape) if `needed`, else zeros without calling it."""
     if xp is np:
         return function() if needed else np.zeros(shape)
     return sys.modules["jax"].lax.cond(needed, function, lambda: xp.zeros(shape, xp.float64))
 
 
 def map_selected(function: Callable[[Array], Array], selected: Array, rows: int, *, xp: ModuleType) -> Array:
-    """Return ``function(indices)`` where `selected`, computed for at most `rows` indices at a time, and 0 elsewhere."""
+    """Return ``function(indices)`` for the `selected` indices, at most `rows` at a time; other entries mean nothing."""
     if xp is np:
         result, chosen = np.zeros(selected.shape), np.flatnonzero(selected)
         for begin in range(0, len(chosen), rows):
@@ -260,7 +260,7 @@ def while_loop(
     *,
     xp: ModuleType,
 ) -> _State:
-    """Apply ``step`` as long as ``unfinished`` holds."""
+    """Apply ``step`` to the state while ``unfinished`` holds, and return the last state."""
     if xp is not np:
         result: _State = sys.modules["jax"].lax.while_loop(unfinished, step, state)
         return result
@@ -270,10 +270,10 @@ def while_loop(
 
 
 def map_batch(function: Callable[[Array, Array], _Result], hist: Array, edges: Array, *, xp: ModuleType) -> _Result:
-    """Apply ``function(hist, edges)`` to each histogram of a batch, one after the other: memory stays that of one.
+    """Apply ``function(hist, edges)`` to each histogram of a batch, one at a time, so that memory does not grow.
 
-    `hist` has shape (..., num_bins), `edges` the same leading shape or none. On an accelerator JAX takes
-    ``ACCELERATOR_BATCH`` at a time.
+    `hist` has shape (..., num_bins), and `edges` has the same leading shape or none. On an accelerator JAX takes
+    ``ACCELERATOR_BATCH`` histograms at a time.
     """
     if hist.ndim == 1:
         return function(hist, edges)

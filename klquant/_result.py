@@ -1,4 +1,4 @@
-"""What every search returns: the threshold, and what it does to the histogram."""
+"""The result of every search: the threshold, and its effect on the histogram."""
 
 from types import ModuleType
 from typing import NamedTuple
@@ -8,34 +8,34 @@ import numpy as np
 from klquant._namespace import Array, is_concrete
 from klquant.errors import InfeasibleError
 
-ROUNDING = 2.0**-48  # of a value: what is nearer to a level is on it
+ROUNDING = 2.0**-48  # of a value: a smaller distance from a level counts as none
 _MAX_ROWS = 30  # in a notebook
 _COLUMNS = {"T": ".6g", "index": ".0f", "KL nats": ".4g", "clipped": ".3%", "SQNR dB": ".1f"}
 
 
 class Threshold(NamedTuple):
-    """The clipping value found, and how good it is; ``float(threshold)`` is the value.
+    """A clipping threshold and its quality. ``float(threshold)`` is the value.
 
-    Scalars, or arrays of the batch shape, in the library of the histogram.
+    The fields are scalars, or arrays of the batch shape, in the library of the histogram.
     """
 
     value: Array
     """T, in units of the edges and in their dtype."""
     index: Array
-    """Which candidate, counted from the narrowest (int32); -1 where T was not chosen among candidates."""
+    """Number of the candidate, from the narrowest (int32); -1 if T was not chosen among candidates."""
     divergence: Array
-    """KL divergence at T in nats; NaN for other criteria (float64)."""
+    """KL divergence at T, in nats (float64); NaN for other criteria."""
     clipped: Array
     """Share of the counts beyond T (float64)."""
     sqnr_db: Array
-    """Expected signal to quantization noise ratio at T, in dB, with all values at their bins' centres (float64)."""
+    """Expected signal-to-quantization-noise ratio at T, in dB (float64), with all values at their bins' centres."""
 
     def __float__(self) -> float:
         """Return the clipping value."""
         return float(self.value)
 
     def _repr_html_(self) -> str | None:
-        """Return a table for notebooks, with a row for each histogram; none while JAX traces."""
+        """Return a table for notebooks, with a row for each histogram; None while JAX traces."""
         if not is_concrete(*self):
             return None
         numbers = np.stack([np.asarray(column, dtype=np.float64).reshape(-1) for column in self], axis=1)
@@ -68,7 +68,7 @@ def describe(
     centre, qmax = (low + high) / 2, num_quantized_bins // 2
     step = wide / qmax
     noise = centre - xp.clip(xp.rint(centre / step), -qmax, qmax) * step
-    noise = xp.where(xp.abs(noise) > ROUNDING * xp.abs(centre), noise, 0.0)  # a fused product leaves another one
+    noise = xp.where(xp.abs(noise) > ROUNDING * xp.abs(centre), noise, 0.0)  # a fused product rounds differently
     sqnr = 10 * xp.log10((counts * centre**2).sum() / (counts * noise**2).sum())
     exact = edges if edges.dtype.kind == "f" else edges_64
     return Threshold(
@@ -81,7 +81,7 @@ def describe(
 
 
 def check_found(threshold: Threshold, what: str) -> Threshold:
-    """Raise InfeasibleError where there is no threshold, as far as values can be looked at."""
+    """Raise InfeasibleError if a threshold is missing, unless JAX traces and the values are unknown."""
     if is_concrete(threshold.value):
         missing = np.isnan(np.asarray(threshold.value, dtype=np.float64))
         if missing.any():

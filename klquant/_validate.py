@@ -1,4 +1,4 @@
-"""Argument checks: shape and dtype always, values only where they are concrete (not while JAX traces)."""
+"""Argument checks: shapes and dtypes always, values only if they are concrete (not while JAX traces)."""
 
 from types import ModuleType
 from typing import Any
@@ -8,19 +8,19 @@ import numpy as np
 from klquant._namespace import Array, array_namespace, is_concrete
 from klquant.errors import ArrayTypeError, InvalidInputError
 
-SMALLEST, LARGEST = 1e-140, 1e140  # of ranges: beyond them errors, which are squares, are no longer floats
-MAX_TOTAL = 2.0**63 * (1 - 2.0**-40)  # a float64 sum may be off by less than that
+SMALLEST, LARGEST = 1e-140, 1e140  # of the last edge: squared errors of other ranges would leave the range of float64
+MAX_TOTAL = 2.0**63 * (1 - 2.0**-40)  # the margin covers the rounding of a float64 sum
 
 
 def check_real(name: str, array: Array) -> None:
-    """Refuse arrays that hold no real numbers."""
+    """Raise ArrayTypeError unless the dtype is an integer or floating-point type."""
     kind = np.dtype(array.dtype).kind
     if kind not in "iuf" and str(array.dtype) != "bfloat16":
         raise ArrayTypeError(f"`{name}` must hold real numbers, got dtype {array.dtype}")
 
 
 def check_odd(name: str, value: int, minimum: int = 3) -> None:
-    """Refuse all but odd integers of at least ``minimum``."""
+    """Raise an error unless `value` is an odd int of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ArrayTypeError(f"`{name}` must be an int, got {type(value).__name__}")
     if value < minimum or value % 2 == 0:
@@ -28,13 +28,13 @@ def check_odd(name: str, value: int, minimum: int = 3) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Refuse all but positive finite numbers."""
+    """Raise InvalidInputError unless `value` is positive and finite."""
     if not (np.isfinite(value) and value > 0):
         raise InvalidInputError(f"`{name}` must be positive and finite, got {value}")
 
 
 def check_vector(name: str, array: Array) -> None:
-    """Refuse all but non-empty one-dimensional real arrays without NaN, infinity or negative entries."""
+    """Raise an error unless the array is one-dimensional, not empty and real, with finite entries >= 0."""
     check_real(name, array)
     if array.ndim != 1 or array.shape[0] == 0:
         raise InvalidInputError(f"`{name}` must be one-dimensional and not empty, got shape {tuple(array.shape)}")
@@ -43,7 +43,7 @@ def check_vector(name: str, array: Array) -> None:
 
 
 def check_histogram(hist: Array, edges: Array, num_quantized_bins: int) -> ModuleType:
-    """Check histograms with their edges and the number of levels; return the namespace."""
+    """Check histograms, their edges and the number of levels, and return the namespace."""
     xp = array_namespace(hist=hist, edges=edges)
     check_odd("num_quantized_bins", num_quantized_bins)
     check_real("hist", hist)
@@ -90,7 +90,7 @@ def _index(where: Any) -> Any:
 def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
     precision = np.finfo(edges.dtype).eps if edges.dtype.kind == "f" else 0.0
     edges = edges.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         widths = np.diff(edges)
     steady = np.isfinite(widths) & (widths > 0)
     if not steady.all():
@@ -102,7 +102,7 @@ def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
         )
     with np.errstate(over="ignore"):
         skew = np.abs(edges + edges[..., ::-1])
-    # linspace and running sums are a few roundings off; a millionth of a bin moves no threshold
+    # linspace and cumsum are off by a few roundings; a millionth of a bin does not change the threshold
     allowed = np.maximum(1e-6 * widths.min(axis=-1), 8 * precision * edges[..., -1])
     excess = skew - allowed[..., None]
     if (excess > 0).any():

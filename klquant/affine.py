@@ -1,7 +1,7 @@
 """Symmetric affine quantization: scale, quantize, dequantize, fake_quantize.
 
-``q = clamp(round_half_even(x / scale), -qmax, qmax)`` and ``x_hat = q * scale`` with zero point 0 and
-``qmax = num_quantized_bins // 2``: 127 levels a side for INT8, -128 is not used.
+``q = clamp(round_half_even(x / scale), -qmax, qmax)`` and ``x_hat = q * scale``, with zero point 0 and
+``qmax = num_quantized_bins // 2``. INT8 has the levels -127 .. 127; -128 is not used.
 """
 
 from types import ModuleType
@@ -15,12 +15,12 @@ from klquant.errors import ArrayTypeError, InvalidInputError
 
 
 def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array | float:
-    """Return the step between two quantized levels: threshold / 127 for INT8.
+    """Return the step between two quantized levels: ``threshold / 127`` for INT8.
 
     Parameters
     ----------
     threshold : float or array of any shape, in units of the activation
-        The clipping value T > 0. For weights the largest absolute value per channel, where 0 gives 0.
+        The clipping value T. For weights it is the largest absolute value per channel. A T of 0 gives scale 0.
     num_quantized_bins : int, odd, at least 3
 
     Returns
@@ -30,7 +30,9 @@ def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array |
     Raises
     ------
     InvalidInputError
-        For a threshold that is negative, NaN or infinite.
+        If the threshold is negative, NaN or infinite, or `num_quantized_bins` is even or below 3.
+    ArrayTypeError
+        If the threshold is neither a number nor a NumPy or JAX array of real numbers.
 
     Examples
     --------
@@ -56,25 +58,25 @@ def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_qua
     x : array, any shape, floating point
         Infinity saturates.
     scale : float, or array of shape (x.shape[axis],) with `axis`
-        Step between levels, in units of `x`. 0 marks a dead tensor or channel: its levels are all 0.
+        Step between two levels, in units of `x`. Scale 0 marks a dead tensor or channel, whose levels are all 0.
     axis : int, optional
-        Channel axis of `x`; by default one scale serves the whole tensor.
+        Channel axis of `x`. By default the whole tensor has one scale.
     num_quantized_bins : int, odd, at least 3
 
     Returns
     -------
-    array, shape of `x`, int8 (int16 or int32 where the levels need it), in the library of `x`
+    array, shape of `x`, int8 (int16 or int32 if the levels need it), in the library of `x`
 
     Raises
     ------
     InvalidInputError
-        For NaN in `x`, a negative or non-finite scale, a scale that does not fit `axis`.
+        If `x` contains NaN, or a scale is negative, not finite or does not fit `axis`.
     ArrayTypeError
-        For lists, torch tensors, integers, mixed libraries.
+        If `x` is not a NumPy or JAX array of floating-point numbers, or `scale` comes from a different library.
 
     Notes
     -----
-    Computed in the dtype of `x`, at least float32.
+    Computed in the dtype of `x`, but at least in float32.
 
     Examples
     --------
@@ -92,16 +94,17 @@ def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_qua
 
 
 def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype: str = "float32") -> Array:
-    """Return the real values that quantized levels stand for: ``q * scale``.
+    """Return the real values of quantized levels: ``q * scale``.
 
     Parameters
     ----------
     q : array, any shape, integer
     scale : float, or array of shape (q.shape[axis],) with `axis`
+        Step between two levels.
     axis : int, optional
-        Channel axis of `q`.
+        Channel axis of `q`. By default the whole tensor has one scale.
     dtype : str
-        Floating point dtype of the result.
+        Floating-point dtype of the result.
 
     Returns
     -------
@@ -110,9 +113,10 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
     Raises
     ------
     InvalidInputError
-        For a negative or non-finite scale, or one that does not fit `axis`.
+        If a scale is negative, not finite or does not fit `axis`.
     ArrayTypeError
-        For lists, torch tensors, mixed libraries.
+        If `q` is not a NumPy or JAX array of integers, `dtype` is not floating point, or `scale` comes from a different
+        library.
 
     Examples
     --------
@@ -129,7 +133,7 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
 
 
 def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
-    """Return `x` after quantize and dequantize, in its own dtype: what an INT8 engine would see of it.
+    """Quantize and dequantize `x`: return the values that an INT8 engine would compute with, in the dtype of `x`.
 
     Parameters
     ----------
@@ -139,7 +143,8 @@ def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, nu
     Returns
     -------
     array, shape and dtype of `x`
-        At most ``scale / 2`` away from `x` inside ``[-T, T]``, +-T outside; monotone and idempotent.
+        At most ``scale / 2`` away from `x` inside ``[-T, T]``, and T or -T outside. The function is monotone and
+        idempotent.
 
     Raises
     ------
@@ -166,7 +171,7 @@ def _quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Array:
     wide = _working_dtype(x.dtype)
     steps = steps.astype(wide)
     levels = xp.clip(xp.rint(x.astype(wide) / xp.where(steps > 0, steps, 1)), -qmax, qmax)
-    return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest that holds -qmax .. qmax
+    return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest with -qmax .. qmax
 
 
 @compiled

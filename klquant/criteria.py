@@ -1,9 +1,12 @@
-"""Other ways to choose T, with the signature of :func:`klquant.optimal_threshold`: max, percentile, mse.
+"""Other criteria for T: max, percentile, mse. They take the same arguments as :func:`klquant.optimal_threshold`.
 
 All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. The mse criterion folds the histogram to |x| and
-sums it up from the outside: with n(b) counts and s(b) their sum at or beyond bin b, and level q beginning at bin b_q::
+sums it from the outside inwards. Let n(b) be the number of values in bin b or beyond, s(b) the sum of these values,
+and b_q the first bin that is rounded to level q. Then::
 
     sum h (x - q(x) step)^2 = sum h x^2 - 2 step sum_q s(b_q) + step^2 sum_q (2 q - 1) n(b_q)
+
+So the error of a candidate needs one look-up for each level, and no sum over the bins.
 """
 
 import functools
@@ -17,11 +20,11 @@ from klquant._result import Threshold, check_found, describe
 from klquant._validate import check_histogram
 from klquant.errors import InvalidInputError
 
-TIE = 1e-13  # of the mean square: squared errors closer than this are equal as far as float64 tells, the first wins
+TIE = 1e-13  # of the mean square: squared errors closer than this differ by rounding only, and the first wins
 
 
 def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
-    """Take the largest observed value: T is the outer edge of the outermost bin that is not empty.
+    """Return the largest observed value: T is the outer edge of the outermost non-empty bin.
 
     Parameters
     ----------
@@ -31,12 +34,12 @@ def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
     Returns
     -------
     Threshold
-        Nothing is clipped.
+        Nothing is clipped. `index` is -1 and `divergence` is NaN.
 
     Raises
     ------
     InfeasibleError
-        For an empty histogram.
+        If a histogram is empty.
     InvalidInputError, ArrayTypeError
         As for :func:`klquant.optimal_threshold`.
 
@@ -52,7 +55,9 @@ def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
 def percentile_threshold(
     hist: Array, edges: Array, *, percentile: float = 99.99, num_quantized_bins: int = 255
 ) -> Threshold:
-    """Take the T that `percentile` percent of the values do not exceed in absolute value, linear inside the bin.
+    """Return the T that `percentile` percent of the absolute values do not exceed.
+
+    T is interpolated linearly inside its bin.
 
     Parameters
     ----------
@@ -63,13 +68,14 @@ def percentile_threshold(
     Returns
     -------
     Threshold
+        `index` is -1 and `divergence` is NaN.
 
     Raises
     ------
     InfeasibleError
-        For an empty histogram.
+        If a histogram is empty.
     InvalidInputError, ArrayTypeError
-        For another `percentile`; and as for :func:`klquant.optimal_threshold`.
+        If `percentile` is out of range; otherwise as for :func:`klquant.optimal_threshold`.
 
     Examples
     --------
@@ -86,7 +92,7 @@ def percentile_threshold(
 
 
 def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
-    """Take the edge T with the smallest expected squared error of rounding and clipping.
+    """Return the edge T with the smallest expected squared error of rounding and clipping.
 
     Parameters
     ----------
@@ -96,14 +102,14 @@ def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
     Returns
     -------
     Threshold
-        `index` counts all positive edges, from the narrowest.
+        `value` is one of the edges. `index` counts the positive edges, from the narrowest. `divergence` is NaN.
 
     Raises
     ------
     InfeasibleError
-        For an empty histogram.
+        If a histogram is empty.
     InvalidInputError, ArrayTypeError
-        For bins of different widths; and as for :func:`klquant.optimal_threshold`.
+        If the bins have different widths; otherwise as for :func:`klquant.optimal_threshold`.
 
     Examples
     --------
@@ -118,7 +124,9 @@ def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
 
 
 def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Array:
-    """Return the expected squared error for every positive edge as T, with all values at their bins' centres.
+    """Return the expected squared error of rounding and clipping for every positive edge as T.
+
+    All values of a bin are taken to lie at its centre.
 
     Parameters
     ----------
@@ -133,11 +141,12 @@ def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Ar
     Raises
     ------
     InvalidInputError, ArrayTypeError
-        For bins of different widths; and as for :func:`klquant.optimal_threshold`.
+        If the bins have different widths; otherwise as for :func:`klquant.optimal_threshold`.
 
     Notes
     -----
-    Exact to the rounding of float64 (relative to the mean square). Cost: num_bins * num_quantized_bins / 2 additions.
+    The values are exact to the rounding of float64, relative to the mean square. They take about
+    ``num_bins * num_quantized_bins / 2`` additions.
 
     Examples
     --------
@@ -155,7 +164,9 @@ def _check_equal_bins(hist: Array, edges: Array, num_quantized_bins: int) -> Non
         bounds = np.asarray(edges, dtype=np.float64)
         drift = np.abs(np.diff(bounds) * (bounds.shape[-1] - 1) / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
         if drift > 1e-2:
-            raise InvalidInputError(f"`edges` must be equally spaced for the mse criterion, got widths {drift:.1%} off")
+            raise InvalidInputError(
+                f"`edges` must be equally spaced for the mse criterion, got widths up to {drift:.1%} off the mean"
+            )
 
 
 @compiled
@@ -163,7 +174,7 @@ def _percentile(hist: Array, edges: Array, *, xp: ModuleType, percentile: float,
     def one(hist: Array, edges: Array) -> Threshold:
         folded, outer = _fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
         below = xp.cumsum(folded)
-        target = xp.abs(percentile / 100 * below[-1])  # abs: a difference from a product might be rounded once only
+        target = xp.abs(percentile / 100 * below[-1])  # abs: or XLA may fuse the product into `below - target`
         k = first_true(below >= target, xp=xp)
         inner = xp.where(k == 0, 0.0, outer[k - 1])
         value = outer[k] - xp.abs((below[k] - target) / folded[k] * (outer[k] - inner))
@@ -208,8 +219,8 @@ def _squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: M
 
 @functools.lru_cache(maxsize=32)
 def _level_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the first bin (by distance) that rounds to level q, for q = 1 .. qmax and each candidate T."""
-    halves = (2 * np.arange(1, qmax + 1)[:, None] - 1) * (2 * np.arange(num) + 1)  # (q - 1/2) T, in 1 / (4 qmax) bins
+    """Return the first bin (by distance from 0) that rounds to level q, for q = 1 .. qmax and each candidate T."""
+    halves = (2 * np.arange(1, qmax + 1)[:, None] - 1) * (2 * np.arange(num) + 1)  # (q - 1/2) T, unit 1 / (4 qmax) bins
     begins: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(-(-halves // (4 * qmax)), num)
     return begins
 

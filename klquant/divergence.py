@@ -8,31 +8,33 @@ from klquant._namespace import Array, array_namespace, compiled, is_concrete
 from klquant._validate import check_positive, check_vector
 from klquant.errors import InfeasibleError, InvalidInputError
 
-EPS = 1e-4  # what a zero becomes, in counts
+EPS = 1e-4  # counts: smoothing replaces a zero by this
 
 
 def smooth(values: Array, *, eps: float = EPS) -> Array:
-    """Replace zeros by `eps` and take what that costs evenly from the other entries: the total stays.
+    """Replace zeros by `eps`, and subtract the same amount from every other entry to keep the total.
 
-    With z zeros and r non-zeros each non-zero loses ``eps * z / r``.
+    With z zeros and r non-zeros, each non-zero loses ``eps * z / r``.
 
     Parameters
     ----------
     values : array, shape (n,), counts or weights >= 0
     eps : float
-        What a zero becomes, in the unit of `values`.
+        The value that replaces a zero, > 0, in units of `values`.
 
     Returns
     -------
     array, shape (n,), float64, in the library of `values`
-        All entries positive. Under ``jax.jit`` NaN throughout where the smoothing is infeasible.
+        All entries are positive. Under ``jax.jit`` all are NaN if the smoothing is infeasible.
 
     Raises
     ------
     InfeasibleError
-        If there is no non-zero entry, or one would lose all it has (``eps * z / r >= 1`` or an entry ends <= 0).
-    InvalidInputError, ArrayTypeError
-        For NaN, infinity, negative entries, other shapes; for lists, torch tensors, complex numbers.
+        If all entries are zero, if ``eps * z / r >= 1``, or if an entry would become 0 or negative.
+    InvalidInputError
+        If an entry is NaN, infinite or negative, or `values` is empty or not one-dimensional.
+    ArrayTypeError
+        If `values` is not a NumPy or JAX array of real numbers.
 
     Notes
     -----
@@ -54,7 +56,9 @@ def smooth(values: Array, *, eps: float = EPS) -> Array:
 
 
 def kl_divergence(p: Array, q: Array) -> Array:
-    """Return KL(p / sum p || q / sum q) with natural logarithms: 0 for equal distributions, never negative.
+    """Return the Kullback-Leibler divergence KL(p / sum p || q / sum q), in nats.
+
+    It is never negative, and 0 for equal distributions.
 
     Parameters
     ----------
@@ -63,12 +67,15 @@ def kl_divergence(p: Array, q: Array) -> Array:
     Returns
     -------
     float64 scalar, in nats, in the library of `p`
-        Entries with p = 0 add nothing; +inf where p > 0 and q = 0. Under ``jax.jit`` NaN for an empty total.
+        Entries with p = 0 add nothing. The result is +inf if p > 0 and q = 0 anywhere. Under ``jax.jit`` it is NaN if
+        a total is 0.
 
     Raises
     ------
-    InvalidInputError, ArrayTypeError
-        For NaN, infinity, negative entries, a zero total, unequal shapes; for mixed libraries.
+    InvalidInputError
+        If an entry is NaN, infinite or negative, a total is 0, or the shapes differ.
+    ArrayTypeError
+        If the arrays are not NumPy or JAX arrays of real numbers, or come from different libraries.
 
     Notes
     -----
@@ -92,7 +99,7 @@ def kl_divergence(p: Array, q: Array) -> Array:
 
 
 def smoothing_loss(num_nonzero: Array, num_total: Array, eps: float, *, xp: ModuleType) -> Array:
-    """Return eps1, what every non-zero loses; +inf where there is none to pay."""
+    """Return eps1, the amount that every non-zero loses; +inf if there is no non-zero."""
     paying = xp.maximum(num_nonzero, 1)
     return xp.where(num_nonzero > 0, eps * (num_total - num_nonzero) / paying, xp.inf)
 
@@ -112,4 +119,4 @@ def _kl_divergence(p: Array, q: Array, *, xp: ModuleType) -> Array:
     defined = (p.sum() > 0) & (q.sum() > 0)
     p, q = p / p.sum(), q / q.sum()
     terms = xp.where(p > 0, p * xp.log(xp.where(p > 0, p / q, 1.0)), 0.0)
-    return xp.where(defined, xp.maximum(terms.sum(), 0.0), xp.nan)[()]  # rounding may leave -1e-17 for equal ones
+    return xp.where(defined, xp.maximum(terms.sum(), 0.0), xp.nan)[()]  # rounding may give -1e-17 for equal p and q

@@ -1,7 +1,7 @@
-"""Symmetric histograms with an odd number of bins: make them, and merge them (a monoid).
+"""Symmetric histograms with an odd number of bins: count data, and merge histograms (a monoid).
 
-Counting is one multiplication and integer arithmetic, so that every library, chunk and machine puts a value
-into the same bin: there is no sum that a compiler could fuse and round differently.
+A value is multiplied once, and the rest is integer arithmetic. So every library, chunk size and machine puts a value
+into the same bin: there is no floating-point sum that a compiler could fuse and round differently.
 """
 
 from types import ModuleType
@@ -15,12 +15,12 @@ from klquant.errors import ArrayTypeError, InvalidInputError
 
 
 class Histogram(NamedTuple):
-    """Counts over equal bins that are symmetric about 0."""
+    """Counts in equal bins that are symmetric about 0."""
 
     hist: Array
     """Counts, shape (num_bins,), int64."""
     edges: Array
-    """Bin edges, shape (num_bins + 1,), float64, in the unit of the data."""
+    """Bin edges, shape (num_bins + 1,), float64, in units of the data."""
 
 
 def histogram(x: Array, *, num_bins: int = 4001, amax: float | None = None) -> Histogram:
@@ -29,32 +29,32 @@ def histogram(x: Array, *, num_bins: int = 4001, amax: float | None = None) -> H
     Parameters
     ----------
     x : array, any shape, real
-        May be empty when `amax` is given: that histogram is the neutral element of :func:`merge`.
+        May be empty if `amax` is given. The result is then the neutral element of :func:`merge`.
     num_bins : int, odd, at least 3
-        Odd, so that 0 lies in the middle of the centre bin.
+        An odd number puts 0 in the middle of the centre bin.
     amax : float, optional
-        Largest absolute value, > 0, in the unit of `x`; by default that of `x`. Give it to count data in chunks.
-        Values beyond it are counted in the outermost bins: they would saturate, and no count is lost.
+        Range of the bins, > 0, in units of `x`. The default is ``max |x|``. Pass it to count data in chunks. Values
+        beyond it are counted in the outermost bins, as a quantizer would saturate them.
 
     Returns
     -------
     Histogram
-        `hist` int64, `edges` float64, both in the library of `x`. JAX needs its 64-bit types (as in
-        ``with jax.enable_x64(True)``) for arithmetic on them outside klquant.
+        `hist` (int64) and `edges` (float64), both in the library of `x`. To compute with them in JAX, enable 64-bit
+        types, as in ``with jax.enable_x64(True)``.
 
     Raises
     ------
     InvalidInputError
-        For NaN or infinity in `x`, an even `num_bins`, an `amax` that is not positive and finite, data without a
-        range (empty or all zero) and no `amax`.
+        If `x` contains NaN or infinity, `num_bins` is even, or `amax` is not positive and finite; also if `amax` is
+        missing and `x` is empty or all zero.
     ArrayTypeError
-        For lists, torch tensors and arrays that hold no real numbers; for tracers without `amax`.
+        If `x` is a list or a torch tensor, or its dtype is not real; also if `x` is traced and `amax` is missing.
 
     Notes
     -----
-    A value on an edge counts in the outer bin on both sides, so ``-x`` has the mirrored histogram; +amax and -amax
-    count in the last and first bin. Edges are multiples of ``amax / num_bins`` rounded once; scaling `x` and `amax`
-    by a power of two scales them exactly and leaves the counts alone.
+    A value on an edge is counted in the bin further from 0, so ``-x`` has the mirrored histogram. The values amax and
+    -amax are counted in the last and the first bin. Edges are multiples of ``amax / num_bins``, rounded once. Scaling
+    `x` and `amax` by a power of two scales the edges exactly and leaves the counts as they are.
 
     Examples
     --------
@@ -79,24 +79,25 @@ def histogram(x: Array, *, num_bins: int = 4001, amax: float | None = None) -> H
 
 
 def merge(a: Histogram, b: Histogram) -> Histogram:
-    """Add two histograms over the same edges, as if their data had been counted together.
+    """Add two histograms with the same edges, as if their data had been counted together.
 
     Parameters
     ----------
     a, b : Histogram
-        From :func:`histogram` with the same `num_bins` and `amax`, in the same library.
+        Results of :func:`histogram` with the same `num_bins` and `amax`, in the same library.
 
     Returns
     -------
     Histogram
-        New arrays; associative, commutative, and exact: the split of the data does not show.
+        New arrays. The sum is exact, associative and commutative, so the result does not depend on how the data were
+        split.
 
     Raises
     ------
     InvalidInputError
-        If the edges differ, or the counts would exceed int64.
+        If the edges differ, or a sum of counts would overflow int64.
     ArrayTypeError
-        For mixed libraries.
+        If the two come from different libraries.
 
     Examples
     --------
@@ -129,10 +130,10 @@ def symmetric_edges(amax: float, num_bins: int) -> np.ndarray:
 
 
 def _largest(x: Array) -> float:
-    """Return max |x|, 0 of nothing."""
+    """Return max |x|, or 0 if `x` is empty."""
     largest = max(abs(float(bound)) for bound in _extremes(x)) if x.size else 0.0
     if not np.isfinite(largest):
-        raise InvalidInputError(f"`x` must be finite, got {int(_count_bad(x))} NaN or infinite values of {x.size}")
+        raise InvalidInputError(f"`x` must be finite, got {int(_count_bad(x))} NaN or infinite values out of {x.size}")
     return largest
 
 
@@ -162,7 +163,7 @@ def _count(x: Array, half_bins: Array, *, xp: ModuleType, num_bins: int, clip: b
 
 
 def _pair(halves: Array, *, xp: ModuleType) -> Array:
-    """Join half bins, by distance, to bins; the outermost one holds |x| = amax alone and joins the last bin."""
+    """Add up pairs of half bins, ordered by distance. The outermost one has |x| = amax only, and joins the last bin."""
     joined = xp.concatenate([halves[:-2], halves[-2:-1] + halves[-1:]])
     return joined.reshape(-1, 2).sum(axis=1)
 

@@ -1,4 +1,4 @@
-"""The merge partition: how the bins of a candidate window fall into quantized bins, and what they become."""
+"""The merge partition: how the bins of a window are merged into quantized bins, and the distribution Q that results."""
 
 from types import ModuleType
 from typing import Any
@@ -14,8 +14,8 @@ from klquant.errors import ArrayTypeError, InvalidInputError
 def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
     """Return the boundaries of the groups into which `num_bins` bins are merged.
 
-    Group j holds the bins ``bounds[j] <= k < bounds[j + 1]``. All groups hold ``num_bins // num_quantized_bins``
-    bins but the last, which also takes the remainder: every bin is in exactly one group.
+    Group j contains the bins ``bounds[j] <= k < bounds[j + 1]``. Each group has ``num_bins // num_quantized_bins``
+    bins, and the last one also takes the remainder. So every bin is in exactly one group.
 
     Parameters
     ----------
@@ -28,8 +28,10 @@ def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
 
     Raises
     ------
-    InvalidInputError, ArrayTypeError
-        For fewer bins than levels, an even number of levels, or no integers.
+    InvalidInputError
+        If there are fewer bins than levels, or the number of levels is even or below 3.
+    ArrayTypeError
+        If a number is not an int.
 
     Notes
     -----
@@ -52,27 +54,29 @@ def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
 
 
 def quantized_distribution(values: Array, support: Array, *, num_quantized_bins: int = 255) -> Array:
-    """Return what is left of `values` when each group of bins keeps only its total.
+    """Merge `values` into groups of bins, and spread the total of each group evenly over its supported bins.
 
-    The total of a group is spread evenly over those of its bins where `support` is not zero.
+    A bin is supported if `support` is not zero there. The other bins become 0.
 
     Parameters
     ----------
     values : array, shape (n,), counts or weights >= 0
         The sliced histogram S of a candidate.
     support : array, shape (n,), counts or weights >= 0
-        The reference distribution P of the candidate; only where it is zero matters.
+        The reference distribution P of the candidate. Only its zeros matter.
     num_quantized_bins : int, odd, at least 3 and at most n
 
     Returns
     -------
     array, shape (n,), float64, in the library of `values`
-        Mass is kept in every group that has support.
+        The total of every group with a supported bin is the same as in `values`.
 
     Raises
     ------
-    InvalidInputError, ArrayTypeError
-        For NaN, infinity, negative entries, unequal shapes, too few bins; for mixed libraries.
+    InvalidInputError
+        If an entry is NaN, infinite or negative, the shapes differ, or there are fewer bins than levels.
+    ArrayTypeError
+        If the arrays are not NumPy or JAX arrays of real numbers, or come from different libraries.
 
     Examples
     --------
@@ -88,7 +92,7 @@ def quantized_distribution(values: Array, support: Array, *, num_quantized_bins:
         raise InvalidInputError(
             f"`values` and `support` must have the same shape, got {tuple(values.shape)} and {tuple(support.shape)}"
         )
-    merge_partition(values.shape[0], num_quantized_bins=num_quantized_bins)  # checks the numbers
+    merge_partition(values.shape[0], num_quantized_bins=num_quantized_bins)  # only for its checks
     return _quantized_distribution(values, support, num_quantized_bins=int(num_quantized_bins))
 
 

@@ -1,7 +1,8 @@
-"""Thresholds as other tools choose them, from their own histograms: MXNet, TensorRT's slides, ModelOpt, ncnn.
+"""Thresholds as other tools choose them: MXNet, the TensorRT slides, ModelOpt, ncnn.
 
-Each function repeats one published search with its quirks, bin by bin in float64, on NumPy arrays. It is meant for
-reproducing thresholds that came from elsewhere; :func:`klquant.optimal_threshold` is the search to use for new ones.
+Each function reproduces one published search with its quirks, on the kind of histogram which that tool makes. It works
+bin by bin in float64, on NumPy arrays. Use these functions to check thresholds from other tools, and
+:func:`klquant.optimal_threshold` for new ones.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,13 @@ from numpy.typing import NDArray
 from klquant._validate import check_histogram, check_real, check_vector
 from klquant.errors import ArrayTypeError, InfeasibleError, InvalidInputError
 
-EPS = 1e-4  # what MXNet makes of a zero count, and what ncnn adds to every normalised bin
+EPS = 1e-4  # MXNet replaces a zero count by this, and ncnn adds it to every normalised bin
 __all__ = ["PresetThreshold", "modelopt_threshold", "mxnet_threshold", "ncnn_threshold", "tensorrt_slides_threshold"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _Vector: TypeAlias = NDArray[np.float64]
 _Bins: TypeAlias = NDArray[np.int64]
@@ -22,14 +28,14 @@ _Mask: TypeAlias = NDArray[np.bool_]
 
 
 class PresetThreshold(NamedTuple):
-    """What a preset chose; ``float(threshold)`` is the value."""
+    """A threshold found by a preset. ``float(threshold)`` is the value."""
 
     value: np.floating
     """T, in units of the edges."""
-    index: Any  # an np.int32; a tuple's own `index` forbids to say so
-    """Which candidate, counted from the narrowest."""
+    index: Any  # np.int32, but mypy compares the type with that of `tuple.index`
+    """Number of the candidate, from the narrowest."""
     divergence: np.float64
-    """What the original compares at this candidate, in nats."""
+    """The divergence of this candidate as the original computes it, in nats."""
 
     def __float__(self) -> float:
         """Return the clipping value."""
@@ -47,29 +53,32 @@ def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: 
     hist : np.ndarray, shape (num_bins,), integer counts, num_bins odd (MXNet: 8001)
     edges : np.ndarray, shape (num_bins + 1,), symmetric about 0, in units of the activation
     num_quantized_bins : int, odd, 3 to num_bins
-        255 for int8; MXNet takes 511 where it chooses uint8, for a tensor without negative values.
+        255 for int8. MXNet uses 511 for uint8, which it chooses for tensors without negative values.
 
     Returns
     -------
     PresetThreshold
-        `value` in the dtype of `edges`, `index` counted from the narrowest candidate, `divergence` in nats.
+        `value` in the dtype of `edges`, `index` from the narrowest candidate, `divergence` in nats.
 
     Raises
     ------
     InfeasibleError
-        If no candidate can be smoothed (MXNet: the narrowest candidate, or an abort).
+        If no candidate can be smoothed. (MXNet returns the narrowest candidate or aborts.)
     InvalidInputError, ArrayTypeError
-        As for :func:`klquant.optimal_threshold`, and for JAX arrays.
+        As for :func:`klquant.optimal_threshold`; also if an array is a JAX array.
 
     Notes
     -----
-    P has the left outliers in its first bin, but S, which Q is made of, has nothing there, not even that bin's own
-    count. ``m = (2 i + 1) // num_quantized_bins`` bins form a group, the last one takes the remainder, and each bin
-    with P != 0 gets the group's sum(S) over its number of S != 0: where P has outliers and S nothing, Q gains mass
-    (klquant's own search counts P != 0). T is at least num_quantized_bins / num_bins of the range.
-    Source: apache/mxnet, src/operator/quantization/calibrate.cc at 07b39423, which `_get_optimal_threshold` in
-    python/mxnet/contrib/quantization.py calls since 1.6; it computes in float32, which can move a flat minimum.
-    Before, in Python, S kept its first bin and P != 0 was counted (S != 0 in 1.2, which left out the last bin too).
+    P has the left outliers in its first bin. S, from which Q is computed, has 0 there, without even that bin's own
+    count. A group is ``m = (2 i + 1) // num_quantized_bins`` bins, and the last one also takes the remainder. Each bin
+    with P != 0 gets the group's sum of S divided by its number of bins with S != 0. So Q gains mass where P has
+    outliers and S has nothing. (klquant's own search divides by the number of bins with P != 0.) T is at least
+    num_quantized_bins / num_bins of the range.
+
+    Source: apache/mxnet, src/operator/quantization/calibrate.cc at 07b39423. `_get_optimal_threshold` in
+    python/mxnet/contrib/quantization.py calls it since 1.6. It computes in float32, which can move a flat minimum.
+    Before 1.6 the search was in Python: S kept its first bin, and bins with P != 0 were counted. (In 1.2, bins with
+    S != 0 were counted, and the last bin was left out.)
 
     Examples
     --------
@@ -88,10 +97,10 @@ def mxnet_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: 
 
 
 def tensorrt_slides_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quantized_bins: int = 128) -> PresetThreshold:
-    """Find the threshold of the pseudocode on NVIDIA's slides about TensorRT.
+    """Find the threshold by the pseudocode of NVIDIA's TensorRT slides.
 
-    D_m = KL(P || Q) over the first m bins, ``m = num_quantized_bins, .. num_bins - 1``, P with the outliers in its
-    last bin, Q without them; T = ``(m + 0.5) * edges[-1] / num_bins`` at the first minimum.
+    D_m = KL(P || Q) over the first m bins, ``m = num_quantized_bins, .. num_bins - 1``. P has the outliers in its last
+    bin, Q does not have them. T = ``(m + 0.5) * edges[-1] / num_bins`` at the first minimum.
 
     Parameters
     ----------
@@ -107,18 +116,21 @@ def tensorrt_slides_threshold(hist: np.ndarray, edges: np.ndarray, *, num_quanti
     Raises
     ------
     InfeasibleError
-        If D is infinite throughout: for an empty histogram, or all mass in the last bin.
-    InvalidInputError, ArrayTypeError
-        For edges of another length, not from 0, not increasing in equal steps; for NaN, infinite or negative counts;
-        for anything but NumPy arrays.
+        If D is infinite for every candidate: the histogram is empty, or all its mass is in the last bin.
+    InvalidInputError
+        If `edges` has the wrong length, does not start at 0 or is not equally spaced; if a count is NaN, infinite or
+        negative; if `num_quantized_bins` is out of range.
+    ArrayTypeError
+        If an array is not a NumPy array of real numbers.
 
     Notes
     -----
-    The whole range (m = num_bins) is no candidate, and T is at least num_quantized_bins + 0.5 bins. Nothing is
-    smoothed: D is infinite where P holds outliers in a level that is empty without them. Empty bins of P stay empty
-    in Q. The slides leave open how levels are formed if their number does not divide m; here bin k belongs to level
-    ``k * num_quantized_bins // m``, as in NVIDIA's own Python (:func:`modelopt_threshold`). TensorRT itself is closed;
-    calibration caches with T = (2048 + 0.5) bins tell that it tries the whole range too.
+    The whole range (m = num_bins) is not a candidate, and T is at least num_quantized_bins + 0.5 bins. Nothing is
+    smoothed, so D is infinite if P has outliers in a level that is empty without them. Empty bins of P stay empty in Q.
+    The slides do not define the levels if their number does not divide m. Here bin k belongs to level
+    ``k * num_quantized_bins // m``, as in NVIDIA's own Python code (:func:`modelopt_threshold`). TensorRT's source is
+    not public, but calibration caches with T = (2048 + 0.5) bins show that it tries the whole range too.
+
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017 (S7310), "Entropy Calibration - pseudocode".
 
     Examples
@@ -144,7 +156,7 @@ def modelopt_threshold(
     stride: int = 1,
     start_bin: int = 128,
 ) -> PresetThreshold:
-    """Find the amax that NVIDIA's ModelOpt and pytorch-quantization find by entropy.
+    """Find the amax of the entropy calibration in NVIDIA's ModelOpt and pytorch-quantization.
 
     D_i = KL(P || Q) over the first i bins, ``i = start_bin, start_bin + stride, .. num_bins``;
     T = ``edges[i]`` at the last minimum.
@@ -155,9 +167,11 @@ def modelopt_threshold(
     edges : np.ndarray, shape (num_bins + 1,), equal bins from 0, in units of the activation
     num_bits : int, 1 to 16
     unsigned : bool
-        Bin k belongs to level ``k * L // i`` of ``L = 2 ** (num_bits - 1 + unsigned)``.
+        Use ``L = 2 ** (num_bits - 1 + unsigned)`` levels. Bin k belongs to level ``k * L // i``.
     stride : int, at least 1
+        Number of bins between two candidates.
     start_bin : int, 1 to num_bins
+        Number of bins of the narrowest candidate.
 
     Returns
     -------
@@ -167,19 +181,21 @@ def modelopt_threshold(
     Raises
     ------
     InfeasibleError
-        If all bins but the first are empty, or D is infinite throughout (ModelOpt: the widest candidate).
+        If all bins but the first are empty, or D is infinite for every candidate. (ModelOpt returns the widest one.)
     InvalidInputError, ArrayTypeError
         As for :func:`tensorrt_slides_threshold`.
 
     Notes
     -----
-    Bin 0, where the zeros are, counts as much as bin 1. Of equal minima the last wins: the widest T. Nothing is
-    smoothed: D is infinite for a window that ends in an empty bin if there are outliers. It is NaN for a window without
-    any count, which `np.argmin` takes for the minimum, so that values all beyond start_bin give the widest empty window
-    and are all clipped; this is kept, with `divergence` NaN.
+    Bin 0, where the zeros are, gets the count of bin 1. Of equal minima the last wins, which is the widest T. Nothing
+    is smoothed, so D is infinite for a window that ends in an empty bin if there are outliers. For a window without
+    counts D is NaN, and `np.argmin` takes NaN for the minimum. So if all values lie beyond start_bin, the widest empty
+    window wins and all values are clipped. This function does the same, and returns a `divergence` of NaN.
+
     Source: `_compute_amax_entropy` in NVIDIA/Model-Optimizer, modelopt/torch/quantization/calib/histogram.py at
     74c4858e. NVIDIA/TensorRT, tools/pytorch-quantization/pytorch_quantization/calib/histogram.py at 1637a26e, finds the
-    same and overwrites bin 0 of the caller. With `torch_hist=False` their first edge is min |x|; that is refused here.
+    same, but overwrites bin 0 of the caller's histogram. With `torch_hist=False` their first edge is min |x|, which
+    raises an error here.
 
     Examples
     --------
@@ -203,7 +219,7 @@ def modelopt_threshold(
 
 
 def ncnn_threshold(hist: np.ndarray, edges: np.ndarray, *, target_bins: int = 128) -> PresetThreshold:
-    """Find the threshold that ncnn's ncnn2table finds with its method kl.
+    """Find the threshold of ncnn's ncnn2table with the method kl.
 
     D_t = sum a log(a / b) over the first t bins, ``t = target_bins, .. num_bins - 1``;
     T = ``(t + 0.5) * edges[-1] / num_bins`` at the first minimum.
@@ -222,18 +238,20 @@ def ncnn_threshold(hist: np.ndarray, edges: np.ndarray, *, target_bins: int = 12
     Raises
     ------
     InfeasibleError
-        For an empty histogram (ncnn: the narrowest candidate).
+        If the histogram is empty. (ncnn returns the narrowest candidate.)
     InvalidInputError, ArrayTypeError
         As for :func:`tensorrt_slides_threshold`.
 
     Notes
     -----
-    With p = hist / sum(hist), a = p + eps, the outliers in its last bin. Groups are t / target_bins bins wide, not
-    rounded: a bin on a border belongs to both sides in proportion. Each group is spread evenly, empty bins included;
-    b = that + eps. Neither is normalised again: clipped mass is missing in b. The whole range is no candidate.
-    Source: `QuantNet::quantize_KL` in Tencent/ncnn, tools/quantize/ncnn2table.cpp at 0207b6bc, as since its rewrite of
-    2021; it computes in float32, which can move a flat minimum. Before, counts began at 1e-5 in place of eps, and empty
-    bins got nothing.
+    Let p = hist / sum(hist). Then a = p + eps, with the outliers in its last bin. Groups are t / target_bins bins wide,
+    not rounded: a bin on a border belongs to both groups in proportion. Each group's mass is spread evenly over its
+    bins, empty ones included, and b is the result plus eps. Neither is normalised again, so the clipped mass is missing
+    in b. The whole range is not a candidate.
+
+    Source: `QuantNet::quantize_KL` in Tencent/ncnn, tools/quantize/ncnn2table.cpp at 0207b6bc, unchanged since it was
+    rewritten in 2021. It computes in float32, which can move a flat minimum. Before 2021, counts began at 1e-5 instead
+    of eps, and empty bins got nothing.
 
     Examples
     --------
@@ -278,27 +296,27 @@ def _ncnn_divergence(p: _Vector, stop: int, levels: int) -> float:
 
 
 def _clipped(counts: _Vector, stop: int) -> _Vector:
-    """Return the first `stop` counts, all beyond them added to the last."""
+    """Return the first `stop` counts, with all later ones added to the last."""
     clipped = counts[:stop].copy()
     clipped[-1] += counts[stop:].sum()
     return clipped
 
 
 def _levelled(counts: _Vector, counted: _Mask, kept: _Mask, starts: _Bins) -> _Vector:
-    """Give each kept bin the total of its group over the number of counted bins in it."""
+    """Return, in each kept bin, the total of its group divided by the number of counted bins in the group."""
     totals, numbers = np.add.reduceat(counts, starts), np.add.reduceat(counted, starts, dtype=np.float64)
     means = np.where(numbers > 0, totals / numbers, 0.0)
     return np.where(kept, np.repeat(means, np.diff(starts, append=counts.size)), 0.0)
 
 
 def _level_starts(stop: int, levels: int) -> _Bins:
-    """Return the first bins with ``k * levels // stop`` = 0, 1, .. (or every bin, if there are more levels)."""
+    """Return the first bin k of each level ``k * levels // stop`` (every bin, if there are more levels than bins)."""
     levels = min(levels, stop)
     return -(-np.arange(levels) * stop // levels)
 
 
 def _smoothed(values: _Vector) -> _Vector:
-    """Turn zeros into EPS at the cost of the others; NaN throughout where that is infeasible."""
+    """Replace zeros by EPS and subtract the cost from the others; return NaN everywhere if that is infeasible."""
     zeros = values == 0
     taken = EPS * zeros.sum() / (~zeros).sum()
     smoothed = np.where(zeros, EPS, values - taken)
@@ -314,7 +332,7 @@ def _kl(p: _Vector, q: _Vector) -> float:
 def _curve(counts: _Vector, candidates: range, divergence: Callable[[int], float]) -> _Vector:
     if not counts.any():
         return np.full(len(candidates), np.inf)
-    with np.errstate(all="ignore"):  # what is undefined becomes NaN or infinite
+    with np.errstate(all="ignore"):  # undefined results become NaN or infinite
         return np.array([divergence(candidate) for candidate in candidates])
 
 
@@ -352,7 +370,7 @@ def _check_absolute(hist: np.ndarray, edges: np.ndarray) -> None:
     if edges.shape != (hist.size + 1,):
         raise InvalidInputError(f"`edges` must have shape ({hist.size + 1},), one more than `hist`, got {edges.shape}")
     if edges[0] != 0:
-        raise InvalidInputError(f"`edges` must start at 0, as of absolute values, got {edges[0]}")
+        raise InvalidInputError(f"`edges` must start at 0, for a histogram of absolute values, got {edges[0]}")
     widths = np.diff(edges.astype(np.float64))
     if not (np.isfinite(widths).all() and widths.min() > 0):
         where = int(np.argmin(np.isfinite(widths) & (widths > 0)))

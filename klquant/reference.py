@@ -1,7 +1,7 @@
-"""The algorithm literally, in loops, NumPy float64: the oracle that the fast path is checked against.
+"""The algorithm in plain loops over NumPy float64: the oracle for tests of the fast search.
 
-Shares no code with the fast path. It takes seconds where that takes milliseconds; its worth is that each line
-can be compared with the description by eye.
+It shares no code with the fast search, and each line can be compared with the description by eye. It takes seconds
+where the fast search takes milliseconds.
 """
 
 import math
@@ -24,11 +24,16 @@ __all__ = [
     "squared_errors",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Vector = NDArray[np.float64]
 
 
 def smooth(values: Vector, eps: float = 1e-4) -> Vector | None:
-    """Turn zeros into `eps` at the cost of the others; None where that is infeasible."""
+    """Replace zeros by `eps` and subtract the cost evenly from the other entries; return None if that is infeasible."""
     zeros = int(np.sum(values == 0))
     nonzeros = len(values) - zeros
     if nonzeros == 0:
@@ -43,7 +48,7 @@ def smooth(values: Vector, eps: float = 1e-4) -> Vector | None:
 
 
 def kl_divergence(p: Vector, q: Vector) -> float:
-    """Sum p log(p / q) over the normalised distributions, in nats."""
+    """Return sum p log(p / q) of the normalised distributions, in nats."""
     p, q = p / p.sum(), q / q.sum()
     return math.fsum(pk * math.log(pk / qk) for pk, qk in zip(p.tolist(), q.tolist(), strict=True) if pk > 0)
 
@@ -57,7 +62,7 @@ def reference_distribution(hist: NDArray[np.int64], start: int, stop: int) -> Ve
 
 
 def quantized_distribution(values: Vector, support: Vector, num_quantized_bins: int = 255) -> Vector:
-    """Merge `values` into groups and spread each total over the bins of its group where `support` is not zero."""
+    """Merge `values` into groups and spread the total of each over its bins with non-zero `support`."""
     width = len(values)
     size = width // num_quantized_bins
     q = np.zeros(width)
@@ -73,7 +78,7 @@ def quantized_distribution(values: Vector, support: Vector, num_quantized_bins: 
 
 
 def divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int = 255, eps: float = 1e-4) -> Vector:
-    """Return D of every candidate half-width from num_quantized_bins // 2 to the centre; +inf = infeasible."""
+    """Return D of every half-width from num_quantized_bins // 2 to the centre; +inf if infeasible."""
     centre = len(hist) // 2
     curve = []
     for half in range(num_quantized_bins // 2, centre + 1):
@@ -92,9 +97,9 @@ def _smoothed_divergence(p: Vector, q: Vector, eps: float) -> float:
 
 
 def one_sided_divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int = 255, eps: float = 1e-4) -> Vector:
-    """Return D of every candidate of the search on ``|x|``, with the levels from 0 to num_quantized_bins // 2.
+    """Return D of every candidate of the search on ``|x|``, with the levels 0 to num_quantized_bins // 2.
 
-    There are no outliers on the left, so nothing is in P and not in S there.
+    There are no outliers on the left, so S has the first bin too.
     """
     centre, levels = len(hist) // 2, num_quantized_bins // 2 + 1
     folded = np.array([hist[centre], *(hist[centre - k] + hist[centre + k] for k in range(1, centre + 1))])
@@ -108,7 +113,7 @@ def one_sided_divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int 
 
 
 def squared_errors(hist: NDArray[np.int64], edges: Vector, num_quantized_bins: int = 255) -> Vector:
-    """Return the mean squared error of quantization for every positive edge as T, values at their bins' centres."""
+    """Return the mean squared error of quantization for each positive edge as T, with values at their bins' centres."""
     qmax, centre = num_quantized_bins // 2, len(hist) // 2
     errors = []
     for threshold in edges[centre + 1 :]:
@@ -122,7 +127,7 @@ def squared_errors(hist: NDArray[np.int64], edges: Vector, num_quantized_bins: i
 
 
 def percentile(hist: NDArray[np.int64], edges: Vector, percent: float) -> float:
-    """Return the T with `percent` of the mass of ``|x|`` below it, linear inside the bin that it falls into."""
+    """Return the T with `percent` of the mass of ``|x|`` below it, interpolated linearly inside its bin."""
     centre = len(hist) // 2
     folded = [float(hist[centre]), *(float(hist[centre - k] + hist[centre + k]) for k in range(1, centre + 1))]
     target, below = percent / 100 * sum(folded), 0.0
@@ -131,7 +136,7 @@ def percentile(hist: NDArray[np.int64], edges: Vector, percent: float) -> float:
             low = float(edges[centre + k]) if k else 0.0
             return low + (target - below) / count * (float(edges[centre + k + 1]) - low)
         below += count
-    raise InfeasibleError("empty histogram")
+    raise InfeasibleError("`hist` must have counts, got an empty histogram")
 
 
 def optimal_threshold(
@@ -141,12 +146,12 @@ def optimal_threshold(
     curve = divergence_curve(hist, num_quantized_bins, eps)
     index = int(np.argmin(curve))
     if math.isinf(curve[index]):
-        raise InfeasibleError(f"no feasible candidate among {len(curve)}")
+        raise InfeasibleError(f"`hist` must have a feasible candidate, got none among {len(curve)}")
     return float(edges[len(hist) // 2 + num_quantized_bins // 2 + index + 1]), index
 
 
 def histogram(x: Vector, amax: float, num_bins: int) -> NDArray[np.int64]:
-    """Count one value at a time; each bin reaches half a bin to both sides of its multiple of 2 amax / num_bins."""
+    """Count one value at a time. The centres of the bins are multiples of 2 amax / num_bins."""
     counts = np.zeros(num_bins, dtype=np.int64)
     for value in np.ravel(x):
         half_bins = math.floor(abs(float(value)) * (num_bins / amax))

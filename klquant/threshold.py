@@ -1,4 +1,4 @@
-"""The threshold search: all candidates in closed form, the best of them once more bin by bin."""
+"""The threshold search: all candidates in closed form, then the best ones again bin by bin."""
 
 from types import ModuleType
 
@@ -12,8 +12,8 @@ from klquant._validate import check_histogram, check_positive
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 
-_NEAR = 1e-12  # nats: more than the closed form can be wrong by
-_GAIN = 2.0**-52  # nats: a gain below the rounding of float64 is none; the earlier candidate stays
+_NEAR = 1e-12  # nats: well above the error of the closed form (`klquant._search` has its budget)
+_GAIN = 2.0**-52  # nats: a smaller gain is only rounding, and the earlier candidate stays
 
 
 def optimal_threshold(
@@ -25,53 +25,56 @@ def optimal_threshold(
     min_ratio: float = 0.0,
     one_sided: bool = False,
 ) -> Threshold:
-    """Find the clipping threshold T that loses least information when [-T, T] becomes `num_quantized_bins` levels.
+    """Find the clipping threshold T that loses the least information when [-T, T] becomes `num_quantized_bins` levels.
 
-    For every half-width i the reference P is the histogram inside ``[-T_i, T_i]`` with the outliers added to its
-    end bins, Q is what is left of it after merging into the levels, and T is the T_i = ``edges[centre + i + 1]``
-    at the first i that minimises KL(P || Q).
+    Candidate i keeps i bins on each side of the centre bin, so ``T_i = edges[centre + i + 1]``. Its reference P is
+    the histogram inside ``[-T_i, T_i]``, with the outliers added to the two end bins. Its Q is the same window after
+    merging into the levels. T is the T_i of the first i that minimises KL(P || Q).
 
     Parameters
     ----------
     hist : array, shape (..., num_bins), integer counts (or weights) >= 0
-        The number of bins is odd and at least `num_quantized_bins`. To ignore exact zeros, as engines do, set the
-        centre bin to 0 first. Leading dimensions are a batch of histograms.
+        The number of bins must be odd and at least `num_quantized_bins`. Leading dimensions are a batch of
+        histograms. To ignore exact zeros, as engines do, set the centre bin to 0 first.
     edges : array, shape (..., num_bins + 1) or (num_bins + 1,), in units of the activation
-        Strictly increasing and symmetric about 0; one set for each histogram, or one for all.
+        Strictly increasing and symmetric about 0. Pass one set of edges for each histogram, or one for all.
     num_quantized_bins : int, odd, at least 3
-        Number of levels: 255 for INT8 (-127 .. 127), 15 for 4 bits.
+        Number of levels: 255 for INT8 (-127 .. 127), 15 for INT4.
     eps : float
-        What a zero becomes in the smoothing, in counts.
-    min_ratio : float
-        Consider only T >= min_ratio * edges[-1]: a floor against over-clipping of heavy tails. 0 is off.
+        The value that replaces a zero when P and Q are smoothed, > 0, in counts.
+    min_ratio : float, 0 to 1
+        Consider only ``T >= min_ratio * edges[-1]``. This limits the clipping of heavy tails. 0 means no limit.
     one_sided : bool
-        Search on the histogram of ``|x|`` with ``num_quantized_bins // 2 + 1`` levels, for tensors that are never
+        Search the histogram of ``|x|`` with ``num_quantized_bins // 2 + 1`` levels. Use it for tensors that are never
         negative.
 
     Returns
     -------
     Threshold
-        `value` (one of the edges), `index`, `divergence`, `clipped` (share) and `sqnr_db` (expected): scalars, or
-        arrays of the batch shape, in the library of `hist`. Under ``jax.jit`` `value` and `divergence` are NaN
-        where no candidate is feasible, `index` is -1.
+        `value` is one of the edges. The fields are scalars, or arrays of the batch shape, in the library of `hist`.
+        Under ``jax.jit``, if no candidate is feasible, `value` and `divergence` are NaN and `index` is -1.
 
     Raises
     ------
     InfeasibleError
-        If no candidate is feasible: an empty histogram, or nearly so.
+        If no candidate is feasible, for example because the histogram is empty.
     InvalidInputError
-        For an even or too small number of bins, edges of another length, not increasing or not symmetric, for NaN,
-        infinite or negative counts and totals from 2**63 on.
+        If the number of bins is even or too small; if `edges` has the wrong length, does not increase or is not
+        symmetric; if a count is NaN, infinite or negative; if the total is 2**63 or more; if an option is out of
+        range.
     ArrayTypeError
-        For lists, torch tensors, arrays of different libraries, complex numbers.
+        If the arrays are not NumPy or JAX arrays of real numbers, or come from different libraries.
 
     Notes
     -----
-    Integer counts are summed exactly, divergences are computed in float64, also on JAX with 64-bit types off.
-    Near-ties are compared bin by bin; one that is better by less than the rounding of float64 does not replace an
-    earlier one. Cost: about ``num_bins**2 / (2 * num_quantized_bins)`` logarithms. A batch is gone through one
-    histogram after the other (on an accelerator 256 at a time), so memory stays that of a single search: 4 MiB with
-    NumPy and 20 MiB with JAX at 8001 bins. JAX compiles once for each shape, about 5 s.
+    Integer counts are summed exactly. Divergences are computed in float64, also on JAX with 64-bit types off.
+    Near-ties are computed again bin by bin; of candidates that are equal within the rounding of float64, the first
+    wins.
+
+    The search takes about ``num_bins**2 / (2 * num_quantized_bins)`` logarithms. The histograms of a batch are searched
+    one by one (256 at a time on an accelerator), so memory does not grow with the batch. With 8001 bins it is 4 MiB
+    with NumPy and 20 MiB with JAX. JAX compiles once for each shape, which takes about 5 s.
+
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017; the details as published with MXNet.
 
     Examples
@@ -95,14 +98,16 @@ def optimal_threshold(
         one_sided=bool(one_sided),
     )
     return check_found(
-        threshold, "a feasible candidate, got none: it is empty, or all its mass lies in one end bin or is too thin"
+        threshold,
+        "a feasible candidate, got none: it is empty, all its mass lies in an end bin, "
+        "or its non-zero bins are too few or too small",
     )
 
 
 def divergence_curve(
     hist: Array, edges: Array, *, num_quantized_bins: int = 255, eps: float = EPS, one_sided: bool = False
 ) -> Array:
-    """Return the divergence D_i of every candidate threshold, from the narrowest to the widest.
+    """Return the divergence of every candidate threshold, from the narrowest to the widest.
 
     Candidate k has half-width ``i = num_quantized_bins // 2 + k`` bins and threshold ``edges[centre + i + 1]``.
 
@@ -114,7 +119,7 @@ def divergence_curve(
     Returns
     -------
     array, shape (..., num_bins // 2 - num_quantized_bins // 2 + 1), float64, in nats, in the library of `hist`
-        +inf where a candidate is infeasible.
+        +inf for an infeasible candidate.
 
     Raises
     ------
@@ -123,7 +128,7 @@ def divergence_curve(
 
     Notes
     -----
-    Agrees with the loops of :mod:`klquant.reference` to 1e-12.
+    The values agree with the loops of :mod:`klquant.reference` to 1e-12.
 
     Examples
     --------
@@ -169,7 +174,10 @@ def _curve(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int
 
 
 def _first_minimum(curve: Array, search: Search, *, xp: ModuleType) -> tuple[Array, Array]:
-    """Return index and divergence of the first minimum, near-ties told apart bin by bin; -1 and NaN without one."""
+    """Return the index and the divergence of the first minimum; -1 and NaN if no candidate is feasible.
+
+    Candidates within `_NEAR` of the minimum are computed again bin by bin, which decides between them.
+    """
     near = xp.isfinite(curve) & (curve <= curve.min() + _NEAR)
     index = xp.arange(curve.shape[0])
     room = at_most(search.values.shape[0], search.sums.filled[-1], xp=xp)

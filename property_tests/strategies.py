@@ -1,4 +1,4 @@
-"""What the properties draw: arrays, never seeds, so that they shrink."""
+"""Strategies of the property tests. They draw arrays instead of seeds, so that examples shrink."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Counted(NamedTuple):
 
 
 def fewer():
-    """Run a fifth of the examples: for what is slow."""
+    """Run a fifth of the examples, for slow tests."""
     return settings(max_examples=max(5, settings().max_examples // 5))
 
 
@@ -42,14 +42,14 @@ def spike(draw, num_bins):
 
 @st.composite
 def comb(draw, num_bins):
-    """Only every k-th bin filled, as of data that are quantized already."""
+    """Only every k-th bin filled, as for data that are already quantized."""
     kept = np.arange(num_bins) % draw(st.integers(2, 7)) == draw(st.integers(0, 6))
     return draw(counts(num_bins, least=1)) * kept
 
 
 @st.composite
 def one_sided(draw, num_bins):
-    """No negative values, and zeros or not: what follows a ReLU."""
+    """No negative values, with or without zeros, as after a ReLU."""
     hist = draw(counts(num_bins))
     hist[: num_bins // 2] = 0
     hist[num_bins // 2] *= draw(st.sampled_from([0, 1, 1000]))
@@ -58,7 +58,7 @@ def one_sided(draw, num_bins):
 
 @st.composite
 def heavy_tail(draw, num_bins):
-    """Falling with a power of the distance from 0, and ragged."""
+    """Counts that fall with a power of the distance from 0, plus noise."""
     distance = np.abs(np.arange(num_bins) - num_bins // 2) + 1.0
     smooth = draw(st.integers(1, 10**6)) * distance ** -draw(st.floats(0.5, 4))
     return smooth.astype(np.int64) + draw(counts(num_bins, most=2))
@@ -71,7 +71,7 @@ def few_samples(draw, num_bins):
 
 @st.composite
 def no_zeros_or_outliers(draw, num_bins):
-    """All mass within the narrowest candidates, the centre cleared or not."""
+    """All mass within the narrowest candidates, with or without the centre bin."""
     hist = draw(counts(num_bins))
     hist[: num_bins // 3] = hist[-(num_bins // 3) :] = 0
     hist[num_bins // 2] *= draw(st.booleans())
@@ -84,14 +84,14 @@ def huge(num_bins):
 
 @st.composite
 def weights(draw, num_bins):
-    """Weights that add up without rounding, some of them below the smoothing's eps, many of them none."""
+    """Weights whose sums are exact. Some are below the eps of the smoothing, and many may be 0."""
     small, large = st.integers(1, 99).map(lambda k: k / 2**14), st.integers(1, 9999).map(lambda k: k / 2**4)
     fill = draw(st.sampled_from([None, st.just(0.0)]))
     return draw(npst.arrays(np.float64, num_bins, elements=st.just(0.0) | small | large, fill=fill))
 
 
 def real_weights(num_bins):
-    """Weights whose sums are rounded."""
+    """Weights whose sums need rounding."""
     return npst.arrays(np.float64, num_bins, elements=st.just(0.0) | st.floats(1e-3, 1e3))
 
 
@@ -107,7 +107,7 @@ def even_edges(num_bins, amax):
 
 @st.composite
 def edges(draw, num_bins):
-    """Equal bins, or bins of any widths, symmetric about 0."""
+    """Edges symmetric about 0, of equal bins or of bins of any width."""
     amax = draw(st.floats(1e-6, 1e6))
     if draw(st.booleans()):
         return even_edges(num_bins, amax)
@@ -117,14 +117,14 @@ def edges(draw, num_bins):
 
 @st.composite
 def histograms(draw, sizes=tuple(SIZES), shapes=tuple(SHAPES)):
-    """Draw a histogram with its edges and a number of levels that fits it."""
+    """Draw a histogram, its edges, and a number of levels that suits it."""
     num_bins, levels = draw(st.sampled_from(sizes), label="bins, levels")
     shape = draw(st.sampled_from(shapes), label="shape")
     return Counted(draw(shape(num_bins), label="hist"), draw(edges(num_bins), label="edges"), levels)
 
 
 def vectors(min_size=1, max_size=40):
-    """Counts or weights, zeros among them."""
+    """Counts or weights, some of them 0."""
     whole = st.one_of(st.just(0), st.integers(0, 20), st.integers(0, 2**50))
     real = st.just(0.0) | st.floats(1e-3, 1e6)
     sizes = st.integers(min_size, max_size)
@@ -132,7 +132,7 @@ def vectors(min_size=1, max_size=40):
 
 
 def data(dtype=np.float64, max_size=60, limit=1e6):
-    """Real data of any sign, small ones and large ones."""
+    """Real data of any sign, small and large."""
     width = 8 * np.dtype(dtype).itemsize
     limit = min(limit, float(np.finfo(dtype).max))
     usual = st.floats(-limit, limit, width=width)

@@ -11,19 +11,19 @@ from support.namespaces import JAX, JIT, READ_ONLY, params
 
 LEVELS = st.sampled_from([3, 15, 255])
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-ROUNDING = {np.float32: 3e-5, np.float64: 1e-13}  # of 127 levels, in scales
+ROUNDING = {np.float32: 3e-5, np.float64: 1e-13}  # relative to the scale, over 127 levels
 
 
 @st.composite
 def scales(draw, dtype=np.float64):
-    """Draw a scale that is a number of this dtype."""
+    """Draw a scale that this dtype can represent."""
     usual = st.floats(2.0**-13, 2.0**13, width=8 * np.dtype(dtype).itemsize)
     return float(draw(usual | st.sampled_from([0.5, 1.0])))
 
 
 @st.composite
 def on_a_grid(draw, dtype, scale):
-    """Draw values half-way between levels, and next to those."""
+    """Draw values half-way between levels, and their neighbours."""
     halves = draw(npst.arrays(np.int64, st.integers(1, 20), elements=st.integers(-300, 300))).astype(dtype)
     x = halves * dtype(scale / 2)
     toward = draw(st.sampled_from([-np.inf, np.inf, None]))
@@ -158,7 +158,7 @@ def test_every_library_finds_the_same_levels(xp, data):
     before = x.tobytes()
     arrays = xp.asarray(x), xp.asarray(scale, np.float32)
     q, expected = xp.call(klquant.quantize, *arrays), klquant.quantize(x, scale)
-    # XLA divides by a scalar as it multiplies by its reciprocal: half-way cases may go to either side
+    # XLA multiplies by the reciprocal of a scalar instead of dividing: half-way cases may round either way
     halfway = np.abs(x / scale % 1 - 0.5) < 1e-4
     assert (np.abs(np.asarray(q, np.int16) - expected) <= (halfway if xp.is_jax else 0)).all()
     real = xp.call(klquant.fake_quantize, *arrays)

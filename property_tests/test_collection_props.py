@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 import klquant
 from klquant.backends.collection import (
-    capped,
     collect_counts,
     collect_growing,
     collect_ranges,
@@ -18,6 +17,7 @@ from klquant.backends.collection import (
     histograms_of,
     join,
 )
+from klquant.backends.collection.bins import HIGHEST
 from klquant.backends.settings import Settings
 from support.arrays import ArrayModel, as_data
 
@@ -40,7 +40,7 @@ def collect(kind, batches, amax):
 
 
 def amax_of(batches):
-    return capped(collect_ranges(MODEL, batches).amax, SETTINGS.max_amax)
+    return collect_ranges(MODEL, batches).amax
 
 
 @pytest.mark.parametrize("kind", ["ranges", "counts", "growing"])
@@ -59,26 +59,30 @@ def test_parts_in_any_order_and_association_join_to_the_whole(kind, batches, dat
 @given(batches=BATCHES)
 def test_two_passes_count_what_the_core_counts_in_one_call(batches):
     amax = amax_of(batches)
-    found = histograms_of(collect_counts(MODEL, batches, amax, SETTINGS), amax)
+    found = histograms_of(collect_counts(MODEL, batches, amax, SETTINGS))
     for name, largest in amax.items():
         values = np.concatenate([batch[name] for batch in batches if name in batch])
-        assert largest == min(float(np.abs(values).max(initial=0.0)), SETTINGS.max_amax)
+        assert largest == float(np.abs(values).max(initial=0.0))
         assert (name in found) == (largest > 0)
         if name in found:
             expected = klquant.histogram(values, num_bins=255, amax=largest)
-            assert found[name].hist.tolist() == expected.hist.tolist()
-            assert found[name].edges.tolist() == expected.edges.tolist()
+            histogram, beyond = found[name]
+            assert histogram.hist.tolist() == expected.hist.tolist()
+            assert histogram.edges.tolist() == expected.edges.tolist()
+            assert beyond == 0
 
 
 @given(batches=BATCHES)
 def test_one_pass_loses_no_value_and_keeps_bins_enough(batches):
     found = collect_growing(MODEL, batches, SETTINGS)
-    amax = capped(found.amax, SETTINGS.max_amax)
-    for name, (hist, edges) in histograms_of(found, amax).items():
+    for name, ((hist, edges), beyond) in histograms_of(found).items():
+        values = np.concatenate([batch[name] for batch in batches if name in batch])
+        assert found.tensors[name].zeros == (values == 0).sum()
+        assert beyond == (np.abs(values) > 3.0**HIGHEST).sum()
         assert hist.sum() == sum(batch[name].size for batch in batches if name in batch)
         assert len(hist) % 2 == 1
-        assert edges[-1] >= amax[name]
-        if amax[name] >= 3.0**-9:  # below the lowest level bins are lost
+        assert edges[-1] >= min(found.amax[name], 3.0**HIGHEST)
+        if found.amax[name] >= 3.0**-9:  # below the lowest level bins are lost
             assert len(hist) >= SETTINGS.num_bins
 
 

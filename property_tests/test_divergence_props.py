@@ -14,7 +14,7 @@ from support.namespaces import JAX, JIT, READ_ONLY, params
 
 @st.composite
 def pairs(draw, smallest=0.0):
-    """Two distributions over the same bins; of the second every entry is positive."""
+    """Draw two distributions over the same bins. All entries of the second are positive."""
     size = draw(st.integers(1, 40))
     p = draw(npst.arrays(np.float64, size, elements=st.just(smallest) | st.floats(1e-3, 1e6)))
     assume(p.any())
@@ -26,7 +26,7 @@ def kl(p, q):
 
 
 def smoothed_by(name, values, eps):
-    """Return the smoothed values, None where that is infeasible."""
+    """Return the smoothed values, or None if that is infeasible."""
     if name == "reference":
         return reference.smooth(values, eps)
     try:
@@ -74,7 +74,7 @@ def test_smoothing_is_that_of_the_reference(values, eps):
 
 
 @given(vectors().map(lambda values: values + 1), EPS)
-def test_what_has_no_zeros_is_not_smoothed(values, eps):
+def test_values_without_zeros_stay_as_they_are(values, eps):
     np.testing.assert_array_equal(klquant.smooth(values, eps=eps), values)
 
 

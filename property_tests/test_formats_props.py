@@ -1,4 +1,4 @@
-"""What is written is read back, whatever the names; what is read is a table or an InvalidInputError, whatever it is."""
+"""A table is read back as it was written, with any names. Any file gives a table or an InvalidInputError."""
 
 import json
 import math
@@ -111,7 +111,7 @@ def test_any_file_is_a_table_or_a_named_error(path, kind, content, suffix):
     else:
         assert found
         assert all(isinstance(name, str) and 0 < value < math.inf for name, value in found.items())
-        write_table(path, found, format="json")  # what is read can be written
+        write_table(path, found, format="json")  # a table that was read can be written
 
 
 @pytest.mark.parametrize("kind", FORMATS)

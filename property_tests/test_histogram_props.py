@@ -16,7 +16,7 @@ AMAX = st.floats(1e-6, 1e6) | st.sampled_from([1.0, 1.5, 2.0])
 
 @st.composite
 def batches(draw):
-    """A few arrays, some of them empty, to be counted over one range."""
+    """Draw a few arrays, some of them empty, to count over one range."""
     parts = draw(st.lists(reals(max_size=20), min_size=1, max_size=5))
     return parts, draw(NUM_BINS), draw(AMAX)
 
@@ -43,7 +43,7 @@ def test_counts_are_those_of_the_reference(x, num_bins, amax):
 @needs_jax
 @fewer()
 @given(reals(np.float32, limit=1e6), NUM_BINS, AMAX)
-def test_bfloat16_data_are_counted_as_what_they_hold(x, num_bins, amax):
+def test_bfloat16_values_are_counted_exactly(x, num_bins, amax):
     rounded = np.asarray(JAX.asarray(x).astype("bfloat16"))
     np.testing.assert_array_equal(
         count(rounded, num_bins, amax).hist, reference.histogram(rounded.astype(float), amax, num_bins)
@@ -51,7 +51,7 @@ def test_bfloat16_data_are_counted_as_what_they_hold(x, num_bins, amax):
 
 
 @given(NUM_BINS, AMAX, st.integers(-2, 2))
-def test_values_on_and_next_to_every_edge_fall_as_in_the_reference(num_bins, amax, steps):
+def test_values_on_and_next_to_every_edge_are_counted_as_in_the_reference(num_bins, amax, steps):
     x = symmetric_edges(amax, num_bins)
     for _ in range(abs(steps)):
         x = np.nextafter(x, np.inf * steps)
@@ -106,7 +106,7 @@ def test_powers_of_two_scale_the_edges_and_leave_the_counts(x, num_bins, amax, e
 
 
 @given(batches(), st.randoms(use_true_random=False))
-def test_neither_the_split_into_batches_nor_their_order_shows(drawn, random):
+def test_the_split_into_batches_and_their_order_do_not_matter(drawn, random):
     parts, num_bins, amax = drawn
     whole = count(np.concatenate(parts), num_bins, amax)
     random.shuffle(parts)
@@ -117,14 +117,14 @@ def test_neither_the_split_into_batches_nor_their_order_shows(drawn, random):
 
 
 @given(reals(), NUM_BINS, AMAX, st.randoms(use_true_random=False))
-def test_the_order_of_the_values_does_not_show(x, num_bins, amax, random):
+def test_the_order_of_the_values_does_not_matter(x, num_bins, amax, random):
     order = list(range(x.size))
     random.shuffle(order)
     assert same(count(x[order], num_bins, amax), count(x, num_bins, amax))
 
 
 @given(reals(), NUM_BINS, AMAX)
-def test_the_shape_of_the_data_does_not_show(x, num_bins, amax):
+def test_the_shape_of_the_data_does_not_matter(x, num_bins, amax):
     assert same(count(np.stack([x, x]), num_bins, amax), count(np.concatenate([x, x]), num_bins, amax))
 
 
@@ -136,7 +136,7 @@ def test_merge_is_associative_and_commutative(three):
 
 
 @given(reals(), NUM_BINS, AMAX)
-def test_the_histogram_of_nothing_is_neutral(x, num_bins, amax):
+def test_an_empty_histogram_is_neutral(x, num_bins, amax):
     full, empty = count(x, num_bins, amax), count(np.zeros(0), num_bins, amax)
     assert same(klquant.merge(full, empty), full)
     assert same(klquant.merge(empty, full), full)

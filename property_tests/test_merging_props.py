@@ -23,7 +23,7 @@ def partitions(draw):
 
 @st.composite
 def values_with_support(draw):
-    """Values and a support that covers them or not."""
+    """Draw values, and a support that may or may not cover them."""
     num_bins, levels = draw(st.sampled_from(SIZES))
     values, support = (draw(draw(st.sampled_from(SHAPES))(num_bins)) for _ in range(2))
     return values, support if draw(st.booleans()) else values, levels
@@ -36,7 +36,7 @@ def merged_by(name, values, support, levels):
 
 
 def groups(num_bins, levels):
-    """Return the number of the group of each bin, found one bin at a time."""
+    """Return the group number of each bin, one bin at a time."""
     return np.array([min(k // (num_bins // levels), levels - 1) for k in range(num_bins)])
 
 

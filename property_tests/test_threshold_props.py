@@ -16,7 +16,7 @@ def curve_of(case, xp=NUMPY):
 
 
 def threshold_of(case, xp=NUMPY):
-    """Return the threshold, or None where none is feasible."""
+    """Return the threshold, or None if no candidate is feasible."""
     hist, edges = xp.asarray(case.hist), xp.asarray(case.edges)
     try:
         found = xp.call(klquant.optimal_threshold, hist, edges, num_quantized_bins=case.num_quantized_bins)
@@ -26,7 +26,7 @@ def threshold_of(case, xp=NUMPY):
 
 
 def assert_found_like_the_reference(found, curve):
-    """Compare by regret: where two candidates are within rounding of each other, either may be chosen."""
+    """Compare by regret: if two candidates are equal within rounding, either may be chosen."""
     if not np.isfinite(curve).any():
         assert found is None
         return
@@ -51,7 +51,7 @@ def test_the_curve_is_that_of_the_reference_for_any_eps(case, eps):
 
 
 @given(histograms(shapes=[real_weights]))
-def test_weights_whose_sums_are_rounded_cost_no_digits(case):
+def test_weights_with_rounded_sums_keep_their_digits(case):
     expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
     np.testing.assert_allclose(curve_of(case), expected, rtol=0, atol=1e-12)
 
@@ -66,7 +66,7 @@ def test_the_minimum_is_that_of_the_reference(case):
 @pytest.mark.parametrize("shapes", [INTEGER_SHAPES, [weights]], ids=["counts", "weights"])
 @fewer()
 @given(data=st.data())
-def test_jax_draws_the_curve_of_numpy(shapes, data):
+def test_jax_computes_the_curve_of_numpy(shapes, data):
     case = data.draw(histograms(JAX_SIZES, shapes))
     expected, curve = curve_of(case), curve_of(case, JAX)
     np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
@@ -122,7 +122,7 @@ def test_counts_and_eps_scaled_together_give_the_same_divergences(case, exponent
     assume(int(case.hist.sum()) * times < 2**63)
     curve = curve_of(case._replace(hist=case.hist * times))
     same = klquant.divergence_curve(case.hist, case.edges, num_quantized_bins=case.num_quantized_bins, eps=1e-4 / times)
-    feasible = np.isfinite(curve)  # fewer than of `same`: the limit of 1 on what a bin may lose does not scale
+    feasible = np.isfinite(curve)  # fewer than in `same`, because the rule eps1 < 1 does not scale
     np.testing.assert_allclose(curve[feasible], same[feasible], rtol=0, atol=1e-12)
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import klquant
 from klquant.backends.torch import collect_amax, collect_histograms, fake_quantize, fold_batch_norm, fold_relu
-from klquant.backends.torch.folding.api import plan_folds
+from klquant.backends.torch.folding.api import examine
 from klquant.backends.torch.folding.apply import apply_folds
-from klquant.backends.torch.folding.verify import watched
+from klquant.backends.torch.folding.verify import verified_forward
 from klquant.backends.torch.model.forward import call_model
 from support.networks import Net, batch, eighths, exact, is_same, outputs, ready
 
@@ -48,7 +48,7 @@ def norms(draw, rank, channels):
 
 @st.composite
 def chains(draw):
-    """Draw a chain of layers, most with a BatchNorm or an activation behind them, and a batch for it."""
+    """Draw a chain of layers, most of them followed by a BatchNorm or an activation, and a batch for it."""
     rank, channels = draw(st.integers(0, 3), label="rank"), draw(SIZES, label="channels")
     shape = (5, channels, *[4] * rank)
     parts = []
@@ -78,11 +78,11 @@ def test_folding_keeps_the_output_of_any_chain(chain):
 
 
 class Graph(NamedTuple):
-    """Steps of a model: what is called on which of the values so far; value 0 is the input."""
+    """The steps of a model: each calls an operation on some of the values so far. Value 0 is the input."""
 
     steps: list  # of (operation, indices of its arguments)
     returned: list  # indices of values
-    order: list  # in which the modules are registered
+    order: list  # the order in which the modules are registered
     linear: bool
 
 
@@ -100,7 +100,7 @@ RELUS = ["", "relu", "relu6", "F.relu", "relu_", "F.relu6"]
 
 @st.composite
 def graphs(draw):
-    """Draw a model of blocks, disturbed by branches, modules called again and values that are changed in place."""
+    """Draw a model of blocks with branches, modules that are called again, and values changed in place."""
     operations = []
     for k in range(draw(st.integers(1, 3), label="blocks")):
         norm = draw(st.sampled_from(["", f"norm{k}", f"norm{k}"]))
@@ -110,7 +110,7 @@ def graphs(draw):
         operations.insert(where, draw(st.sampled_from([*MODULES, *FUNCTIONS])))
     steps = []
     for last, operation in enumerate(operations):
-        first = last if draw(st.integers(0, 7)) else draw(st.integers(0, last))  # most take the value before them
+        first = last if draw(st.integers(0, 7)) else draw(st.integers(0, last))  # most take the last value
         steps.append((operation, [first] if operation != "add" else [first, draw(st.integers(0, last))]))
     returned = [len(steps), *([] if draw(st.integers(0, 4)) else [draw(st.integers(0, len(steps)))])]
     return Graph(steps, returned, draw(st.permutations(MODULES), label="order"), draw(st.booleans(), label="linear"))
@@ -134,9 +134,9 @@ def network(graph, seed, dtype=torch.float64):
 
 
 def expected_folds(graph):
-    """Return from the steps alone, as (layer, kind), what can be folded.
+    """Return the possible folds as (layer, kind), from the steps alone.
 
-    A tensor is known by the step that made it; `made[k]` is that step for value k, which changing it in place changes.
+    The step that made a tensor identifies it. `made[k]` is this step for value k; an in-place change replaces it.
     """
     tensor, made, uses = [0], {0: None}, [[] for _ in graph.steps]
     for step, (operation, arguments) in enumerate(graph.steps):
@@ -167,7 +167,7 @@ def expected_folds(graph):
 def test_folding_keeps_the_output_of_any_graph(graph, seed):
     model, x = network(graph, seed)
     note(str(graph))
-    folds = plan_folds(model, [x])
+    folds = examine(model, [x]).folds
     done = {(fold.into, fold.kind) for fold in folds if not fold.reason}
     assert done == expected_folds(graph)
     event(f"{len(done)} folds")
@@ -185,14 +185,14 @@ def test_folding_keeps_the_output_of_any_graph(graph, seed):
 def test_observing_changes_no_bit_of_the_output(graph, seed, observe):
     model, x = network(graph, seed, torch.float32)
     note(str(graph))
-    folds = plan_folds(model, [x])
+    folds = examine(model, [x]).folds
     folded, seen = apply_folds(model, folds), []
 
     def forward(net, item):
         seen.append(call_model(net, item))
 
     expected = outputs(folded, x.clone())
-    for run in (forward, watched(forward, folds)):
+    for run in (forward, verified_forward(forward, folds)):
         amax = collect_amax(folded, [[x]], observe=observe, forward=run)
         collect_histograms(folded, [[x]], amax, observe=observe, forward=run, num_bins=255)
     assert len(seen) == 4
@@ -205,11 +205,11 @@ def test_observing_changes_no_bit_of_the_output(graph, seed, observe):
     observe=st.sampled_from(["inputs", "outputs"]),
     scale=st.integers(-20, 20),
 )
-def test_the_split_and_the_order_of_the_data_do_not_show(order, cuts, observe, scale):
+def test_the_split_and_the_order_of_the_data_do_not_matter(order, cuts, observe, scale):
     model = exact(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     x = eighths(10, 3) * 2.0**scale
     for layer in (model[0], model[2]):
-        layer.bias.data.zero_()  # else tiny data would not be exact beside it
+        layer.bias.data.zero_()  # or sums with tiny data would be rounded
     parts = [x[rows] for rows in np.split(np.array(order), sorted(cuts))]
     amax = collect_amax(model, [x], observe=observe)
     assert collect_amax(model, parts, observe=observe) == amax
@@ -220,7 +220,7 @@ def test_the_split_and_the_order_of_the_data_do_not_show(order, cuts, observe, s
 
 def tensors(dtype, width):
     limit = 2.0 ** (width - 1)
-    halves = st.integers(-300, 300).map(lambda k: k / 2)  # ties, where the scale is 1
+    halves = st.integers(-300, 300).map(lambda k: k / 2)  # ties for scale 1
     elements = st.one_of(st.floats(-limit, limit, width=32), halves)
     return hnp.arrays(dtype, hnp.array_shapes(max_dims=3, max_side=6), elements=elements)
 

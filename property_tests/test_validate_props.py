@@ -15,7 +15,7 @@ def curve_of(hist, edges, levels):
 
 
 @given(histograms())
-def test_sound_histograms_pass_or_are_infeasible(case):
+def test_valid_histograms_pass_or_are_infeasible(case):
     curve = curve_of(*case)
     assert len(curve) == len(case.hist) // 2 - case.num_quantized_bins // 2 + 1
     try:
@@ -27,7 +27,7 @@ def test_sound_histograms_pass_or_are_infeasible(case):
 
 
 @given(SMALL, st.data(), st.sampled_from([np.nan, np.inf, -np.inf, -1.0, -1e-300]))
-def test_one_bad_weight_is_refused_and_pointed_at(case, data, bad):
+def test_the_error_names_the_index_of_a_bad_weight(case, data, bad):
     weights = case.hist.astype(np.float64)
     where = data.draw(st.integers(0, len(weights) - 1))
     weights[where] = bad
@@ -83,7 +83,7 @@ def test_even_numbers_of_bins_are_refused(half, data):
 
 
 @given(SMALL, st.integers(-5, 400))
-def test_numbers_of_levels_that_are_even_or_do_not_fit_are_refused(case, levels):
+def test_even_or_too_many_levels_are_refused(case, levels):
     assume(levels % 2 == 0 or levels < 3 or levels > len(case.hist))
     with pytest.raises(InvalidInputError, match=f"num_quantized_bins.* {levels}"):
         curve_of(case.hist, case.edges, levels)

@@ -2,12 +2,12 @@ import os
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores among them; said before anything starts threads
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; set before a library starts threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from support.namespaces import ALL, EAGER
 
-collect_ignore = ["tools/mutation"]  # no tests, and it needs libraries of its own
+collect_ignore = ["tools/mutation"]  # it has no tests, and needs libraries that the tests do not
 
 
 @pytest.fixture(params=ALL)
@@ -17,5 +17,5 @@ def xp(request):
 
 @pytest.fixture(params=EAGER)
 def eager(request):
-    """As `xp`, without jit: where values are concrete, so that they are checked."""
+    """As `xp`, but without jit: values are concrete, so klquant checks them."""
     return request.param

@@ -4,21 +4,23 @@ A backend supplies an :class:`ObservedModel`: a few pure functions of a batch. :
 it, in two passes or one, in one process or several, and resumes where it was cut off. Its parts are functions, too:
 
 - :func:`collect_ranges` and :func:`collect_counts` make two passes, :func:`collect_growing` makes one; each takes a
-  :class:`Run`. :func:`capped` limits the ranges between the passes.
+  :class:`Run`. :func:`capped` limits the ranges between the passes. :func:`resolve_outliers` repeats the second one
+  over the :func:`narrower_ranges` of tensors in which an outlier hides the other values.
 - They return :class:`Statistics`, which hold an :class:`Observation` of each tensor. :func:`join` adds up those of any
   parts of the data, and :func:`empty` is its neutral element, so any engine can map and reduce.
 - :func:`histograms_of` and :func:`to_calibration` make the results.
 - For backends: :func:`look` makes an :class:`Observation`, :func:`add_call` adds another call of the same batch, and
-  :func:`count` counts a NumPy array into :class:`Bins`.
+  :func:`count` counts a NumPy array into :class:`Bins` and returns it :class:`Counted`.
 """
 
-from .bins import Bins, count
+from .bins import Bins, Counted, count
 from .calibration import calibrate, to_calibration
-from .passes import ObservedModel, Run, capped, collect_counts, collect_growing, collect_ranges
-from .statistics import Observation, Statistics, add_call, empty, histograms_of, join, look
+from .passes import ObservedModel, Run, capped, collect_counts, collect_growing, collect_ranges, resolve_outliers
+from .statistics import Observation, Statistics, add_call, empty, histograms_of, join, look, narrower_ranges
 
 __all__ = [
     "Bins",
+    "Counted",
     "Observation",
     "ObservedModel",
     "Run",
@@ -34,5 +36,11 @@ __all__ = [
     "histograms_of",
     "join",
     "look",
+    "narrower_ranges",
+    "resolve_outliers",
     "to_calibration",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

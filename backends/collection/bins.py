@@ -41,6 +41,15 @@ class Bins(NamedTuple):
         return self.num_bins * 3.0 ** max(-self.level, 0), 3.0 ** max(self.level, 0)
 
 
+class Counted(NamedTuple):
+    """One tensor in bins."""
+
+    counts: Counts
+    """Shape (num_bins,)."""
+    zeros: int
+    """How many values are exactly 0; the centre bin has more."""
+
+
 BinsFor: TypeAlias = Callable[[str, float], Bins | None]
 """The bins to count a tensor in, by its name and largest absolute value; None if only its range is wanted."""
 
@@ -59,7 +68,7 @@ def level_of(amax: float) -> int:
     return next((level for level in range(LOWEST, HIGHEST) if amax < 3.0**level), HIGHEST)
 
 
-def count(values: Array, bins: Bins) -> Counts:
+def count(values: Array, bins: Bins) -> Counted:
     """Count finite values on the host; what lies beyond the range goes to the end bins.
 
     Parameters
@@ -69,23 +78,23 @@ def count(values: Array, bins: Bins) -> Counts:
 
     Returns
     -------
-    int64 array, shape (num_bins,)
+    Counted
 
     Raises
     ------
     InvalidInputError
         For NaN or infinity.
     """
+    zeros = values.size - int(np.count_nonzero(values))
     if bins.level is None:
-        hist: Counts = klquant.histogram(values, num_bins=bins.num_bins, amax=bins.amax).hist
-        return hist
+        return Counted(klquant.histogram(values, num_bins=bins.num_bins, amax=bins.amax).hist, zeros)
     times, over = bins.half_bins
     total = np.zeros(bins.num_bins, np.int64)
     for part in np.split(values.reshape(-1), range(_CHUNK, values.size, _CHUNK)):
         single = np.clip(part.astype(np.float64), -_LARGEST, _LARGEST).astype(np.float32)
         scaled = single.astype(np.float64) * times / over
         total += klquant.histogram(scaled, num_bins=bins.num_bins, amax=float(bins.num_bins)).hist
-    return total
+    return Counted(total, zeros)
 
 
 def widened(counts: Counts, steps: int) -> Counts:
@@ -103,16 +112,17 @@ def _merge_threes(hist: Counts) -> Counts:
     return np.pad(inner, (len(hist) - merged) // 2)
 
 
-def to_histogram(counts: Counts, amax: float, level: int | None) -> klquant.Histogram:
-    """Return counts with their edges; those of a single pass without the empty bins outside."""
-    if level is None:
-        return klquant.Histogram(counts, _edges(len(counts), amax))
-    width = 2 * 3.0**level / len(counts)
+def to_histogram(counts: Counts, bins: Bins, amax: float) -> tuple[klquant.Histogram, int]:
+    """Return counts with their edges; those of a single pass are cut to `amax`, with how many values lie outside."""
+    if bins.level is None:
+        return klquant.Histogram(counts, _edges(len(counts), bins.amax)), 0
+    width = 2 * bins.amax / len(counts)
     half = min(max(math.ceil(amax / width - 0.5), len(counts) // 6), len(counts) // 2)
     cut = len(counts) // 2 - half
     kept = counts[cut : len(counts) - cut].copy()
     kept[0], kept[-1] = counts[: cut + 1].sum(), counts[len(counts) - cut - 1 :].sum()
-    return klquant.Histogram(kept, _edges(len(kept), width * len(kept) / 2))
+    outside = int(counts[:cut].sum() + counts[len(counts) - cut :].sum())
+    return klquant.Histogram(kept, _edges(len(kept), width * len(kept) / 2)), outside
 
 
 def _edges(num_bins: int, amax: float) -> Array:

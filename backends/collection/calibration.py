@@ -1,6 +1,7 @@
 """From a model that a backend can observe, and data, to a calibration."""
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ from klquant.errors import InvalidInputError
 from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion
-from .passes import ALONE, ObservedModel, Run, capped, collect_counts, collect_growing, collect_ranges
+from .passes import ALONE, ObservedModel, Run, collect_counts, collect_growing, collect_ranges, resolve_outliers
 from .statistics import Statistics, histograms_of
 
 logger = logging.getLogger("klquant")
@@ -53,7 +54,8 @@ def calibrate(
         check_repeatable(batches, "pass a list or a DataLoader, or passes=1")
         ranges = collect_ranges(model, batches, run=run)
         logger.info("pass 1: the ranges of %d tensors in %d batches", len(ranges.tensors), ranges.num_batches)
-        counts = collect_counts(model, batches, capped(ranges.amax, settings.max_amax), settings, run=run)
+        counts = collect_counts(model, batches, ranges.amax, settings, run=run)
+        counts = resolve_outliers(model, batches, ranges.amax, settings, counts, run=run)
     found = to_calibration(counts, blank, ranges=ranges)
     logger.info("%s: %d histograms", "one pass" if ranges is None else "pass 2", len(found.histograms))
     return found._replace(thresholds=found.search_thresholds(criterion=criterion))
@@ -85,11 +87,13 @@ def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics
         raise InvalidInputError(
             f"expected the {seen.num_batches} batches of pass 1, got {counts.num_batches} in pass 2"
         )
-    amax = capped(seen.amax, blank.settings.max_amax)
+    histograms = histograms_of(counts, blank.settings.max_amax or math.inf)
     return blank._replace(
-        amax=amax,
+        amax=seen.amax,
         ranges={name: (one.low, one.high) for name, one in seen.tensors.items()},
         calls={name: one.calls for name, one in seen.tensors.items()},
-        histograms=histograms_of(counts, amax),
+        histograms={name: histogram for name, (histogram, _) in histograms.items()},
+        beyond={name: number for name, (_, number) in histograms.items() if number},
+        zeros={name: counts.tensors[name].zeros for name in histograms},
         num_batches=seen.num_batches,
     )

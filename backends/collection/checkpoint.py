@@ -13,7 +13,7 @@ from klquant.errors import InvalidInputError
 
 from ..files import remove_leftovers
 from ..npz import load_npz, save_npz
-from .bins import HIGHEST, LOWEST
+from .bins import HIGHEST, LOWEST, Bins
 from .distributed import Group, failing_together, rank_of
 from .statistics import Observation, Statistics, empty
 
@@ -128,7 +128,7 @@ def _save(path: Path, identity: str, passes: Mapping[str, Progress]) -> None:
     arrays: dict[str, Any] = {}
     for key, ((tensors, num_batches), last_batch) in passes.items():
         arrays |= {f"{key}_hist_{k}": s.counts for k, s in enumerate(tensors.values()) if s.counts is not None}
-        rows = [[name, s.low, s.high, s.calls, s.level, s.counts is not None] for name, s in tensors.items()]
+        rows = [[name, s.low, s.high, s.calls, s.bins, s.zeros, s.beyond] for name, s in tensors.items()]
         meta["passes"][key] = [rows, num_batches, last_batch]
     save_npz(path, _KIND, _SCHEMA, meta, arrays)
 
@@ -151,21 +151,34 @@ def _read(key: str, kept: Any, arrays: Mapping[str, Any]) -> Progress:
     if type(num_batches) is not int or num_batches < 0 or not isinstance(last_batch, str):
         raise ValueError(f"impossible batches of `{key}`")
     tensors = {}
-    for k, (name, low, high, calls, level, counted) in enumerate(rows):
-        counts = arrays[f"{key}_hist_{k}"] if counted else None
-        tensors[str(name)] = _check(key, Observation(low, high, calls, counts, level))
+    for k, (name, low, high, calls, bins, zeros, beyond) in enumerate(rows):
+        counts = arrays[f"{key}_hist_{k}"] if bins else None
+        given = Observation(low, high, calls, counts, Bins(*bins) if bins else None, zeros, beyond)
+        tensors[str(name)] = _check(key, given)
     return Progress(Statistics(tensors, num_batches), last_batch)
 
 
 def _check(key: str, seen: Observation) -> Observation:
-    counts, level = seen.counts, seen.level
-    ranges = all(isinstance(value, float) and abs(value) < math.inf for value in (seen.low, seen.high))
     fine = {
-        "ranges": ranges and seen.low <= seen.high,
+        "ranges": _is_finite(seen.low) and _is_finite(seen.high) and seen.low <= seen.high,
         "calls": type(seen.calls) is int and seen.calls > 0,
-        "levels": level is None or (type(level) is int and LOWEST <= level <= HIGHEST),
-        "counts": counts is None or (counts.ndim == 1 and counts.dtype == np.int64 and counts.min() >= 0),
+        "numbers": all(type(number) is int and number >= 0 for number in (seen.zeros, seen.beyond)),
+        "bins": seen.bins is None or (_are_bins(seen.bins) and _are_counts(seen.counts, seen.bins)),
     }
     if wrong := [what for what, is_fine in fine.items() if not is_fine]:
         raise ValueError(f"impossible {', '.join(wrong)} of `{key}`")
     return seen
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) < math.inf
+
+
+def _are_bins(bins: Bins) -> bool:
+    level = bins.level
+    fine = type(bins.num_bins) is int and bins.num_bins > 0 and _is_finite(bins.amax) and bins.amax > 0
+    return fine and (level is None or (type(level) is int and LOWEST <= level <= HIGHEST and bins.amax == 3.0**level))
+
+
+def _are_counts(counts: Any, bins: Bins) -> bool:
+    return bool(counts.shape == (bins.num_bins,) and counts.dtype == np.int64 and counts.min() >= 0)

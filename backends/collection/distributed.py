@@ -5,7 +5,7 @@ Without a group every function here returns its argument. Messages are numbers a
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from klquant.errors import InvalidInputError, PeerError
 
-from .bins import Counts
+from .bins import Array, Bins
 from .statistics import Observation, Statistics, at_level
 
 _TAG = 6013  # of messages that mean nothing but that a process is there
@@ -45,43 +45,46 @@ def join_all(statistics: Statistics, names: Sequence[str], group: Group) -> Stat
     if group is None:
         return statistics
     tensors = statistics.tensors
-    own = np.array([_row(tensors.get(name)) for name in names], np.float64).reshape(len(names), 4)
-    hists = [seen.counts for seen in tensors.values() if seen.counts is not None]
-    sizes = [(len(hist), hist.sum(dtype=np.float64)) for hist in hists]
-    largest = _reduced(np.array([*sizes, (0, 0)], np.float64).max(axis=0), "MAX", group)
+    own = np.array([_row(tensors.get(name)) for name in names], np.float64).reshape(len(names), 6)
+    most = max((seen.counts.sum(dtype=np.float64) for seen in tensors.values() if seen.counts is not None), default=0)
+    if _reduced(np.array([most]), "MAX", group)[0] * group.size() >= 2.0**63:
+        raise InvalidInputError(f"the counts of all processes must stay below 2**63, got {most:.4g} of a tensor in one")
     rows = _reduced(own, "MAX", group)
-    counts = _sum_counts(statistics, names, rows[:, 3], largest, group)
+    sums = _reduced(_sums(tensors, names, rows), "SUM", group)
     num_batches = int(_reduced(np.array([statistics.num_batches]), "SUM", group)[0])
-    joined = {name: _observation(row, hist) for name, row, hist in zip(names, rows, counts, strict=True) if row[2] > 0}
-    return Statistics(joined, num_batches)
+    both = zip(names, rows, sums, strict=True)
+    return Statistics({name: _observation(row, numbers) for name, row, numbers in both if row[2] > 0}, num_batches)
 
 
 def _row(seen: Observation | None) -> tuple[float, ...]:
-    """Return numbers whose maximum over all processes describes the tensor: -low, high, calls, level."""
+    """Return numbers whose maximum over all processes describes the tensor: -low, high, calls, and its bins."""
     if seen is None:
-        return (-np.inf,) * 4
-    return -seen.low, seen.high, seen.calls, -np.inf if seen.level is None else seen.level
+        return (-np.inf,) * 6
+    bins = seen.bins or (0, -np.inf, None)
+    return -seen.low, seen.high, seen.calls, bins[0], bins[1], -np.inf if bins[2] is None else bins[2]
 
 
-def _observation(row: "np.ndarray[Any, Any]", counts: Counts) -> Observation:
-    low, high, calls, level = row.tolist()
-    counted = counts if counts.any() else None
-    return Observation(-low, high, int(calls), counted, int(level) if level > -np.inf else None)
+def _bins(row: Array) -> Bins | None:
+    num_bins, amax, level = row[3:].tolist()
+    return Bins(int(num_bins), amax, int(level) if level > -np.inf else None) if num_bins > 0 else None
 
 
-def _sum_counts(
-    statistics: Statistics, names: Sequence[str], levels: Any, largest: Any, group: Group
-) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the counts of all processes at the levels given, shape (len(names), num_bins)."""
-    num_bins, most = int(largest[0]), float(largest[1])
-    if most * group.size() >= 2.0**63:
-        raise InvalidInputError(f"the counts of all processes must stay below 2**63, got {most:.4g} of a tensor in one")
-    counts = np.zeros((len(names), num_bins), np.int64)
-    for row, name, level in zip(counts, names, levels, strict=True):
-        seen = statistics.tensors.get(name)
-        if seen is not None and seen.counts is not None:
-            row[:] = np.asarray(at_level(seen, int(level) if level > -np.inf else None))
-    return _reduced(counts, "SUM", group) if num_bins else counts
+def _sums(tensors: Mapping[str, Observation], names: Sequence[str], rows: Array) -> Array:
+    """Return what is added up of every tensor, in the bins that all processes have: zeros, values beyond, counts."""
+    sums = np.zeros((len(names), 2 + int(max(rows[:, 3].max(initial=0), 0))), np.int64)
+    for numbers, name, row in zip(sums, names, rows, strict=True):
+        seen, bins = tensors.get(name), _bins(row)
+        if seen is not None and seen.counts is not None and bins is not None:
+            numbers[:2] = seen.zeros, seen.beyond
+            numbers[2 : 2 + bins.num_bins] = np.asarray(at_level(seen, bins.level))
+    return sums
+
+
+def _observation(row: Array, numbers: Array) -> Observation:
+    low, high, calls = row[:3].tolist()
+    bins = _bins(row)
+    counts = None if bins is None else numbers[2 : 2 + bins.num_bins].copy()
+    return Observation(-low, high, int(calls), counts, bins, *numbers[:2].tolist())
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """Passes over the calibration data, the same for every backend: two or one, resumed, in one process or several."""
 
 import hashlib
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from klquant.errors import InvalidInputError
 
 from ..batches import numbered, tracked
-from ..settings import MAX_AMAX, Settings
+from ..settings import Settings
 from .bins import Bins, BinsFor, level_of
 from .checkpoint import Checkpoint, Progress, skip
 from .distributed import Group, failing_together, join_all
-from .statistics import Observation, Statistics, join
+from .statistics import Observation, Statistics, join, narrower_ranges
 
+logger = logging.getLogger("klquant")
+MAX_ROUNDS = 8  # each narrows the range up to num_bins times
 DRIFT = 1.01  # float kernels may round differently from pass to pass; other data exceed this
 
 
@@ -83,6 +87,7 @@ def collect_counts(
     amax: Mapping[str, float],
     settings: Settings,
     *,
+    over: Mapping[str, float] | None = None,
     run: Run = ALONE,
 ) -> Statistics:
     """Make the second of two passes: count every tensor over [-amax, amax].
@@ -92,8 +97,11 @@ def collect_counts(
     model, batches, run
         As for :func:`collect_ranges`, with the same data.
     amax : mapping
-        By name, from the first pass; capped to ``settings.max_amax`` if that is wanted.
+        By name, from the first pass.
     settings : Settings
+    over : mapping, optional
+        Other ranges to count over, by name; tensors that it lacks are not counted. By default `amax`, at most
+        ``settings.max_amax``.
 
     Returns
     -------
@@ -105,16 +113,55 @@ def collect_counts(
     InvalidInputError
         If the data are not those of the first pass, naming tensor and batch.
     """
+    ranges = capped(amax, settings.max_amax) if over is None else over
 
     def bins_for(name: str, seen: float) -> Bins | None:
         if name not in amax:
             raise InvalidInputError(f"expected the data of pass 1, got a {model.kind} that was not called there")
-        if seen > DRIFT * amax[name] and amax[name] < settings.max_amax:
+        if seen > DRIFT * amax[name] and amax[name] < (settings.max_amax or math.inf):
             raise InvalidInputError(f"expected the data of pass 1 with amax = {amax[name]}, got a value of {seen}")
-        return Bins(settings.num_bins, amax[name]) if amax[name] > 0 else None
+        return Bins(settings.num_bins, ranges[name]) if ranges.get(name, 0) > 0 else None
 
-    over = hashlib.sha256(repr(sorted(amax.items())).encode()).hexdigest()  # counts over other ranges do not add up
-    return _run_pass(model, batches, bins_for, f"counts over {over}", "pass 2: histograms", run)
+    key = hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest()  # counts over other ranges do not add up
+    return _run_pass(model, batches, bins_for, f"counts over {key}", "pass 2: histograms", run)
+
+
+def resolve_outliers(
+    model: ObservedModel,
+    batches: Iterable[Any],
+    amax: Mapping[str, float],
+    settings: Settings,
+    counts: Statistics,
+    *,
+    run: Run = ALONE,
+) -> Statistics:
+    """Count again, over narrower ranges, the tensors in which an outlier has put most values into the centre bin.
+
+    Parameters
+    ----------
+    model, batches, amax, settings, run
+        As for :func:`collect_counts`.
+    counts : Statistics
+        The result of :func:`collect_counts`.
+
+    Returns
+    -------
+    Statistics
+        `counts` with those tensors replaced; no data are read where there are none.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`collect_counts`.
+    """
+    for _ in range(MAX_ROUNDS):
+        over = narrower_ranges(counts)
+        if not over:
+            break
+        logger.info("%d tensors have outliers: counted again over ranges that resolve their other values", len(over))
+        again = collect_counts(model, batches, amax, settings, over=over, run=run).tensors
+        counts = counts._replace(tensors={**counts.tensors, **{name: again[name] for name in over}})
+    return counts
 
 
 def collect_growing(
@@ -139,25 +186,25 @@ def collect_growing(
     """
 
     def bins_for(name: str, amax: float) -> Bins:
-        level = level_of(min(amax, settings.max_amax))  # join() brings all batches to the highest
+        level = level_of(min(amax, settings.max_amax or math.inf))  # join() brings all batches to the highest
         return Bins(3 * settings.num_bins, 3.0**level, level)
 
     return _run_pass(model, batches, bins_for, "growing counts", "one pass: histograms", run)
 
 
-def capped(amax: Mapping[str, float], max_amax: float = MAX_AMAX) -> dict[str, float]:
-    """Return the ranges with a cap.
+def capped(amax: Mapping[str, float], max_amax: float | None) -> dict[str, float]:
+    """Return the ranges, at most `max_amax` if that is given.
 
     Parameters
     ----------
     amax : mapping
-    max_amax : float
+    max_amax : float, optional
 
     Returns
     -------
     dict
     """
-    return {name: min(largest, max_amax) for name, largest in amax.items()}
+    return {name: min(largest, max_amax or math.inf) for name, largest in amax.items()}
 
 
 def _run_pass(

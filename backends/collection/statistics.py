@@ -5,13 +5,18 @@ commutative, so results do not depend on how the data were split or ordered.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
 
 import klquant
 from klquant.errors import InvalidInputError
 
-from .bins import Bins, BinsFor, Counts, to_histogram, widened
+from .bins import Bins, BinsFor, Counted, Counts, to_histogram, widened
+
+CROWDED = 0.5  # of the non-zero values; more than that in the centre bin, and a threshold cannot resolve them
+RESOLVED = 0.9999  # of the non-zero values are within a narrower range
 
 
 class Observation(NamedTuple):
@@ -25,8 +30,12 @@ class Observation(NamedTuple):
     """How often the model computed the tensor within one batch, at most."""
     counts: Counts | None = None
     """Shape (num_bins,); None where only the range was asked for."""
-    level: int | None = None
-    """Of the counts, in a single pass."""
+    bins: Bins | None = None
+    """Of the counts."""
+    zeros: int = 0
+    """How many values are exactly 0, if they were counted."""
+    beyond: int = 0
+    """How many values lie beyond the bins, if they were counted."""
 
     @property
     def amax(self) -> float:
@@ -77,7 +86,7 @@ def join(a: Statistics, b: Statistics) -> Statistics:
     return Statistics({**a.tensors, **b.tensors, **both}, a.num_batches + b.num_batches)
 
 
-def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Callable[[Bins], Counts]) -> Observation:
+def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Callable[[Bins], Counted]) -> Observation:
     """Return what one tensor holds: its range, and its counts where they are asked for.
 
     Parameters
@@ -87,8 +96,8 @@ def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Call
         Smallest and largest value; NaN if there is a NaN, 0 for an empty tensor.
     bins_for : callable
         What the pass gave to :meth:`~klquant.backends.collection.ObservedModel.observe`.
-    count_into : callable (Bins) -> int64 array
-        Counts the tensor; called at most once, such as ``functools.partial(count, values)``.
+    count_into : callable (Bins) -> Counted
+        Counts the tensor, such as ``functools.partial(count, values)``.
 
     Returns
     -------
@@ -104,7 +113,16 @@ def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Call
     if not amax < math.inf:
         raise InvalidInputError(f"activations must be finite, got {amax}")
     bins = bins_for(name, amax)
-    return Observation(low, high, 1) if bins is None else Observation(low, high, 1, count_into(bins), bins.level)
+    if bins is None:
+        return Observation(low, high)
+    counts, zeros = count_into(bins)
+    return Observation(low, high, 1, counts, bins, zeros, _count_beyond(bins, count_into) if amax > bins.amax else 0)
+
+
+def _count_beyond(bins: Bins, count_into: Callable[[Bins], Counted]) -> int:
+    """Count the values outside of the bins: the outer two of three bins whose inner edges are just beyond them."""
+    outer = count_into(Bins(3, 3 * math.nextafter(bins.amax, math.inf))).counts
+    return int(outer[0] + outer[2])
 
 
 def add_call(found: dict[str, Observation], name: str, seen: Observation) -> None:
@@ -130,46 +148,84 @@ def add_call(found: dict[str, Observation], name: str, seen: Observation) -> Non
 
 def at_level(seen: Observation, level: int | None) -> Counts | None:
     """Return the counts over a range that is wider by powers of three, in a single pass."""
-    if seen.counts is None or seen.level is None or level is None:
+    if seen.counts is None or seen.bins is None or seen.bins.level is None or level is None:
         return seen.counts
-    return widened(seen.counts, level - seen.level)
+    return widened(seen.counts, level - seen.bins.level)
 
 
 def _join_named(name: str, a: Observation, b: Observation) -> Observation:
-    levels = [level for level in (a.level, b.level) if level is not None]
-    level = max(levels, default=None)
+    bins = _joined_bins(name, a.bins, b.bins)
+    level = None if bins is None else bins.level
     counts = _add(name, [part for seen in (a, b) if (part := at_level(seen, level)) is not None])
-    return Observation(min(a.low, b.low), max(a.high, b.high), max(a.calls, b.calls), counts, level)
+    calls, sums = max(a.calls, b.calls), (a.zeros + b.zeros, a.beyond + b.beyond)
+    return Observation(min(a.low, b.low), max(a.high, b.high), calls, counts, bins, *sums)
+
+
+def _joined_bins(name: str, a: Bins | None, b: Bins | None) -> Bins | None:
+    """Return the wider bins of a single pass; those of two passes must be the same."""
+    if a is None or b is None:
+        return a or b
+    growing = a.level is not None and b.level is not None and a.num_bins == b.num_bins
+    if a != b and not growing:
+        raise InvalidInputError(f"histograms of `{name}` must have the same bins, got {a} and {b}")
+    return max(a, b, key=lambda bins: bins.amax)
 
 
 def _add(name: str, parts: list[Counts]) -> Counts | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     first, second = parts
-    if len(first) != len(second):
-        raise InvalidInputError(f"histograms of `{name}` must have one number of bins, got {len(first)}, {len(second)}")
     total = first + second
     if total.min() < 0:  # int64 wraps silently
         raise InvalidInputError(f"the counts of `{name}` must stay below 2**63, got more after {first.max():.4g}")
     return total
 
 
-def histograms_of(statistics: Statistics, amax: Mapping[str, float]) -> dict[str, klquant.Histogram]:
+def narrower_ranges(statistics: Statistics) -> dict[str, float]:
+    """Return ranges that resolve the tensors whose values are mostly in the centre bin, because of a few outliers.
+
+    Parameters
+    ----------
+    statistics : Statistics
+        Of :func:`collect_counts`.
+
+    Returns
+    -------
+    dict
+        The range that holds 99.99 % of the non-zero values, by name; only where it is narrower than the bins.
+    """
+    ranges = {name: _narrower(seen) for name, seen in statistics.tensors.items() if seen.counts is not None}
+    return {name: amax for name, amax in ranges.items() if amax}
+
+
+def _narrower(seen: Observation) -> float:
+    counts, bins = np.asarray(seen.counts), seen.bins
+    centre = len(counts) // 2
+    others = int(counts.sum()) - seen.zeros
+    if bins is None or bins.level is not None or counts[centre] - seen.zeros <= CROWDED * others:
+        return 0.0
+    within = np.cumsum([counts[centre] - seen.zeros, *(counts[centre + 1 :] + counts[centre - 1 :: -1])])
+    steps = int(np.searchsorted(within, RESOLVED * others))
+    return bins.amax * (2 * steps + 1) / bins.num_bins if steps < centre else 0.0
+
+
+def histograms_of(statistics: Statistics, max_amax: float = math.inf) -> dict[str, tuple[klquant.Histogram, int]]:
     """Return the histograms of the last pass; tensors that are always 0 have none.
 
     Parameters
     ----------
     statistics : Statistics
-    amax : mapping
-        The ranges that were counted over, by name.
+    max_amax : float
+        The cap on the range of a single pass.
 
     Returns
     -------
     dict
-        Histogram by name.
+        A Histogram and the number of values beyond its range, by name.
     """
-    return {
-        name: to_histogram(seen.counts, amax[name], seen.level)
-        for name, seen in statistics.tensors.items()
-        if seen.counts is not None and amax[name] > 0
-    }
+    found = {}
+    for name, seen in statistics.tensors.items():
+        if seen.counts is not None and seen.bins is not None and seen.amax > 0:
+            histogram, outside = to_histogram(seen.counts, seen.bins, min(seen.amax, max_amax))
+            found[name] = histogram, max(seen.beyond, outside if seen.amax > max_amax else 0)
+    return found

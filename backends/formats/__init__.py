@@ -1,24 +1,24 @@
-"""Tables of scales as engines and other tools read and write them.
+"""Calibration tables in the formats of engines and other tools.
 
-:func:`read_table` and :func:`write_table` take every format in :data:`FORMATS`, each a :class:`Format`. Single formats:
-:func:`read_tensorrt_cache`, :func:`write_tensorrt_cache`; :func:`read_onnxruntime_table`,
+:func:`read_table` and :func:`write_table` handle every format in :data:`FORMATS`, each a :class:`Format`. Functions for
+one format: :func:`read_tensorrt_cache`, :func:`write_tensorrt_cache`; :func:`read_onnxruntime_table`,
 :func:`write_onnxruntime_table`; :func:`read_onnxruntime_text`, :func:`write_onnxruntime_text`;
 :func:`read_ncnn_table`, :func:`write_ncnn_table`; :func:`read_json`, :func:`write_json`; :func:`read_csv`,
-:func:`write_csv`. All that stands in a file is in :class:`CalibrationCache` (TensorRT) and :class:`NcnnTable`.
+:func:`write_csv`. The complete content of a file is in :class:`CalibrationCache` (TensorRT) and :class:`NcnnTable`.
 
 A table maps tensor names to thresholds T > 0, in units of the tensor, for INT8: scale = T / 127.
 
 =====================  ==================  ======================================================================
-format                 suffixes            what is kept of T
+format                 suffixes            precision of T
 =====================  ==================  ======================================================================
-``tensorrt``           .cache              float32 of T / 127: TensorRT's scales survive bit for bit
+``tensorrt``           .cache              float32 of T / 127; scales of TensorRT stay bit-identical
 ``onnxruntime``        .json               float32 of T
-``onnxruntime-text``   .cache              all of it
-``ncnn``               .table              float32 of 127 / T; the names are of layers, without blanks
-``json``, ``csv``      .json, .csv         all of it
+``onnxruntime-text``   .cache              exact
+``ncnn``               .table              float32 of 127 / T; names are of layers, without spaces
+``json``, ``csv``      .json, .csv         exact
 =====================  ==================  ======================================================================
 
-From one format that rounds to another T moves by up to 6e-8 of itself for each of them.
+Each format that rounds changes T by up to 6e-8 of its value.
 """
 
 import re
@@ -66,10 +66,10 @@ def __dir__() -> list[str]:
 
 
 class Format(NamedTuple):
-    """How one kind of table is read and written."""
+    """The functions that read and write one format."""
 
     suffix: str
-    """What files of this kind usually end in."""
+    """Usual suffix of its files."""
     read: Callable[[PathLike], dict[str, float]]
     write: Callable[[PathLike, Mapping[str, float]], None]
 
@@ -93,7 +93,7 @@ def read_table(path: PathLike, *, format: FormatName | None = None) -> dict[str,
     ----------
     path : str or Path
     format : {"tensorrt", "onnxruntime", "onnxruntime-text", "ncnn", "json", "csv"}, optional
-        Told from the content, and where that leaves a choice from the suffix, if it is not given.
+        By default it is detected from the content, and from the suffix if the content is ambiguous.
 
     Returns
     -------
@@ -103,13 +103,12 @@ def read_table(path: PathLike, *, format: FormatName | None = None) -> dict[str,
     Raises
     ------
     InvalidInputError
-        For another format, a file that could be of several, and what the format's own function raises. A missing file
-        is a FileNotFoundError.
+        For an unknown or ambiguous format, and as the function of the format. A missing file is a FileNotFoundError.
 
     Warns
     -----
     CalibrationWarning
-        For a TensorRT cache with tensors of scale 0, which are left out.
+        Naming the tensors for which another tool wrote no usable scale (0, inf), which are left out.
     """
     return _format(_recognize(path) if format is None else format).read(path)
 
@@ -120,7 +119,7 @@ def write_table(
     *,
     format: FormatName | None = None,  # noqa: A002
 ) -> None:
-    """Write thresholds as a table of any format, whole or not at all.
+    """Write thresholds as a table of any format. The file is written whole or not at all.
 
     Parameters
     ----------
@@ -128,13 +127,13 @@ def write_table(
     thresholds : mapping
         T > 0 by tensor name, in units of the tensor.
     format : {"tensorrt", "onnxruntime", "onnxruntime-text", "ncnn", "json", "csv"}, optional
-        Told from the suffix if it is not given; .json and .cache leave a choice.
+        By default it follows from the suffix; .json and .cache are ambiguous.
 
     Raises
     ------
     InvalidInputError
-        For another format, a suffix of none or of several, a T that is not positive and finite, a name or a scale that
-        the format cannot hold; naming the tensor.
+        For an unknown or ambiguous format, a T that is not positive and finite, or a name or scale that the format
+        cannot represent. The message names the tensor.
     """
     _format(_of_suffix(path, list(FORMATS)) if format is None else format).write(path, thresholds)
 
@@ -146,7 +145,7 @@ def _format(name: FormatName) -> Format:
 
 
 def _recognize(path: PathLike) -> FormatName:
-    """Return the format of a file."""
+    """Return the format of a file by its content, or by its suffix if the content is ambiguous."""
     text = read_text(path)
     start = text.lstrip()
     if start.startswith("TRT-"):
@@ -159,9 +158,9 @@ def _recognize(path: PathLike) -> FormatName:
 
 
 def _of_suffix(path: PathLike, names: Iterable[FormatName]) -> FormatName:
-    """Return which of these formats a file is named for."""
+    """Return the one of these formats that has the suffix of this file."""
     suffix = Path(path).suffix.lower()
     found = [name for name in names if FORMATS[name].suffix == suffix]
     if len(found) != 1:
-        raise InvalidInputError(f"`format` must be given for `{path}`: it may be any of {', '.join(found or names)}")
+        raise InvalidInputError(f"`format` must be given for `{path}`: it could be any of {', '.join(found or names)}")
     return found[0]

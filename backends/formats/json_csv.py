@@ -1,17 +1,17 @@
-"""klquant's own tables of thresholds, as JSON and as CSV, for people and scripts: nothing is rounded in them.
+"""klquant's own tables of thresholds, as JSON and CSV. They hold exact numbers.
 
 Columns of the CSV, and keys of each tensor in the JSON:
 
 ``tensor``
-    Name; in the JSON the key under ``tensors``.
+    Name of the tensor; in JSON, its key under ``tensors``.
 ``threshold``
     T, in units of the tensor.
 ``scale``
-    The INT8 step T / 127. When a table is read it may be missing, but it must not contradict T.
+    The INT8 step T / 127. Optional when a table is read, but it must agree with T.
 ``amax``
-    Largest absolute value observed, where it is known.
+    Largest absolute value observed, if known.
 
-Others are ignored when a table is read.
+Other columns and keys are ignored.
 """
 
 import csv
@@ -40,7 +40,7 @@ from .parsing import (
 
 KIND = "thresholds"
 SCHEMA = 1
-_AGREEMENT = 1e-6  # of T and scale: wide enough for a scale that went through float32
+_AGREEMENT = 1e-6  # relative difference of T and scale; allows for a scale rounded to float32
 
 
 def read_json(path: PathLike) -> dict[str, float]:
@@ -58,7 +58,7 @@ def read_json(path: PathLike) -> dict[str, float]:
     Raises
     ------
     InvalidInputError
-        For another document or schema, a T that is not positive and finite, a scale that is not T / 127; naming it.
+        For another document or schema, a T that is not positive and finite, or a scale that is not T / 127.
     """
     document = parse_json(path, read_text(path))
     found = document.get("klquant"), document.get("schema")
@@ -82,7 +82,7 @@ def write_json(path: PathLike, thresholds: Mapping[str, float], *, amax: Mapping
     Raises
     ------
     InvalidInputError
-        For a T that is not positive and finite, an amax that is negative or not finite; naming the tensor.
+        For a T that is not positive and finite, or an amax that is negative or not finite. It names the tensor.
     """
     tensors = {str(row.pop("tensor")): row for row in _rows(thresholds, amax or {})}
     document = {"klquant": KIND, "schema": SCHEMA, "tensors": tensors}
@@ -91,7 +91,7 @@ def write_json(path: PathLike, thresholds: Mapping[str, float], *, amax: Mapping
 
 
 def read_csv(path: PathLike) -> dict[str, float]:
-    """Read a table with a header of at least the columns ``tensor`` and ``threshold``, in any order.
+    """Read a table whose header has the columns ``tensor`` and ``threshold``, in any order.
 
     Parameters
     ----------
@@ -105,8 +105,8 @@ def read_csv(path: PathLike) -> dict[str, float]:
     Raises
     ------
     InvalidInputError
-        For another header, a row of another length, a name that stands twice, a T that is not positive and finite, a
-        scale that is not T / 127; naming the file and the line.
+        For another header, a row of another length, a duplicate name, a T that is not positive and finite, or a scale
+        that is not T / 127. It names the file and the line.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -116,7 +116,7 @@ def read_csv(path: PathLike) -> dict[str, float]:
 
 
 def write_csv(path: PathLike, thresholds: Mapping[str, float], *, amax: Mapping[str, float] | None = None) -> None:
-    """Write thresholds as CSV with the columns ``tensor, threshold, scale`` and, where it is given, ``amax``.
+    """Write thresholds as CSV with the columns ``tensor, threshold, scale`` and, if given, ``amax``.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def write_csv(path: PathLike, thresholds: Mapping[str, float], *, amax: Mapping[
     Raises
     ------
     InvalidInputError
-        For a T that is not positive and finite, an amax that is negative or not finite; naming the tensor.
+        For a T that is not positive and finite, or an amax that is negative or not finite. It names the tensor.
     """
     columns = ["tensor", "threshold", "scale", *(["amax"] if amax else [])]
     text = io.StringIO()
@@ -140,7 +140,7 @@ def write_csv(path: PathLike, thresholds: Mapping[str, float], *, amax: Mapping[
 
 
 def _rows(thresholds: Mapping[str, float], amax: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """Yield the row of each tensor, all of them checked."""
+    """Yield the row of each tensor, after checks."""
     for name, threshold in check_thresholds("a table of thresholds", thresholds).items():
         row = {"tensor": name, "threshold": threshold, "scale": threshold / QMAX}
         if name in amax:
@@ -151,7 +151,7 @@ def _rows(thresholds: Mapping[str, float], amax: Mapping[str, float]) -> Iterato
 
 
 def _parse(path: PathLike, reader: Any) -> Iterator[tuple[int, str, float]]:
-    """Yield line, name and T of every row behind the header."""
+    """Yield line number, name and T of every row after the header."""
     header = next(reader)
     if not {"tensor", "threshold"} <= set(header) or len(set(header)) < len(header):
         raise malformed(path, reader.line_num, "a header with `tensor` and `threshold`", ",".join(header))
@@ -163,7 +163,7 @@ def _parse(path: PathLike, reader: Any) -> Iterator[tuple[int, str, float]]:
 
 
 def _threshold(source: str, name: str, row: Any) -> float:
-    """Return the T of a tensor whose scale, if there is one, agrees with it."""
+    """Return the T of a tensor, after checking that its scale agrees if there is one."""
     if not isinstance(row, dict) or "threshold" not in row:
         raise InvalidInputError(f"{source}: tensor {name!r} must have a threshold, got {shown(row)}")
     threshold = _number(row["threshold"])

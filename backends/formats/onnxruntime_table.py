@@ -1,4 +1,4 @@
-"""onnxruntime's calibration tables: ranges of tensors as JSON, and as the text file that lies beside it."""
+"""onnxruntime's calibration tables: ranges of tensors as JSON, and the text file written with it."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from .parsing import (
     LINE_ENDS,
     PathLike,
     check_thresholds,
-    is_positive,
+    is_number,
     malformed,
     numbered_lines,
     parse_json,
     read_text,
-    to_float,
     to_float32,
     unique,
+    usable,
 )
 
 Method: TypeAlias = Literal["MinMax", "Entropy", "Percentile", "Distribution"]
@@ -33,8 +33,8 @@ def read_onnxruntime_table(path: PathLike) -> dict[str, float]:
     Parameters
     ----------
     path : str or Path
-        What `quantize_static(calibration_cache_path=...)` keeps, what `write_calibration_table` calls
-        calibration.json, or the older ``{name: [lowest, highest]}``.
+        The cache of `quantize_static(calibration_cache_path=...)`, calibration.json of `write_calibration_table`, or
+        the older form ``{name: [lowest, highest]}``.
 
     Returns
     -------
@@ -44,18 +44,24 @@ def read_onnxruntime_table(path: PathLike) -> dict[str, float]:
     Raises
     ------
     InvalidInputError
-        For another document, a tensor with one range per channel, without a range, or whose range is reversed, NaN,
-        infinite or only 0; naming it.
+        For another document, a tensor with one range per channel, without a range, or whose range is reversed. It names
+        the tensor.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming the tensors whose range is only 0 or has no end, which are left out.
     """
     document = parse_json(path, read_text(path))
     tensors = document.get("data") if document.get("CLS") == "TensorsData" else document
     if not isinstance(tensors, dict):
         raise InvalidInputError(f"`{path}`: `data` must be an object of tensors, got {type(tensors).__name__}")
-    return check_thresholds(f"`{path}`", {name: _threshold(path, name, entry) for name, entry in tensors.items()})
+    found = {name: _threshold(path, name, entry) for name, entry in tensors.items()}
+    return check_thresholds(f"`{path}`", usable(f"`{path}`", found))
 
 
 def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, method: Method = "Entropy") -> None:
-    """Write thresholds as the JSON that `quantize_static(calibration_cache_path=...)` takes for its calibration.
+    """Write thresholds as the JSON cache that `quantize_static(calibration_cache_path=...)` reads.
 
     Parameters
     ----------
@@ -63,19 +69,19 @@ def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, 
     thresholds : mapping
         T > 0 by tensor name; the range becomes [-T, T].
     method : {"Entropy", "MinMax", "Percentile", "Distribution"}
-        What to pass on as ``calibrate_method=CalibrationMethod.Entropy``: onnxruntime refuses a cache of another one.
+        The method to pass as ``calibrate_method=CalibrationMethod.Entropy``; onnxruntime rejects caches of others.
 
     Raises
     ------
     InvalidInputError
-        For another method, a T that is not positive and finite or beyond float32; naming the tensor.
+        For another method, and a T that is not positive and finite or overflows float32. It names the tensor.
 
     Notes
     -----
-    Ranges are float32, as onnxruntime's own: T reads back within 6e-8 of itself. The scale that it makes of them is
-    T / 127 only with ``extra_options={"ActivationSymmetric": True}`` and int8 activations. As these ranges reach below
-    0, it takes a Relu for superfluous and drops it, unless told ``"QDQKeepRemovableActivations": True``; and it wants
-    the range of what enters a Relu, which calibrations here have not: give that tensor the range of what leaves it.
+    Ranges are float32, as in onnxruntime, which changes T by up to 6e-8 of its value. onnxruntime uses scale T / 127
+    only with ``extra_options={"ActivationSymmetric": True}`` and int8 activations. Because these ranges include
+    negative values, it removes each Relu as redundant, unless ``"QDQKeepRemovableActivations": True`` is set. It also
+    needs the range of the input of a Relu, which calibrations of klquant do not have: use the range of the output.
     :func:`klquant.backends.onnx.quantize` needs none of this.
     """
     if method not in METHODS:
@@ -91,7 +97,7 @@ def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, 
 
 
 def read_onnxruntime_text(path: PathLike) -> dict[str, float]:
-    """Read thresholds from the text that `write_calibration_table` calls calibration.cache: ``name T`` per line.
+    """Read thresholds from calibration.cache of `write_calibration_table`, which has ``name T`` per line.
 
     Parameters
     ----------
@@ -105,20 +111,25 @@ def read_onnxruntime_text(path: PathLike) -> dict[str, float]:
     Raises
     ------
     InvalidInputError
-        For another form of line, a name that stands twice, a T that is not positive and finite; naming file and line.
+        For another form of line, a duplicate name, or a T that is not a number. It names file and line.
+
+    Warns
+    -----
+    CalibrationWarning
+        Naming the tensors whose T is 0 or infinite, which are left out.
 
     Notes
     -----
-    onnxruntime (seen in 1.32) writes the highest value there, not the largest absolute one: for a tensor that reaches
-    further below 0 than above, T is too small, and nothing in the file tells. Prefer the JSON, which has both ends.
+    onnxruntime 1.32 writes the highest value, not the largest absolute value. For a tensor whose lowest value is
+    further from 0, T is too small, and the file does not show it. Prefer the JSON, which has both ends of the range.
     """
     lines = numbered_lines(read_text(path))
     found = unique(path, (_parse(path, number, line) for number, line in lines))
-    return check_thresholds(f"`{path}`", found, LINE_ENDS)
+    return check_thresholds(f"`{path}`", usable(f"`{path}`", found), LINE_ENDS)
 
 
 def write_onnxruntime_text(path: PathLike, thresholds: Mapping[str, float]) -> None:
-    """Write thresholds as ``name T`` per line, all digits of T.
+    """Write thresholds as ``name T`` per line, with all digits of T.
 
     Parameters
     ----------
@@ -129,31 +140,30 @@ def write_onnxruntime_text(path: PathLike, thresholds: Mapping[str, float]) -> N
     Raises
     ------
     InvalidInputError
-        For a name with a line end or a last colon, a T that is not positive and finite; naming the tensor.
+        For a name with a line break or a final colon, and a T that is not positive and finite. It names the tensor.
 
     Notes
     -----
-    T reads back exactly. No part of onnxruntime reads this file: its TensorRT provider takes a TensorRT cache
-    (``klquant.backends.formats.write_tensorrt_cache``) or a FlatBuffers file of the same ranges, which klquant leaves
-    to onnxruntime's `write_calibration_table`.
+    T is kept exactly. onnxruntime itself does not read this file: its TensorRT provider reads a TensorRT cache
+    (``klquant.backends.formats.write_tensorrt_cache``) or a FlatBuffers file of the same ranges, which only
+    onnxruntime's `write_calibration_table` writes.
     """
     checked = check_thresholds(_TEXT, thresholds, LINE_ENDS)
     for name in checked:
         if name.endswith(":"):
-            raise InvalidInputError(f"{_TEXT} must hold names without a colon at their end, got {name!r}")
+            raise InvalidInputError(f"{_TEXT} must have names without a final colon, got {name!r}")
     write_atomic(Path(path), "".join(f"{name} {threshold!r}\n" for name, threshold in checked.items()).encode())
 
 
 def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, float]:
     name, separator, value = line.rpartition(" ")
     if not separator or not name:
-        raise malformed(path, number, "a name, a blank and T", line)
+        raise malformed(path, number, "a name, a space and T", line)
     if name.endswith(":"):  # digits of a TensorRT cache without its header could pass for a decimal number
-        raise malformed(path, number, "a name without a colon at its end, a blank and T", line)
-    threshold = to_float(value)
-    if not is_positive(threshold):
-        raise malformed(path, number, f"a positive, finite T for tensor {name!r}", value)
-    return number, name, threshold
+        raise malformed(path, number, "a name without a final colon, a space and T", line)
+    if not is_number(value):
+        raise malformed(path, number, f"a number as T for tensor {name!r}", value)
+    return number, name, float(value)
 
 
 def _tensor_data(name: str, threshold: float) -> dict[str, Any]:
@@ -164,7 +174,7 @@ def _tensor_data(name: str, threshold: float) -> dict[str, Any]:
 
 
 def _threshold(path: PathLike, name: str, entry: Any) -> float:
-    """Return the larger end of one tensor's range, without its sign."""
+    """Return the largest absolute value in a tensor's range."""
     if isinstance(entry, dict):
         entry = [entry.get("lowest"), entry.get("highest")]
     ends = [_number(value) for value in entry] if isinstance(entry, list) else []
@@ -180,7 +190,7 @@ def _threshold(path: PathLike, name: str, entry: Any) -> float:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number that stands alone, in an array of one element, or in a NumPy array as onnxruntime writes it."""
+    """Return a number given as such, as an array of one element, or as onnxruntime writes a NumPy array."""
     if isinstance(value, dict) and value.get("CLS") == "numpy.array":
         value = value.get("data")
     while isinstance(value, list) and len(value) == 1:

@@ -1,6 +1,5 @@
-"""TensorRT's calibration caches: a header, then ``name: 3c010a14`` per tensor."""
+"""TensorRT's calibration caches: a header, then a line ``name: 3c010a14`` for each tensor."""
 
-import math
 import re
 import struct
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from typing import NamedTuple
 from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
-from ..warning import warn
 from .parsing import (
     LINE_ENDS,
     QMAX,
@@ -22,6 +20,7 @@ from .parsing import (
     read_text,
     to_float32,
     unique,
+    usable,
 )
 
 HEADER = "TRT-8601-EntropyCalibration2"
@@ -30,12 +29,12 @@ _DIGITS = re.compile(r"[0-9a-fA-F]{1,8}")
 
 
 class CalibrationCache(NamedTuple):
-    """A cache as it stands in its file."""
+    """The content of a cache."""
 
     header: str
-    """``TRT-<version>-<calibrator>``, as ``TRT-8601-EntropyCalibration2``."""
+    """``TRT-<version>-<calibrator>``, such as ``TRT-8601-EntropyCalibration2``."""
     scales: dict[str, float]
-    """float32 values by tensor name, in the order of the file: T / 127, or 0 where TensorRT found no range."""
+    """T / 127 as float32 by tensor name, in the order of the file; 0 if TensorRT found no range."""
 
     @classmethod
     def load(cls, path: PathLike) -> "CalibrationCache":
@@ -44,23 +43,22 @@ class CalibrationCache(NamedTuple):
         Raises
         ------
         InvalidInputError
-            For anything but a header and lines ``name: digits``, a name that stands twice, a scale that is negative,
-            infinite or NaN; naming the file and the line.
+            For anything but a header and lines ``name: digits``, and a name that occurs twice; naming file and line.
 
         Notes
         -----
         A line is split at its last ``": "``: names may hold colons and blanks. Fewer than eight digits, line ends of
-        Windows, blank lines and a missing last line end are read as well. A file as TensorRT writes it becomes the
-        same bytes again by :meth:`save`.
+        Windows, blank lines, blanks at the end of a line and a missing last line end are read as well. A file as
+        TensorRT writes it becomes the same bytes again by :meth:`save`.
         """
-        (first, header), *lines = numbered_lines(read_text(path))
+        (first, header), *lines = ((number, line.rstrip(" \t")) for number, line in numbered_lines(read_text(path)))
         if not _HEADER.fullmatch(header):
             raise malformed(path, first, "TRT-<version>-<calibrator>", header)
         return cls(header, unique(path, (_parse(path, number, line) for number, line in lines)))
 
     @classmethod
     def of(cls, thresholds: Mapping[str, float], *, header: str = HEADER) -> "CalibrationCache":
-        """Return the cache for these thresholds: the float32 nearest to T / 127 for each."""
+        """Return the cache for these thresholds, with T / 127 rounded to float32."""
         checked = check_thresholds("a TensorRT calibration cache", thresholds, LINE_ENDS)
         return cls(header, {name: _float32(name, value / QMAX) for name, value in checked.items()})
 
@@ -70,29 +68,25 @@ class CalibrationCache(NamedTuple):
         Warns
         -----
         CalibrationWarning
-            Naming the tensors whose scale is 0, which are left out: TensorRT writes it where it found no range, for
-            constants and shapes most of all, and runs what touches them in floating point.
+            Naming the tensors whose scale is not positive and finite, which are left out. TensorRT writes 0 where it
+            found no range, mostly for constants and shapes, and runs what touches them in floating point.
         """
-        without = [name for name, scale in self.scales.items() if scale == 0]
-        if without:
-            shown = ", ".join(f"`{name}`" for name in without[:10]) + (", ..." if len(without) > 10 else "")
-            warn(f"{len(without)} tensors have scale 0 in the calibration cache and are left out: {shown}")
-        return {name: scale * QMAX for name, scale in self.scales.items() if scale != 0}
+        return usable("the calibration cache", {name: scale * QMAX for name, scale in self.scales.items()})
 
     def save(self, path: PathLike) -> None:
-        """Write the cache, whole or not at all: eight digits a scale, and ``0`` where there is none.
+        """Write the cache with eight digits per scale, and ``0`` for a scale of 0. The file is whole or absent.
 
         Raises
         ------
         InvalidInputError
-            For another form of header, a name with a line end, or a scale that float32 cannot hold.
+            For a malformed header, a name with a line break, or a scale that float32 cannot represent.
         """
         if not _HEADER.fullmatch(self.header):
             raise InvalidInputError(f"`header` must be TRT-<version>-<calibrator>, got {self.header!r}")
         for name in self.scales:
             problem = name_problem(name, LINE_ENDS) or ("" if name else "is empty")
             if problem:
-                raise InvalidInputError(f"a calibration cache has no way to write the name {name!r}, which {problem}")
+                raise InvalidInputError(f"a calibration cache cannot contain the name {name!r}, which {problem}")
         lines = [self.header, *(f"{name}: {_digits(name, scale)}" for name, scale in self.scales.items())]
         write_atomic(Path(path), "".join(line + "\n" for line in lines).encode())
 
@@ -107,23 +101,23 @@ def read_tensorrt_cache(path: PathLike) -> dict[str, float]:
     Returns
     -------
     dict
-        T = 127 * scale by tensor name. Writing it again gives the scales bit for bit.
+        T = 127 * scale by tensor name. Writing them again gives bit-identical scales.
 
     Raises
     ------
     InvalidInputError
-        As :meth:`CalibrationCache.load`, and where no tensor has a scale.
+        As :meth:`CalibrationCache.load`, and if no tensor has a scale.
 
     Warns
     -----
     CalibrationWarning
-        Naming the tensors that have scale 0, which are left out.
+        Naming the tensors without a usable scale, which are left out.
     """
     return check_thresholds(f"`{path}`", CalibrationCache.load(path).thresholds(), LINE_ENDS)
 
 
 def write_tensorrt_cache(path: PathLike, thresholds: Mapping[str, float], *, header: str = HEADER) -> None:
-    """Write thresholds as a TensorRT calibration cache, whole or not at all.
+    """Write thresholds as a TensorRT calibration cache. The file is written whole or not at all.
 
     Parameters
     ----------
@@ -131,17 +125,17 @@ def write_tensorrt_cache(path: PathLike, thresholds: Mapping[str, float], *, hea
     thresholds : mapping
         T > 0 by tensor name, in units of the tensor.
     header : str
-        TensorRT up to 10 skips a cache whose version or calibrator is not its own; 8601 is TensorRT 8.6.1.
+        TensorRT up to 10 ignores a cache of another version or calibrator; 8601 is TensorRT 8.6.1.
 
     Raises
     ------
     InvalidInputError
-        For a name with a line end, a T that is not positive and finite, a scale beyond float32; naming the tensor.
+        For a name with a line break, a T that is not positive and finite, or a scale that overflows float32.
 
     Notes
     -----
-    Scales are rounded to float32: T reads back within 6e-8 of itself. onnxruntime's TensorRT provider reads this file
-    with `trt_int8_use_native_calibration_table`, but ends names at their first colon.
+    Scales are rounded to float32, which changes T by up to 6e-8 of its value. onnxruntime's TensorRT provider reads
+    this file with `trt_int8_use_native_calibration_table`, but cuts names at their first colon.
     """
     CalibrationCache.of(thresholds, header=header).save(path)
 
@@ -151,10 +145,8 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, float]:
     if not separator or not name or not _DIGITS.fullmatch(digits):
         raise malformed(path, number, "`name: ` and up to 8 hexadecimal digits", line)
     if name_problem(name, LINE_ENDS):
-        raise malformed(path, number, "a name without line ends", name)
+        raise malformed(path, number, "a name without line breaks", name)
     scale: float = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
-    if not 0 <= scale < math.inf or math.copysign(1, scale) < 0:
-        raise malformed(path, number, f"a positive, finite scale for tensor {name!r}", f"{digits} = {scale}")
     return number, name, scale
 
 

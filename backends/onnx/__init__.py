@@ -6,7 +6,8 @@ or take the :class:`Prepared` model that it returned; tensors and nodes go by th
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
 :func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
-operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules.
+operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules. :func:`verify` runs a
+quantized model in its engine and returns a :class:`Verification` with a :class:`TensorCheck` of each tensor.
 """
 
 from klquant.errors import MissingDependencyError
@@ -27,6 +28,7 @@ from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
 from .quantization import QDQModel, quantizable_tensors, quantize
+from .verification import TensorCheck, Verification, verify
 
 __all__ = [
     "Calibration",
@@ -37,6 +39,8 @@ __all__ = [
     "Prepared",
     "QDQModel",
     "Settings",
+    "TensorCheck",
+    "Verification",
     "Violation",
     "calibrate",
     "check_tensorrt",
@@ -47,4 +51,9 @@ __all__ = [
     "quantizable_tensors",
     "quantize",
     "summarize",
+    "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx
 
@@ -14,7 +14,7 @@ from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import EXCLUDED, Criterion, Settings
+from ..settings import EXCLUDED, Criterion, Settings, SettingsOptions
 from ..thresholds import check_criterion
 from .model.fingerprint import fingerprint
 from .model.operators import observed_tensors
@@ -35,7 +35,7 @@ def calibrate(
     process_group: Group = None,
     resume: str | Path | None = None,
     checkpoint_seconds: float = 10.0,
-    **settings: Any,
+    **settings: Unpack[SettingsOptions],
 ) -> Calibration:
     """Run a model over calibration data and choose the threshold of every activation that may be quantized.
 
@@ -62,7 +62,7 @@ def calibrate(
         Least time between two writes of that file.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
-        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (204800, a cap on the observed range),
+        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (a cap on the observed range),
         ``passes`` (2; 1 takes a one-shot stream), ``include`` and ``exclude`` (patterns),
         ``overrides`` (LayerOptions by pattern).
 
@@ -99,7 +99,9 @@ def calibrate(
         return collection.calibrate(observer, batches, blank, criterion=criterion, run=run)
 
 
-def empty_calibration(model: onnx.ModelProto | str | Path | Prepared, **settings: Any) -> Calibration:
+def empty_calibration(
+    model: onnx.ModelProto | str | Path | Prepared, **settings: Unpack[SettingsOptions]
+) -> Calibration:
     """Return what is known of a model before it has seen data, for :func:`klquant.backends.collection.to_calibration`.
 
     Parameters
@@ -130,7 +132,7 @@ def empty_calibration(model: onnx.ModelProto | str | Path | Prepared, **settings
 
 @contextmanager
 def open_observer(
-    model: onnx.ModelProto | str | Path | Prepared, *, providers: Providers = CPU, **settings: Any
+    model: onnx.ModelProto | str | Path | Prepared, *, providers: Providers = CPU, **settings: Unpack[SettingsOptions]
 ) -> Iterator[OnnxObserver]:
     """Yield a model as :mod:`klquant.backends.collection` runs it, for passes over a part of the data.
 
@@ -163,7 +165,7 @@ def _observed_names(tensors: list[str], chosen: Settings) -> list[str]:
     return names
 
 
-def _onnx_settings(settings: dict[str, Any]) -> Settings:
+def _onnx_settings(settings: SettingsOptions) -> Settings:
     chosen = Settings.make(**settings)
     if chosen.observe != "inputs" or any(layer.observe for layer in chosen.overrides.values()):
         raise InvalidInputError("`observe` has no meaning for ONNX models: tensors are observed, by their own names")

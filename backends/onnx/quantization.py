@@ -1,20 +1,18 @@
-"""From a float model and thresholds to a model with Q/DQ that an engine executes in INT8."""
+"""Quantize a float ONNX model: add the Q/DQ nodes that let an engine run it in INT8."""
 
 import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from glob import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
-from ..settings import EXCLUDED, Engine, check_engine
+from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..text import number
 from ..warning import warn_of_floats
 from .model.fingerprint import fingerprint
@@ -25,22 +23,25 @@ from .model.saving import save_model
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan, make_plan
+from .verification import Verification, verify
 
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
 
 class QDQModel(NamedTuple):
-    """A model with Q/DQ."""
+    """A model with QuantizeLinear and DequantizeLinear nodes (Q/DQ), from :func:`quantize`."""
 
     model: onnx.ModelProto
     thresholds: dict[str, float]
-    """T of each quantized activation, by name of the tensor; those that share a scale have the same."""
+    """T of each quantized activation, by tensor name; tensors that share a scale have equal T."""
     skipped: dict[str, str]
-    """Layers that stay in floating point, by name of the node, and why."""
+    """Why layers stay in floating point, by node name."""
+    verification: Verification | None = None
+    """How the engine ran the model, if :func:`quantize` had data for it."""
 
     def save(self, path: str | Path) -> None:
-        """Write the model, whole or not at all; above 2 GB with its weights in a file beside it."""
+        """Write the model atomically; above 2 GB the weights go to a second file beside it."""
         save_model(self.model, path)
 
     def _repr_html_(self) -> str:
@@ -57,21 +58,25 @@ def quantize(
     engine: Engine = "tensorrt",
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
+    batches: Iterable[Any] | None = None,
 ) -> QDQModel:
-    """Write QuantizeLinear and DequantizeLinear where an engine wants them.
+    """Add QuantizeLinear and DequantizeLinear nodes where an engine needs them.
 
     Parameters
     ----------
     model : onnx.ModelProto, path or Prepared
-        A float model, of opset 13 or of one that onnx can raise to it. It is not changed.
-    calibration : Calibration, or mapping
-        From :func:`calibrate` on this model, or T in units of the activation, by name of the tensor.
+        A float model. onnx converts opsets below 13. It is not changed.
+    calibration : Calibration or mapping
+        From :func:`calibrate` on this model; or T by tensor name, in units of the activation.
     engine : {"tensorrt", "onnxruntime", "openvino"}
-        For which engine; see Notes.
-    exclude : patterns
-        Names of nodes, of tensors or of operators; what they match stays in floating point.
+        The engine that will run the model; see Notes.
+    exclude : str or iterable of str
+        Patterns of node names, tensor names or operator types that stay in floating point.
     reduce_range : bool
-        Keep weights in -63 .. 63. On CPUs without VNNI instructions onnxruntime's products of UINT8 and INT8 saturate.
+        Keep weights in -63 .. 63, for CPUs without VNNI: there onnxruntime's products of UINT8 and INT8 saturate.
+    batches : iterable, optional
+        Some data: the engine runs the quantized model on it and is compared with the model as written, see
+        :func:`verify`. One batch is usually enough.
 
     Returns
     -------
@@ -80,43 +85,57 @@ def quantize(
     Raises
     ------
     InvalidInputError
-        For another engine, a pattern that matches nothing, a calibration of another model (naming what differs) or
-        of other than 8 bits, a threshold that is not positive, a weight that is not finite; naming tensor or node.
+        For an unknown engine, a pattern that matches nothing, a calibration of another model or not of 8 bits, a
+        threshold that is not positive, or a weight that is not finite. The message names the tensor or node.
+    ModelError
+        If `batches` are given and the engine cannot run the model, or computes something else; naming the first node.
 
     Warns
     -----
     CalibrationWarning
-        If layers stay in floating point that were not excluded.
+        If layers that were not excluded stay in floating point.
 
     Notes
     -----
-    Weights are INT8 for each output channel, the scale of a channel is max |w| / 127, in every engine.
+    For every engine, weights are INT8 per output channel, with scale max |w| / 127.
 
-    "tensorrt" quantizes what enters Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the other branch) of a
-    residual sum, and what is concatenated by one scale, in INT8 with zero point 0. Biases stay.
+    "tensorrt" quantizes the inputs of Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the residual branch) of
+    a residual sum, and the inputs of a concatenation, which share one scale. All are INT8 with zero point 0. Biases
+    stay in floating point.
 
-    "openvino" quantizes what enters these layers: UINT8 for what cannot be negative, [0, T], INT8 else. Biases stay.
+    "openvino" quantizes the inputs of the same layers: UINT8 over [0, T] for tensors that cannot be negative, INT8 for
+    all others. Biases stay in floating point.
 
-    "onnxruntime" quantizes what enters and leaves each operator that has an INT8 kernel on CPUs, in UINT8: zero point
-    0 and [0, T] for what cannot be negative, 128 and [-T, T] else. Biases are INT32 where they fit.
+    "onnxruntime" quantizes the inputs and outputs of every operator that has an INT8 kernel on CPUs. All are UINT8:
+    over [0, T] with zero point 0 for tensors that cannot be negative, over [-T, T] with zero point 128 otherwise.
+    Biases are INT32 where they fit.
 
-    QuantizeLinear saturates at -128, so values below -T may get one level more than the symmetric -127.
-    Source: TensorRT, "Working with Quantized Types"; onnxruntime 1.32 and OpenVINO 2026.4 as measured.
+    QuantizeLinear saturates at -128, so values below -T may get -128 instead of the symmetric -127.
+    Sources: TensorRT, "Working with Quantized Types"; measurements of onnxruntime 1.32 and OpenVINO 2026.4.
     """
     check_engine(engine)
     prepared = prepare(model)
     graph = prepared.graph
     _check_types(prepared)
-    patterns = _check_patterns(graph, exclude)
+    excluded = _excluded(graph, exclude)
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
-        patterns += tuple(map(escape, calibration.skipped))
+        excluded += tuple(calibration.skipped)
     thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, engine, patterns)
+    plan = make_plan(graph, thresholds, engine, excluded)
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
     written = write_qdq(prepared.model, graph, plan, grids, int_bias=engine == "onnxruntime", reduce_range=reduce_range)
-    _tell(plan)
-    return QDQModel(written, {name: grid.threshold for name, grid in grids.items()}, plan.skipped)
+    _report(plan)
+    thresholds = {name: grid.threshold for name, grid in grids.items()}
+    checked_run = None if batches is None else _verified(written, batches, engine)
+    return QDQModel(written, thresholds, plan.skipped, checked_run)
+
+
+def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
+    found = verify(model, batches, engine)
+    if found.wrong:
+        raise ModelError(f"the engine must compute what the quantized model says, got: {found}")
+    return found
 
 
 def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: Engine) -> list[str]:
@@ -132,7 +151,7 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     Returns
     -------
     list of str
-        In the order in which :func:`quantize` visits them.
+        In the order in which :func:`quantize` handles them.
 
     Raises
     ------
@@ -147,11 +166,11 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
 def _check_types(prepared: Prepared) -> None:
     opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < 19 and onnx.TensorProto.FLOAT16 in prepared.graph.types.values():
-        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got a model of opset {opset}")
+        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got opset {opset}")
 
 
 def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
-    """Return T by tensor, checked."""
+    """Return T by tensor name, checked."""
     if isinstance(calibration, Mapping):
         found = {name: float(value) for name, value in calibration.items()}
     else:
@@ -168,20 +187,20 @@ def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, flo
     return found
 
 
-def _check_patterns(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
-    """Refuse a pattern that matches nothing: it is misspelt."""
+def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
+    """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
     names = list(dict.fromkeys([*nodes, *graph.inputs, *graph.producers]))
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not matching(names, [pattern]):
             close = get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator, such as {close}")
-    return patterns
+            raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator; similar names: {close}")
+    return tuple(matching(names, patterns))
 
 
-def _tell(plan: Plan) -> None:
-    """Log what was done, warn of what stays in floating point without having been asked to."""
+def _report(plan: Plan) -> None:
+    """Log what was quantized, and warn of layers that stay in floating point without being excluded."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
     reasons = {name: reason for name, reason in plan.skipped.items() if reason != EXCLUDED}
     if not plan.readers and not plan.skipped:

@@ -1,7 +1,7 @@
-"""A calibration as one HTML page that needs nothing else, and the same numbers as JSON; for every backend.
+"""A calibration as a self-contained HTML page and as JSON, for every backend.
 
-:func:`write_report` writes the page: :func:`describe` gathers what it says in a :class:`Report`, :func:`render_html`
-draws it.
+:func:`write_report` writes the page. It calls :func:`describe`, which collects the content in a :class:`Report`, and
+:func:`render_html`, which renders that as HTML.
 """
 
 from .data import Report, describe

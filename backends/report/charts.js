@@ -1,25 +1,25 @@
 "use strict";
-// The two charts of a tensor, one over the other with the same x axis: cursor and zoom of one are those of the other.
+// The two charts of a tensor. They share the x axis: cursor and zoom of one apply to the other.
 const DASHES = { entropy: [], mse: [8, 4], percentile: [2, 3], max: [10, 3, 2, 3], fixed: [14, 3] };
 
 const kindOf = (criterion) => (Object.hasOwn(DASHES, criterion) ? criterion : "fixed"); // also "none"
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const compact = new Intl.NumberFormat("en", { notation: "compact" });
 
-// Edges of the bars; those at 0 are half a bin from it. See Bars in drawing.py.
+// Edges of the bars. The two around 0 are half a bin away from it. See Bars in charts.py.
 function edgesOf({ bin_width: width, num_bins: bins, bins_per_bar: each, counts }) {
   const end = (_, k) => (0.5 + Math.min(k * each, (bins - 1) / 2)) * width;
   const ends = Array.from({ length: (counts.length + 1) / 2 }, end);
   return [...ends.map((x) => -x).reverse(), ...ends];
 }
 
-// All thresholds that a chart marks: those of the criteria, and the chosen one if it is none of them.
+// Thresholds to mark: those of the criteria, and the chosen one if no criterion found it.
 function thresholdsOf(tensor) {
   const all = Object.values(tensor.criteria);
   return all.some((one) => one.criterion === tensor.chosen.criterion) ? all : [...all, tensor.chosen];
 }
 
-// Vertical lines at every T, the chosen one thick, and over them their names, each in a row of its own.
+// A vertical line at every T, thick for the chosen one, with the names above in separate rows.
 function markThresholds(chart, tensor, signs) {
   const { ctx, bbox } = chart;
   const dpr = devicePixelRatio;
@@ -59,7 +59,7 @@ function axis(values, more) {
   return { values, font, labelFont: font, labelSize: 18, stroke: () => colour("soft"), grid: lines, ticks: lines, ...more };
 }
 
-// The marks of a y axis: of a logarithmic one only the powers of ten have lines.
+// A y axis. If it is logarithmic, only powers of ten have grid lines.
 function yAxis(label, format, log) {
   const isPower = (v) => Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9;
   const filter = (_, splits) => splits.map((v) => (log && !isPower(v) ? null : v));
@@ -94,7 +94,7 @@ function drawChart(element, data, { tensor, signs, y, label, format, series, onC
 function drawHistogram(element, tensor, { log, from, onCursor }) {
   const edges = edgesOf(tensor.bars);
   const { counts, bin_width: width, bins_per_bar: each } = tensor.bars;
-  const least = log ? 0.5 / each : 0; // log has no 0
+  const least = log ? 0.5 / each : 0; // a logarithmic axis has no 0
   const heights = counts.map((count, k) => Math.max(count / Math.round((edges[k + 1] - edges[k]) / width), least));
   const first = edges.findIndex((edge) => edge >= from);
   const y = log
@@ -111,7 +111,7 @@ function drawHistogram(element, tensor, { log, from, onCursor }) {
 function drawDivergence(element, tensor, { from, onCursor }) {
   const { thresholds, divergences } = tensor.curve;
   const last = edgesOf(tensor.bars).at(-1);
-  const xs = [from, ...thresholds, last]; // from end to end of the histogram; nothing is known at the ends
+  const xs = [from, ...thresholds, last]; // over the whole histogram; the ends have no value
   const ys = [null, ...divergences.map((divergence) => Math.max(divergence, 1e-9)), null];
   return drawChart(element, [xs, ys], {
     tensor, signs: [1], y: { distr: 3 }, label: "KL divergence, nats", onCursor,

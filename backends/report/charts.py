@@ -1,4 +1,4 @@
-"""What a screen can show of a histogram and of its divergences, and how that was made of the whole."""
+"""Histograms and divergence curves, reduced to what a screen can show."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
@@ -8,38 +8,38 @@ import numpy as np
 import klquant
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-MAX_BARS = 400  # on each side of 0: more than a screen has pixels for
+MAX_BARS = 400  # on each side of 0; a screen cannot show more
 MAX_POINTS = 400
 
 
 class Bars(NamedTuple):
-    """A histogram of fewer, wider bins. They are sums of its bins: every value is still counted once.
+    """A histogram with fewer, wider bars. Each is a sum of bins, so every value is still counted once.
 
-    The centre bin, which holds the zeros, stands alone; on each side of it `bins_per_bar` bins make a bar, from the
-    inside to the outside, so that bar k > 0 ends at ``(1/2 + min(k * bins_per_bar, num_bins // 2)) * bin_width``.
+    The centre bin, which holds the zeros, is a bar by itself. On each side of it every `bins_per_bar` bins make a bar,
+    from the centre outwards: bar k > 0 ends at ``(1/2 + min(k * bins_per_bar, num_bins // 2)) * bin_width``.
     """
 
     bin_width: float
-    """Of the histogram as it was collected, in units of the activation."""
+    """Of the collected histogram, in units of the activation."""
     num_bins: int
-    """As collected."""
+    """Of the collected histogram."""
     bins_per_bar: int
     counts: list[int]
     """From the most negative bar to the most positive."""
 
 
 class Curve(NamedTuple):
-    """The divergence at fewer candidates: of each group of neighbours the lowest, so that no minimum is missed."""
+    """The divergence at fewer candidates: the lowest of each group of neighbours, so that the minimum is kept."""
 
     candidates_per_point: int
     thresholds: list[float]
-    """T of the candidates, in units of the activation; only where they are feasible."""
+    """T of the feasible candidates, in units of the activation."""
     divergences: list[float]
     """In nats."""
 
 
 def sum_bars(histogram: klquant.Histogram) -> Bars:
-    """Return the histogram as at most 400 bars on each side of the zeros."""
+    """Return a histogram as at most 400 bars on each side of the centre bin."""
     hist, edges = histogram
     half = len(hist) // 2
     each = -(-half // MAX_BARS)
@@ -50,7 +50,7 @@ def sum_bars(histogram: klquant.Histogram) -> Bars:
 
 
 def thin_curve(histogram: klquant.Histogram, *, num_quantized_bins: int) -> Curve:
-    """Return the divergences that the search saw, without the zeros, at no more than 400 candidates."""
+    """Return the divergence curve of a search without the zeros, at no more than 400 candidates."""
     hist, edges = np.array(histogram.hist), histogram.edges
     hist[len(hist) // 2] = 0
     curve = klquant.divergence_curve(hist, edges, num_quantized_bins=num_quantized_bins)
@@ -61,7 +61,7 @@ def thin_curve(histogram: klquant.Histogram, *, num_quantized_bins: int) -> Curv
 
 
 def sparkline(bars: Bars, *, width: int = 80, height: int = 18, steps: int = 40) -> str:
-    """Return the outline of the bars as an SVG path, with the logarithm of the counts as height."""
+    """Return the outline of the bars as an SVG path. Heights are logarithms of the counts."""
     half = bars.num_bins // 2
     ends = np.minimum(np.arange(len(bars.counts) // 2 + 1) * bars.bins_per_bar, half)
     middles = np.concatenate([[0], (ends[1:] + ends[:-1] + 1) / 2])
@@ -72,7 +72,7 @@ def sparkline(bars: Bars, *, width: int = 80, height: int = 18, steps: int = 40)
 
 
 def outline(values: Iterable[float], *, width: int = 80, height: int = 18) -> str:
-    """Return values as an SVG path of steps that stand on the bottom line."""
+    """Return values as an SVG path of steps above a base line."""
     scaled = np.array(list(values), np.float64)
     tops = height - scaled / (scaled.max() or 1.0) * (height - 1)
     step = width / len(tops)
@@ -80,5 +80,5 @@ def outline(values: Iterable[float], *, width: int = 80, height: int = 18) -> st
 
 
 def short(values: Array) -> list[float]:
-    """Return the numbers with six digits: a drawing needs no more, and files stay small."""
+    """Return the numbers rounded to six digits, which is enough to draw them and keeps files small."""
     return [float(f"{value:.6g}") for value in values]

@@ -1,4 +1,4 @@
-"""What a report says about a calibration, as plain data: the page shows it, and as JSON it is for programs."""
+"""The content of a report as plain data, for the page and as JSON."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from .diagnosis import Diagnosed, Weights, check_diagnosis, describe_weights
 
 
 class Choice(NamedTuple):
-    """One threshold of one tensor, and what it does."""
+    """One threshold of a tensor and its effect."""
 
     criterion: str
     threshold: float
@@ -28,28 +28,28 @@ class Choice(NamedTuple):
     clipped: float
     """Share of all values beyond T."""
     sqnr_db: float
-    """Expected on the histogram."""
+    """Expected from the histogram."""
     divergence: float
-    """In nats, at the T of the entropy criterion."""
+    """In nats; NaN for other criteria than entropy."""
 
 
 class Tensor(NamedTuple):
-    """Everything about one observed tensor."""
+    """All about one observed tensor."""
 
     name: str
     amax: float
     chosen: Choice
-    """As the calibration has it."""
+    """The threshold in the calibration."""
     criteria: dict[str, Choice]
-    """What each criterion would choose at this number of bits; without those that find nothing."""
+    """What each criterion chooses at this number of bits, without criteria that find no threshold."""
     measured_sqnr_db: float
     """From a diagnosis; NaN without one."""
     num_bits: int
     calls: int
-    """How often it was observed in one batch."""
+    """How often one batch passes it."""
     num_values: int
     num_zeros: int
-    """Values in the centre bin, which the search leaves out."""
+    """Number of values in the centre bin, which the search leaves out."""
     warnings: list[str]
     bars: Bars | None
     """None for a tensor that is always 0."""
@@ -57,24 +57,24 @@ class Tensor(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that the page shows. It bears no date: the same calibration always gives the same bytes."""
+    """The content of the page. It has no date, so that the same calibration always gives the same bytes."""
 
     title: str
     versions: dict[str, str]
-    """Of what made the report."""
+    """Of the libraries that made the calibration."""
     settings: dict[str, Any]
     model: dict[str, Fingerprint]
     num_batches: int
     tensors: list[Tensor]
     weights: list[Weights] | None
-    """None where no scales were given."""
+    """None if no scales are known."""
     diagnosis: dict[str, Any] | None
-    """As ``Diagnosis.as_json`` has it; None where none was given."""
+    """The content of ``Diagnosis.as_json``; None without a diagnosis."""
     transforms: dict[str, list[dict[str, Any]]]
     skipped: dict[str, str]
 
     def as_json(self) -> str:
-        """Return everything as JSON, with null for NaN and infinity."""
+        """Return the content as JSON, with null for NaN and infinity."""
         return json.dumps(without_nan(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -86,19 +86,19 @@ def describe(
     weight_scales: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Gather what a report says about a calibration.
+    """Collect the content of a report about a calibration.
 
     Parameters
     ----------
     calibration : Calibration
-        Of any backend. Thresholds that it lacks are searched by entropy.
+        Of any backend. Missing thresholds are searched by entropy.
     title : str
     diagnosis : Diagnosis or mapping, optional
-        Where accuracy is lost, or the content of its ``as_json()``: gives measured SQNR and the sensitivity ranking.
+        A diagnosis or its parsed JSON. It adds measured SQNR and a ranking of layers by sensitivity.
     weight_scales : mapping, optional
-        Scale of each output channel by layer, where the calibration has none; 0 marks a dead channel.
+        Scales of the output channels by layer, instead of those in the calibration; 0 marks a dead channel.
     progress : bool
-        Show a bar on a terminal.
+        Show a progress bar on a terminal.
 
     Returns
     -------
@@ -107,12 +107,12 @@ def describe(
     Raises
     ------
     InvalidInputError
-        For a diagnosis of other layers or without its numbers, and scales that are none, naming the layer; for what is
-        no Calibration.
+        If `calibration` is not a Calibration, the diagnosis is malformed or of other layers, or scales are not finite
+        numbers from 0. The message names the layer.
 
     Notes
     -----
-    Cost: every criterion is searched for every tensor, about 10 ms each at 4001 bins.
+    Cost: a search by every criterion for every tensor, about 10 ms each at 4001 bins.
     """
     names: Iterable[str] = checked(calibration).amax
     if progress:
@@ -168,11 +168,11 @@ def _describe_tensor(calibration: Calibration, name: str, measured: Mapping[str,
 
 
 def _try_criteria(calibration: Calibration, name: str, num_bits: int) -> dict[str, Choice]:
-    """Return what each criterion finds, as if none had been asked for."""
+    """Return what each criterion finds, whatever criterion the settings ask for."""
     options = calibration.settings.resolve([name]).get(name, LayerOptions())
     free = {name: options._replace(criterion=None, threshold=None, num_bits=num_bits)}
     amax, histograms = {name: calibration.amax[name]}, {name: calibration.histograms[name]}
-    candidates = candidate_thresholds(amax, histograms, free)
+    candidates = candidate_thresholds(amax, histograms, free, calibration.hidden)
     return {
         criterion: _choice(by_name[name])
         for criterion, by_name in candidates.items()
@@ -184,11 +184,11 @@ def _choice(found: LayerThreshold) -> Choice:
     return Choice(found.criterion, found.threshold, ratio(found), found.clipped, found.sqnr_db, found.divergence)
 
 
-def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float) -> list[str]:
+def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float | None) -> list[str]:
     """Return what the search warned of, and what a T that was given would have been warned of."""
     if found.amax == 0:
         return ["all its values are 0; it gets scale 1"]
-    complaints = [f"its range is cut at max_amax = {max_amax:g}"] if found.amax >= max_amax else []
+    complaints = [f"its range is cut at max_amax = {max_amax:g}"] if max_amax and found.amax >= max_amax else []
     if found.criterion == "none":
         return [*complaints, f"no threshold is feasible; it gets T = amax = {found.amax:.4g}"]
     if found.criterion not in ("max", "mse"):

@@ -1,4 +1,4 @@
-"""What a calibration does not hold and a report can show: a diagnosis, and the ranges of the weights."""
+"""Parts of a report from outside the calibration: a diagnosis, and the ranges of the weights."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from .charts import short
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_PROFILE = 64
-MAX_SCALE = 1e300  # twice the largest level of it is still a float
+MAX_SCALE = 1e300  # times the number of levels, it is still a finite float
 _OF_A_LAYER = (
     "weight_sqnr_db",
     "activation_sqnr_db",
@@ -37,20 +37,20 @@ Diagnosed: TypeAlias = HasJson | Mapping[str, Any]
 
 
 class Weights(NamedTuple):
-    """The ranges that the output channels of one layer's weights are quantized over: scale times the largest level."""
+    """Ranges of one layer's output channels: scale times the largest level."""
 
     name: str
     num_channels: int
     num_dead: int
     """Channels of scale 0."""
     smallest: float
-    """Of the channels that are alive; 0 if none is."""
+    """Of the channels that are not dead; 0 if all are."""
     median: float
     largest: float
     widest_channel: int
-    """The index of the largest."""
+    """Index of the channel with the largest range."""
     profile: list[float]
-    """Ranges from the largest to the smallest; of many channels 64 at even distances of rank, with both ends."""
+    """Ranges in falling order. Of more than 64 channels, 64 with evenly spaced ranks, including both ends."""
 
 
 def describe_weights(scales: Mapping[str, Any], calibration: Calibration) -> list[Weights]:
@@ -64,9 +64,9 @@ def describe_weights(scales: Mapping[str, Any], calibration: Calibration) -> lis
 
 
 def check_diagnosis(diagnosis: Diagnosed, names: Iterable[str]) -> dict[str, Any]:
-    """Return a diagnosis as plain data, if it is one of these layers.
+    """Return a diagnosis of these layers as plain data.
 
-    Read by its JSON, so that no framework is needed: a file of ``Diagnosis.as_json`` does as well.
+    It is read through its JSON, so that no framework is needed.
     """
     content: Any = json.loads(diagnosis.as_json()) if hasattr(diagnosis, "as_json") else diagnosis
     if not isinstance(content, Mapping) or not isinstance(content.get("layers"), list):
@@ -103,7 +103,7 @@ def _number(content: Mapping[str, Any], key: str, whose: str) -> float | None:
 
 
 def _checked_scale(name: str, given: Any) -> Array:
-    """Return scales as an array; tensors of any framework and device can be listed."""
+    """Return scales as an array. Tensors of any framework and device have `tolist`."""
     listed = given.tolist() if hasattr(given, "tolist") else given
     try:
         scale = np.atleast_1d(np.asarray(listed, np.float64))

@@ -1,10 +1,10 @@
 "use strict";
-// The chosen tensor: its thresholds, its charts, and what the cursor points at.
+// The chosen tensor: thresholds, charts, and the values under the cursor.
 {
   const text = document.getElementById("data").textContent;
   const report = JSON.parse(text);
   const byName = new Map(report.tensors.map((tensor) => [tensor.name, tensor]));
-  const PAPER = 960; // pixels that fit on A4 across
+  const PAPER = 960; // width of A4 in pixels, landscape
   const at = (id) => document.getElementById(id);
   let chosen = null;
   let charts = [];
@@ -57,23 +57,24 @@
     const values = `${whole(bars.counts[bar] ?? 0)} values from ${number(edges[bar] ?? 0)} to ${number(edges[bar + 1])}`;
     const beyond = percent(countBeyond(bars, edges, Math.abs(x)) / total);
     at("readout").textContent = bar < 0
-      ? "Point at a chart to read it; drag to zoom, double click to see all again."
+      ? "Point at a chart to read values. Drag to zoom, double-click to reset."
       : `At ${number(x)}: ${values}; ${beyond} in bars beyond ±${number(Math.abs(x))}${divergenceAt(curve, Math.abs(x))}`;
   };
 
   const describeCharts = () => {
     const { bars, curve, name, amax, chosen: found } = chosen;
     const marks = thresholdsOf(chosen).map((one) => `${one.criterion} ${number(one.threshold)}`).join(", ");
+    const each = curve ? curve.candidates_per_point : 0;
     const lowest = curve && curve.divergences.length ? number(Math.min(...curve.divergences), 3) : "unknown";
     at("histogram").ariaLabel = `Histogram of ${name} from ${number(-amax)} to ${number(amax)}; thresholds: ${marks}`;
     at("histogram-caption").textContent =
-      `Each bar is the sum of ${bars.bins_per_bar} of the ${bars.num_bins} bins, drawn as high as their mean; ` +
-      "the bin around 0 stands alone. Lines: ±T of each criterion, the chosen one thick.";
+      `Each bar shows ${bars.bins_per_bar > 1 ? `the mean of ${bars.bins_per_bar}` : "one"} of ${bars.num_bins} bins. ` +
+      "Lines mark ±T of each criterion; the chosen one is thick.";
     at("divergence").ariaLabel =
       `Divergence of ${name} by candidate threshold: at least ${lowest} nats; chosen T ${number(found.threshold)}`;
     at("divergence-caption").textContent = curve
-      ? `Divergence of every candidate T; of ${curve.candidates_per_point} neighbours the lowest is drawn.`
-      : "No divergence: there are more levels than bins.";
+      ? `Divergence by candidate T.${each > 1 ? ` Each point is the lowest of ${each} neighbours.` : ""}`
+      : "No divergence curve: there are more levels than bins.";
   };
 
   const draw = () => {
@@ -81,7 +82,7 @@
     charts = [];
     const { bars, curve } = chosen;
     at("layer-charts").hidden = !bars;
-    if (!bars) return; // it is always 0
+    if (!bars) return; // always 0
     describeCharts();
     const half = (bars.counts.length - 1) / 2;
     const negative = bars.counts.slice(0, half).some((count) => count > 0);

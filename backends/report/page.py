@@ -1,12 +1,11 @@
-"""The page: one file that needs no network, no other file and no library that could vanish.
+"""The HTML page: one file that needs no network and no other file.
 
-The tables are in the HTML itself, so that the page can be read, searched and printed without JavaScript, which adds
-sorting, filtering and the charts. Charts are drawn by uPlot (MIT, 51 KB, no dependencies, a copy lies here): plotly
-would be 4.6 MB, vega-lite with vega 800 KB, and both do much that a histogram does not need.
+Tables are plain HTML, so the page can be read, searched and printed without JavaScript. JavaScript adds sorting,
+filtering and charts. uPlot draws the charts (MIT, 51 KB, no dependencies, bundled here); plotly would add 4.6 MB and
+vega-lite 800 KB.
 
-Names come from models, so nothing in them is trusted: jinja2 escapes them, the JSON in the page has no ``<``, scripts
-write text only, and a content security policy lets the browser run only the scripts that are listed by their hash,
-and load nothing.
+Names come from untrusted models: jinja2 escapes them, the JSON in the page contains no ``<``, scripts write only text,
+and the content security policy allows no loading and no scripts except those listed by their hash.
 """
 
 import base64
@@ -32,7 +31,7 @@ _SCRIPTS = ("uPlot.min.js", "tables.js", "charts.js", "layer.js")  # uPlot 1.6.3
 
 
 def render_html(report: Report) -> str:
-    """Return the page.
+    """Return a report as an HTML page.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ def render_html(report: Report) -> str:
     Returns
     -------
     str
-        HTML in UTF-8 that opens from disk: about 12 KB for each tensor of 4001 bins.
+        HTML that opens from disk, about 12 KB for each tensor with 4001 bins.
 
     Raises
     ------
@@ -123,12 +122,12 @@ def _hash_of(script: str) -> str:
 
 
 def _sortable(value: float | None) -> str:
-    """Return a number as JavaScript reads it, nothing where there is none."""
+    """Return a number in the syntax of JavaScript, or nothing if it is missing."""
     return "" if value is None or math.isnan(value) else "Infinity" if value == math.inf else repr(float(value))
 
 
 def _share_of_range(tensor: Tensor) -> float:
-    """Return the chosen T as a share of the range that the histogram covers."""
+    """Return the chosen T as a share of the histogram's range."""
     bars = tensor.bars
     return min(2 * tensor.chosen.threshold / (bars.bin_width * bars.num_bins), 1.0) if bars else 0.0
 
@@ -138,7 +137,7 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _options(settings: Mapping[str, Any]) -> list[str]:
-    """Return what was chosen in words, without what is empty."""
+    """Return the settings that are not empty as short texts."""
     plain = [f"{key} {value}" for key, value in settings.items() if not isinstance(value, (Mapping, tuple, list))]
     listed = [f"{key} {', '.join(settings[key])}" for key in ("include", "exclude") if settings[key]]
     overrides = [

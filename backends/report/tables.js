@@ -1,5 +1,5 @@
 "use strict";
-// Sorting of every table with class "sortable", and the filter over the tensors. The tables are in the HTML already.
+// Sorting of all tables with class "sortable", and the filter of the tensors.
 {
   const collator = new Intl.Collator("en", { numeric: true });
 
@@ -8,7 +8,7 @@
     return Number.isNaN(x) || Number.isNaN(y) ? collator.compare(a, b) : x - y;
   };
 
-  // Headings are sorted by in turn: up, down, and back to the order of the file; what is missing always comes last.
+  // Clicks on a heading sort up, down, and back to the original order. Missing values always come last.
   const sortBy = (table, heading, column) => {
     const turn = { none: "ascending", ascending: "descending", descending: "none" };
     const order = turn[heading.ariaSort];
@@ -25,7 +25,7 @@
     table.tBodies[0].append(...rows);
   };
 
-  // Which column of the body a heading stands over, for headings over two rows or several columns.
+  // Find the body column of each heading; some headings span two rows or several columns.
   const numberColumns = (table) => {
     const taken = new Set();
     [...table.tHead.rows].forEach((row, r) => {

@@ -1,13 +1,13 @@
 """INT8 calibration of whole PyTorch models: fold, observe, search, simulate.
 
-:func:`quantize` does everything and gives a :class:`QuantizedModel`, :func:`requantize` does it without data, from a
-saved :class:`Calibration` (its parts: :class:`Settings`, :class:`LayerOptions`, :class:`LayerThreshold`).
-:func:`export_onnx` writes the result for an engine; :func:`saturate_like_engines` makes the simulation follow it.
+:func:`quantize` does everything and returns a :class:`QuantizedModel`. :func:`requantize` does it without data, from a
+saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions` and each :class:`LayerThreshold`.
+:func:`export_onnx` returns an ONNX model for an engine; :func:`saturate_like_engines` makes the simulation equal to it.
 
-:class:`Quantizer` does it :class:`Stage` by stage. Each is a function:
+:class:`Quantizer` does the same :class:`Stage` by stage. Each stage is a function as well:
 
-- :func:`examine` (an :class:`Examination`), or :func:`plan_folds` alone, decides each :class:`Fold`,
-  :func:`apply_folds` does it; :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
+- :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and :func:`apply_folds` applies them;
+  :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
 - :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
@@ -30,7 +30,7 @@ from .accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
-from .folding.api import Examination, examine, fold_batch_norm, fold_relu, plan_folds
+from .folding.api import Examination, examine, fold_batch_norm, fold_relu
 from .folding.apply import Fold, apply_folds
 from .observation.passes import collect_amax, collect_histograms
 from .pipeline import quantize, requantize
@@ -65,7 +65,6 @@ __all__ = [
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
-    "plan_folds",
     "quantize",
     "quantize_weights",
     "requantize",
@@ -73,3 +72,7 @@ __all__ = [
     "search_thresholds",
     "simulate",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,15 +1,15 @@
-"""From a model and data, or a model and a saved calibration, to a quantized model: all stages in one call."""
+"""All stages in one call: from a model and data, or a saved calibration, to a quantized model."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from klquant.errors import InvalidInputError
-
+from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion, CriterionOrAuto
+from .options import QuantizerOptions
 from .quantizer import Quantizer
 from .stages import QuantizedModel
 
@@ -21,51 +21,56 @@ def quantize(
     criterion: CriterionOrAuto = "entropy",
     equalize: bool = False,
     correct_bias: bool = False,
-    **options: Any,
+    **options: Unpack[QuantizerOptions],
 ) -> QuantizedModel:
-    """Calibrate a model on data and return it as INT8 inference would compute it.
+    """Calibrate a model on data and return a simulation of its INT8 inference.
 
     Parameters
     ----------
     model : torch.nn.Module, in eval mode
         It is not changed.
     batches : iterable
-        Calibration data: a list of batches, a DataLoader, ... It is gone through twice (once more for ``"auto"`` and
-        for `correct_bias`); a one-shot stream needs ``passes=1``.
+        Calibration data: a list of batches, a DataLoader, ... It is iterated twice, and once more each for ``"auto"``
+        and `correct_bias`. An iterator or generator needs ``passes=1``.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
-        How T is chosen, see :func:`search_thresholds`; "auto" takes for each tensor the one with the least error of
-        its layer's output.
+        How T is chosen, see :func:`search_thresholds`. "auto" takes the best one for each tensor: with the least error
+        of its layer's output.
     equalize : bool
-        First equalize the ranges of neighbouring layers, for channels of very different sizes.
+        Start by equalizing the ranges of neighbouring layers. It helps if channels have very different ranges.
     correct_bias : bool
-        Last correct the biases for the mean error of rounding.
+        End by correcting the biases for the mean rounding error.
     **options
         Those of :class:`Quantizer`.
 
     Returns
     -------
     QuantizedModel
-        `model` simulates INT8; `thresholds`, `weight_scales`, `histograms`, `folds` and `skipped` tell what was found;
-        ``calibration.save(path)`` keeps it for :func:`requantize`.
+        `model` simulates INT8. `thresholds`, `weight_scales`, `histograms`, `folds` and `skipped` say what was found,
+        and ``calibration.save(path)`` saves it for :func:`requantize`.
 
     Raises
     ------
     InvalidInputError
-        For a generator or iterator with ``passes=2`` (it can be gone through only once), no batches, NaN or infinity
-        in an activation (naming layer and batch), a model in training mode.
+        For an iterator or generator with ``passes=2``, no batches, NaN or infinity in an activation (naming layer and
+        batch), a model in training mode.
     ModelError
         If the model fails on a batch, naming batch and layer.
 
     Warns
     -----
     CalibrationWarning
-        Naming them, for layers that stay in floating point without having been excluded, and for the thresholds that
-        :func:`search_thresholds` warns of.
+        For layers that stay in floating point although they are not excluded, and as :func:`search_thresholds` does;
+        naming the layers.
+
+    Notes
+    -----
+    Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
+    rounded weights with those before rounding.
     """
     quantizer = Quantizer(model, **options)
     one_pass = options.get("passes", 2) == 1
-    if isinstance(batches, Iterator):
-        _check_one_shot(batches, one_pass and criterion != "auto" and not correct_bias)
+    if not one_pass or criterion == "auto" or correct_bias:
+        check_repeatable(batches, "pass a list or a DataLoader, or passes=1 without criterion='auto' and correct_bias")
     first, batches = _look_ahead(batches)
     quantizer.fold(first)
     if equalize:
@@ -85,7 +90,7 @@ def quantize(
 def requantize(
     model: nn.Module, calibration: Calibration, *, criterion: Criterion | None = None, num_bits: int | None = None
 ) -> QuantizedModel:
-    """Quantize a model by a saved calibration of it, without data; with another criterion or number of bits if wanted.
+    """Quantize a model by its saved calibration, without data; the criterion and the number of bits may change.
 
     Parameters
     ----------
@@ -94,9 +99,9 @@ def requantize(
     calibration : Calibration
         As from ``Calibration.load(path)``.
     criterion : {"entropy", "max", "percentile", "mse"}, optional
-        By default the thresholds are those of the calibration.
+        How T is chosen; by default the thresholds of the calibration stay.
     num_bits : int, optional
-        By default as calibrated.
+        By default as in the calibration.
 
     Returns
     -------
@@ -118,16 +123,8 @@ def requantize(
     return quantizer._simulate_in_place()
 
 
-def _check_one_shot(batches: Iterator[Any], allowed: bool) -> None:
-    if not allowed:
-        raise InvalidInputError(
-            f"`batches` must be an iterable that can be gone through twice, got the one-shot {type(batches).__name__}; "
-            "pass a list or a DataLoader, or passes=1 with another criterion than 'auto' and without correct_bias"
-        )
-
-
 def _look_ahead(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """Return the first batch, or None, and all of them."""
+    """Return the first batch, or None, and an iterable of all batches."""
     if isinstance(batches, Iterator):
         first = next(batches, None)
         return first, chain([] if first is None else [first], batches)

@@ -1,9 +1,9 @@
-"""All stages in their order: the class that knows which one a model has reached."""
+"""The stages of a calibration in their order: a class that knows which one a model has reached."""
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -12,10 +12,10 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..collection import Run, capped, collect_counts, collect_growing, collect_ranges, to_calibration
+from ..collection import Run, collect_counts, collect_growing, collect_ranges, resolve_outliers, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
-from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -23,51 +23,52 @@ from .correction.bias_correction import correct_in_place
 from .correction.equalization import Equalized, equalize_in_place, find_pairs
 from .folding.api import copy_to_fold, examine_copy
 from .folding.apply import Fold, fold_in_place
-from .folding.verify import watched
+from .folding.verify import verified_forward
 from .model.edits import copy_model
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
 from .observation.observer import TorchObserver
+from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
-from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, tell_of_floats
+from .stages import NEVER_CALLED, QuantizedModel, Stage, check_layers, check_stage, warn_of_skipped
 
 logger = logging.getLogger("klquant")
 
 
 class Quantizer:
-    """Take a model through the stages of calibration, one call each, in this order.
+    """Take a model through the stages of calibration, one call each.
 
-    ``fold``, ``quantize_weights``, ``collect_amax``, ``collect_histograms``, ``search_thresholds``, ``simulate``;
-    ``equalize`` may follow ``fold``. A call before its turn raises a StageError that names the missing one; repeating
-    a stage discards the later ones. All work is done on copies: the model that is given never changes.
+    The order is ``fold``, ``quantize_weights``, ``collect_amax``, ``collect_histograms``, ``search_thresholds``,
+    ``simulate``; ``equalize`` may follow ``fold``. Calling a stage too early raises StageError, which names the missing
+    stage. Repeating a stage discards the later ones. The given model never changes: ``fold`` copies it.
 
     Parameters
     ----------
     model : torch.nn.Module, in eval mode
     forward : callable (model, batch) -> output
-        How to run the model on a batch; by default tensors are passed as they are, tuples and lists as
-        positional arguments, mappings as keyword arguments.
+        How to run the model on a batch. By default a tensor is the only argument, tuples and lists are positional
+        arguments, and mappings are keyword arguments.
     progress : bool
         Show bars on a terminal.
     process_group : torch.distributed.ProcessGroup, optional
-        Processes that calibrate together, each on its own part of the data, one of them at least with some: all end
-        with the same thresholds. Every process must make the same calls.
+        Processes that calibrate together, each on its own part of the data; at least one must have data. All get the
+        same thresholds. Every process must make the same calls.
     resume : path, optional
-        File in which the statistics are kept while they are collected. If it is there, a calibration that was cut off
-        goes on from it; the data must come in the same order. Of several processes each has its own.
+        File that keeps the statistics while they are collected. If it exists, the calibration resumes from it; the data
+        must come in the same order. With several processes each adds its rank to the name.
     checkpoint_seconds : float
-        How often that file is written, at most.
+        Least time between two writes of that file.
     **settings
-        Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": what enters
-        each layer is quantized, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
-        ``max_amax`` (204800, a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream and counts over
-        powers of three instead of amax), ``include`` and ``exclude`` (name patterns of layers), ``overrides``
-        (LayerOptions by name pattern).
+        Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": quantize what
+        enters each layer, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
+        ``max_amax`` (a cap on the observed range), ``passes`` (2; 1 takes an iterator, and counts over powers
+        of three instead of amax), ``include`` and ``exclude`` (name patterns of layers), ``overrides`` (LayerOptions by
+        name pattern).
 
     Attributes
     ----------
     stage : Stage
-        What has been done.
+        The stage that the model has reached.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Quantizer:
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
-        **settings: Any,
+        **settings: Unpack[SettingsOptions],
     ) -> None:
         check_eval(model)
         self.stage = Stage.LOADED
@@ -89,10 +90,10 @@ class Quantizer:
         self._found = Calibration.of(Settings.make(**settings))
 
     @classmethod
-    def from_calibration(cls, model: nn.Module, calibration: Calibration, **options: Any) -> "Quantizer":
-        """Return a quantizer at the stage that a calibration of this model had reached; no data are needed.
+    def from_calibration(cls, model: nn.Module, calibration: Calibration, **options: Unpack[RunOptions]) -> "Quantizer":
+        """Return a quantizer at the stage that a calibration of this model has reached, without data.
 
-        Raises InvalidInputError, naming the layers, if it is a calibration of another model.
+        Raises InvalidInputError, naming the layers, for a calibration of another model.
         """
         quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
@@ -103,7 +104,7 @@ class Quantizer:
         return quantizer
 
     def fold(self, batch: Any = None) -> list[Fold]:
-        """Fold BatchNorm and ReLU, as a run on one batch shows; of several processes one must have a batch."""
+        """Fold BatchNorm and ReLU after a run on one batch; with several processes at least one must have a batch."""
         check_eval(self._model)
         with failing_together(self._run.group):
             model = copy_to_fold(self._model)
@@ -114,7 +115,7 @@ class Quantizer:
         return self._fold(model, [Fold(**fold) for fold in found[0]], found[1])
 
     def equalize(self, batch: Any = None) -> list[Equalized]:
-        """Equalize the ranges of neighbouring layers, as a run on one batch shows; see :func:`equalize`."""
+        """Equalize the ranges of neighbouring layers after a run on one batch; see :func:`equalize`."""
         self._need(Stage.FOLDED)
         with failing_together(self._run.group):
             found = None if batch is None else find_pairs(self._folded, batch, self._forward)
@@ -122,32 +123,32 @@ class Quantizer:
         return self._equalize([Equalized(**pair) for pair in shared or []])
 
     def quantize_weights(self) -> dict[str, torch.Tensor]:
-        """Find the scale of each output channel of each layer's weights."""
+        """Return the scale of each output channel of each layer's weights."""
         self._need(Stage.FOLDED)
         self._weight_scales = quantize_weights(self._folded, num_bits=self._num_bits(self._found.settings))
         self._reached(Stage.WEIGHTS_QUANTIZED)
         return self._weight_scales
 
     def collect_amax(self, batches: Iterable[Any]) -> dict[str, float]:
-        """Pass 1: the range of every observed tensor. The weights are still in floating point, as on an engine."""
+        """Pass 1: return the range of every observed tensor. The weights are still in floating point."""
         self._need(Stage.WEIGHTS_QUANTIZED)
         if self._found.settings.passes == 1:
             raise InvalidInputError("`collect_amax` needs passes=2, got passes=1; call collect_histograms(batches)")
         self._ranges = collect_ranges(self._observer(), batches, run=self._resumable())
-        amax = capped(self._ranges.amax, self._found.settings.max_amax)
-        self._reached(Stage.AMAX_COLLECTED, amax=amax)
-        return amax
+        self._reached(Stage.AMAX_COLLECTED, amax=self._ranges.amax)
+        return self._ranges.amax
 
     def collect_histograms(self, batches: Iterable[Any]) -> dict[str, klquant.Histogram]:
-        """Pass 2 over the same data, or the only one: the histogram of every observed tensor."""
+        """Pass 2 over the same data, or the only pass: return the histogram of every observed tensor."""
         settings, ranges = self._found.settings, None
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
         observer, run = self._observer(), self._resumable()
         if settings.passes == 1:
-            logger.info("one pass: bins divide a power of three instead of amax; there is no second look at the data")
+            logger.info("one pass: the bins divide a power of three instead of amax")
             counts = collect_growing(observer, batches, settings, run=run)
         else:
             ranges, counts = self._ranges, collect_counts(observer, batches, self._found.amax, settings, run=run)
+            counts = resolve_outliers(observer, batches, self._found.amax, settings, counts, run=run)
         self._reached(Stage.HISTOGRAMS_COLLECTED, to_calibration(counts, self._found, ranges=ranges))
         return self._found.histograms
 
@@ -158,9 +159,9 @@ class Quantizer:
         num_bits: int | None = None,
         batches: Iterable[Any] | None = None,
     ) -> dict[str, LayerThreshold]:
-        """Choose T for every observed tensor; may be called again with another criterion or number of bits.
+        """Choose T for every observed tensor. It can be called again with another criterion or number of bits.
 
-        ``criterion="auto"`` takes for each tensor the criterion with the least error of its layer's output on
+        ``criterion="auto"`` chooses the best one for each tensor: with the least error of its layer's output on
         `batches`, see :func:`choose_criterion`.
         """
         self._need(Stage.HISTOGRAMS_COLLECTED)
@@ -169,18 +170,19 @@ class Quantizer:
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
-        found = search_thresholds(self._found.amax, self._found.histograms, criterion=criterion, options=options)
+        amax, histograms, hidden = self._found.amax, self._found.histograms, self._found.hidden
+        found = search_thresholds(amax, histograms, criterion=criterion, options=options, hidden=hidden)
         self._weight_scales = scales
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
 
     def simulate(self) -> QuantizedModel:
-        """Return a model that simulates INT8 inference, with all that was found on the way."""
+        """Return a model that simulates INT8 inference, with everything that was found."""
         self._need(Stage.CALIBRATED)
         return self._quantized(copy_model(self._folded))
 
     def correct_bias(self, quantized: QuantizedModel, batches: Iterable[Any]) -> QuantizedModel:
-        """Return what :meth:`simulate` gave with the biases corrected for rounding; see :func:`correct_bias`."""
+        """Return a result of :meth:`simulate` with biases corrected for rounding; see :func:`correct_bias`."""
         corrected = quantized._replace(model=copy_model(quantized.model))
         self._correct_in_place(corrected.model, batches)
         return corrected
@@ -193,7 +195,7 @@ class Quantizer:
 
     @property
     def calibration(self) -> Calibration:
-        """All that was found so far, to be saved; from the stage HISTOGRAMS_COLLECTED on."""
+        """Everything that was found so far, to save it; from the stage HISTOGRAMS_COLLECTED on."""
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
         uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
@@ -207,8 +209,9 @@ class Quantizer:
         settings.check_patterns(names)
         self._folded = model
         self._options = settings.resolve(names)
+        check_layers(self._options, names, skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
-        self._watched, self._run = watched(self._forward, folds), self._run._replace(checkpoint=None)
+        self._verified, self._run = verified_forward(self._forward, folds), self._run._replace(checkpoint=None)
         transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
         excluded = {name: EXCLUDED for name in names if name not in self._options}
         self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
@@ -222,13 +225,13 @@ class Quantizer:
         return pairs
 
     def _simulate_in_place(self) -> QuantizedModel:
-        """Do what :meth:`simulate` does with the model of this object instead of a copy; no stage can follow."""
+        """Do what :meth:`simulate` does, without a copy: no stage can follow."""
         return self._quantized(self._folded)
 
     def _quantized(self, model: nn.Module) -> QuantizedModel:
-        """Return the result, with `model`, the folded one or a copy of it, changed in place."""
+        """Return the result with `model`, which is the folded one or a copy of it, quantized in place."""
         found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
-        tell_of_floats(found)
+        warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
         return QuantizedModel(
             model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
@@ -243,11 +246,11 @@ class Quantizer:
     def _auto(
         self, options: dict[str, LayerOptions], scales: dict[str, torch.Tensor], batches: Iterable[Any] | None
     ) -> dict[str, LayerOptions]:
-        """Return the options with the criterion that serves each layer best, where none was asked for."""
+        """Return the options with the best criterion for each layer whose options name none."""
         chosen = None
         with failing_together(self._run.group):
             if batches is not None:
-                candidates = candidate_thresholds(self._found.amax, self._found.histograms, options)
+                candidates = candidate_thresholds(self._found.amax, self._found.histograms, options, self._found.hidden)
                 found = choose_criterion(self._folded, scales, candidates, batches, **self._how_to_run())
                 chosen = {name: choice.criterion for name, choice in found.items()}
         chosen = share(chosen, self._run.group)
@@ -256,10 +259,10 @@ class Quantizer:
         return {name: layer.over(LayerOptions(chosen.get(name))) for name, layer in options.items()}
 
     def _observer(self) -> TorchObserver:
-        return TorchObserver(self._folded, self._observe, self._watched)
+        return TorchObserver(self._folded, self._observe, self._verified)
 
     def _resumable(self) -> Run:
-        """Return how to run the model, with a checkpoint if one is wanted: of this model as it was prepared."""
+        """Return how to make a pass, with a checkpoint of this model and its changes if one is wanted."""
         if self._resume is not None and self._run.checkpoint is None:
             model = {name: layer.digest for name, layer in fingerprint(self._model).items()}
             identity = (model, self._found.settings.as_json(), self._found.transforms)

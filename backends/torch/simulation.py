@@ -1,4 +1,4 @@
-"""INT8 inference simulated: weights and activations pass through quantize and dequantize where an engine would."""
+"""Simulate INT8 inference: round weights and activations where an engine does."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,10 @@ from .model.layers import LayerWrapper, channel_axis, inner_layer, weighted_laye
 
 
 class QuantizedLayer(LayerWrapper):
-    """A layer whose input (or output) and weights take only the values that INT8 can represent."""
+    """A layer whose input (or output) and weights are rounded to what INT8 can represent."""
 
     qmin: int | None = None
-    """Lowest level of the activation, if not that of :func:`fake_quantize`; see :func:`saturate_like_engines`."""
+    """Lowest level of the activation; None for that of :func:`fake_quantize`; see :func:`saturate_like_engines`."""
 
     def __init__(self, layer: nn.Module, scale: float, observe: Observe, num_bits: int = 8) -> None:
         super().__init__(layer)
@@ -28,11 +28,11 @@ class QuantizedLayer(LayerWrapper):
         self.scale: torch.Tensor
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=inner_layer(layer).weight.device))
 
-        # PyTorch's fused kernels (TransformerEncoderLayer) go round layers by their weights, but not if they have hooks
+        # PyTorch's fused kernels (TransformerEncoderLayer) bypass a layer and read its weights, unless it has hooks
         self.register_forward_pre_hook(_keep_calling)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the layer's output as INT8 arithmetic would give it."""
+        """Return the layer's output in INT8 arithmetic."""
         if self.observe == "inputs":
             if args:
                 args = (self._rounded(args[0]), *args[1:])
@@ -53,19 +53,19 @@ def _keep_calling(module: nn.Module, args: Any) -> None:
 def fake_quantize(
     x: torch.Tensor, scale: torch.Tensor, *, axis: int | None = None, num_bits: int = 8, qmin: int | None = None
 ) -> torch.Tensor:
-    """Return ``clamp(round_half_even(x / scale), -127, 127) * scale``, as :func:`klquant.fake_quantize` on tensors.
+    """Return ``clamp(round_half_even(x / scale), -127, 127) * scale``: :func:`klquant.fake_quantize` for tensors.
 
     Parameters
     ----------
     x : torch.Tensor, floating point
     scale : torch.Tensor, float32, 0-d or of shape (x.shape[axis],)
-        0 marks a dead channel: all zeros.
+        0 marks a dead channel, which becomes 0.
     axis : int, optional
         Channel axis of `x`.
     num_bits : int
         The levels are -127 .. 127 for 8.
     qmin : int, optional
-        Lowest level, if another one: -128 where engines saturate.
+        Lowest level, if it is another one: engines saturate at -128.
 
     Returns
     -------
@@ -102,9 +102,9 @@ def quantize_weights(model: nn.Module, *, num_bits: int | Mapping[str, int] = 8)
     Parameters
     ----------
     model : torch.nn.Module
-        Folded, if it is to be: folding changes the weights. It is not changed.
+        Fold it first, because folding changes the weights. It is not changed.
     num_bits : int, or mapping of layer names to int
-        Of a mapping, layers that it lacks are left out.
+        Layers that a mapping lacks are left out.
 
     Returns
     -------
@@ -138,15 +138,15 @@ def simulate(
     *,
     observe: Where = "inputs",
 ) -> nn.Module:
-    """Return a copy of the model that computes what an INT8 engine would, in floating point.
+    """Return a copy of the model that computes in floating point what an INT8 engine computes.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model that was observed; it is not changed.
     weight_scales, thresholds : mapping
-        The results of :func:`quantize_weights` and :func:`search_thresholds`. A layer without a threshold (one
-        that was never called) stays in floating point.
+        The results of :func:`quantize_weights` and :func:`search_thresholds`. A layer without a threshold, because it
+        was never called, stays in floating point.
     observe : {"inputs", "outputs"}, or a mapping of layer names to these
         Where the thresholds were collected.
 
@@ -158,7 +158,7 @@ def simulate(
     Raises
     ------
     InvalidInputError
-        For a threshold of a layer that the model lacks, or that has no scales of its weights; for another `observe`.
+        For a threshold of a layer that the model lacks, or without weight scales; for an unknown `observe`.
     """
     simulated = copy_model(model)
     simulate_in_place(simulated, weight_scales, thresholds, observe)
@@ -171,7 +171,7 @@ def simulate_in_place(
     thresholds: Mapping[str, LayerThreshold],
     observe: Where,
 ) -> None:
-    """Do what :func:`simulate` does to the model itself."""
+    """Do what :func:`simulate` does, to the model itself."""
     layers = dict(weighted_layers(model))
     if unknown := thresholds.keys() - layers.keys():
         raise InvalidInputError(
@@ -192,8 +192,8 @@ def simulate_in_place(
 def saturate_like_engines(model: nn.Module) -> nn.Module:
     """Return a copy of a simulated model whose activations saturate at -128 instead of -127.
 
-    That is where ``QuantizeLinear`` and the engines do: values below -T get one level more, weights never. It is what
-    the model of :func:`export_onnx` computes.
+    ``QuantizeLinear`` and the engines do the same: negative activations have one level more, weights do not. The copy
+    computes what the model of :func:`export_onnx` computes.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def saturate_like_engines(model: nn.Module) -> nn.Module:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Return the quantized layers of a simulated model by qualified name; an error if there are none."""
+    """Return the quantized layers of a simulated model by qualified name; raise InvalidInputError if none."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     if not found:
         raise InvalidInputError("the model must be the result of simulate(), got one without quantized layers")

@@ -1,5 +1,6 @@
-"""The stages of calibration, and what comes out in the end."""
+"""The stages of a calibration, and its result."""
 
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import klquant
-from klquant.errors import StageError
+from klquant.errors import InvalidInputError, StageError
 
 from ..calibration import Calibration
 from ..html_tables import html_skipped, html_thresholds
@@ -20,7 +21,7 @@ NEVER_CALLED = "it was never called"
 
 
 class Stage(IntEnum):
-    """What has been done to a model."""
+    """How far a model has come; each stage needs the one before it."""
 
     LOADED = 0
     FOLDED = 1
@@ -40,22 +41,22 @@ _HOW_TO_REACH = {
 
 
 class QuantizedModel(NamedTuple):
-    """A model quantized."""
+    """A quantized model."""
 
     model: nn.Module
-    """Simulates INT8 inference; use it like the model it came from."""
+    """Simulates INT8 inference; call it like the original."""
     thresholds: dict[str, LayerThreshold]
-    """amax, T, divergence and clipped share of each layer, by qualified name."""
+    """By qualified layer name: amax, T, divergence, clipped share."""
     weight_scales: dict[str, torch.Tensor]
-    """Scale per output channel of each layer's weights."""
+    """By qualified layer name: the scale of each output channel of the weights."""
     histograms: dict[str, klquant.Histogram]
-    """What was observed, with the zeros."""
+    """What was observed, zeros included."""
     folds: list[Fold]
-    """What became of each BatchNorm and ReLU."""
+    """What happened to each BatchNorm and ReLU."""
     skipped: dict[str, str]
-    """What stays in floating point, by qualified name, and why."""
+    """By qualified name: why something stays in floating point."""
     calibration: Calibration
-    """All that was found, to be saved."""
+    """Everything that was found; ``calibration.save(path)`` saves it."""
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds for notebooks."""
@@ -72,9 +73,16 @@ def check_stage(reached: Stage, needed: Stage) -> None:
         )
 
 
-def tell_of_floats(found: Calibration) -> None:
-    """Warn of what stays in floating point without having been asked to."""
-    reasons = {name: reason for name, reason in found.skipped.items() if reason != EXCLUDED}
-    if not found.skipped and not found.thresholds:
-        reasons = {"": "the model has no layer that can be quantized"}
+def check_layers(chosen: Collection[str], names: Collection[str], skipped: Mapping[str, str]) -> None:
+    """Raise InvalidInputError if no layer can be quantized, unless :func:`warn_of_skipped` has something to name."""
+    if chosen or (not names and skipped.keys() - {""}):
+        return
+    why = f"{len(names)} are excluded" if names else "the model has no convolution or linear layer of a plain type"
+    reason = f"; {skipped['']}" if "" in skipped else ""
+    raise InvalidInputError(f"expected layers that can be quantized, got none: {why}{reason}")
+
+
+def warn_of_skipped(found: Calibration) -> None:
+    """Warn of what stays in floating point although it is not excluded."""
+    reasons = {name or "(the model itself)": reason for name, reason in found.skipped.items() if reason != EXCLUDED}
     warn_of_floats("layer", reasons)

@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias, overload
 
@@ -18,6 +20,8 @@ from .images import ImageOptions, load_image
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
+SOURCE = "FOLDER|FILE|MODULE:FUNCTION"
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
 
@@ -84,11 +88,24 @@ def open_batches(
         return _of_folder(path, batch_size, default_size, images)
     if path.is_file():
         return _of_file(path, batch_size or default_size)
-    if ":" not in source:
-        raise InvalidInputError(f"{_EXPECTED}, got {source!r}")
+    if not _FUNCTION.fullmatch(source):
+        raise InvalidInputError(f"{_EXPECTED}, got {source!r}, which does not exist")
     if batch_size:
         raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes its own batches")
     return FunctionBatches(source, _import_function(source))
+
+
+def first_batch(source: str | None, graph: Any, images: ImageOptions) -> list[Any] | None:
+    """Return the first batch that `source` names, in a list; None without a source. `graph` is that of the model."""
+    if source is None:
+        return None
+    return list(islice(open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images), 1))
+
+
+def fixed_batch_size(graph: Any) -> int:
+    """Return the first dimension of the first input of an onnx.GraphProto, or 0 if it is not fixed."""
+    lengths = graph.input[0].type.tensor_type.shape.dim if graph.input else []
+    return lengths[0].dim_value if lengths else 0
 
 
 def load_arrays(path: Path, *, mapped: bool = False) -> Any:

@@ -1,6 +1,9 @@
 """The command `klquant`, which imports a subcommand only when it is used."""
 
 import importlib
+import shlex
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,12 +88,37 @@ def _load(name: str) -> click.Command:
 def needed(module: str, extra: str) -> Any:
     """Import a module that a command needs, or name the extra to install."""
     try:
-        return importlib.import_module(module)
+        with _interrupts_delayed():
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "klquant":
             raise
         message = f"this command needs {error.name}: pip install 'klquant[{extra}]'"
         raise klquant.MissingDependencyError(message) from error
+
+
+@contextmanager
+def _interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the block: extension modules that are being loaded turn it into an ImportError."""
+    if threading.current_thread() is not threading.main_thread():  # which alone receives Ctrl-C
+        yield
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received:
+            raise KeyboardInterrupt
+
+
+def _with_options(warning: Warning | str) -> str:
+    """Return a warning with the overrides to pass on the command line."""
+    if not isinstance(warning, klquant.CalibrationWarning):
+        return str(warning)
+    options = " ".join(f"--override {shlex.quote(f'{name}={how}')}" for name, how in warning.better.items())
+    return warning.message + (f"; to take the better criterion: {options}" if options else "")
 
 
 @contextmanager
@@ -102,7 +130,7 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, klquant.CalibrationWarning):
-                click.echo(f"warning: {printable(str(message))}", err=True)
+                click.echo(f"warning: {printable(_with_options(message))}", err=True)
             else:
                 others(message, category, *where, **more)
 

@@ -4,14 +4,13 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
 
 from klquant.backends.calibration import Calibration
-from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings
+from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings, matching
 
 from .output import busy
 
@@ -125,10 +124,11 @@ def load_calibration(
     settings = Settings.make(
         **{**calibration.settings._asdict(), "overrides": {**calibration.settings.overrides, **overrides}}
     )
+    overridden = matching(calibration.amax, overrides)
     again = {
         name: amax
         for name, amax in calibration.amax.items()
-        if criterion or not calibration.thresholds or any(fnmatchcase(name, pattern) for pattern in overrides)
+        if criterion or not calibration.thresholds or name in overridden
     }
     searching = calibration._replace(settings=settings, amax=again)
     with busy("searching"):

@@ -1,4 +1,4 @@
-"""Output of commands: tables for people, JSON for programs."""
+"""Output of commands: tables, or JSON for programs."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Batches have numbers, and errors of the data tell which one was to come."""
+"""Batches have numbers, and errors of the data name the batch."""
 
 import pytest
 
@@ -20,10 +20,10 @@ def test_an_error_of_the_data_passes_through_with_a_note():
     with pytest.raises(ConnectionError, match="lost") as caught:
         list(numbered(failing(error)))
     assert caught.value is error
-    assert error.__notes__ == ["batch 2: the data raised this instead of giving it"]
+    assert error.__notes__ == ["batch 2: the data raised this instead of yielding it"]
 
 
-def test_an_error_of_klquant_tells_the_batch_itself():
+def test_an_error_of_klquant_names_the_batch_itself():
     with pytest.raises(InvalidInputError, match=r"^batch 2: `x\.npy` must be a NumPy file"):
         list(numbered(failing(InvalidInputError("`x.npy` must be a NumPy file"))))
 

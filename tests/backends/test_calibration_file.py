@@ -165,7 +165,7 @@ DAMAGE = {
     "ranges to infinity": lambda path: rewritten(path, low_high=np.array([[0.0, np.inf]] * 5)),
     "ranges of fewer tensors": lambda path: rewritten(path, low_high=np.zeros((4, 2))),
     "unknown settings": lambda path: rewritten(path, settings={"bins": 3}),
-    "thresholds of nobody": lambda path: rewritten(path, thresholds=np.ones((1, 5))),
+    "thresholds without tensors": lambda path: rewritten(path, thresholds=np.ones((1, 5))),
     "calls as text": lambda path: rewritten(path, calls={"a": "often"}),
     "calls without end": lambda path: rewritten(path, calls={"a": 10**30}),
     "a negative number of batches": lambda path: rewritten(path, num_batches=-1),
@@ -194,7 +194,7 @@ DAMAGE = {
     "T of NaN": lambda path: chosen(path, threshold=np.nan),
     "T of 0": lambda path: chosen(path, threshold=0.0),
     "a negative amax of T": lambda path: chosen(path, amax=-1.0),
-    "T by nobody": lambda path: chosen(path, criterion="kl"),
+    "T by an unknown criterion": lambda path: chosen(path, criterion="kl"),
     "T for too many bits": lambda path: chosen(path, num_bits=10**9),
     "T for no bits": lambda path: chosen(path, num_bits=1),
 }

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, errors name them, and what is no such file is refused."""
+"""Files are written whole or not at all, errors name them, and damaged files are refused."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def test_a_file_that_does_not_fit_leaves_the_old_one_and_is_named(tmp_path, full
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
-def test_a_file_in_place_of_a_folder_is_told_as_that(tmp_path, folder):
+def test_a_file_in_place_of_a_folder_is_named(tmp_path, folder):
     (tmp_path / "file").write_bytes(b"here")
     with pytest.raises(NotADirectoryError, match=f"'{tmp_path / folder / 'c'}'"):
         write_atomic(tmp_path / folder / "c", b"")

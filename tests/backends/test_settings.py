@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from klquant.backends.settings import LayerOptions, Settings
+from klquant.backends.settings import LayerOptions, Settings, matching
 from klquant.errors import InvalidInputError
 
 NAMES = ["stem", "block.0.conv", "block.1.conv", "head"]
@@ -59,12 +59,12 @@ def test_settings_survive_json():
         ({"num_bits": 1}, "`num_bits` must be 2 to 16, got 1"),
         ({"num_bits": True}, "`num_bits` must be 2 to 16, got True"),
         ({"observe": "weights"}, "`observe` must be 'inputs' or 'outputs', got 'weights'"),
-        ({"num_bins": 10**8 + 1}, "`num_bins` must be 65537 at most, got 100000001"),
-        ({"include": ["a", 1]}, "patterns must be text, got 1"),
+        ({"num_bins": 10**8 + 1}, "`num_bins` must be at most 65537, got 100000001"),
+        ({"include": ["a", 1]}, "patterns must be strings, got 1"),
         ({"max_amax": float("nan")}, "`max_amax` must be positive and finite, got nan"),
         ({"max_amax": float("inf")}, "`max_amax` must be positive and finite, got inf"),
         ({"passes": 3}, "`passes` must be 1 or 2, got 3"),
-        ({"passes": 1, "max_amax": 1e9}, "`max_amax` must be 43046721 at most with one pass, got 1000000000.0"),
+        ({"passes": 1, "max_amax": 1e9}, "`max_amax` must be at most 43046721 with one pass, got 1000000000.0"),
         ({"exclude": None}, "`exclude` must be a name pattern or several, got None"),
         ({"bins": 3}, r"settings must be among observe, .* got \['bins'\]"),
         ({"overrides": {"a": {"criterion": "kl"}}}, "`criterion` of `a` must be one of entropy, .* got 'kl'"),
@@ -79,3 +79,13 @@ def test_settings_survive_json():
 def test_what_cannot_be_meant_is_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         Settings.make(**settings)
+
+
+def test_a_pattern_that_is_a_name_means_that_name_only():
+    names = ["block[0]/fc", "block0/fc", "block1/fc"]
+    assert matching(names, ["block[0]/fc"]) == {"block[0]/fc"}
+    assert matching(names[1:], ["block[0]/fc"]) == {"block0/fc"}
+    assert matching(names, ["block[0-9]/fc"]) == {"block0/fc", "block1/fc"}
+    assert matching(names, []) == set()
+    options = Settings.make(exclude="block[0]/fc", overrides={"block0/fc": {"num_bits": 4}}).resolve(names)
+    assert {name: one.num_bits for name, one in options.items()} == {"block0/fc": 4, "block1/fc": 8}

@@ -1,4 +1,5 @@
 import math
+import re
 import warnings
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_one_warning_for_each_layer_and_the_others_are_still_searched(laplace):
 
 
 def test_a_layer_without_a_histogram_is_refused_by_name():
-    with pytest.raises(InvalidInputError, match="layer `fc` has an amax and no histogram"):
+    with pytest.raises(InvalidInputError, match="layer `fc` has an amax but no histogram"):
         search_thresholds({"fc": 1.0}, {})
 
 
@@ -143,7 +144,7 @@ def test_mse_for_very_many_bins_and_levels_is_refused_and_left_out_of_comparison
     edges = klquant.histogram(np.zeros(0), num_bins=65_537, amax=8.0).edges
     histogram = klquant.Histogram(np.ones(65_537, np.int64), edges)
     with pytest.raises(
-        InvalidInputError, match=r"layer `fc`: the mse criterion takes .* bins x levels at most, got 65537 x 4095"
+        InvalidInputError, match=r"layer `fc`: the mse criterion takes at most .* bins x levels, got 65537 x 4095"
     ):
         search_thresholds({"fc": 8.0}, {"fc": histogram}, criterion="mse", options={"fc": LayerOptions(num_bits=12)})
     found = search_thresholds({"fc": 8.0}, {"fc": histogram}, options={"fc": LayerOptions("percentile", 12)})
@@ -160,3 +161,30 @@ def test_a_threshold_far_beyond_bins_that_are_tiny_clips_nothing():
     histogram = klquant.histogram(np.linspace(-1e-300, 1e-300, 5000), num_bins=255)
     found = search_thresholds({"fc": 1e-300}, {"fc": histogram}, options={"fc": LayerOptions(threshold=1e9)})["fc"]
     assert (found.threshold, found.clipped, found.sqnr_db) == (1e9, 0.0, 0.0)
+
+
+def many(number):
+    """Return histograms of heavy tails, which KL clips hard, more so from one to the next."""
+    rng = np.random.default_rng(0)
+    data = {f"l{k}": rng.standard_t(2 - k / 20, size=20000) for k in range(number)}
+    amax = {name: float(np.abs(x).max()) for name, x in data.items()}
+    return amax, {name: klquant.histogram(x, num_bins=2001, amax=amax[name]) for name, x in data.items()}
+
+
+def test_many_complaints_are_one_warning_with_the_worst_and_text_to_paste():
+    with pytest.warns(CalibrationWarning) as caught:
+        found = search_thresholds(*many(8))
+    (record,) = caught
+    message, better = str(record.message), record.message.better
+    assert re.match(r"[4-8] of 8 layers need a look, the worst are `l\d`: .*; `l\d`: .*; `l\d`: ", message)
+    assert (
+        f"to take the better criterion pass overrides={ {k: {'criterion': v} for k, v in better.items()} }" in message
+    )
+    options = {name: LayerOptions(criterion) for name, criterion in better.items()}
+    assert all(search_thresholds(*many(8), options=options)[n].sqnr_db > found[n].sqnr_db for n in better)
+
+
+def test_few_complaints_are_a_warning_each():
+    with pytest.warns(CalibrationWarning) as caught:
+        search_thresholds(*many(2))
+    assert [re.match(r"layer `(\w+)`", str(one.message))[1] for one in caught] == ["l0", "l1"]

@@ -1,5 +1,6 @@
-"""The command `klquant` itself: what its help says, what it imports, how it fails."""
+"""The command `klquant` itself: help, imports, errors."""
 
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,13 @@ from klquant.cli.group import COMMANDS
 
 
 def run(*arguments):
-    """Run in this process; what is no error of klquant's own comes through."""
+    """Run a command in this process. Unexpected exceptions are raised."""
     return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture
 def command(monkeypatch):
-    """Let a function be the command `fake`."""
+    """Install a function as the command `fake`."""
 
     def install(function):
         module = type(sys)("klquant.cli.commands.fake")
@@ -56,7 +57,7 @@ def test_the_help_imports_no_command():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_help_teaches_by_an_example(name):
+def test_every_help_has_an_example(name):
     text = run(name, "--help").stdout
     assert f"klquant {name}" in text.partition("Example:")[2]
     assert "\\b" not in text
@@ -68,7 +69,7 @@ def test_exit_codes_are_documented():
     assert all(f"\n    {code} " in text for code in (0, 1, 2, 3, 130))
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     assert run("--version").stdout.split()[-1] == klquant.__version__
 
 
@@ -97,7 +98,7 @@ def test_an_error_is_one_line_and_exit_code_2(command, error, text):
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", text + "\n")
 
 
-def test_a_bug_is_called_one(command):
+def test_an_unexpected_error_is_reported_as_a_bug(command):
     command(lambda: {}["key"])
     result = run("fake")
     assert (result.exit_code, result.stdout) == (3, "")
@@ -130,13 +131,28 @@ def test_an_interrupt_has_its_own_exit_code(command):
     assert (result.exit_code, result.output) == (130, "")
 
 
+@pytest.mark.parametrize("module", ["good", "bad"])
+def test_an_interrupt_waits_until_a_module_is_loaded(tmp_path, monkeypatch, command, module):
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nopen('loaded', 'w').close()\n"
+    (tmp_path / "good.py").write_text(text)
+    (tmp_path / "bad.py").write_text(f"{text}raise ImportError('initialization failed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command(lambda: group.needed(module, "cli"))
+    before = signal.getsignal(signal.SIGINT)
+    result = run("fake")
+    assert (result.exit_code, result.output) == (130, "")
+    assert (tmp_path / "loaded").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_commands_run_in_any_thread(command):
     command(lambda: click.echo(group.needed("json", "cli").__name__))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run, "fake").result().output == "json\n"
 
 
-def test_a_reader_that_went_away_is_no_error(command):
+def test_a_closed_pipe_is_not_an_error(command):
     def writes():
         raise BrokenPipeError(32, "Broken pipe")
 
@@ -144,7 +160,7 @@ def test_a_reader_that_went_away_is_no_error(command):
     assert run("fake").stderr == ""
 
 
-def test_debug_counts_wherever_it_stands(command):
+def test_debug_works_in_any_position(command):
     def fails(ctx, param, value):
         raise ValueError(value)
 
@@ -175,7 +191,7 @@ def test_usage_errors_are_one_line_and_a_hint_with_exit_code_2(tmp_path, monkeyp
     assert second == f"Hint: see `klquant{helping} --help`"
 
 
-def test_alone_it_shows_its_help():
+def test_without_arguments_it_shows_its_help():
     result = run()
     assert "Commands:" in result.output
     assert "Error" not in result.output
@@ -193,7 +209,7 @@ def test_alone_it_shows_its_help():
         (["convert", "a.onnx", "b"], "a TensorRT calibration cache or a klquant calibration", "an ONNX model"),
     ],
 )
-def test_a_file_of_the_wrong_kind_is_told_at_once(tmp_path, monkeypatch, arguments, expected, found):
+def test_a_file_of_the_wrong_kind_is_refused_at_once(tmp_path, monkeypatch, arguments, expected, found):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.onnx").write_bytes(b"\x08\x08")
     (tmp_path / "old.cache").write_text("TRT-8601-EntropyCalibration2\nx: 3c010a14\n")
@@ -243,7 +259,7 @@ def test_a_missing_library_is_one_line_with_the_remedy(tmp_path, monkeypatch, ar
 
 
 @pytest.mark.parametrize("module", ["click", "rich"])
-def test_without_the_libraries_of_the_command_line_it_says_what_to_install(module):
+def test_without_click_or_rich_it_names_the_extra(module):
     code = f"import sys; sys.modules[{module!r}] = None; sys.argv[1:] = ['threshold', '--help']\n" + (
         "from klquant.__main__ import main; main()"
     )

@@ -1,4 +1,4 @@
-"""What a shell is told when a word of a command is to be completed."""
+"""Completion of commands, options and values in a shell."""
 
 import os
 import shutil

@@ -29,7 +29,7 @@ def test_thresholds_stay_from_any_table_to_any(tmp_path, source, target):
     assert read_table(tmp_path / "out", format=target) == pytest.approx(THRESHOLDS, rel=2e-7)
 
 
-def test_the_formats_are_told_by_the_files(tmp_path):
+def test_formats_are_detected_from_the_files(tmp_path):
     (tmp_path / "old.txt").write_text(
         "TRT-8601-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 0) [Conv]: 4000890a\n"
     )

@@ -1,4 +1,4 @@
-"""Calibration data as `--data` names them: every form is re-iterable, read one batch at a time, and never unpickled."""
+"""Calibration data from `--data`: every form is re-iterable, read one batch at a time, and never unpickled."""
 
 import pickle
 import sys
@@ -40,7 +40,7 @@ def module(tmp_path, monkeypatch):
 
 
 def twice(batches):
-    """Go through the batches twice, as a calibration does."""
+    """Iterate over the batches twice, as a calibration does."""
     first, second = list(batches), list(batches)
     np.testing.assert_equal(first, second)
     assert len(first) == len(second)
@@ -129,7 +129,7 @@ def test_a_function_that_is_not_there_is_a_named_error(module, text, message):
         open_batches(module(text))
 
 
-def test_what_a_function_raises_is_told_with_its_line(module):
+def test_an_error_in_a_function_is_reported_with_its_line(module):
     batches = open_batches(module("def batches():\n    yield 1\n    raise KeyError('label')\n"))
     with pytest.raises(InvalidInputError, match=r"`mydata:batches` failed: KeyError: 'label' \(.*mydata\.py, line 3\)"):
         list(batches)
@@ -146,7 +146,7 @@ def test_a_module_that_is_not_there_is_a_named_error(module):
         open_batches("no_such_module:batches")
 
 
-@pytest.mark.parametrize("source", ["nowhere", "", "no/such/folder"])
+@pytest.mark.parametrize("source", ["nowhere", "", "no/such/folder", "C:\\calib\\images", "D:/calib/x.npz"])
 def test_a_source_that_is_not_there_is_a_named_error(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "..")
     with pytest.raises(InvalidInputError, match=r"must be a folder, an \.npy or \.npz file or module:function, got"):

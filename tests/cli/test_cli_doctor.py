@@ -1,4 +1,4 @@
-"""`klquant doctor`: which extras are usable, where packages are there, missing or too old."""
+"""`klquant doctor`: which extras are usable if packages are installed, missing or too old."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def unusable():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Let every package be installed in version 999, but for those with another version here; None for missing ones."""
+    """Pretend that all packages have version 999, except for those in this dict; None means missing."""
     versions = {"klquant": klquant.__version__}
 
     def version(name):

@@ -64,7 +64,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, images):
-    """A folder with model.onnx, images.npz, and what calibrate made of them."""
+    """A folder with model.onnx, images.npz, and the calibration made from them."""
     folder = tmp_path_factory.mktemp("cli")
     onnx.save(network(), folder / "model.onnx")
     np.savez(folder / "images.npz", images=images)
@@ -104,7 +104,7 @@ def test_colours_are_for_terminals_and_for_those_who_want_them(
 
 
 @pytest.mark.parametrize("form", ["folder", "samples", "npy", "function"])
-def test_the_form_of_the_data_does_not_show(here, images, tmp_path, monkeypatch, form):
+def test_results_do_not_depend_on_the_form_of_the_data(here, images, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "mydata", raising=False)
@@ -175,7 +175,7 @@ def test_a_float_model_is_not_int8_and_says_so_by_its_exit_code(here, engine):
     assert (found["weighted"], found["weighted_int8"]) == (2, 0)
 
 
-def test_what_is_excluded_stays_in_float_and_is_told(here, tmp_path):
+def test_excluded_nodes_stay_in_float_and_are_listed(here, tmp_path):
     arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx", "--exclude", "r"]
     result = run(*arguments)
     assert result.exit_code == 0
@@ -299,3 +299,41 @@ def test_of_overrides_the_last_one_wins():
 def test_options_that_cannot_be_meant_are_refused(here, tmp_path, options, message):
     result = run("calibrate", here / "model.onnx", "--data", here, "--out", tmp_path / "c.npz", *options)
     assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_quantize_verifies_on_data(here, tmp_path, engine):
+    command = ["quantize", here / "model.onnx", here / "calib.npz", "--engine", engine, "-o", tmp_path / "q.onnx"]
+    result = run(*command, "--verify", here / "images.npz")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"^verified: .*: \d+ tensors are as the model says$", result.stdout, re.MULTILINE)
+    assert "tensors are as the model says" in run_json(*command, "--verify", here / "images.npz")["verified"]
+    assert run_json(*command)["verified"] is None
+
+
+def test_quantize_writes_nothing_if_the_engine_computes_something_else(here, tmp_path, monkeypatch):
+    monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
+    command = [
+        "quantize",
+        here / "model.onnx",
+        here / "calib.npz",
+        "--engine",
+        "onnxruntime",
+        "-o",
+        tmp_path / "q.onnx",
+    ]
+    result = CliRunner().invoke(cli, [str(word) for word in (*command, "--verify", here / "images.npz")])
+    assert result.exit_code == 2
+    assert "the engine must compute what the quantized model says, got: onnxruntime" in result.stderr
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_inspect_runs_the_model_on_data(here, tmp_path, monkeypatch):
+    run("quantize", here / "model.onnx", here / "calib.npz", "--engine", "onnxruntime", "-o", tmp_path / "q.onnx")
+    command = ["inspect", tmp_path / "q.onnx", "--engine", "onnxruntime", "--data", here / "images.npz"]
+    result = run(*command)
+    assert result.exit_code == 0
+    assert "tensors are as the model says" in result.stdout
+    monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
+    assert run(*command).exit_code == 1
+    assert len(run_json(*command, code=1)["verified"]["wrong"]) > 0

@@ -48,7 +48,7 @@ def saved(tmp_path, histogram):
 
 @pytest.fixture
 def calibration(tmp_path, histogram):
-    """`a [0]` has thresholds of its own; one tensor is always 0."""
+    """`a [0]` has a fixed threshold; one tensor is always 0."""
     names = ["a [0]", "b"]
     settings = Settings.make(num_bins=1001, overrides={"a*": {"criterion": "max", "threshold": 3.0}})
     found = Calibration.of(settings)._replace(
@@ -59,7 +59,7 @@ def calibration(tmp_path, histogram):
     return path
 
 
-def test_every_criterion_is_told_as_a_calibration_has_it(saved, histogram):
+def test_every_criterion_gives_the_result_of_a_calibration(saved, histogram):
     found = {record["criterion"]: record for record in records(saved)}
     assert list(found) == CRITERIA
     hist = histogram.hist.copy()
@@ -144,7 +144,7 @@ def test_a_file_without_names_is_refused(tmp_path):
     assert (result.exit_code, "must be an .npz file" in result.stderr) == (2, True)
 
 
-def test_a_calibration_is_told_for_each_tensor(calibration, saved):
+def test_a_calibration_is_listed_by_tensor(calibration, saved):
     found = records(calibration)
     assert [record["tensor"] for record in found] == ["a [0]"] * 4 + ["b"] * 4 + ["zero"]
     assert [record["criterion"] for record in found] == [*CRITERIA, *CRITERIA, "none"]

@@ -91,7 +91,7 @@ def test_dequantize_refuses_an_integer_dtype():
         klquant.dequantize(np.array([1], np.int8), 600.0, dtype="int8")
 
 
-def test_dequantize_refuses_what_is_not_quantized():
+def test_dequantize_refuses_floating_point_levels():
     with pytest.raises(ArrayTypeError):
         klquant.dequantize(np.array([1.5]), 1.0)
 
@@ -146,7 +146,7 @@ def test_each_channel_has_its_scale(xp, axis):
     np.testing.assert_array_equal(real, x)
 
 
-def test_a_channel_without_scale_is_dead(xp):
+def test_a_channel_with_scale_0_is_dead(xp):
     x, scale = xp.asarray([[1.0, -2.0], [1.0, -2.0]], F32), xp.asarray([0.0, 1.0], F32)
     np.testing.assert_array_equal(xp.call(klquant.quantize, x, scale, axis=0), [[0, 0], [1, -2]])
     np.testing.assert_array_equal(xp.call(klquant.fake_quantize, x, scale, axis=0), [[0, 0], [1, -2]])
@@ -215,7 +215,7 @@ def test_integers_do_not_dequantize_to_integers(xp):
         xp.call(klquant.dequantize, xp.asarray([1], "int8"), 0.5, dtype="int32")
 
 
-def test_what_is_no_real_array_is_refused():
+def test_arguments_that_are_not_real_arrays_are_refused():
     for x, message in [
         ([1.0], "`x` must be a NumPy or JAX array, got list"),
         (np.ones(1, complex), "got dtype complex"),

@@ -68,7 +68,7 @@ def test_sqnr_is_the_ratio_of_signal_to_expected_error(xp):
 
 @xp_all
 @pytest.mark.parametrize("width", [1.0, 0.1, 2 / 33])
-def test_what_is_met_but_for_rounding_has_no_error(xp, width):
+def test_values_on_a_level_up_to_rounding_have_no_error(xp, width):
     hist = np.zeros(33, np.int64)
     hist[10] = 1
     found = call(xp, klquant.mse_threshold, hist, even_edges(33) * width, num_quantized_bins=15)
@@ -139,7 +139,7 @@ def test_an_empty_histogram_of_a_batch_is_named(criterion):
         call(NUMPY, criterion, HIST * 0)
 
 
-def test_of_many_empty_histograms_ten_are_named():
+def test_the_error_lists_at_most_ten_empty_histograms():
     with pytest.raises(InfeasibleError, match=r"histograms \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] of the batch"):
         call(NUMPY, klquant.max_threshold, np.zeros((12, 13), int))
 

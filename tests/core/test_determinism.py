@@ -1,6 +1,6 @@
-"""The same numbers in every environment: what is written here must come out with every version of every library.
+"""Every environment gives the numbers in this file, with every version of every library.
 
-`.ci/run` has this file run with the lowest versions that pyproject.toml allows, and with those of today.
+`.ci/run` runs it with the lowest versions that pyproject.toml allows, and with the newest.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import pytest
 import klquant
 from support.namespaces import import_torch
 
-# Integers of a Weyl sequence, bent to long tails: no random generator and no function whose last bits may differ.
+# A Weyl sequence with long tails: no random generator, and no function whose last bits differ between libraries.
 STEPS = np.arange(200_003, dtype=np.int64) * 2654435761 % 2**32 - 2**31
 X = ((STEPS / 2.0**31) ** 5).astype(np.float32) * 8
 AMAX = float(np.abs(X).max())
@@ -30,20 +30,20 @@ def digest(counts):
 
 
 @pytest.mark.parametrize("num_bins", COUNTS)
-def test_counts_are_those_of_every_other_environment(xp, num_bins):
+def test_counts_are_the_same_in_every_environment(xp, num_bins):
     hist, _ = xp.call(klquant.histogram, xp.asarray(X), num_bins=num_bins, amax=AMAX)
     assert digest(hist) == COUNTS[num_bins]
 
 
 @pytest.mark.parametrize("criterion", THRESHOLDS)
-def test_thresholds_are_those_of_every_other_environment(xp, criterion):
+def test_thresholds_are_the_same_in_every_environment(xp, criterion):
     hist, edges = klquant.histogram(X, num_bins=2001, amax=AMAX)
     found = xp.call(getattr(klquant, f"{criterion}_threshold"), xp.asarray(hist), xp.asarray(edges))
     assert float(found).hex() == THRESHOLDS[criterion]
 
 
 @pytest.mark.parametrize("passes", IN_PASSES)
-def test_torch_counts_the_same_everywhere(passes):
+def test_torch_counts_are_the_same_in_every_environment(passes):
     torch = import_torch()
     from klquant.backends.torch import quantize
 
@@ -53,7 +53,7 @@ def test_torch_counts_the_same_everywhere(passes):
     assert digest(histogram.hist) == IN_PASSES[passes]
 
 
-def test_onnxruntime_counts_the_same_everywhere():
+def test_onnxruntime_counts_are_the_same_in_every_environment():
     pytest.importorskip("onnxruntime")
     from klquant.backends.onnx import calibrate
     from support.onnx_models import build

@@ -19,7 +19,7 @@ from support.namespaces import JAX, needs_jax
         ([0, 8], 1e-4, [1e-4, 8 - 1e-4]),
     ],
 )
-def test_smooth_pays_for_zeros_evenly(xp, values, eps, expected):
+def test_smooth_takes_the_cost_of_zeros_evenly_from_the_others(xp, values, eps, expected):
     smoothed = xp.call(klquant.smooth, xp.asarray(values), eps=eps)
     assert xp.owns(smoothed)
     assert smoothed.dtype == np.float64
@@ -36,7 +36,7 @@ INFEASIBLE = {
 
 
 @pytest.mark.parametrize(("values", "eps"), INFEASIBLE.values(), ids=INFEASIBLE.keys())
-def test_smooth_refuses_what_it_cannot_pay_for(xp, values, eps):
+def test_infeasible_smoothing_is_an_error_or_nan_under_jit(xp, values, eps):
     if xp.is_traced:
         np.testing.assert_array_equal(xp.call(klquant.smooth, xp.asarray(values), eps=eps), np.full(len(values), nan))
         return
@@ -44,7 +44,7 @@ def test_smooth_refuses_what_it_cannot_pay_for(xp, values, eps):
         klquant.smooth(xp.asarray(values), eps=eps)
 
 
-def test_smooth_keeps_what_is_far_below_single_precision(xp):
+def test_smooth_computes_in_double_precision(xp):
     smoothed = xp.call(klquant.smooth, xp.asarray([2**40, 0]))
     assert float(smoothed[0]) == 2**40 - 1e-4
 
@@ -121,7 +121,7 @@ def test_smooth_refuses_bad_eps(eager, eps):
         klquant.smooth(eager.asarray([1, 0]), eps=eps)
 
 
-def test_what_is_no_real_array_is_refused():
+def test_arguments_that_are_not_real_arrays_are_refused():
     with pytest.raises(ArrayTypeError, match="`values` must be a NumPy or JAX array, got list"):
         klquant.smooth([1, 2])
     with pytest.raises(ArrayTypeError, match="`values` must hold real numbers, got dtype complex128"):
@@ -136,6 +136,6 @@ def test_mixed_libraries_are_refused():
         klquant.kl_divergence(np.array([1, 2]), JAX.asarray([1, 2]))
 
 
-def test_smoothing_loss_is_infinite_where_nobody_can_pay():
+def test_smoothing_loss_is_infinite_without_non_zeros():
     loss = smoothing_loss(np.array([0, 1, 2, 4]), 4, 0.5, xp=np)
     np.testing.assert_array_equal(loss, [inf, 1.5, 0.5, 0.0])

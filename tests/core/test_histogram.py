@@ -67,7 +67,7 @@ def test_64_bit_data_are_counted_alike(xp, dtype):
 
 
 @needs_jax
-def test_bfloat16_is_counted_as_what_it_holds():
+def test_bfloat16_values_are_counted_exactly():
     x = JAX.asarray(np.random.default_rng(5).normal(size=500), np.float32).astype("bfloat16")
     expected = reference.histogram(np.asarray(x, np.float64), 2.5, 255)
     np.testing.assert_array_equal(klquant.histogram(x, num_bins=255, amax=2.5).hist, expected)
@@ -76,7 +76,7 @@ def test_bfloat16_is_counted_as_what_it_holds():
 
 @pytest.mark.parametrize("amax", [None, 2.0])
 def test_chunks_of_the_cache_lose_nothing_at_their_borders(amax):
-    """More than two chunks of NumPy's, the last one short; some values lie beyond `amax` = 2."""
+    """The data fill two of NumPy's chunks and part of a third. Some values are beyond `amax` = 2."""
     x = np.random.default_rng(4).normal(size=2 * CHUNK + 77).astype(np.float32)
     hist, edges = klquant.histogram(x, num_bins=255, amax=amax)
     np.testing.assert_array_equal(hist, reference.histogram(x, edges[-1], 255))
@@ -84,14 +84,14 @@ def test_chunks_of_the_cache_lose_nothing_at_their_borders(amax):
 
 @pytest.mark.parametrize("num_bins", [3, 5, 255, 4001])
 @pytest.mark.parametrize("amax", [1.0, 0.1, 6.0625, 3e-5, 204800.0])
-def test_values_next_to_an_edge_fall_as_in_the_reference(xp, num_bins, amax):
+def test_values_next_to_an_edge_are_counted_as_in_the_reference(xp, num_bins, amax):
     edges = symmetric_edges(amax, num_bins)
     x = np.concatenate([edges, np.nextafter(edges, inf), np.nextafter(edges, -inf), -edges])
     hist = xp.call(klquant.histogram, xp.asarray(x), num_bins=num_bins, amax=amax).hist
     np.testing.assert_array_equal(hist, reference.histogram(x, amax, num_bins))
 
 
-def test_many_values_fall_as_in_the_reference(xp):
+def test_many_values_are_counted_as_in_the_reference(xp):
     x = np.random.default_rng(3).standard_t(3, size=5000)
     hist = xp.call(klquant.histogram, xp.asarray(x), num_bins=2001, amax=6.5).hist
     np.testing.assert_array_equal(hist, reference.histogram(x, 6.5, 2001))
@@ -110,8 +110,8 @@ def test_edges_are_exactly_antisymmetric_and_increase(num_bins, amax):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ([1.0, nan, 2.0], "`x` must be finite, got 1 NaN or infinite values of 3"),
-        ([inf, -inf], "`x` must be finite, got 2 NaN or infinite values of 2"),
+        ([1.0, nan, 2.0], "`x` must be finite, got 1 NaN or infinite values out of 3"),
+        ([inf, -inf], "`x` must be finite, got 2 NaN or infinite values out of 2"),
         ([0.0, 0.0], "`x` must have a value other than 0, got 2 zeros; or pass `amax`"),
         ([], "`x` must have a value other than 0, got 0 zeros; or pass `amax`"),
     ],
@@ -133,7 +133,7 @@ def test_bad_ranges_are_refused(xp, amax):
         xp.call(klquant.histogram, xp.asarray([1.0]), num_bins=3, amax=amax)
 
 
-def test_what_holds_no_real_numbers_is_refused():
+def test_dtypes_that_are_not_real_are_refused():
     for x, kind in [([1.0], "got list"), (np.array([1j]), "got dtype complex128"), (np.array(["a"]), "got dtype <U1")]:
         with pytest.raises(ArrayTypeError, match=kind):
             klquant.histogram(x, num_bins=3)

@@ -44,7 +44,7 @@ def test_mixed_libraries_are_refused_by_name():
 
 
 @pytest.mark.parametrize(("value", "kind"), [([1, 2], "list"), (1.5, "float"), (None, "NoneType"), ((1,), "tuple")])
-def test_what_is_no_array_is_refused(value, kind):
+def test_arguments_that_are_not_arrays_are_refused(value, kind):
     with pytest.raises(ArrayTypeError, match=rf"`hist` must be a NumPy or JAX array, got {kind}; .*np\.asarray"):
         array_namespace(hist=value)
 
@@ -94,7 +94,7 @@ def test_jax_compiles_once_per_shape_and_static_value():
 
 
 @needs_jax
-def test_64_bit_types_stay_a_local_matter():
+def test_64_bit_types_do_not_change_the_global_configuration():
     import jax
 
     before = jax.config.jax_enable_x64

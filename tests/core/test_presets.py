@@ -1,4 +1,4 @@
-"""Each preset against a transcription of its original into plain loops, which shares no code with it."""
+"""Each preset against its original, transcribed into plain loops that share no code with the preset."""
 
 import contextlib
 from bisect import bisect_right
@@ -102,7 +102,7 @@ def ncnn(hist, threshold, levels):
 
 
 class Original:
-    """What is searched: `candidates`, the divergence of one, its threshold, and which of equals is taken."""
+    """One original search: its candidates, their divergences and thresholds, and its choice between equals."""
 
     def __init__(self, name, bins, levels, step=1):
         self.name, self.bins, self.levels = name, bins, levels
@@ -142,7 +142,7 @@ class Original:
     def best(self, curve):
         if self.name != "modelopt":
             return min(range(len(curve)), key=lambda k: curve[k])
-        undefined = [k for k, d in enumerate(curve) if isnan(d)]  # the smallest numbers of all to np.argmin
+        undefined = [k for k, d in enumerate(curve) if isnan(d)]  # np.argmin takes NaN for the minimum
         least = min(curve)
         return undefined[-1] if undefined else max(k for k, d in enumerate(curve) if d == least)
 
@@ -258,7 +258,7 @@ def test_random_counts_with_holes(original):
         agree(original, hist, original.histogram(np.ones(1))[1])
 
 
-# --- what each is known for -----------------------------------------------------------------------------------------
+# --- quirks of each preset -----------------------------------------------------------------------------------------
 
 
 def absolute_edges(bins):
@@ -320,7 +320,7 @@ def test_modelopt_takes_the_last_of_equal_minima_and_slides_the_first():
     assert float(presets.tensorrt_slides_threshold(hist, edges, num_quantized_bins=8)) == 11.5
 
 
-def test_modelopt_does_not_look_at_the_first_bin():
+def test_modelopt_ignores_the_first_bin():
     hist, edges = Original("modelopt", 300, 128).histogram(laplace(np.random.default_rng(5), 10_000))
     zeros = hist.copy()
     zeros[0] = 10**6
@@ -401,7 +401,7 @@ def test_inputs_stay_as_they_are(find):
 def test_scaling(find):
     hist, edges = valid(find)
     assert float(find(hist, edges * 8)) == 8 * float(find(hist, edges))
-    if find is not presets.mxnet_threshold:  # where counts are smoothed, not shares
+    if find is not presets.mxnet_threshold:  # it smooths counts, not shares
         assert find(hist * 4, edges).index == find(hist / 2**20, edges).index == find(hist, edges).index
 
 
@@ -472,8 +472,8 @@ def change(edges, where, value):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda edges: edges + 1, r"must start at 0, as of absolute values, got 1\.0"),
-        (lambda edges: edges - 150, r"must start at 0, as of absolute values, got -150\.0"),
+        (lambda edges: edges + 1, r"must start at 0, for a histogram of absolute values, got 1\.0"),
+        (lambda edges: edges - 150, r"must start at 0, for a histogram of absolute values, got -150\.0"),
         (lambda edges: -edges, "strictly increasing, got -?0.0, -"),
         (lambda edges: change(edges / edges[1], 5, 4.0), r"strictly increasing, got 4\.0, 4\.0 at index 4"),
         (lambda edges: change(edges, -1, inf), "must be finite and strictly increasing"),

@@ -1,4 +1,4 @@
-"""The oracle itself, against files made without it and against numbers worked out by hand."""
+"""The oracle itself, against golden files made without it and numbers worked out by hand."""
 
 from math import log
 
@@ -40,7 +40,7 @@ def test_thresholds_by_hand(case):
 
 
 def test_nothing_feasible_is_an_error():
-    with pytest.raises(InfeasibleError, match="no feasible candidate among 3"):
+    with pytest.raises(InfeasibleError, match="feasible candidate, got none among 3"):
         reference.optimal_threshold(np.zeros(7, int), even_edges(7), 3)
 
 

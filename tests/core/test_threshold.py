@@ -10,7 +10,7 @@ from support.namespaces import JAX, JIT, NUMPY, READ_ONLY, enable_x64, needs_jax
 
 
 def golden_on(xp, *bins):
-    """Return the cases for one library; each number of bins costs JAX seconds of compilation."""
+    """Return the cases for one library. JAX takes only some, as each number of bins costs seconds of compilation."""
     (library,) = params(xp)
     return [pytest.param(xp, *p.values, id=f"{xp.name}-{p.id}", marks=library.marks) for p in golden(*bins)]
 
@@ -71,7 +71,7 @@ def test_thresholds_by_hand(case):
     np.testing.assert_allclose(threshold.divergence, case.divergence[index], rtol=0, atol=1e-14)
 
 
-def test_the_result_is_of_the_library_of_the_histogram(xp):
+def test_the_result_is_in_the_library_of_the_histogram(xp):
     threshold = search(xp, [1, 0, 2, 2, 2, 1, 1], num_quantized_bins=3)
     assert isinstance(threshold, Threshold)
     assert xp.owns(*threshold)
@@ -120,14 +120,14 @@ def test_weights_below_eps_are_infeasible():
         ([0, 0, 4, 4, 4, 0.04, 4], [True, True, False]),  # the last but one
     ],
 )
-def test_a_bin_of_the_reference_that_smoothing_uses_up_is_infeasible(hist, feasible):
+def test_a_candidate_is_infeasible_if_smoothing_uses_up_a_bin_of_p(hist, feasible):
     curve = klquant.divergence_curve(np.array(hist), even_edges(7), num_quantized_bins=3, eps=0.2)
     assert np.isfinite(curve).tolist() == feasible
     np.testing.assert_allclose(curve, reference.divergence_curve(np.array(hist), 3, 0.2), rtol=0, atol=1e-14)
 
 
-def test_a_weight_that_smoothing_leaves_next_to_nothing_of_has_its_share(xp):
-    """Of the middle weight 2e-19 is left where three of 33 bins are filled: (p - q) / q rounds to -1."""
+def test_a_weight_that_smoothing_almost_uses_up_still_counts(xp):
+    """Smoothing leaves 2e-19 of the middle weight if three of 33 bins are filled: (p - q) / q rounds to -1."""
     hist = np.zeros(33)
     hist[[0, 18, 19]] = 1.0, np.nextafter(1e-3, 1), 1.0
     curve = np.asarray(
@@ -141,7 +141,7 @@ def test_a_weight_that_smoothing_leaves_next_to_nothing_of_has_its_share(xp):
 
 @pytest.mark.parametrize("least", [5e-324, 1e-310, 1e-300, 1e-200, 1e-61])
 @pytest.mark.parametrize("eps", [1e-4, 0.1])
-def test_weights_as_small_as_they_get_give_numbers(least, eps):
+def test_the_smallest_weights_give_finite_divergences(least, eps):
     hist = np.random.default_rng(0).integers(1, 50, 33).astype(float)
     hist[9] = 1e-30  # the loops cannot divide by less than 1e-308
     expected = reference.divergence_curve(hist, 3, eps)
@@ -151,8 +151,8 @@ def test_weights_as_small_as_they_get_give_numbers(least, eps):
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.01, 0.03])
-def test_any_number_of_filled_bins_is_summed_to_the_last_digit(eps):
-    """Many are summed by a series, few one by one: the limit between the two must leave no gap."""
+def test_any_number_of_filled_bins_gives_an_accurate_curve(eps):
+    """Many bins are summed by a series, and few are summed one by one. Both must be accurate at the limit."""
     num_bins = 65
     for filled in range(1, num_bins + 1):
         hist = np.zeros(num_bins, int)
@@ -250,7 +250,7 @@ def test_vmap_searches_each_row():
 @pytest.mark.parametrize("eps", [0.02, 0.05, 0.1, 0.4])
 @pytest.mark.parametrize("filled", [[16], [15, 17], [10, 16, 20], [0, 32], [16, 17, 18, 30]])
 def test_candidates_that_would_lose_a_whole_count_are_infeasible(xp, eps, filled):
-    """The counts are large, so that only the rule eps1 < 1 makes the difference, and not what is left of them."""
+    """The counts are large, so that only the rule eps1 < 1 decides, and no entry becomes negative."""
     hist = np.zeros(33, int)
     hist[filled] = 1000
     curve = xp.call(
@@ -262,7 +262,7 @@ def test_candidates_that_would_lose_a_whole_count_are_infeasible(xp, eps, filled
 
 
 @pytest.mark.parametrize("xp", params(NUMPY, JAX))
-def test_a_huge_bin_costs_the_small_ones_behind_it_no_digits(xp):
+def test_small_bins_behind_a_huge_one_keep_their_digits(xp):
     hist = np.random.default_rng(0).poisson(3, 1001)
     hist[200] = 2**58
     curve = xp.call(klquant.divergence_curve, xp.asarray(hist), xp.asarray(even_edges(1001)), num_quantized_bins=15)

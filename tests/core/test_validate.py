@@ -1,4 +1,4 @@
-"""Every bad input has an error of its own that says what was expected and what came."""
+"""Every bad input raises an error that says what was expected and what was given."""
 
 import contextlib
 
@@ -123,7 +123,7 @@ def test_bad_values_are_refused_where_they_are_concrete(eager, search, hist, edg
 
 @needs_jax
 @pytest.mark.parametrize("edges", [EDGES[::-1].copy(), EDGES + 1])
-def test_values_are_not_looked_at_under_jit(edges):
+def test_values_are_not_checked_under_jit(edges):
     hist = JIT.asarray(HIST)
     curve = JIT.call(klquant.divergence_curve, hist, JIT.asarray(edges), num_quantized_bins=3)
     np.testing.assert_array_equal(curve, klquant.divergence_curve(hist, JIT.asarray(EDGES), num_quantized_bins=3))
@@ -175,7 +175,7 @@ def test_mixed_libraries_are_refused(search):
         search(JAX.asarray(HIST), EDGES, num_quantized_bins=3)
 
 
-def test_no_feasible_candidate_is_an_named_error(eager):
+def test_no_feasible_candidate_is_a_named_error(eager):
     with pytest.raises(InfeasibleError, match=r"`hist` must have a feasible candidate, got none: it is empty"):
         klquant.optimal_threshold(eager.asarray(np.zeros(7, int)), eager.asarray(EDGES), num_quantized_bins=3)
 
@@ -214,7 +214,7 @@ def test_the_ends_themselves_are_accepted(end):
     assert np.isfinite(float(klquant.max_threshold(np.array(HIST), edges, num_quantized_bins=3)))
 
 
-def test_integers_as_edges_have_no_rounding():
+def test_integer_edges_have_no_tolerance_for_rounding():
     edges = np.array([-(2**53), -2, -1, 1, 2, 2**53 - 2])
     with pytest.raises(InvalidInputError, match="symmetric about 0"):
         klquant.divergence_curve(np.ones(5, int), edges, num_quantized_bins=3)

@@ -49,7 +49,7 @@ def test_weights_far_below_the_total_keep_their_digits():
 
 
 @pytest.mark.parametrize(("total", "lost"), [(10**15, 1), (10**12, 7), (2**62, 3)])
-def test_what_hardly_loses_anything_keeps_its_digits(total, lost):
+def test_a_small_loss_keeps_its_digits(total, lost):
     search = prepare(np.array([lost, 0, 0, total, 0, 0, 0]), 3, 1e-4, False, xp=np)
     kept = log_kept(search.window, search.total, xp=np)
     assert kept[-1] == pytest.approx(-lost / (total + lost), rel=1e-12)

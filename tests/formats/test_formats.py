@@ -1,4 +1,4 @@
-"""The front door: which format a file is of."""
+"""Detection of formats in `read_table` and `write_table`."""
 
 import struct
 import subprocess
@@ -34,12 +34,12 @@ def test_each_format_is_recognized_and_read_back(tmp_path, kind, form):
 
 
 @pytest.mark.parametrize("kind", ["tensorrt", "onnxruntime", "json", "csv"])
-def test_the_content_tells_more_than_the_suffix(tmp_path, kind):
+def test_the_content_decides_before_the_suffix(tmp_path, kind):
     write_table(tmp_path / "table.table", THRESHOLDS, format=kind)
     assert read_table(tmp_path / "table.table") == read_table(tmp_path / "table.table", format=kind)
 
 
-def test_the_suffix_tells_how_to_write_where_it_is_clear(tmp_path):
+def test_an_unambiguous_suffix_decides_how_to_write(tmp_path):
     write_table(tmp_path / "t.CSV", THRESHOLDS)
     assert (tmp_path / "t.CSV").read_text(encoding="utf-8").startswith('"tensor","threshold"')
     write_table(tmp_path / "t.table", {"conv1": 127.0})
@@ -55,7 +55,9 @@ def test_the_suffix_tells_how_to_write_where_it_is_clear(tmp_path):
     ],
 )
 def test_a_choice_is_left_to_the_caller(tmp_path, name, formats):
-    with pytest.raises(InvalidInputError, match=f"`format` must be given for `.*{name}`: it may be any of {formats}$"):
+    with pytest.raises(
+        InvalidInputError, match=f"`format` must be given for `.*{name}`: it could be any of {formats}$"
+    ):
         write_table(tmp_path / name, THRESHOLDS)
     assert not list(tmp_path.iterdir())
 
@@ -63,7 +65,7 @@ def test_a_choice_is_left_to_the_caller(tmp_path, name, formats):
 def test_names_and_numbers_alone_could_be_of_several_formats(tmp_path):
     (tmp_path / "t").write_text("conv1 2.5\n")
     with pytest.raises(
-        InvalidInputError, match=r"`format` must be given for `.*`: it may be any of onnxruntime-text, nc"
+        InvalidInputError, match=r"`format` must be given for `.*`: it could be any of onnxruntime-text, nc"
     ):
         read_table(tmp_path / "t")
     assert read_table(tmp_path / "t", format="onnxruntime-text") == {"conv1": 2.5}

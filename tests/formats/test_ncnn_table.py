@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from klquant.backends.formats import NcnnTable, read_ncnn_table, write_ncnn_table
-from klquant.errors import InvalidInputError
+from klquant.errors import CalibrationWarning, InvalidInputError
 
 WRITTEN_BY_NCNN = "conv1_param_0 156.639840 inf \nfc_param_0 12.500000 \nconv1 63.500000 \nfc 0.498039 \n"
 
@@ -46,16 +46,13 @@ def test_scales_are_kept_bit_for_bit(tmp_path):
     [
         ("a 1.0\nb\n", "line 2: must be `layer scale` or `layer_param_0 scale ...`, got 'b'"),
         ("a 1.0\n\nb 1.0\n", "line 2: must be names that are not empty"),
-        ("a\tb 1.0\n", "line 1: must be names that are not empty and have no blanks"),
+        ("a\tb 1.0\n", "line 1: must be names that are not empty and have no spaces"),
         ("a 1.0 2.0\n", "line 1: must be `layer scale` or"),
-        ("a 1.0\na_param_0 1 2\na 2.0\n", "line 3: must be a name that is not in line 1 already, got 'a'"),
-        ("a 0.000000 \n", "line 1: must be positive scales for 'a', got '0.000000'"),
-        ("a -1\n", "positive scales for 'a', got '-1'"),
-        ("a nan\n", "positive scales for 'a', got 'nan'"),
-        ("a inf\n", "positive scales for 'a', got 'inf'"),
-        ("a_param_0 nan\n", "positive scales for 'a_param_0', got 'nan'"),
+        ("a 1.0\na_param_0 1 2\na 2.0\n", "line 3: must be a name that is not already in line 1, got 'a'"),
+        ("a infinite\n", "line 1: must be numbers as scales for 'a', got 'infinite'"),
+        ("a 1_0\n", "numbers as scales for 'a', got '1_0'"),
         ("a 1e39\n", "t`, line 1: tensor 'a' must have a value that float32 can hold"),
-        ("a_param_0 1\n", "must hold at least one tensor"),
+        ("a_param_0 1\n", "must have at least one tensor"),
         ("x" * 256 + " 1\n", "names of up to 255 bytes"),
     ],
 )
@@ -66,9 +63,9 @@ def test_a_damaged_table_is_an_error_that_names_the_line(tmp_path, text, message
 
 @pytest.mark.parametrize("name", ["", "a b", "a\tb", "a\n", "a\0", "a_param_0", "é" * 128])
 def test_a_name_that_ncnn_would_read_otherwise_is_an_error(tmp_path, name):
-    with pytest.raises(InvalidInputError, match=r"must hold .*names"):
+    with pytest.raises(InvalidInputError, match=r"must have .*names"):
         write_ncnn_table(tmp_path / "t", {"a": 1.0, name: 1.0})
-    with pytest.raises(InvalidInputError, match=r"must hold .*names"):
+    with pytest.raises(InvalidInputError, match=r"must have .*names"):
         NcnnTable({}, {name: 1.0}).save(tmp_path / "t")
     assert not list(tmp_path.iterdir())
 
@@ -82,3 +79,12 @@ def test_weights_are_checked(tmp_path, weights):
 def test_an_activation_has_no_infinite_scale(tmp_path):
     with pytest.raises(InvalidInputError, match="tensor 'a' must have a value that float32 can hold, got inf"):
         NcnnTable({}, {"a": math.inf}).save(tmp_path / "t")
+
+
+@pytest.mark.parametrize("scale", ["inf", "-nan", "0.000000", "-1"])
+def test_a_layer_without_a_usable_scale_is_left_out_and_named(tmp_path, scale):
+    """ncnn2table writes inf for a layer whose input was always 0."""
+    (tmp_path / "t").write_text(f"a_param_0 1.0 inf\na {scale}\nb 2.0\n")
+    with pytest.warns(CalibrationWarning, match="1 tensors of .*t` have no usable scale and are left out: `a`"):
+        assert read_ncnn_table(tmp_path / "t") == {"b": 63.5}
+    assert NcnnTable.load(tmp_path / "t").weights == {"a_param_0": (1.0, math.inf)}

@@ -95,7 +95,7 @@ def test_thresholds_are_those_of_the_torch_backend(name, max_bins):
         assert abs(counts - others).sum() <= 1e-3 * counts.sum()
 
 
-def test_the_split_and_the_order_of_the_data_do_not_show(vgg):
+def test_results_do_not_depend_on_split_or_order_of_the_data(vgg):
     images = np.concatenate(onnx_networks.digits()[0])
     ragged = np.split(images[::-1], [1, 100, 200])
     assert_same(quietly(onnx_networks.load("VGG"), ragged), vgg)
@@ -146,9 +146,48 @@ def test_overrides_go_by_the_name_of_the_tensor():
     assert [layer.num_bits for layer in found.thresholds.values()] == [8, 8, 4]
 
 
-def test_the_cap_holds():
-    assert calibrate(SMALL, [1e6 * X], criterion="max").amax["x"] == 204800
-    assert calibrate(SMALL, [X], criterion="max", max_amax=1.5).amax["x"] == 1.5
+@pytest.mark.parametrize("criterion", ["max", "entropy", "mse", "percentile"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_cap_clips_and_says_how_much_and_hides_no_range(criterion, passes):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = calibrate(SMALL, [X], criterion=criterion, max_amax=1.5, passes=passes)
+    largest, beyond = float(np.abs(X).max()), (np.abs(X) > 1.5).mean()
+    layer = found.thresholds["x"]
+    assert (found.amax["x"], layer.amax) == (largest, largest)
+    assert layer.threshold <= 1.5 * (1 + 1e-2 * (passes == 1))
+    assert layer.clipped >= beyond * 0.99
+    message = next(str(one.message) for one in caught if "`x`" in str(one.message))
+    assert f"amax = {largest:.4g} exceeds max_amax = 1.5: {beyond:.2%} of its values lie beyond" in message
+
+
+def test_without_a_cap_any_range_is_observed():
+    found = calibrate(SMALL, [1e9 * X], criterion="max")
+    assert found.amax["x"] == found.thresholds["x"].threshold == float(np.abs(1e9 * X).max())
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "percentile", "mse"])
+@pytest.mark.parametrize("outlier", [1e4, -1e8])
+def test_an_outlier_does_not_hide_the_other_values(criterion, outlier):
+    """One value of 10,000 among normal ones: all the others would be in the centre bin."""
+    data = [RNG.normal(size=(4000, 4)).astype(np.float32) for _ in range(3)]
+    clean = quietly(SMALL, data, criterion=criterion).thresholds["x"]
+    data[1][7, 1] = outlier
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = calibrate(SMALL, data, criterion=criterion)
+    assert any("`x`: 1 of its values are outliers beyond" in str(one.message) for one in caught)
+    assert found.thresholds["x"].threshold == pytest.approx(clean.threshold, rel=0.6)
+    assert found.thresholds["x"].amax == abs(outlier)
+
+
+def test_one_pass_warns_of_an_outlier_that_hides_the_other_values():
+    data = [RNG.normal(size=(4000, 4)).astype(np.float32) for _ in range(3)]
+    data[1][7, 1] = 1e5
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibrate(SMALL, iter(data), passes=1)
+    assert any("`x`: 100.0% of its non-zero values are in the centre bin" in str(one.message) for one in caught)
 
 
 def test_a_tensor_that_is_always_zero_is_warned_of():
@@ -177,7 +216,7 @@ def test_another_criterion_needs_no_data(vgg, criterion):
     assert repr(found) == repr(expected)  # NaN and all
 
 
-def test_fingerprints_tell_models_apart():
+def test_fingerprints_differ_between_models():
     found = calibrate(SMALL, [X], criterion="max")
     assert found.model.keys() == {"a", "y"}
     assert found.model["y"].kind == "MatMul((4, 3) float)"
@@ -227,9 +266,7 @@ def test_options_are_checked_before_the_data_are_touched(options, message):
 
 @pytest.mark.parametrize("make", [lambda: (x for x in [X]), lambda: iter([X])])
 def test_one_shot_data_are_refused(make):
-    with pytest.raises(
-        InvalidInputError, match="`batches` must be an iterable that can be gone through twice, got the"
-    ):
+    with pytest.raises(InvalidInputError, match="`batches` must be an iterable that can be iterated twice, got the"):
         calibrate(SMALL, make())
 
 
@@ -282,16 +319,19 @@ def test_resuming_runs_no_batch_twice(tmp_path, monkeypatch):
 
 
 def test_smallest_and_largest_values_are_kept(tmp_path):
-    found = calibrate(SMALL, [X[:30], X[30:]], criterion="max", max_amax=1.0)
+    found = quietly(SMALL, [X[:30], X[30:]], criterion="max", max_amax=1.0)
     tensors = {"x": X, **run_all(SMALL, x=X)}
     for name, (low, high) in found.ranges.items():
         assert (low, high) == pytest.approx((tensors[name].min(), tensors[name].max()), rel=1e-6)
-    assert found.amax["x"] == 1.0
+    assert found.amax["x"] == max(map(abs, found.ranges["x"]))
     found.save(tmp_path / "c.npz")
-    assert Calibration.load(tmp_path / "c.npz").ranges == found.ranges
+    loaded = Calibration.load(tmp_path / "c.npz")
+    assert (loaded.ranges, loaded.zeros, loaded.beyond) == (found.ranges, found.zeros, found.beyond)
+    assert found.beyond["x"] == (np.abs(X) > 1).sum()
+    assert found.zeros["r"] == (tensors["r"] == 0).sum()
 
 
-def test_no_data_are_refused():
+def test_no_data_is_refused():
     with pytest.raises(InvalidInputError, match="expected at least one calibration batch, got none"):
         calibrate(SMALL, [])
 
@@ -313,7 +353,7 @@ def test_a_model_with_nothing_to_quantize_is_refused():
         calibrate(build("int64[n] x", "int64 y", "y = Neg(x)"), [np.arange(3)])
 
 
-# --- told on the way ---
+# --- log and progress ---
 
 
 def test_the_passes_are_logged(caplog):

@@ -38,7 +38,7 @@ def test_sizes_may_be_unknown():
     assert feed["any"].shape == (1, 1, 1)
 
 
-def test_inputs_that_are_no_tensors_are_refused():
+def test_inputs_that_are_not_tensors_are_refused():
     model = build("float[n, 3] x", "float y", "y = Identity(x)")
     model.graph.input.append(helper.make_tensor_sequence_value_info("many", 1, None))
     with pytest.raises(InvalidInputError, match="input `many` must be a tensor, got sequence_type"):
@@ -67,7 +67,7 @@ def test_floats_are_converted_to_floats(dtype):
     np.testing.assert_array_equal(feed["images"], IMAGES, strict=True)
 
 
-def test_what_overflows_becomes_infinite_without_a_warning():
+def test_overflow_gives_infinity_without_a_warning():
     assert np.isinf(make_feed(np.full((1, 3, 4), 1e300), ONE)["images"]).all()
 
 
@@ -91,7 +91,7 @@ def test_what_overflows_becomes_infinite_without_a_warning():
         ({"images": IMAGES, "ids": IDS, "mask": IDS}, "expected only the inputs `images`, `ids`, got `mask` too"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(batch, message):
+def test_inputs_that_do_not_fit_are_refused_by_name(batch, message):
     with pytest.raises(InvalidInputError, match=message):
         make_feed(batch, inputs())
 

@@ -1,4 +1,4 @@
-"""Memory does not grow with the data; what is measured, and how, is told in torch/test_memory.py."""
+"""Memory does not grow with the data; torch/test_memory.py says what is measured and how."""
 
 import os
 import subprocess
@@ -19,6 +19,6 @@ def peak(number):
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not resident.STATUS.exists(), reason="only Linux tells the peak of a process without its parent's")
+@pytest.mark.skipif(not resident.STATUS.exists(), reason="only Linux reports the peak of one process")
 def test_1437_images_take_as_much_memory_as_64():
     assert peak(1437) <= 1.05 * peak(64)

@@ -81,18 +81,29 @@ def test_values_outside_are_clipped_at_the_threshold():
     assert np.abs(found["x_dequantized"][np.abs(X) < 1] - X[np.abs(X) < 1]).max() <= 0.5 / 127 * (1 + 1e-5)
 
 
-def test_what_stays_is_told_and_warned_of():
+def test_skipped_layers_are_listed_and_warned_of():
     with pytest.warns(klquant.CalibrationWarning, match="in floating point: no threshold is known for its input `r`"):
         found = quantize(small(), {"x": 3.0})
     assert list(found.skipped.values()) == ["no threshold is known for its input `r`"]
 
 
-def test_what_was_excluded_is_told_and_not_warned_of():
+@pytest.mark.parametrize("exclude", ["net/block[0]/fc", "net/*", "Gemm", "net/block[[]0]/fc"])
+def test_a_name_with_brackets_excludes_itself_and_patterns_still_work(exclude):
+    """Exported models have names such as `net/block[0]/fc`, which as a pattern matches `net/block0/fc`."""
+    model = build("float[n, 4] x", "float y", "a = Gemm(x, w) y = Gemm(a, v)", w=(4, 4), v=(4, 4))
+    for node, name in zip(model.graph.node, ("net/block[0]/fc", "net/block0/fc"), strict=True):
+        node.name = name
+    found = quantize(model, {"x": 1.0, "a": 1.0, "y": 1.0}, exclude=exclude)
+    everything = exclude in ("net/*", "Gemm")
+    assert set(found.skipped) == {"net/block[0]/fc", *(["net/block0/fc"] if everything else [])}
+
+
+def test_excluded_layers_are_listed_and_not_warned_of():
     found = quantize(small(), THRESHOLDS, exclude="r")
     assert list(found.skipped.values()) == ["excluded by the settings"]
 
 
-def test_what_was_not_calibrated_on_purpose_is_not_warned_of():
+def test_layers_excluded_from_calibration_are_not_warned_of():
     calibration = calibrate(small(), [X], exclude="r", criterion="max")
     assert list(quantize(small(), calibration).skipped.values()) == ["excluded by the settings"]
 
@@ -138,7 +149,7 @@ def test_no_thresholds_are_refused():
         quantize(small(), Calibration.of(Settings()))
 
 
-def test_the_path_of_a_calibration_is_none():
+def test_the_path_of_a_calibration_is_refused():
     with pytest.raises(klquant.InvalidInputError, match=r"expected a Calibration, got str; Calibration\.load\(path\)"):
         quantize(small(), "calib.npz")
 

@@ -1,6 +1,6 @@
 """Plots: what they show, and how they look.
 
-The images in data/ are drawn anew, to be looked at, by ``python tests/plots/test_plots.py``.
+``python tests/plots/test_plots.py`` draws the images in data/ again; look at them afterwards.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The demo does its main job on real images: what ``klquant demo`` promises is checked here."""
+"""``klquant demo`` on real images: accuracy, files and errors."""
 
 import json
 import sys

@@ -23,7 +23,7 @@ def public_modules():
     """Return the modules of the core and of the backends that declare their names by `__all__`."""
     found = ["klquant"]
     for folder, package in [(ROOT / "klquant", "klquant"), (ROOT / "backends", "klquant.backends")]:
-        for path in sorted(folder.glob("*")):  # none beside an installed wheel
+        for path in sorted(folder.glob("*")):  # empty next to an installed wheel
             source = path / "__init__.py" if path.is_dir() else path
             name = f"{package}.{path.stem}"
             if path.stem.startswith("_") or name in NOT_AN_API or source.suffix != ".py" or not source.is_file():
@@ -35,7 +35,7 @@ def public_modules():
 
 @pytest.fixture(scope="module")
 def inventory(tmp_path_factory):
-    """Build the site; return the names that its pages document, as other sites look them up."""
+    """Build the site, and return the names that its pages document, from the inventory for other sites."""
     site = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", site]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

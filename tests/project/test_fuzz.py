@@ -1,4 +1,4 @@
-"""A short run of the fuzzers, see tests/fuzz/run.py: named errors only, whatever the bytes."""
+"""A short run of the fuzzers (tests/tools/fuzz/run.py): any bytes load or raise a named error."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Imports run one way, and the oracle shares nothing with what it checks."""
+"""Imports run one way, and the oracle shares no code with what it checks."""
 
 import ast
 import graphlib
@@ -12,7 +12,7 @@ import klquant
 import klquant.backends
 
 CORE = Path(klquant.__file__).parent
-ON_TOP = {"__main__"}  # with the folders cli, demo and plots of klquant the only ones that may use the backends
+ON_TOP = {"__main__"}  # only this and the folders cli, demo and plots may import the backends
 LAYERS = [
     {"errors"},
     {"_namespace"},
@@ -34,7 +34,7 @@ BACKEND_FILES = sorted(path for folder in klquant.backends.__path__ for path in 
 
 
 def module_name(path):
-    """Return the name that a file is imported by."""
+    """Return the import name of a file."""
     for root, name in ((Path(klquant.backends.__file__).parent, "klquant.backends"), (CORE, "klquant")):
         if path.is_relative_to(root):
             parts = path.relative_to(root).with_suffix("").parts
@@ -69,7 +69,7 @@ def imported_modules(path, known):
 
 
 def test_no_circle():
-    """Imports inside functions and those for type checkers count too."""
+    """Imports inside functions and for type checkers count too."""
     paths = [*CORE.rglob("*.py"), *BACKEND_FILES]
     known = {module_name(path) for path in paths}
     graph = {module_name(path): imported_modules(path, known) for path in paths}
@@ -78,7 +78,7 @@ def test_no_circle():
 
 
 def core_modules(names):
-    """Return which modules of klquant the imported names belong to."""
+    """Return the modules of klquant to which the imported names belong."""
     modules = set()
     for name in names:
         parts = name.split(".")
@@ -126,7 +126,7 @@ def test_backends_use_the_public_api(path):
 
 
 def test_only_the_namespace_module_names_jax():
-    """The rest is written once; docstrings and messages may speak of it."""
+    """All other code is the same for NumPy and JAX. Docstrings and messages may name JAX."""
     for name, path in CORE_FILES.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "klquant").is_dir(), reason="needs t
 
 
 def import_name(folder):
-    """Return the package that a folder is installed as: `backends` becomes `klquant.backends`."""
+    """Return the package name of a folder: `backends` is installed as `klquant.backends`."""
     name = ".".join(folder.relative_to(ROOT).parts)
     return name if name.partition(".")[0] == "klquant" else f"klquant.{name}"
 

@@ -93,7 +93,7 @@ def headings(doc):
 def test_every_public_name_is_there_and_named_by_its_module(module):
     assert len(module.__all__) == len(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)
-    if module.__name__ not in ("klquant.presets", "klquant.plots"):  # which are all about their few functions
+    if module.__name__ not in ("klquant.presets", "klquant.plots"):  # modules of a few functions only
         assert [name for name in module.__all__ if not re.search(rf"`{name}`", module.__doc__)] == []
 
 
@@ -103,6 +103,24 @@ def test_every_public_name_is_there_and_named_by_its_module(module):
 def test_dir_lists_the_public_names_and_no_others(name):
     module = importlib.import_module(name)
     assert dir(module) == sorted(module.__all__)
+
+
+ALL_MODULES = [*MODULES, klquant.reference, importlib.import_module("klquant.backends.collection")]
+
+
+@pytest.mark.parametrize("module", ALL_MODULES, ids=lambda module: module.__name__)
+def test_dir_lists_what_is_public_and_nothing_else(module):
+    modules = {"backends", "errors", "plots", "presets", "reference"} if module is klquant else set()
+    assert dir(module) == sorted({*module.__all__, *modules})
+
+
+def test_dir_of_the_backends_lists_what_is_loaded_and_public(tmp_path):
+    public = ["calibration", "collection", "formats", "onnx", "report", "settings", "thresholds", "torch"]
+    assert dir(klquant.backends) == public
+    code = "import klquant.backends.settings; print(dir(klquant), dir(klquant.backends))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "'reference'" not in run.stdout
+    assert run.stdout.endswith("['settings']\n")
 
 
 @pytest.mark.parametrize("name", ALL_FUNCTIONS)
@@ -145,7 +163,7 @@ def test_every_method_is_documented(name):
 def test_every_class_is_documented(name):
     doc = vars(PUBLIC[name])["__doc__"]
     assert doc
-    assert not doc.startswith(f"{PUBLIC[name].__name__}(")  # what NamedTuple writes where nobody does
+    assert not doc.startswith(f"{PUBLIC[name].__name__}(")  # the default docstring of NamedTuple
 
 
 def test_an_option_has_one_default_everywhere():

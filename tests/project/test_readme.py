@@ -1,20 +1,20 @@
-"""README.md and the pages in docs/ are true: their code runs, prints what they show, and their links lead somewhere.
+"""README.md and the pages in docs/ are correct: the code runs and prints what they show, and the links work.
 
-The blocks of a page run from top to bottom with one namespace, in one folder that is empty at first.
+The blocks of a page run from top to bottom in one namespace, in a folder that is empty at first.
 
 ``python``
-    Runs. If its first line is a comment with a file name, it is written to that file and not run.
+    Code to run. If its first line is a comment with a file name, it is written to that file instead.
 ``text``
-    What the ``python`` block before it prints, and klquant's warnings, as ``CalibrationWarning: ...``. What is printed
-    or warned of and not shown is an error.
+    The output of the ``python`` block before it, and klquant's warnings, as ``CalibrationWarning: ...``. Output or a
+    warning that the page does not show is an error.
 ``sh``
-    Commands. Those of klquant run in this process, torchrun in others. All must succeed. What sets up an environment is
-    not run here: `.ci/run` does it.
+    Commands, which must succeed. Those of klquant run in this process, torchrun in others. Commands that set up an
+    environment are not run here: `.ci/run` does that.
 ``console``
-    Commands after ``$``, and what they print. ``klquant inspect`` may answer with exit code 1.
+    Commands after ``$``, and their output. ``klquant inspect`` may end with exit code 1.
 
-What a page shows must be all that was printed, but for lines of ``...``, which stand for any number of lines. Words
-must agree, numbers within 1 % or a unit of their last decimal: other CPUs and versions of torch sum in another order.
+A page must show the whole output, but a line ``...`` matches any number of lines. Words must be equal. Numbers must be
+equal within 1 % or a unit of their last decimal, because CPUs and versions of torch differ in the order of sums.
 """
 
 import itertools
@@ -48,7 +48,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"# (\w+\.py)\n")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install "
-OTHERS = "torch|onnx|onnxscript|copyreg"  # modules whose own warnings are not our business
+OTHERS = "torch|onnx|onnxscript|copyreg"  # modules whose own warnings do not matter here
 
 needs_docs = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
@@ -67,10 +67,10 @@ def blocks_of(page):
 
 
 def run_python(code, names, where):
-    """Run a block, or write it to the file that it names; return the lines that a reader would see."""
+    """Run a block, or write it to the file that it names. Return the lines that it prints."""
     if file := FILE.match(code):
         Path(file[1]).write_text(code, encoding="utf-8")
-        sys.modules.pop(Path(file[1]).stem, None)  # another test's
+        sys.modules.pop(Path(file[1]).stem, None)  # left by another test
         return []
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()) as printed:
         warnings.simplefilter("error")
@@ -82,7 +82,7 @@ def run_python(code, names, where):
 
 
 def run_command(line):
-    """Run one command line, return the lines that it prints."""
+    """Run one command line, and return the lines that it prints."""
     program, *arguments = shlex.split(line, comments=True)
     if line.startswith(SET_UP):
         return []
@@ -100,7 +100,7 @@ def commands_in(content):
 
 
 def check_console(content):
-    """Run the commands of a transcript, and compare what each prints."""
+    """Run the commands of a transcript, and compare their output."""
     lines, shown = commands_in(content), []
     assert lines[0].startswith("$ ")
     for line in lines:
@@ -113,7 +113,7 @@ def check_console(content):
 
 
 def check_shown(shown, printed):
-    """Compare lines, of which `...` stands for any number."""
+    """Compare lines, where `...` matches any number of them."""
     printed = iter([line for line in printed if line.strip()])
     shown = [line for line in shown if line.strip()]
     for line, following in itertools.zip_longest(shown, shown[1:]):
@@ -129,14 +129,14 @@ def check_shown(shown, printed):
 
 
 def alike(shown, printed):
-    """Tell whether two lines have the same words and nearly the same numbers."""
+    """Return whether two lines have the same words and nearly the same numbers."""
     words = [NUMBER.sub("#", line).split() for line in (shown, printed)]
     numbers = zip(*(NUMBER.findall(line) for line in (shown, printed)), strict=True)
     return words[0] == words[1] and all(near(*pair) for pair in numbers)
 
 
 def near(shown, printed):
-    """Tell whether a number is right within 1 %, or a unit of the last decimal place that is shown."""
+    """Return whether a number is right within 1 %, or within a unit of the last decimal place shown."""
     places = Decimal(shown).as_tuple().exponent
     return math.isclose(float(shown), float(printed), rel_tol=0.01, abs_tol=10.0**places if places < 0 else 0)
 
@@ -149,12 +149,12 @@ def anchors_of(page):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Return an empty folder in which a page runs, as `python` run there would."""
+    """Return an empty folder in which a page runs, importable as for `python` in that folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # its exporter tells that torchvision is not there
+    logger.setLevel(logging.ERROR)  # the exporter logs that torchvision is missing
     yield tmp_path
     logger.setLevel(level)
     for file in tmp_path.glob("*.py"):
@@ -195,7 +195,7 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
 def test_links_lead_somewhere(page):
     for link in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
         path, _, anchor = link.partition("#")
-        if base := BASES.match(path):  # as PyPI needs them
+        if base := BASES.match(path):  # absolute, for PyPI
             target = ROOT / path[base.end() :]
         elif link.startswith("https://"):
             continue
@@ -227,7 +227,7 @@ def test_the_backend_is_short():
 
 @needs_docs
 def test_the_picture_is_what_its_script_draws(tmp_path):
-    """Its words and numbers are compared: other versions of matplotlib draw other lines."""
+    """Only words and numbers are compared, because versions of matplotlib draw different lines."""
     runpy.run_path(str(ROOT / "docs" / "draw_search.py"))["main"](tmp_path / "search.svg")
     drawn, kept = (path.read_text(encoding="utf-8") for path in (tmp_path / "search.svg", ROOT / "docs" / "search.svg"))
     words = [re.findall(r">([^<>\n]+)</text>", svg) for svg in (drawn, kept)]

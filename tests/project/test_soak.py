@@ -1,4 +1,4 @@
-"""Ten million batches: counts are whole numbers, and nothing drifts; what int64 cannot hold is refused, not wrapped."""
+"""Ten million batches: counts stay exact, and a count that would overflow int64 is an error."""
 
 from itertools import accumulate, repeat
 
@@ -7,7 +7,7 @@ import pytest
 
 import klquant
 from klquant import reference
-from klquant.backends.collection import Observation, Statistics, add_call, collect_growing, join
+from klquant.backends.collection import Bins, Observation, Statistics, add_call, collect_growing, join
 from klquant.backends.settings import Settings
 from klquant.errors import InvalidInputError
 from support.arrays import ArrayModel
@@ -18,7 +18,7 @@ NUM_BINS = 511
 
 
 def repeated(value, times, add):
-    """Return ``add(value, add(value, ...))`` with `times` values, by doubling: both sides of each sum are as large."""
+    """Return ``add(value, add(value, ...))`` with `times` values, by doubling: both sides of a sum are large."""
     doubled = list(accumulate(repeat(value, times.bit_length()), lambda a, _: add(a, a)))
     total, *others = (part for k, part in enumerate(doubled) if times >> k & 1)
     for part in others:
@@ -52,7 +52,9 @@ def test_statistics_of_ten_million_batches_are_exact_and_keep_their_range():
     total = repeated(part, NUM_BATCHES, join)
     (seen, before) = (total.tensors["x"], part.tensors["x"])
     assert seen.counts.tolist() == [NUM_BATCHES * count for count in before.counts.tolist()]
-    assert seen._replace(counts=None) == before._replace(counts=None)
+    sums = {"counts": None, "zeros": 0}
+    assert seen._replace(**sums) == before._replace(**sums)
+    assert seen.zeros == NUM_BATCHES * before.zeros
     assert total.num_batches == 3 * NUM_BATCHES
 
 
@@ -77,12 +79,12 @@ def test_what_int64_cannot_hold_is_refused(one_batch):
         klquant.merge(klquant.merge(half, half), half)
     with pytest.raises(InvalidInputError, match=r"below 2\*\*63"):
         klquant.optimal_threshold(half.hist * 2, half.edges)
-    part = Statistics({"fc": Observation(-8.0, 8.0, 1, half.hist)}, 1)
+    part = Statistics({"fc": Observation(-8.0, 8.0, 1, half.hist, Bins(NUM_BINS, 8.0))}, 1)
     with pytest.raises(InvalidInputError, match=r"below 2\*\*63"):
         join(join(part, part), part)
 
 
 def test_calls_of_one_batch_that_would_pass_int64_are_refused():
-    found = {"fc": Observation(0.0, 1.0, 1, np.full(3, 2**63 - 1))}
+    found = {"fc": Observation(0.0, 1.0, 1, np.full(3, 2**63 - 1), Bins(3, 1.0))}
     with pytest.raises(InvalidInputError, match=r"below 2\*\*63"):
-        add_call(found, "fc", Observation(0.0, 1.0, 1, np.ones(3, np.int64)))
+        add_call(found, "fc", Observation(0.0, 1.0, 1, np.ones(3, np.int64), Bins(3, 1.0)))

@@ -1,4 +1,4 @@
-"""The report in a real browser, Debian's headless Chromium: what a person sees, clicks and hears."""
+"""The report in a real browser, Debian's headless Chromium: display, clicks and accessibility."""
 
 import base64
 import json
@@ -95,7 +95,7 @@ def test_headings_sort_up_down_and_back(page, report):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("by", lambda tensor: tensor.chosen.criterion),
+        ("criterion", lambda tensor: tensor.chosen.criterion),
         ("clipped", lambda tensor: tensor.chosen.clipped),
         ("mse", lambda tensor: tensor.criteria["mse"].threshold if tensor.criteria else None),
         ("max", lambda tensor: tensor.criteria["max"].threshold if tensor.criteria else None),
@@ -111,7 +111,7 @@ def test_each_heading_sorts_its_own_column_with_what_is_missing_last(page, repor
         assert [values[name] for name in page.names()] == sorted(known, reverse=backwards) + missing
 
 
-def test_names_are_sorted_as_people_count(page):
+def test_numbers_in_names_are_sorted_by_value(page):
     page.heading("Tensor").click()
     assert [name for name in page.names() if name.startswith("f")] == [f"features.{3 * k}.conv" for k in range(6)]
 

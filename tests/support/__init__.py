@@ -1,1 +1,1 @@
-"""What tests share: networks, models, data, helper processes."""
+"""Shared by the tests: networks, models, data, helper processes."""

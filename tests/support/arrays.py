@@ -1,4 +1,4 @@
-"""The simplest model that the collector can observe: batches are mappings of arrays, and each array is a tensor."""
+"""The simplest model that the collector can observe: a batch is a mapping of arrays, and each array is a tensor."""
 
 import functools
 import hashlib
@@ -9,7 +9,7 @@ from klquant.errors import KLQuantError
 
 
 class ArrayModel(NamedTuple):
-    """Observes what a batch holds; a list of arrays under one name stands for several calls."""
+    """Observes the arrays of a batch. A list of arrays under one name means several calls."""
 
     names: tuple = ("x",)
     kind: str = "tensor"
@@ -32,9 +32,9 @@ class ArrayModel(NamedTuple):
 
 
 def as_data(statistics):
-    """Return statistics as something that compares by value."""
+    """Return statistics in a form that compares by value."""
     tensors = {
-        name: (*seen[:3], None if seen.counts is None else seen.counts.tolist(), seen.level)
+        name: (*seen[:3], None if seen.counts is None else seen.counts.tolist(), *seen[4:])
         for name, seen in sorted(statistics.tensors.items())
     }
     return tensors, statistics.num_batches

@@ -1,4 +1,4 @@
-"""A headless Chromium, and a page in it with the questions that tests ask."""
+"""A headless Chromium, and a page with the queries that tests need."""
 
 import base64
 import shutil
@@ -46,7 +46,7 @@ return found;
 
 
 def start(folder):
-    """Return a driver of a new browser that keeps its files in an empty folder."""
+    """Return a driver of a new browser, which keeps its files in an empty folder."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for option in (*_OPTIONS, f"user-data-dir={folder}"):
@@ -56,7 +56,7 @@ def start(folder):
 
 
 class Page:
-    """A page that was just opened, with the questions that the tests ask."""
+    """A page that was just opened, with the queries that tests need."""
 
     def __init__(self, driver):
         self.driver = driver
@@ -75,7 +75,7 @@ class Page:
         self.settle()
 
     def settle(self):
-        """Wait until what was changed is drawn."""
+        """Wait until the last change is drawn."""
         done = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
         self.driver.execute_async_script(done)
 
@@ -90,12 +90,12 @@ class Page:
         return struct.unpack(">II", path.read_bytes()[16:24])
 
     def names(self):
-        """Return the tensors that are shown, from top to bottom."""
+        """Return the visible tensors, from top to bottom."""
         rows = "[...document.querySelectorAll('#tensor-table tbody tr')].filter((row) => row.checkVisibility())"
         return self.run(f"return {rows}.map((row) => row.dataset.name)")
 
     def where(self, selector, condition="true"):
-        """Return the beginnings of the elements for which a condition holds."""
+        """Return the start tags of the elements that meet a condition."""
         return self.run(
             "return [...document.querySelectorAll(arguments[0])]"
             f".filter((one) => {condition}).map((one) => one.outerHTML.slice(0, 80))", selector,

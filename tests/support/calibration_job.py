@@ -1,4 +1,4 @@
-"""Calibrate an ONNX model by one method, in a process of its own, and say what that costs beside running the model."""
+"""Calibrate an ONNX model by one method, and print the cost in addition to running the model. Run as a script."""
 
 import sys
 from pathlib import Path
@@ -24,29 +24,29 @@ from tools.bench.peers import quantize_static
 
 class Job(NamedTuple):
     method: str
-    """A criterion of klquant, or one of peers.quantize_static.METHODS."""
+    """A criterion of klquant, or a key of peers.quantize_static.METHODS."""
     model: str
     images: str
     """An npy file, shape (images, 1, height, width)."""
     result: str
-    """Where to write what was found."""
+    """Where to write the result."""
     batch: int = 64
     zoom: int = 1
     """How often each row and column is repeated."""
     number: int | None = None
-    """Of images, the first ones; None for all."""
+    """Number of images to use, from the first; None for all."""
     rounds: int = 1
     options: Mapping[str, int] = {}
 
 
 class Cost(NamedTuple):
-    """What a method costs."""
+    """The cost of a method."""
 
     running: list[float]
-    """Seconds of CPU time for plain runs over the same images, by turns with the next."""
+    """CPU seconds of plain runs over the same images, alternating with the calibrations."""
     calibrating: list[float]
     extra_mib: float
-    """By which calibrating once raised the peak of memory that running had left."""
+    """MiB by which one calibration raised the peak memory of the plain runs."""
 
     @property
     def ratio(self):
@@ -54,7 +54,7 @@ class Cost(NamedTuple):
 
 
 def measure(job):
-    """Let the job be done."""
+    """Run the job."""
     command = [sys.executable, __file__, json.dumps(job._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def measure(job):
 
 
 class Images:
-    """Batches of images, zoomed only when they are asked for."""
+    """Batches of images, each zoomed when it is read."""
 
     def __init__(self, job):
         self.images, self.batch, self.zoom = np.load(job.images)[: job.number], job.batch, np.ones((job.zoom, job.zoom))
@@ -81,7 +81,7 @@ def calibrate_by(job, name, batches):
     if job.method in quantize_static.METHODS:
         return quantize_static.calibrate(job.method, job.model, name, batches, **job.options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # that it clips hard; the table shows what comes of it
+        warnings.simplefilter("ignore", CalibrationWarning)  # about hard clipping; the table shows its effect
         return calibrate(job.model, batches, criterion=job.method, **job.options)
 
 

@@ -1,4 +1,4 @@
-"""Histograms whose divergences are known without klquant: golden files, and some worked out by hand."""
+"""Histograms whose divergences are known without klquant: golden files, and cases worked out by hand."""
 
 import json
 from math import log
@@ -53,7 +53,7 @@ def golden_named(*names):
 
 
 def listed(name):
-    """Return what golden.json says of a case."""
+    """Return the entry of a case in golden.json."""
     return next(case for case in _LISTED if case["name"] == name)
 
 
@@ -84,7 +84,7 @@ BY_HAND = [
         0.2,
         [float("inf"), 3.7 / 6 * log(37 / 6) + 0.1 * log(1 / 3) + 1.7 / 6 * log(1.7 / 3.6)],
     ),
-    # half-width 2 of 5 levels merges nothing and loses nothing: P = Q, for no bin of it is empty but the first
+    # half-width 2 of 5 levels merges nothing and loses nothing: P = Q, because only the first bin is empty
     ByHand("equal", [0, 3, 8, 3, 1], 5, 0.5, [0.0]),
     # half-width 3, size 2: P = [1, 1, 4, 0, 2, 2, 4], S = [0, 1, ...], groups {0, 1} {2, 3} {4, 5, 6}
     # give Q = [0.5, 0.5, 4, 0, 8/3, 8/3, 8/3]; one zero costs each of the six others 0.6 / 6 = 0.1
@@ -118,5 +118,5 @@ def by_hand(*names):
 
 
 def even_edges(num_bins):
-    """Return edges of unit bins around 0."""
+    """Return the edges of bins of width 1 around 0."""
     return np.arange(num_bins + 1) - num_bins / 2

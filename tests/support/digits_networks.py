@@ -20,7 +20,7 @@ from klquant.demo.digits import load_images, load_network
 from klquant.demo.training import save_weights, train
 
 DATA = Path(__file__).parent / "data"
-SIGMA = 1.5  # of the logarithm of the factors that the channels are scaled by
+SIGMA = 1.5  # standard deviation of the logarithms of the channel factors
 
 
 class ResidualBlock(nn.Module):
@@ -102,7 +102,7 @@ def scaled_vgg(seed=0):
     for first, second in pairwise(weighted):
         scaled = layers[layers.index(first) + 1] if isinstance(first, nn.Conv2d) else first  # the BatchNorm if any
         factors = (SIGMA * torch.randn(len(first.weight), generator=generator)).exp()
-        inputs = second.weight.shape[1] // len(factors)  # more than one where a Flatten lies between
+        inputs = second.weight.shape[1] // len(factors)  # more than one if a Flatten lies between
         with torch.no_grad():
             scaled.weight.mul_(factors.reshape(-1, *[1] * (scaled.weight.ndim - 1)))
             scaled.bias.mul_(factors)

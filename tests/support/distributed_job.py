@@ -1,6 +1,6 @@
-"""One of several processes that calibrate together; torchrun starts them, see torch/test_distributed.py.
+"""One of several processes that calibrate together. torchrun starts them: see torch/test_distributed.py.
 
-Arguments: a folder for the results, and JSON: a list of tasks and of how many batches each process gets for them.
+Arguments: a folder for the results, and a JSON list of tasks with the number of batches of each process.
 """
 
 import sys
@@ -22,25 +22,25 @@ from support.onnx_models import build
 
 
 def network():
-    """Return a network that computes exactly, so that no split of the batches shows in its sums."""
+    """Return a network whose sums are exact, so that they do not depend on how the data are split."""
     parts = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 5)]
     return exact(nn.Sequential(*parts))
 
 
 def batches():
-    """Return six batches, the first far smaller than the others."""
+    """Return six batches. The values of the first are much smaller than those of the others."""
     return [eighths(8, 1, 8, 8, seed=k) / (1 if k else 8) for k in range(6)]
 
 
 def onnx_model():
-    """Return an ONNX model that computes exactly as well."""
+    """Return an ONNX model whose sums are exact too."""
     weights = {"w": np.arange(-18, 18, dtype=np.float32).reshape(4, 1, 3, 3) / 8, "v": np.eye(4, dtype=np.float32)}
     body = "c = Conv(x, w) r = Relu(c) g = ReduceMax <keepdims = 0, axes = [2, 3]> (r) y = MatMul(g, v)"
     return build("float[n, 1, 8, 8] x", "float y", body, **weights)
 
 
 def calibrate(mine, what, folder):
-    """Calibrate one model together."""
+    """Calibrate one model together with the other processes."""
     if what.startswith("ONNX"):
         return calibrate_onnx(mine, what.removeprefix("ONNX, "), folder)
     options = {"resume": folder / "progress"} if what == "resume" else {"passes": 1 if what == "one pass" else 2}

@@ -1,6 +1,6 @@
-"""Take a model of many layers all the way, in 8001 bins, and print what each step took, see bench_load.py.
+"""Calibrate, save, load, search and report a model with many layers, and print the cost of each: see bench_load.py.
 
-Arguments: how many layers, and a folder. Printed is JSON: by step the seconds and the peak of memory in MiB after it.
+Arguments: the number of layers, and a folder. Prints JSON: for each step its seconds, and the peak memory in MiB.
 """
 
 import sys
@@ -24,7 +24,7 @@ NUM_BINS, WIDTH = 8001, 16
 
 
 class Wide(nn.Module):
-    """Many layers side by side, each with an input of its own."""
+    """Many layers side by side, each with its own input."""
 
     def __init__(self, number):
         super().__init__()
@@ -35,10 +35,10 @@ class Wide(nn.Module):
 
 
 def main(number, folder):
-    warnings.simplefilter("ignore", CalibrationWarning)  # some thousand values in 8001 bins are few
+    warnings.simplefilter("ignore", CalibrationWarning)  # about too few values for 8001 bins
     torch.manual_seed(0)
     model, batches = Wide(number).eval(), [torch.randn(256, WIDTH) for _ in range(2)]
-    quantize(Wide(2).eval(), batches, num_bins=NUM_BINS)  # whatever is done once
+    quantize(Wide(2).eval(), batches, num_bins=NUM_BINS)  # warm up: imports and caches
     steps, file = {}, folder / "many.npz"
 
     def step(name, function):

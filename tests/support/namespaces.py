@@ -22,7 +22,7 @@ class Namespace:
     is_read_only: bool = False
 
     def asarray(self, values, dtype=None):
-        """Copy `values` with their dtype: 64-bit types stay 64-bit on JAX too."""
+        """Return a copy of `values` with the same dtype. 64-bit types stay 64-bit on JAX too."""
         array = np.array(values, dtype=dtype)
         if self.is_jax:
             with enable_x64():
@@ -31,20 +31,20 @@ class Namespace:
         return array
 
     def call(self, function, *arrays, **static):
-        """Call ``function(*arrays, **static)``, compiled if this is the jit variant; `static` stays in Python."""
+        """Call ``function(*arrays, **static)``, under jit if this is the jit variant. `static` is not traced."""
         if not self.is_traced:
             return function(*arrays, **static)
         with enable_x64():
             return _jitted(function, tuple((name, value, type(value)) for name, value in static.items()))(*arrays)
 
     def owns(self, *arrays):
-        """Tell whether all arrays belong to this library."""
+        """Return whether all arrays belong to this library."""
         kind = _jax().Array if self.is_jax else (np.ndarray, np.generic)
         return all(isinstance(array, kind) for array in arrays)
 
 
 def enable_x64():
-    """Return JAX's context manager, by either of the names that it has had."""
+    """Return JAX's context manager for 64-bit types, under its old or its new name."""
     if not HAS_JAX:
         return contextlib.nullcontext()
     return (
@@ -74,13 +74,13 @@ JIT = Namespace("jit", is_jax=True, is_traced=True)
 
 
 def import_torch():
-    """Return torch, or skip the test: where it is not installed, `import torch` finds the folder of its tests."""
+    """Return torch, or skip the test. Without torch, `import torch` would find the folder tests/torch."""
     pytest.importorskip("torch.nn")
     return sys.modules["torch"]
 
 
 def params(*namespaces):
-    """Return the parametrization over these namespaces, those of JAX skipped where it is not installed."""
+    """Return pytest parameters for these namespaces. Those of JAX are skipped if it is not installed."""
     return [pytest.param(xp, id=xp.name, marks=[needs_jax] if xp.is_jax else []) for xp in namespaces]
 
 

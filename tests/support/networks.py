@@ -19,11 +19,11 @@ class Net(nn.Module):
 
 
 class Broken(Exception):
-    """Raised by the test itself, in the middle of something."""
+    """Raised by a test in the middle of a call."""
 
 
 def ready(model, *, seed=0, dtype=torch.float64):
-    """Return the model in eval mode and `dtype`, weights and all that BatchNorm reads drawn at random."""
+    """Return the model in eval mode and `dtype`, with random weights and BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.uniform_(-1, 1, generator=generator)
@@ -40,7 +40,7 @@ def ready(model, *, seed=0, dtype=torch.float64):
 
 
 def exact(model, *, seed=0):
-    """Return the model in float32 with weights in eighths: on :func:`eighths` its sums are exact in any order."""
+    """Return the model in float32 with weights in eighths. With :func:`eighths` its sums are exact in any order."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = torch.randint(-8, 9, parameter.shape, generator=generator) / 8
@@ -73,7 +73,7 @@ def outputs(model, *args, **kwargs):
 
 
 def is_same(a, b):
-    """Tell whether two tensors agree bit for bit."""
+    """Return whether two tensors agree bit for bit."""
     return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
 
 
@@ -82,7 +82,7 @@ def num_hooks(model):
 
 
 def fingerprint(model):
-    """Return everything about a model that its owner could see change; also writes that were undone."""
+    """Return everything about a model that a user could see change, including writes that were undone."""
     state = {}
     for name, module in model.named_modules(remove_duplicate=False):
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

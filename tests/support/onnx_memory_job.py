@@ -1,4 +1,4 @@
-"""Calibrate on so many images of 64 x 64 pixels and print the peak of memory in KiB, see onnx/test_memory.py."""
+"""Calibrate on a number of images of 64 x 64 pixels, and print the peak memory in KiB: see onnx/test_memory.py."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ SHAPES = {"w1": (8, 1, 3, 3), "w2": (8, 8, 3, 3), "w3": (8 * 30 * 30, 10)}
 
 
 class Images:
-    """Images that are made when they are asked for, 32 at a time and the rest."""
+    """Batches of 32 images, each made when it is read; the last one may be smaller."""
 
     def __init__(self, number):
         self.number = number

@@ -1,4 +1,4 @@
-"""Small ONNX models, written as text, and what onnxruntime makes of them."""
+"""Small ONNX models, written as text, and their outputs in onnxruntime."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ from onnx import numpy_helper, parser
 
 
 def build(inputs, outputs, body, *, opset=17, **constants):
-    """Return a checked model with inferred shapes and named nodes; constants are arrays, or shapes of random ones."""
+    """Return a checked model with inferred shapes and named nodes. Constants are arrays, or shapes of random ones."""
     text = f'<ir_version: 8, opset_import: ["" : {opset}]> graph ({inputs}) => ({outputs}) {{ {body} }}'
     model, rng = parser.parse_model(text), np.random.default_rng(0)
     for name, value in constants.items():
@@ -23,7 +23,7 @@ def build(inputs, outputs, body, *, opset=17, **constants):
 
 
 def run(model, *, optimize=False, **feeds):
-    """Return the outputs by name; without optimizations, so that nodes are computed as they are written."""
+    """Return the outputs by name. By default without optimizations, so that the nodes run as written."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if not optimize:

@@ -21,9 +21,9 @@ def load(name):
 @functools.cache
 def _exported(name):
     example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim("batch")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells that torchvision is not there
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs that torchvision is missing
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of deprecations of its own
+        warnings.simplefilter("ignore")  # about deprecations inside torch's exporter
         program = torch.onnx.export(
             digits_networks.load(name),
             (example,),

@@ -1,4 +1,4 @@
-"""Small ONNX models with quantizers, built node by node; every node is named after its output."""
+"""Small ONNX models with Q/DQ pairs, built node by node. Each node has the name of its output."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ WEIGHT_SCALE = 0.01
 
 
 class Builder:
-    """Collects nodes and constants; each method returns the name of the tensor that it made."""
+    """Collects nodes and constants. Each method returns the name of the tensor that it adds."""
 
     def __init__(self, opset=17):
         self.nodes, self.constants, self.opset = [], [], opset
@@ -39,7 +39,7 @@ class Builder:
         )
 
     def dequantized(self, values, scale, axis=None):
-        """Return integers dequantized, by one scale or, along an axis, by as many."""
+        """Dequantize integers, with one scale or with one for each index of an axis."""
         values = np.asarray(values)
         scales = (
             np.float32(scale) if axis is None else np.linspace(scale, 2 * scale, values.shape[axis], dtype=np.float32)
@@ -67,7 +67,7 @@ class Builder:
         return self.node("Gemm", tensor, self.weight(outputs, inputs, axis=axis), *more, transB=1, **attributes)
 
     def model(self, *outputs, shape=(1, 4, 8, 8), inputs=("x",), types=None, input_type=onnx.TensorProto.FLOAT):
-        """Return the checked model; its inputs are all of one shape."""
+        """Return the checked model. All its inputs have the same shape."""
         given = [helper.make_tensor_value_info(name, input_type, shape) for name in inputs]
         kinds = types or [onnx.TensorProto.FLOAT] * len(outputs)
         made = [helper.make_tensor_value_info(*pair, None) for pair in zip(outputs, kinds, strict=True)]
@@ -77,8 +77,10 @@ class Builder:
 
 
 def residual_block(signed, rectified, *, sum_of_quantized):
-    """Return conv, relu, conv, add, relu, global pooling, flatten and gemm, with these grids; as onnxruntime likes it
-    if all that the sum adds is quantized, as TensorRT does if only the shortcut is."""
+    """Return conv, relu, conv, add, relu, global pooling, flatten and gemm, with these grids.
+
+    onnxruntime needs both inputs of the sum quantized, TensorRT only the shortcut.
+    """
     build = Builder()
     x = build.qdq("x", signed)
     branch = build.qdq(build.node("Relu", build.conv(x)), rectified)

@@ -1,4 +1,4 @@
-"""Calibrations to report on: small ones with every peculiarity, and a big one."""
+"""Calibrations for tests of the report: small ones with every special case, and a large one."""
 
 import functools
 import warnings
@@ -16,7 +16,7 @@ OUTLIER = "outlier"
 
 
 def counts(seed, *, num_bins, amax=4.0, one_sided=False, total=1_000_000):
-    """Return a histogram of a Laplace distribution, without drawing all of its values."""
+    """Return the histogram of a Laplace distribution, without drawing its values one by one."""
     edges = klquant.histogram(np.zeros(0), num_bins=num_bins, amax=amax).edges
     density = np.exp(-12 * np.abs(edges[1:] + edges[:-1]) / 2 / amax) * ((edges[1:] > 0) | (not one_sided))
     hist = np.random.default_rng(seed).poisson(total * density / density.sum())
@@ -25,7 +25,7 @@ def counts(seed, *, num_bins, amax=4.0, one_sided=False, total=1_000_000):
 
 
 def calibration(num_tensors=6, *, num_bins=1001, total=100_000, searched=True, **settings):
-    """Return a calibration of tensors with growing amax, every second one never negative."""
+    """Return a calibration of tensors with increasing amax. Every second one is never negative."""
     names = [f"features.{3 * k}.conv" for k in range(num_tensors)]
     histograms = {
         name: counts(k, num_bins=num_bins, amax=1.0 + k, one_sided=bool(k % 2), total=total)
@@ -60,7 +60,7 @@ def peculiar():
 
 
 def diagnosis(names):
-    """Return the JSON of a diagnosis, with what was not measured as null."""
+    """Return the JSON of a diagnosis, with null for missing measurements."""
     keys = ("weight_sqnr_db", "activation_sqnr_db", "output_cosine", "output_sqnr_db")
     layers = [
         {"name": name, **dict.fromkeys(keys, 30.5), "alone_sqnr_db": 40.0 + k, "without_sqnr_db": None, "note": HOSTILE}
@@ -71,7 +71,7 @@ def diagnosis(names):
 
 @functools.cache
 def big_page():
-    """Return the page about 200 tensors of 4001 bins with counts of many digits: 20 tensors under ten names each."""
+    """Return the report on 200 tensors of 4001 bins with large counts: 20 tensors, each under ten names."""
     few = describe(calibration(20, num_bins=4001, total=10**9), weight_scales={"": np.linspace(0.01, 0.02, 512)})
     tensors = [tensor._replace(name=f"block.{k}.{tensor.name}") for k in range(10) for tensor in few.tensors]
     names = [tensor.name for tensor in tensors]

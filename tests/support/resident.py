@@ -1,4 +1,4 @@
-"""The peak of this process's resident memory: VmHWM, for ru_maxrss begins with that of the parent."""
+"""The peak resident memory of this process: VmHWM, because ru_maxrss starts at the value of the parent."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ STATUS = Path("/proc/self/status")
 
 
 def peak():
-    """Return it in KiB."""
+    """Return the peak in KiB."""
     status = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(status["VmHWM"].split()[0])

@@ -1,4 +1,4 @@
-"""A calibration that is killed on the way, see torch/test_checkpoint.py."""
+"""A calibration that ends in the middle: see torch/test_checkpoint.py."""
 
 import sys
 from pathlib import Path
@@ -41,5 +41,5 @@ def calibrate(checkpoint, *, die_after=0, **options):
 
 
 def job(state, checkpoint, result, die_after):
-    """Calibrate in a process of its own, and die after so many runs of the model (0: not at all)."""
+    """Calibrate in a new process, which exits after a number of runs of the model (0: never)."""
     calibrate(checkpoint, die_after=die_after).save(result)

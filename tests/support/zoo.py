@@ -1,6 +1,6 @@
-"""Small equivalents of the architectures that people have, each with example batches and what is known of it.
+"""Small versions of common architectures, each with example batches and the expected folds and reasons.
 
-``python tests/support/zoo.py`` prints what is folded, left alone, quantized and skipped in each.
+``python tests/support/zoo.py`` prints for each what is folded, left alone, quantized and skipped.
 """
 
 import sys
@@ -29,11 +29,11 @@ class Entry(NamedTuple):
     build: Callable
     """Returns the model and its batches in float64."""
     folded: dict
-    """Kinds of what is folded into a layer, by its name."""
+    """The kinds of modules that are folded into a layer, by its name."""
     left: dict
-    """Words of the reason, by the name of the BatchNorm that is left alone."""
+    """Words of the reason why a BatchNorm is not folded, by its name."""
     skipped: dict
-    """Words of the reason, by the name of the module that stays in floating point."""
+    """Words of the reason why a module stays in floating point, by its name."""
     uncalled: set
     """Layers that the batches never call."""
 
@@ -43,7 +43,7 @@ BOTH = "batch_norm relu"
 
 
 def entry(*, left=(), skipped=(), uncalled=(), **folded):
-    """Register a function that returns a model and batches; what is folded as keywords with `__` for the dots."""
+    """Register a function that returns a model and batches. Keywords name the folds, with `__` for dots."""
 
     def register(build):
         names = {name.replace("__", "."): kinds for name, kinds in folded.items()}
@@ -54,20 +54,20 @@ def entry(*, left=(), skipped=(), uncalled=(), **folded):
 
 
 def load(name, dtype=torch.float64):
-    """Return a model of the zoo with drawn weights, and its batches."""
+    """Return a model of the zoo with random weights, and its batches."""
     model, batches = ZOO[name].build()
     cast = tree_map_only(torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, batches)
     return ready(model, dtype=dtype), cast
 
 
 def layers(model):
-    """Return the names of the layers that could be quantized, found without the code that is tested."""
+    """Return the names of the layers that can be quantized, found without the code under test."""
     plain = {f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)} | {"Linear"}
     return {name for name, module in model.named_modules() if type(module).__name__ in plain}
 
 
 def folding_error(model, folded, batches):
-    """Return the largest difference that folding makes, relative to the largest output."""
+    """Return the largest change of the output by folding, relative to the largest output."""
     errors = [0.0]
     for given in batches:
         pairs = zip(*(tensors_in(outputs_of(net, given)) for net in (model, folded)), strict=True)
@@ -80,7 +80,7 @@ def outputs_of(model, given):
 
 
 def images(channels=3, size=8, count=3):
-    """Return batches of images, the last one ragged."""
+    """Return batches of images. The last one is smaller."""
     return [batch(4 if k < count - 1 else 3, channels, size, size, seed=k) for k in range(count)]
 
 
@@ -119,7 +119,7 @@ def resnet():
 
 @entry(left={"norm1": "no convolution", "norm2": "used elsewhere", "norm3": "no convolution"}, conv2=BOTH)
 def preactivation():
-    """A ResNet with its norms before the convolutions: one feeds a shortcut too."""
+    """A ResNet with its norms before the convolutions. One norm also feeds a shortcut."""
 
     def run(net, x):
         x = net.conv1(F.relu(net.norm1(x)))
@@ -212,7 +212,7 @@ def unet():
 
 @entry()
 def convnext():
-    """LayerNorm and linear layers on channels last."""
+    """LayerNorm and linear layers with the channels last."""
 
     def run(net, x):
         y = net.norm(net.depthwise(x).permute(0, 2, 3, 1))
@@ -258,7 +258,7 @@ def multihead_attention():
 @entry(skipped={"layers.0.self_attn": "projections", "layers.1.self_attn": "projections"},
        layers__0__linear1="relu", layers__1__linear1="relu")  # fmt: skip
 def transformer_encoder():
-    """PyTorch's own, which in eval mode computes a layer in one kernel."""
+    """PyTorch's own encoder, which runs a layer as one kernel in eval mode."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     return nn.TransformerEncoder(layer, 2), [batch(3, 5, 8), batch(2, 7, 8)]
 
@@ -315,7 +315,7 @@ def text():
 
 @entry(left={"norm2": "never called"}, uncalled={"second"}, first=BOTH)
 def control_flow():
-    """Takes a branch, and a number of turns, that depend on the data; all batches here take the same branch."""
+    """A branch and a number of iterations that depend on the data. All batches here take the same branch."""
 
     def run(net, x):
         x = F.relu(net.norm1(net.first(x))) if x.square().mean() > 0 else net.norm2(net.second(x))
@@ -394,7 +394,7 @@ def norm_options():
 
 @entry(left={"tokens_norm": "dimension 1"}, hidden=BOTH)
 def norm_after_linear():
-    """On (batch, features), and on (batch, tokens, features) where the channels are the tokens."""
+    """BatchNorm on (batch, features), and on (batch, tokens, features), where the channels are the tokens."""
 
     def run(net, x):
         return net.tokens_norm(net.tokens(net.act(net.norm(net.hidden(x))).unflatten(1, (4, 2))))
@@ -422,7 +422,7 @@ def padding_modes():
 
 @entry(one=BOTH, two="relu")
 def inputs_by_name():
-    """Takes a mapping; calls its layers by keyword, returns a mapping."""
+    """Takes a mapping, calls its layers by keyword, and returns a mapping."""
 
     def run(net, image, *, scale, other):
         y = F.relu(net.norm(input=net.one(input=image * scale)))

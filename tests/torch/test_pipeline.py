@@ -25,7 +25,7 @@ def sqnr_db(got, expected):
 # Choices for single layers
 
 
-def test_excluded_layers_stay_in_floating_point_and_nobody_is_warned():
+def test_excluded_layers_stay_in_floating_point_without_a_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = quantize(mlp(), DATA, exclude="second", **OPTIONS)
@@ -292,7 +292,7 @@ def test_statistics_are_the_same_for_a_model_after_a_round_trip_of_its_weights()
     assert requantize(model, quantize(mlp(), DATA, **OPTIONS).calibration).thresholds
 
 
-# What a person is told
+# Counts and warnings
 
 
 def test_calls_are_counted_and_joined():

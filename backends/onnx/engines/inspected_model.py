@@ -1,4 +1,4 @@
-"""A model as it is inspected: its types, its nodes of interest, and a copy in which nodes are found again."""
+"""Load a model for inspection, select its nodes, and number them so that engines return traceable names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ NOT_COMPUTING = (QUANTIZE, DEQUANTIZE, "Constant", "Identity")
 
 
 def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the element types of its tensors, as far as they can be inferred."""
+    """Return a model with inferred element types."""
     name = "`model`" if isinstance(model, onnx.ModelProto) else f"`{model}`"
     with wanted(f"{name} must hold an ONNX model"):
         if isinstance(model, onnx.ModelProto):
@@ -30,12 +30,12 @@ def load(model: str | Path | onnx.ModelProto) -> onnx.ModelProto:
             if not model.graph.output:  # an empty file is an empty model to protobuf
                 raise InvalidInputError(f"{name} must hold an ONNX model, got one without outputs")
         if num_bytes(model) > MAX_BYTES:
-            return model  # onnx's inference takes no more
+            return model  # too large for onnx's inference
         return onnx.shape_inference.infer_shapes(model)
 
 
 def computing_nodes(graph: Graph) -> list[onnx.NodeProto]:
-    """Return the nodes that are inspected."""
+    """Return the nodes to report on."""
     live = depends_on_input(graph)
     return [
         node
@@ -48,7 +48,7 @@ def computing_nodes(graph: Graph) -> list[onnx.NodeProto]:
 
 @contextmanager
 def numbered(model: onnx.ModelProto) -> Iterator[Path]:
-    """Give the path of a copy whose nodes are named #0#, #1#, ...: found again in names that engines make of them."""
+    """Yield the path of a copy with nodes named #0#, #1#, ..., which engines keep as parts of their own names."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     for number, node in enumerate(copied.graph.node):

@@ -1,4 +1,4 @@
-"""Which nodes of a model an engine executes in int8, and why not the others."""
+"""Report which nodes of a model an engine runs in int8, and why others stay in floating point."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import onnx
 
 from ...settings import Engine, check_engine
 from ..model.graph import Graph, node_key, read_graph
-from ..model.loading import valid_or_refused
+from ..model.loading import blaming_invalid_model
 from . import onnxruntime as onnxruntime_engine
 from . import openvino as openvino_engine
 from . import tensorrt as tensorrt_engine
@@ -26,63 +26,63 @@ ENGINES: dict[Engine, Verdicts] = {
 
 
 class NodeReport(NamedTuple):
-    """How an engine executes one node."""
+    """How an engine runs one node, from :func:`inspect`."""
 
     name: str
-    """The node's, or its output's if it has none."""
+    """Name of the node, or of its output if it has none."""
     op_type: str
     int8: bool
     reason: str
-    """Why not; or as what."""
+    """The kernel that runs it, or why it is not int8."""
 
 
 class OperatorCount(NamedTuple):
-    """How many nodes of one operator are executed in int8."""
+    """How many nodes of one operator type run in int8, from :func:`summarize`."""
 
     op_type: str
     int8: int
     total: int
     reasons: dict[str, int]
-    """Of those that are not, with how often each was given."""
+    """Reasons why nodes are not int8, with the number of nodes for each."""
 
 
 def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeReport]:
-    """Tell for each node whether an engine executes it in int8, and why not.
+    """Report for each node whether an engine runs it in int8, and if not, why.
 
-    onnxruntime and openvino are asked themselves, here, on this machine's CPU: the one writes the graph that it
-    made of the model, the other lists its kernels. TensorRT needs a GPU; its documented rules are checked instead.
+    onnxruntime and OpenVINO compile the model for this machine's CPU, and the result is read: onnxruntime's optimized
+    graph, OpenVINO's list of kernels. TensorRT needs a GPU, so its documented rules are checked instead.
 
     Parameters
     ----------
     model : path or onnx.ModelProto
-        With QuantizeLinear and DequantizeLinear; in a float model all is floating point.
+        With QuantizeLinear and DequantizeLinear nodes. In a float model no node is int8.
     engine : {"onnxruntime", "openvino", "tensorrt"}
-        Who is to execute it.
+        The engine to inspect.
 
     Returns
     -------
     list of NodeReport
-        One for each node that computes with values that depend on the model's input, in the graph's order.
-        Quantizers, constants and what only computes shapes are left out.
+        One for each node that computes values from the model's inputs, in the order of the graph. Quantizers,
+        constants and computations of shapes are left out.
 
     Raises
     ------
     InvalidInputError
-        For another engine, or what is no valid ONNX model.
+        For an unknown engine or an invalid model.
     ModelError
-        If the engine refuses the model; its own error is the cause.
+        If the engine cannot load the model. Its error is the cause.
     MissingDependencyError
-        If openvino is asked for and not installed.
+        If openvino is needed and not installed.
 
     Notes
     -----
-    A node counts as int8 if the values that enter its kernel are 8 bits wide. What is executed as part of another
-    node (a Relu in a convolution) shares the verdict on that. Both engines choose by the CPU: on another one the
-    answer may differ.
+    A node counts as int8 if its kernel reads 8-bit values. A node that the engine fuses into another, such as a Relu
+    into a convolution, shares the verdict on that node. Both engines choose kernels by CPU, so another machine may give
+    another answer.
     """
     check_engine(engine)
     model = load(model)
-    with valid_or_refused(model):
+    with blaming_invalid_model(model):
         graph = read_graph(model)
         nodes = computing_nodes(graph)
         found = ENGINES[engine](model, graph, nodes)
@@ -90,7 +90,7 @@ def inspect(model: str | Path | onnx.ModelProto, engine: Engine) -> list[NodeRep
 
 
 def summarize(reports: Iterable[NodeReport]) -> list[OperatorCount]:
-    """Count the nodes in INT8 by operator.
+    """Count the int8 nodes of each operator type.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def summarize(reports: Iterable[NodeReport]) -> list[OperatorCount]:
     Returns
     -------
     list of OperatorCount
-        In the order in which operators first occur.
+        In the order in which the operators first occur.
     """
     by_operator: dict[str, list[NodeReport]] = {}
     for report in reports:

@@ -1,4 +1,4 @@
-"""What onnxruntime executes in int8: read from the graph that it makes of a model for this machine's CPU."""
+"""What onnxruntime runs in int8, read from its optimized graph for this machine's CPU."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,53 +14,57 @@ from ..model.optimization import optimize
 from .inspected_model import numbered
 from .onnxruntime_reasons import LAYERS, Case, why_float, why_wrong
 from .quantizer_nodes import DEQUANTIZE, INT8, QUANTIZE, UINT8, parameters
-from .verdicts import Fate, Verdict, follow_fused
+from .verdicts import Kernel, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
 _NCHWC = "_nchwc"
 _FLOAT_OUTPUT = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger", "MatMulInteger", DEQUANTIZE)
-_QGEMM_OUTPUT_SCALE = 7  # the input that QGemm has only if it quantizes its output
+_QGEMM_OUTPUT_SCALE = 7  # input of QGemm that is present only if it quantizes its output
 
 
 def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
-    """Return how onnxruntime executes the nodes of a model, by their outputs."""
+    """Return how onnxruntime runs the nodes of a model, by node key."""
     with numbered(model) as path:
         optimized = _optimized(path)
     executed = _executed(graph, optimized)
     eight_bits = _eight_bits(optimized)
-    fates = {
-        name: Fate(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
+    kernels = {
+        name: Kernel(node.op_type, not eight_bits.isdisjoint(node.input), _kind(node) != _kind(graph.producers[name]))
         for name, node in executed.items()
     }
-    return {node_key(node): _verdict(graph, optimized, executed.get(node_key(node)), fates, node) for node in nodes}
+    return {node_key(node): _verdict(graph, optimized, executed.get(node_key(node)), kernels, node) for node in nodes}
 
 
 def _verdict(
-    graph: Graph, optimized: Graph, executed: onnx.NodeProto | None, fates: Mapping[str, Fate], node: onnx.NodeProto
+    graph: Graph,
+    optimized: Graph,
+    executed: onnx.NodeProto | None,
+    kernels: Mapping[str, Kernel],
+    node: onnx.NodeProto,
 ) -> Verdict:
-    if executed is not None and fates[node_key(node)].int8:
+    if executed is not None and kernels[node_key(node)].int8:
         wrong = why_wrong(graph, node)
         return Verdict(True, f"executed as {executed.op_type}" + (f" with wrong results: {wrong}" if wrong else ""))
     if executed is None:
-        verdict = follow_fused(graph, fates, node, "onnxruntime")
+        verdict = follow_fused(graph, kernels, node, "onnxruntime")
         if verdict.int8 or node.op_type not in LAYERS:
             return verdict
     return Verdict(False, why_float(Case(graph, node, optimized, executed)))
 
 
 def _optimized(path: Path) -> Graph:
-    """Return the graph that onnxruntime executes by default, with all its optimizations."""
+    """Return the graph that onnxruntime runs by default, with all optimizations."""
     try:
         return read_graph(optimize(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL))
-    except Exception as error:  # onnxruntime's exceptions have no other base
+    except Exception as error:  # onnxruntime's exceptions have no other common base
         raise ModelError(f"onnxruntime must be able to load the model, got: {error}") from error
 
 
 def _executed(graph: Graph, optimized: Graph) -> dict[str, onnx.NodeProto]:
-    """Return the nodes that onnxruntime executes, by the output of the node of the model that they stem from.
+    """Return the nodes that onnxruntime runs, by the key of the node that each was made from.
 
-    Each has a name made of the number of that; in the layout NCHWc, of its output. What is inserted before it (a
-    dequantizer for its bias) may bear the number as well.
+    Their names contain the number of that node or, in the NCHWc layout, its output. A node inserted before it, such as
+    a dequantizer for its bias, may contain the number too; the last node counts.
     """
     found: dict[str, onnx.NodeProto] = {}
     for node in optimized.nodes:
@@ -76,15 +80,15 @@ def _kind(node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def _eight_bits(optimized: Graph) -> set[str]:
-    """Return the activations of 8 bits: from a quantizer or an input, through kernels that give what they take."""
+    """Return the 8-bit activations: outputs of quantizers, 8-bit inputs, and what kernels compute from those."""
     found = {name for name in optimized.inputs if optimized.types.get(name) in (INT8, UINT8)}
     for node in optimized.nodes:
         if node.op_type == QUANTIZE:
-            gives = parameters(optimized, node).dtype in (INT8, UINT8)
+            is_8_bit = parameters(optimized, node).dtype in (INT8, UINT8)
         elif node.op_type == "QGemm":
-            gives = len(node.input) > _QGEMM_OUTPUT_SCALE
+            is_8_bit = len(node.input) > _QGEMM_OUTPUT_SCALE
         else:
-            gives = node.op_type not in _FLOAT_OUTPUT and not found.isdisjoint(node.input)
-        if gives:
+            is_8_bit = node.op_type not in _FLOAT_OUTPUT and not found.isdisjoint(node.input)
+        if is_8_bit:
             found.update(node.output)
     return found

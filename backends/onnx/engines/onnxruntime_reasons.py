@@ -1,6 +1,6 @@
-"""Why onnxruntime leaves a node in floating point: the rules of its graph transformers, as measured.
+"""Why onnxruntime leaves a node in floating point: the rules of its graph transformers.
 
-The verdict is onnxruntime's own; these only explain it. They hold for onnxruntime 1.32 on x86.
+The verdict comes from onnxruntime itself; these rules only explain it. They were measured on onnxruntime 1.32 on x86.
 """
 
 from typing import Any, NamedTuple
@@ -28,9 +28,9 @@ class Case(NamedTuple):
     graph: Graph
     node: onnx.NodeProto
     optimized: Graph
-    """What onnxruntime made of the graph."""
+    """The graph that onnxruntime runs."""
     executed: onnx.NodeProto | None
-    """What it made of the node, if that bears its name."""
+    """The node that onnxruntime runs for it, if found."""
 
 
 def why_float(case: Case) -> str:
@@ -45,7 +45,7 @@ def _rectifier(case: Case) -> str:
     tail = follow(case.graph, case.node.output[0], RECTIFIERS)
     quantizer = tail.quantizer(case.graph)
     if quantizer is None:
-        return "it has no int8 kernel, and no QuantizeLinear follows that could do its work"
+        return "it has no int8 kernel, and no QuantizeLinear follows that could replace it"
     return _not_cut(case.graph, case.node, quantizer) or "it is not between a DequantizeLinear and a QuantizeLinear"
 
 
@@ -55,28 +55,28 @@ def _kernel(case: Case) -> str:
 
 
 def _inputs(case: Case) -> str:
-    """Name an input that is floating point."""
+    """Name an input that is not quantized."""
     graph, node = case.graph, case.node
     count = {"Concat": len(node.input)}.get(node.op_type, 2 if node.op_type in TWO_OPERANDS else 1)
-    bare = [name for name in node.input[:count] if dequantizer(graph, name) is None]
+    floats = [name for name in node.input[:count] if dequantizer(graph, name) is None]
     if node.op_type in ("Conv", "Gemm") and _quantizes_weight(case):
-        bare = [name for name in bare if name != node.input[1]]
-    return f"its input `{bare[0]}` has no DequantizeLinear" if bare else ""
+        floats = [name for name in floats if name != node.input[1]]
+    return f"its input `{floats[0]}` has no DequantizeLinear" if floats else ""
 
 
 def _quantizes_weight(case: Case) -> bool:
-    """Return whether onnxruntime itself quantizes a weight that is a constant in floating point."""
+    """Return whether onnxruntime itself quantizes a constant float weight."""
     graph, node = case.graph, case.node
     is_constant = constant(graph, node.input[1]) is not None
     bias_too = len(node.input) > 2 and dequantizer(graph, node.input[2]) is not None
-    behind = follow(graph, node.output[0], RECTIFIERS).quantizer(graph)
-    return is_constant and not bias_too and (node.op_type == "Conv" or behind is not None)
+    quantizer = follow(graph, node.output[0], RECTIFIERS).quantizer(graph)
+    return is_constant and not bias_too and (node.op_type == "Conv" or quantizer is not None)
 
 
 def _factors(case: Case) -> str:
     factors: dict[str, Any] = {name: attribute(case.node, name, 1.0) for name in ("alpha", "beta")}
     other = [f"{name} is {value:g}" for name, value in factors.items() if value != 1]
-    return f"{other[0]}, and the int8 kernel knows only 1" if case.node.op_type == "Gemm" and other else ""
+    return f"{other[0]}, but the int8 kernel supports only 1" if case.node.op_type == "Gemm" and other else ""
 
 
 def _weight_axis(case: Case) -> str:
@@ -87,7 +87,7 @@ def _scales_misplaced(graph: Graph, node: onnx.NodeProto) -> str:
     axes = axes_of_scales(graph, node)
     if axes is None or axes[0] == axes[1]:
         return ""
-    return f"the scales of its weight run along axis {axes[0]}, not along {axes[1]}, that of its output"
+    return f"the scales of its weight run along axis {axes[0]}, not along {axes[1]}, the axis of output channels"
 
 
 def _output(case: Case) -> str:
@@ -103,8 +103,8 @@ def _output(case: Case) -> str:
         who = "it is an output of the model" + (", and read by others" if tail.consumers else "")
     else:
         who = f"{listed(tail.consumers)} read" + ("s it" if len(tail.consumers) == 1 else " it")
-    bias = ", and its bias is no DequantizeLinear of int32" if node.op_type == "Gemm" else ""
-    return f"its output has no QuantizeLinear that alone reads it: {who}{bias}"
+    bias = ", and its bias is not a DequantizeLinear of int32" if node.op_type == "Gemm" else ""
+    return f"its output has no QuantizeLinear as its only reader: {who}{bias}"
 
 
 def _float_bias(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -112,16 +112,16 @@ def _float_bias(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _not_cut(graph: Graph, rectifier: onnx.NodeProto, quantizer: onnx.NodeProto) -> str:
-    """Return what is wrong if a quantizer does not itself cut off what the rectifier before it does."""
+    """Return what is wrong if a quantizer does not clip all that the rectifier before it clips."""
     low, high = _range(graph, rectifier)
     found = parameters(graph, quantizer)
     least, largest = found.bounds()
     if low <= least and largest <= high:
         return ""
-    where = f"{rectifier.op_type} `{label(rectifier)}` lies before its QuantizeLinear"
+    where = f"{rectifier.op_type} `{label(rectifier)}` comes before its QuantizeLinear"
     if low > least:
-        return f"{where} ({found}), whose range goes down to {least:.6g}, beyond {low:g}"
-    return f"{where}, whose range goes up to {largest:.6g}, beyond {high:g}"
+        return f"{where} ({found}), whose range goes down to {least:.6g}, below {low:g}"
+    return f"{where}, whose range goes up to {largest:.6g}, above {high:g}"
 
 
 def _range(graph: Graph, rectifier: onnx.NodeProto) -> tuple[float, float]:
@@ -139,7 +139,7 @@ def _bias(case: Case) -> str:
 
 
 def _bias_misfit(graph: Graph, node: onnx.NodeProto) -> str:
-    """Return what is wrong with a quantized bias, whose integers are added to products of integers."""
+    """Return what is wrong with a quantized bias: its integers must have the scale of the products."""
     found = [dequantizer(graph, name) for name in node.input[:3]]
     if len(found) < 3 or found[0] is None or found[1] is None or found[2] is None:
         return ""
@@ -147,11 +147,11 @@ def _bias_misfit(graph: Graph, node: onnx.NodeProto) -> str:
     if bias.dtype != INT32 or data.scale is None or weight.scale is None or bias.scale is None:
         return "its bias comes from a DequantizeLinear, but not of int32 with constant scales"
     equal = np.allclose(bias.scale, data.scale * weight.scale, rtol=1e-5, atol=0)
-    return "" if equal else "the scale of its int32 bias is not that of its input times that of its weight"
+    return "" if equal else "the scale of its int32 bias is not the product of the scales of its input and its weight"
 
 
 def why_wrong(graph: Graph, node: onnx.NodeProto) -> str:
-    """Return why an int8 kernel gives other numbers than the model says, which onnxruntime does not refuse."""
+    """Return why an int8 kernel computes something else than the model, which onnxruntime does not report."""
     if node.op_type == "Gemm" and (reason := _bias_misfit(graph, node)):
         return reason
     return _scales_misplaced(graph, node) if node.op_type in ("Conv", "Gemm") else ""
@@ -166,23 +166,23 @@ def _moved(case: Case) -> str:
     here, there = parameters(graph, before), parameters(graph, after)
     if here.same_grid(there):
         return ""
-    return f"it only moves values, but the quantizers at its input and its output differ: {here}, {there}"
+    return f"it only moves values, but the quantizers of its input and its output differ: {here}, {there}"
 
 
 def _types(case: Case) -> str:
-    """Compare the types of what enters and what leaves; onnxruntime makes uint8 of int8 on x86, but not everywhere."""
-    said = _both_types(case.graph, case.node)
-    made = (_both_types(case.optimized, case.executed) if case.executed is not None else []) or said
-    if len(set(made)) > 1:
-        differ = f"its inputs and output must be of one type, but are {', '.join(made)}"
-        why = f": on x86 onnxruntime makes uint8 of {said[0]}, but not where several nodes read it; use uint8"
-        return differ + (why if len(set(said)) == 1 else "")
-    wide = set(made) - {"int8", "uint8"}
-    return f"its input and output are {wide.pop()}, not of 8 bits" if wide else ""
+    """Compare the types of inputs and output; on x86 onnxruntime turns int8 into uint8, but not everywhere."""
+    written = _both_types(case.graph, case.node)
+    executed = (_both_types(case.optimized, case.executed) if case.executed is not None else []) or written
+    if len(set(executed)) > 1:
+        differ = f"its inputs and output must have one type, but are {', '.join(executed)}"
+        why = f": on x86 onnxruntime turns {written[0]} into uint8, but not where several nodes read it; use uint8"
+        return differ + (why if len(set(written)) == 1 else "")
+    wide = set(executed) - {"int8", "uint8"}
+    return f"its input and output are {wide.pop()}, not 8 bits wide" if wide else ""
 
 
 def _both_types(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """Return the types of the activations that enter and leave, as far as they are quantized."""
+    """Return the types of the quantized input and output activations."""
     count = 1 if node.op_type in LAYERS else len(node.input)
     before = [dequantizer(graph, name) for name in node.input[:count]]
     after = follow(graph, node.output[0], (*RECTIFIERS, "MaxPool")).quantizer(graph)

@@ -1,4 +1,4 @@
-"""What OpenVINO executes in int8: read from the kernels that it compiles a model to for this machine's CPU."""
+"""What OpenVINO runs in int8, read from the kernels that it compiles for this machine's CPU."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from ...settings import WEIGHTED
 from ..model.graph import Graph, node_key
 from .inspected_model import numbered
 from .quantizer_nodes import dequantizer
-from .verdicts import Fate, Verdict, follow_fused
+from .verdicts import Kernel, Verdict, follow_fused
 
 _NUMBER = re.compile(r"#(\d+)#")
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
@@ -24,50 +24,52 @@ _AUXILIARY = ("Const", "Convert", "Input", "Output", "Reorder", "Reshape", "Tran
 _EIGHT_BITS = ("i8", "u8")
 
 
-class Kernel(NamedTuple):
+class RuntimeNode(NamedTuple):
     """One node of OpenVINO's runtime model."""
 
     layer_type: str
     primitive: str
     names: list[str]
-    """Of what it was made of; the nodes of the ONNX model keep theirs, the last has that of the model's output."""
+    """Names of the nodes that it was made from; the last node has the name of the model's output."""
     types: list[str]
-    """Of its inputs."""
+    """Types of its inputs."""
 
     def operand_types(self) -> list[str]:
-        """Return the types of what it computes with: data, and weights of a layer, but no scales, biases or axes."""
+        """Return the types of its data and, for a layer, its weights; not of scales, biases and axes."""
         if self.layer_type in _LAYERS:
             return self.types[:2]
         return self.types if self.layer_type in _ALL_INPUTS else self.types[:1]
 
-    def fate(self) -> Fate:
-        """Return what it does; it is int8 if all that it computes with is."""
+    def kernel(self) -> Kernel:
+        """Return how it runs; it is int8 if all its operands are."""
         operands = self.operand_types()
         int8 = bool(operands) and all(one in _EIGHT_BITS for one in operands)
-        return Fate(f"{self.layer_type}, {self.primitive}, on {' and '.join(operands)}", int8, len(self.names) > 1)
+        return Kernel(f"{self.layer_type}, {self.primitive}, on {' and '.join(operands)}", int8, len(self.names) > 1)
 
 
 def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
-    """Return how OpenVINO executes the nodes of a model, by their outputs."""
+    """Return how OpenVINO runs the nodes of a model, by node key."""
     with numbered(model) as path:
-        fates = _fates(graph, compile_kernels(path))
+        kernels = _kernels(graph, runtime_nodes(path))
     found = {}
     for node in nodes:
-        fate = fates.get(node_key(node))
-        if fate is None:
-            found[node_key(node)] = follow_fused(graph, fates, node, "OpenVINO")
+        kernel = kernels.get(node_key(node))
+        if kernel is None:
+            found[node_key(node)] = follow_fused(graph, kernels, node, "OpenVINO")
         else:
-            found[node_key(node)] = Verdict(fate.int8, f"executed as {fate.kernel}{_bare(graph, node, fate)}")
+            found[node_key(node)] = Verdict(
+                kernel.int8, f"executed as {kernel.name}{_float_input(graph, node, kernel)}"
+            )
     return found
 
 
-def compile_kernels(path: Path) -> list[Kernel]:
-    """Return the kernels of a model compiled for the CPU as by default.
+def runtime_nodes(path: Path) -> list[RuntimeNode]:
+    """Return the kernels of a model, compiled for the CPU with default options.
 
-    ``runtimePrecision``, which OpenVINO gives each, is not used: it is the narrowest type among the inputs, so that a
-    sum of int8 and bfloat16 bears the name of int8.
+    OpenVINO's ``runtimePrecision`` is ignored: it is the narrowest type among the inputs, so a sum of int8 and bfloat16
+    would count as int8.
     """
-    return [_kernel(node) for node in compile_model(path).get_runtime_model().get_ordered_ops()]
+    return [_runtime_node(node) for node in compile_model(path).get_runtime_model().get_ordered_ops()]
 
 
 def compile_model(path: Path) -> Any:
@@ -81,7 +83,7 @@ def compile_model(path: Path) -> Any:
 
 
 def _import_openvino() -> Any:
-    """Import it silently: it forks a process to report its use over the network, but not where this variable is set."""
+    """Import openvino without telemetry: it forks a process to report its use, unless this variable is set."""
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
     try:
@@ -95,20 +97,20 @@ def _import_openvino() -> Any:
             os.environ["CI"] = before
 
 
-def _kernel(node: Any) -> Kernel:
+def _runtime_node(node: Any) -> RuntimeNode:
     info = {name: str(node.rt_info[name].value) for name in ("layerType", "primitiveType", "originalLayersNames")}
     types = [one.get_element_type().get_type_name() for one in node.inputs()]
-    return Kernel(info["layerType"], info["primitiveType"], info["originalLayersNames"].split(","), types)
+    return RuntimeNode(info["layerType"], info["primitiveType"], info["originalLayersNames"].split(","), types)
 
 
-def _fates(graph: Graph, kernels: list[Kernel]) -> dict[str, Fate]:
-    """Return the fates of the model's nodes: of several kernels that bear a name, not one that only prepares data."""
-    by_use = sorted(kernels, key=lambda kernel: kernel.layer_type not in _AUXILIARY)
-    return {name: kernel.fate() for kernel in by_use for name in _made_of(graph, kernel)}
+def _kernels(graph: Graph, nodes: list[RuntimeNode]) -> dict[str, Kernel]:
+    """Return how the nodes of the model run; kernels that only prepare data count if there is no other."""
+    by_use = sorted(nodes, key=lambda node: node.layer_type not in _AUXILIARY)
+    return {name: node.kernel() for node in by_use for name in _keys_of(graph, node)}
 
 
-def _made_of(graph: Graph, kernel: Kernel) -> Iterator[str]:
-    for name in kernel.names:
+def _keys_of(graph: Graph, made: RuntimeNode) -> Iterator[str]:
+    for name in made.names:
         number = _NUMBER.match(name)
         if number is not None:
             yield node_key(graph.nodes[int(number[1])])
@@ -116,8 +118,8 @@ def _made_of(graph: Graph, kernel: Kernel) -> Iterator[str]:
             yield node_key(graph.producers[name])
 
 
-def _bare(graph: Graph, node: onnx.NodeProto, fate: Fate) -> str:
-    """Name what is not quantized of a layer in floating point."""
-    bare = [name for name in node.input[:2] if dequantizer(graph, name) is None]
-    explained = node.op_type in WEIGHTED and bare and not fate.int8
-    return f"; its input `{bare[0]}` has no DequantizeLinear" if explained else ""
+def _float_input(graph: Graph, node: onnx.NodeProto, kernel: Kernel) -> str:
+    """Name the input of a layer in floating point that is not quantized."""
+    floats = [name for name in node.input[:2] if dequantizer(graph, name) is None]
+    explained = node.op_type in WEIGHTED and floats and not kernel.int8
+    return f"; its input `{floats[0]}` has no DequantizeLinear" if explained else ""

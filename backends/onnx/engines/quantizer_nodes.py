@@ -1,4 +1,4 @@
-"""Quantizers and dequantizers as they stand in a graph: what they do, and between which nodes."""
+"""The quantizers and dequantizers of a graph: their parameters, and the nodes between them."""
 
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ _AXIS = 1  # ONNX's default
 
 
 class Parameters(NamedTuple):
-    """What a QuantizeLinear or DequantizeLinear computes with; None where it is no constant."""
+    """The parameters of a QuantizeLinear or DequantizeLinear; None for those that are not constant."""
 
     scale: "np.ndarray[Any, Any] | None"
     zero_point: "np.ndarray[Any, Any] | None"
     dtype: int
-    """Of the quantized values, of onnx.TensorProto."""
+    """Type of the quantized values, of onnx.TensorProto."""
     axis: int
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Parameters(NamedTuple):
         return len(known) == 2 and all(np.array_equal(a, b) for a, b in known)
 
     def bounds(self) -> tuple[float, float]:
-        """Return the least and the largest value that the integers stand for."""
+        """Return the smallest and the largest value that the integers represent."""
         if self.scale is None or self.zero_point is None:
             return -np.inf, np.inf
         limits = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(self.dtype))
@@ -46,31 +46,31 @@ class Parameters(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """What follows a tensor up to where the graph branches or a node of another type reads."""
+    """A chain of nodes after a tensor, up to a branch or a node of another type."""
 
     between: list[onnx.NodeProto]
     tensor: str
-    """The output of the last of them."""
+    """Output of the last node."""
     consumers: list[onnx.NodeProto]
 
     def quantizer(self, graph: Graph) -> onnx.NodeProto | None:
-        """Return the QuantizeLinear that alone reads the last tensor."""
+        """Return the QuantizeLinear that is the only reader of the last tensor."""
         alone = len(self.consumers) == 1 and self.tensor not in graph.outputs
         return self.consumers[0] if alone and self.consumers[0].op_type == QUANTIZE else None
 
 
 def label(node: onnx.NodeProto) -> str:
-    """Return how a person calls a node."""
+    """Return the name of a node for messages."""
     return str(node.name) or node_key(node)
 
 
 def type_name(dtype: int) -> str:
-    """Return `int8` for onnx.TensorProto.INT8."""
+    """Return the name of an element type, such as `int8`."""
     return str(onnx.TensorProto.DataType.Name(dtype)).lower()
 
 
 def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
-    """Return the value of an initializer, or of a Constant's output; None also if it is in a file that was not read."""
+    """Return the value of an initializer or a Constant node; None for other tensors and for external data."""
     if name in graph.initializers:
         tensor = graph.initializers[name]
         return None if uses_external_data(tensor) else to_array(tensor)
@@ -82,7 +82,7 @@ def constant(graph: Graph, name: str) -> "np.ndarray[Any, Any] | None":
 
 
 def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
-    """Return what a QuantizeLinear or DequantizeLinear computes with."""
+    """Return the parameters of a QuantizeLinear or DequantizeLinear."""
     scale = constant(graph, node.input[1])
     axis: Any = attribute(node, "axis", _AXIS)
     if len(node.input) > 2 and node.input[2]:
@@ -99,7 +99,7 @@ def parameters(graph: Graph, node: onnx.NodeProto) -> Parameters:
 
 
 def weight_shape(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...] | None:
-    """Return the shape of the constant that a quantizer, or the pair of both, is applied to; None for activations."""
+    """Return the shape of the constant that a quantizer or a Q/DQ pair is applied to; None for activations."""
     name = node.input[0]
     if name in graph.initializers:
         return tuple(graph.initializers[name].dims)
@@ -111,13 +111,13 @@ def weight_shape(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...] | None:
 
 
 def dequantizer(graph: Graph, name: str) -> onnx.NodeProto | None:
-    """Return the DequantizeLinear that gives a tensor."""
+    """Return the DequantizeLinear that produces a tensor."""
     producer = graph.producers.get(name)
     return producer if producer is not None and producer.op_type == DEQUANTIZE else None
 
 
 def axes_of_scales(graph: Graph, layer: onnx.NodeProto) -> tuple[int, int] | None:
-    """Return the axis along which the scales of a layer's weight run, and that of its output channels; None if one."""
+    """Return the axis of a weight's scales and the axis of its output channels; None for a single scale."""
     source = dequantizer(graph, layer.input[1])
     shape = None if source is None else weight_shape(graph, source)
     if source is None or shape is None:
@@ -130,7 +130,7 @@ def axes_of_scales(graph: Graph, layer: onnx.NodeProto) -> tuple[int, int] | Non
 
 
 def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:
-    """Follow a tensor through nodes of the types `passed`, as long as each alone reads the one before."""
+    """Follow a tensor through nodes of the types `passed`, while each is the only reader of the one before."""
     between: list[onnx.NodeProto] = []
     while True:
         consumers = graph.consumers.get(name, [])
@@ -142,7 +142,7 @@ def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:
 
 
 def depends_on_input(graph: Graph) -> set[str]:
-    """Return the tensors that the model's inputs have an influence on."""
+    """Return the tensors that depend on the model's inputs."""
     found = set(graph.inputs)
     for node in graph.nodes:
         if found.intersection(node.input):
@@ -151,5 +151,5 @@ def depends_on_input(graph: Graph) -> set[str]:
 
 
 def listed(nodes: Iterable[onnx.NodeProto]) -> str:
-    """Return nodes as a message lists them."""
+    """Return a list of nodes for messages."""
     return ", ".join(f"{node.op_type} `{label(node)}`" for node in nodes)

@@ -1,4 +1,4 @@
-"""What TensorRT would execute in int8, as far as its documented rules tell: it needs a GPU and is not asked itself."""
+"""What TensorRT would run in int8 according to its documented rules; TensorRT itself needs a GPU and is not used."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import onnx
 
 from ...settings import WEIGHTED
 from ..model.graph import Graph, node_key, read_graph
-from ..model.loading import valid_or_refused
+from ..model.loading import blaming_invalid_model
 from ..model.operators import MOVING
 from .inspected_model import load
 from .quantizer_nodes import DEQUANTIZE, QUANTIZE, dequantizer, follow, label, parameters
@@ -19,7 +19,7 @@ _PER_AXIS_OPSET = 13
 
 
 class Violation(NamedTuple):
-    """A documented rule of TensorRT's that a model breaks."""
+    """A rule of TensorRT that a model breaks, from :func:`check_tensorrt`."""
 
     rule: str
     node: str
@@ -33,32 +33,31 @@ def check_tensorrt(model: str | Path | onnx.ModelProto) -> list[Violation]:
     Parameters
     ----------
     model : path or onnx.ModelProto
-        With QuantizeLinear and DequantizeLinear.
+        With QuantizeLinear and DequantizeLinear nodes.
 
     Returns
     -------
     list of Violation
-        In the order of the nodes; empty if all rules hold. A layer that is not quantized at all breaks none.
+        In the order of the nodes; empty if all rules hold. A layer without any quantizer breaks no rule.
 
     Raises
     ------
     InvalidInputError
-        For what is no valid ONNX model. A missing file is a FileNotFoundError.
+        For an invalid model. A missing file raises FileNotFoundError.
 
     Notes
     -----
-    The rules, what they say and where that is documented:
-    ``klquant.backends.onnx.engines.tensorrt_rules.RULES``. A rule on
-    a single quantizer (its type, scale, zero point) makes TensorRT refuse the whole model or compute something else;
-    one on places costs speed: it falls back to floating point there.
+    The rules and their sources are listed in ``klquant.backends.onnx.engines.tensorrt_rules.RULES``. If a rule on a
+    single quantizer (type, scale, zero point) is broken, TensorRT rejects the model or computes something else. If a
+    rule on the place of quantizers is broken, TensorRT runs that part in floating point, which costs speed.
     """
     model = load(model)
-    with valid_or_refused(model):
+    with blaming_invalid_model(model):
         return [violation for _, violation in _violations(model, read_graph(model))]
 
 
 def verdicts(model: onnx.ModelProto, graph: Graph, nodes: Iterable[onnx.NodeProto]) -> dict[str, Verdict]:
-    """Return what the rules say of the nodes, by their outputs; a quantizer's fault is that of those next to it."""
+    """Return the verdicts of the rules, by node key; nodes next to a broken quantizer count as broken."""
     broken: dict[str, str] = {}
     for node, violation in _violations(model, graph):
         broken.setdefault(node_key(node), f"{label(node)}: {violation.message}")
@@ -78,7 +77,7 @@ def _violations(model: onnx.ModelProto, graph: Graph) -> Iterator[tuple[onnx.Nod
 
 
 def _per_axis_opset(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
-    """Use scales along an axis from the opset on that introduced them."""
+    """Use scales along an axis only with an opset that supports them."""
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), _PER_AXIS_OPSET)
     scale = parameters(graph, node).scale if node.op_type in (QUANTIZE, DEQUANTIZE) else None
     if opset < _PER_AXIS_OPSET and scale is not None and scale.size > 1:
@@ -86,7 +85,7 @@ def _per_axis_opset(model: onnx.ModelProto, graph: Graph, node: onnx.NodeProto) 
 
 
 def _next_to(graph: Graph, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """Yield the quantizers and dequantizers at the inputs and behind the outputs of a node."""
+    """Yield the quantizers and dequantizers before and after a node."""
     for source in (dequantizer(graph, name) for name in node.input):
         if source is not None:
             yield source
@@ -108,12 +107,12 @@ def _placed(graph: Graph, node: onnx.NodeProto, found: dict[str, Verdict]) -> Ve
     if node.op_type not in WEIGHTED and any(is_dequantized(graph, name) for name in node.input):
         return Verdict(True, "its inputs and its output are quantized")
     if node.op_type in (*MOVING, "Concat") and reaches_quantizer(graph, node.output[0]):
-        return Verdict(True, "the quantizer behind it may as well stand before it")
+        return Verdict(True, "the quantizer after it can move before it")
     return Verdict(False, "none of its inputs comes from a DequantizeLinear")
 
 
 def _host(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:
-    """Return the layer or sum that a node becomes part of."""
+    """Return the layer or sum that a node is fused into."""
     if node.op_type == "Add":
         return next((layer for name in node.input if (layer := layer_of(graph, name)) is not None), None)
     producer = graph.producers.get(node.input[0])

@@ -1,4 +1,4 @@
-"""What TensorRT documents about a single QuantizeLinear or DequantizeLinear: its scale, zero point and type."""
+"""TensorRT's rules on a single QuantizeLinear or DequantizeLinear: its scale, zero point and type."""
 
 from collections.abc import Iterator
 
@@ -18,14 +18,14 @@ def _found(graph: Graph, node: onnx.NodeProto) -> Parameters | None:
 
 
 def constant_scale(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Know the scale when the engine is built."""
+    """Use constant scales."""
     found = _found(graph, node)
     if found is not None and found.scale is None:
         yield f"its scale `{node.input[1]}` must be a constant"
 
 
 def positive_scale(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Have positive, finite scales."""
+    """Use positive, finite scales."""
     found = _found(graph, node)
     if found is None or found.scale is None:
         return
@@ -36,7 +36,7 @@ def positive_scale(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 
 def zero_point_zero(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Quantize symmetrically: the zero point is 0, and a constant."""
+    """Quantize symmetrically: the zero point must be a constant 0."""
     found = _found(graph, node)
     if found is not None and found.zero_point is None and len(node.input) > 2:
         yield f"its zero point `{node.input[2]}` must be a constant"
@@ -45,15 +45,15 @@ def zero_point_zero(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 
 def int8_values(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Quantize to int8: uint8, also as ONNX's default without a zero point, is taken for int8."""
+    """Quantize to int8: TensorRT reads uint8 as int8, also where it is ONNX's default without a zero point."""
     found = _found(graph, node)
     if found is not None and found.dtype != INT8:
-        default = "" if len(node.input) > 2 else ", which is what ONNX means without a zero point"
+        default = "" if len(node.input) > 2 else ", ONNX's default without a zero point"
         yield f"its quantized values must be int8, got {type_name(found.dtype)}{default}"
 
 
 def one_scale_per_channel(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Have one scale, or one for each slice along an axis; and as many zero points."""
+    """Use one scale, or one for each slice along an axis, and as many zero points."""
     found = _found(graph, node)
     if found is None or found.scale is None:
         return
@@ -65,11 +65,11 @@ def one_scale_per_channel(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
     if not -len(shape) <= found.axis < len(shape):
         yield f"its axis must be one of {len(shape)}, got {found.axis}"
     elif found.scale.size != shape[found.axis]:
-        yield f"its axis {found.axis} has {shape[found.axis]} slices, and there are {found.scale.size} scales"
+        yield f"its axis {found.axis} has {shape[found.axis]} slices, but there are {found.scale.size} scales"
 
 
 def per_tensor_activations(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Give an activation a single scale; only weights may have one per channel."""
+    """Use a single scale for an activation; only weights may have one per channel."""
     found = _found(graph, node)
     if found is not None and found.scale is not None and found.scale.size > 1 and weight_shape(graph, node) is None:
         yield f"an activation must have one scale, got {found.scale.size}"
@@ -83,4 +83,4 @@ RULES = (
     (one_scale_per_channel, PARSER),
     (per_tensor_activations, OPERATOR),
 )
-"""Each with where it is documented."""
+"""The rules, each with its source."""

@@ -1,4 +1,4 @@
-"""Fingerprints of the layers of a model, by which a calibration recognizes it."""
+"""Fingerprints of the layers of a model, by which a calibration recognizes the model."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from .graph import FLOATS, Graph, node_key, to_array
 
 
 def fingerprint(graph: Graph) -> dict[str, Fingerprint]:
-    """Return the fingerprint of every node with weights in a prepared model, by the name of its output."""
+    """Return the fingerprint of every node with weights, by the name of its first output."""
     weights = {name: tensor for name, tensor in graph.initializers.items() if tensor.data_type in FLOATS}
     found = {}
     for node in graph.nodes:

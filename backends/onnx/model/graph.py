@@ -1,4 +1,4 @@
-"""A graph, read once: who produces what, who consumes it, what is constant. The model is not changed."""
+"""The graph of a model, indexed by name: producers, consumers, constants and types."""
 
 from typing import Any, NamedTuple
 
@@ -8,35 +8,35 @@ from onnx import numpy_helper
 
 from klquant.errors import InvalidInputError
 
-MAX_CHAIN = 100  # nodes in a row that are followed, in case that somebody means to keep us busy
+MAX_CHAIN = 100  # nodes in a row that are followed: untrusted models may have endless chains
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 class Graph(NamedTuple):
-    """The top level of a model, by tensor name."""
+    """The top level of a model; dicts are keyed by tensor name."""
 
     nodes: list[onnx.NodeProto]
-    """In their order, which is topological."""
+    """In topological order."""
     initializers: dict[str, onnx.TensorProto]
     producers: dict[str, onnx.NodeProto]
     consumers: dict[str, list[onnx.NodeProto]]
     inputs: list[str]
-    """Those that a caller must give."""
+    """Inputs that are not initializers."""
     outputs: list[str]
     types: dict[str, int]
-    """Element types, of onnx.TensorProto, as far as they are known."""
+    """Element types of onnx.TensorProto, where known."""
 
     def tensors(self) -> set[str]:
         """Return the names of all tensors."""
         return {*self.inputs, *self.initializers, *filter(None, self.producers)}
 
     def is_activation(self, name: str) -> bool:
-        """Return whether this is a floating-point tensor that depends on the model's input."""
+        """Return whether this is a floating-point tensor and not a constant."""
         return name not in self.initializers and self.types.get(name) in FLOATS
 
 
 def read_graph(model: onnx.ModelProto) -> Graph:
-    """Return the graph of a model whose shapes and types were inferred."""
+    """Return the graph of a model with inferred shapes and types."""
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -62,11 +62,11 @@ def node_key(node: onnx.NodeProto) -> str:
 
 
 def to_array(tensor: onnx.TensorProto) -> "np.ndarray[Any, Any]":
-    """Return the values of a constant, which may be less than its type and shape say."""
+    """Return the values of a constant; raise InvalidInputError if they do not fit its type and shape."""
     try:
         return numpy_helper.to_array(tensor)
-    except Exception as error:  # of NumPy and onnx, whatever does not fit
-        raise InvalidInputError(f"constant `{tensor.name}` must hold what its type and shape say: {error}") from error
+    except Exception as error:  # NumPy and onnx raise many kinds
+        raise InvalidInputError(f"constant `{tensor.name}` must fit its type and shape, got: {error}") from error
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

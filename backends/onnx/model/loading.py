@@ -1,6 +1,6 @@
-"""A model from a file, which may come from anyone: what it would grow to is counted before it is loaded or inlined.
+"""Load untrusted models: count weights before loading them, and nodes before inlining functions.
 
-Files with weights are read from the model's folder only; onnx itself sees to that.
+onnx itself reads external weights from the model's folder only.
 """
 
 from collections.abc import Iterator
@@ -18,25 +18,25 @@ from ...npz import MAX_BYTES
 from .normal_form import all_nodes, model_nodes
 
 MAX_NODES = 100_000
-"""Of a graph, with its functions inlined: onnxruntime takes their square."""
+"""Nodes of a graph with its functions inlined: onnxruntime needs time proportional to their square."""
 
 
 @contextmanager
-def wanted(wish: str) -> Iterator[None]:
-    """Turn what onnx and onnxruntime raise into an error that says what was wanted."""
+def wanted(expectation: str) -> Iterator[None]:
+    """Turn errors of onnx and onnxruntime into an InvalidInputError that states the expectation."""
     try:
         yield
     except (KLQuantError, OSError):
         raise
-    except Exception as error:  # each library has its own, and protobuf one more
-        raise InvalidInputError(f"{wish}, got: {error}") from error
+    except Exception as error:  # onnx, onnxruntime and protobuf have no common base
+        raise InvalidInputError(f"{expectation}, got: {error}") from error
 
 
 @contextmanager
-def valid_or_refused(model: onnx.ModelProto) -> Iterator[None]:
-    """Where something fails on a model that is not valid, say that instead; onnx refuses more than engines do.
+def blaming_invalid_model(model: onnx.ModelProto) -> Iterator[None]:
+    """If the block fails on an invalid model, report the model instead of the failure.
 
-    Or on an operator that only has the name of one of ONNX's.
+    That includes an operator of another domain with the name of an ONNX operator.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def valid_or_refused(model: onnx.ModelProto) -> Iterator[None]:
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
-    """Return a model with all its weights; a ValueError, or what onnx raises, else."""
+    """Return a model with all its weights; raise ValueError, or an error of onnx, if that fails."""
     model = onnx.load(str(path), format="protobuf", load_external_data=False)
     check_graph(model)
     _check_weights(model, Path(path).parent)
@@ -61,20 +61,21 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def check_graph(model: onnx.ModelProto) -> None:
-    """Refuse a graph with names that are no text, with a cycle, or too large once its functions are inlined."""
+    """Raise ValueError for names that are not text, a cycle, or too many nodes with functions inlined."""
     for text in _texts(model):
-        if not isinstance(text, str):  # protobuf gives bytes where they are no UTF-8
+        if not isinstance(text, str):  # protobuf returns bytes for invalid UTF-8
             raise ValueError(f"names must be Unicode text, got {text!r:.80}")
-    givers = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
-    reads = {k: {givers[name] for name in node.input if name in givers} for k, node in enumerate(model.graph.node)}
-    TopologicalSorter(reads).prepare()  # raises a ValueError
+    nodes = list(enumerate(model.graph.node))
+    producers = {name: k for k, node in nodes for name in node.output if name}
+    reads = {k: {producers[name] for name in node.input if name in producers} for k, node in nodes}
+    TopologicalSorter(reads).prepare()  # raises ValueError for a cycle
     calls = {_key(function): [_called(node) for node in all_nodes(function)] for function in model.functions}
     sizes: dict[tuple[str, ...], int] = {}
     for key in TopologicalSorter({key: calls.keys() & set(called) for key, called in calls.items()}).static_order():
         sizes[key] = sum(sizes.get(called, 1) for called in calls[key])
     total = sum(sizes.get(_called(node), 1) for node in all_nodes(model.graph))
     if total > MAX_NODES:
-        raise ValueError(f"a graph of {MAX_NODES} nodes at most is read, with its functions inlined, not of {total}")
+        raise ValueError(f"a graph must have at most {MAX_NODES} nodes with its functions inlined, got {total}")
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str]:
@@ -95,14 +96,14 @@ def _called(node: onnx.NodeProto) -> tuple[str, ...]:
 
 
 def _check_weights(model: onnx.ModelProto, folder: Path) -> None:
-    """Refuse weights that are far more than the files that they are in: many may name the same bytes."""
+    """Raise ValueError if the weights are far larger than their files: many may point at the same bytes."""
     described = [ExternalDataInfo(tensor) for tensor in _tensors(model) if uses_external_data(tensor)]
     paths = {info.location: folder / info.location for info in described}
     sizes = {name: path.stat().st_size if path.is_file() else 0 for name, path in paths.items()}
     total = sum(sizes[info.location] if info.length is None else info.length for info in described)
     limit = max(MAX_BYTES, 2 * sum(sizes.values()))
     if total > limit:
-        raise ValueError(f"weights of {limit} bytes at most are read from files of {sum(sizes.values())}, not {total}")
+        raise ValueError(f"weights must take at most {limit} bytes, given files of {sum(sizes.values())}, got {total}")
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -1,4 +1,4 @@
-"""One form for what means the same: order and names that onnxruntime leaves to chance or leaves out."""
+"""Bring equal models to equal bytes: fix the order and the names that onnxruntime leaves open."""
 
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -11,19 +11,19 @@ from .graph import node_key
 
 
 def model_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of a model, with those of its functions and of the bodies of branches and loops."""
+    """Yield the nodes of a model, including those of functions, branches and loops."""
     for part in (model.graph, *model.functions):
         yield from all_nodes(part)
 
 
 def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes of a graph, and of the bodies of its branches and loops."""
+    """Yield the nodes of a graph, including those of branches and loops."""
     for node in graph.node:
         yield from with_inner(node)
 
 
 def with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """Yield a node, and those of its bodies."""
+    """Yield a node and those of its subgraphs."""
     yield node
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
@@ -31,7 +31,7 @@ def with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
-    """Bring the nodes into the order of another model, name each of them, sort all else by name."""
+    """Order the nodes as in another model, name each of them, and sort all else by name."""
     for node in all_nodes(model.graph):
         node.attribute.sort(key=lambda attribute: attribute.name)
     model.graph.initializer.sort(key=lambda tensor: tensor.name)
@@ -44,7 +44,7 @@ def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def sort_values(graph: onnx.GraphProto) -> None:
-    """Bring the types of what nodes give into their order, and drop all others."""
+    """Sort the types of node outputs in the order of the nodes, and drop all other types."""
     order = _positions(graph)
     for value in [value for value in graph.value_info if value.name not in order]:
         graph.value_info.remove(value)
@@ -56,11 +56,12 @@ def _positions(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _order_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
-    """Sort by the positions of outputs in the other graph, but what a node reads comes before it in any case."""
+    """Sort by the positions of the outputs in the other graph, but keep the order topological."""
     wanted = _positions(like)
-    givers = {name: node_key(node) for node in graph.node for name in node.output if name}
+    producers = {name: node_key(node) for node in graph.node for name in node.output if name}
     reads = {node_key(node): {name for inner in with_inner(node) for name in inner.input} for node in graph.node}
-    sorter = TopologicalSorter({key: {givers[name] for name in names & givers.keys()} for key, names in reads.items()})
+    before = {key: {producers[name] for name in names & producers.keys()} for key, names in reads.items()}
+    sorter = TopologicalSorter(before)
     sorter.prepare()
     ready: list[tuple[float, str]] = []
     order: dict[str, int] = {}
@@ -74,7 +75,7 @@ def _order_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Name each node that has no name, or that of one before it, after its operator and its first output."""
+    """Name each node without a unique name after its operator and its first output."""
     taken, seen = {node.name for node in graph.node}, {""}
     for node in graph.node:
         if node.name in seen:

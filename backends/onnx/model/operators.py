@@ -1,6 +1,4 @@
-"""What klquant knows of ONNX operators: which are quantized, where their weights are, what they do to values."""
-
-from fnmatch import fnmatchcase
+"""Properties of ONNX operators: which are quantized, where their weights are, what they do to values."""
 
 import numpy as np
 import onnx
@@ -9,9 +7,9 @@ from ...settings import WEIGHTED
 from .graph import MAX_CHAIN, Graph, to_array
 
 RECTIFIERS = ("Relu", "Clip")
-"""What engines compute together with the layer before."""
+"""Operators that engines fuse with the layer before."""
 MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
-"""Give values that they were given: a quantizer before them serves as well behind them."""
+"""Operators that only move or select values: quantizing their input quantizes their output."""
 AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 COMBINING = ("Add", "Mul", "Concat")
 CURVES = ("Sigmoid", "LeakyRelu")
@@ -20,19 +18,19 @@ OBSERVED = (*WEIGHTED, *RECTIFIERS, *MOVING, *AVERAGING, *COMBINING, *CURVES)
 
 
 def observed_tensors(graph: Graph) -> list[str]:
-    """Return the activations that an engine may quantize, in the order in which they are computed."""
+    """Return the activations that an engine may quantize, in the order of the graph."""
     names = [name for node in graph.nodes if node.op_type in OBSERVED for name in (*node.input, *node.output)]
     return [name for name in dict.fromkeys(names) if graph.is_activation(name) and rectified(graph, name) == name]
 
 
 def activations(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """Return the activations that a node computes with; what is added by a Gemm and constants are none."""
+    """Return the activations among the inputs of a node, without the addend of a Gemm."""
     inputs = node.input[:2] if node.op_type in WEIGHTED else node.input
     return [name for name in dict.fromkeys(inputs) if graph.is_activation(name)]
 
 
 def weight_axis(graph: Graph, node: onnx.NodeProto) -> int | None:
-    """Return the output channels' axis of a layer's constant weight (its input 1); None if it has none such."""
+    """Return the axis of output channels of a layer's weight (input 1); None if the weight is not constant."""
     weight = graph.initializers.get(node.input[1])
     if weight is None or not graph.is_activation(node.input[0]):
         return None
@@ -47,7 +45,7 @@ def attribute(node: onnx.NodeProto, name: str, default: object) -> object:
 
 
 def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a node only cuts values off at 0, and perhaps above."""
+    """Return whether a node only clips values at 0, and perhaps from above."""
     return node.op_type in RECTIFIERS and (node.op_type == "Relu" or _lowest(graph, node) == 0)
 
 
@@ -58,13 +56,13 @@ def _lowest(graph: Graph, node: onnx.NodeProto) -> float | None:
 
 
 def sole_consumer(graph: Graph, name: str) -> onnx.NodeProto | None:
-    """Return the node that alone sees a tensor."""
+    """Return the only consumer of a tensor; None if there are others or the tensor is a graph output."""
     consumers = graph.consumers.get(name, [])
     return consumers[0] if len(consumers) == 1 and name not in graph.outputs else None
 
 
 def rectified(graph: Graph, name: str) -> str:
-    """Return the tensor behind the rectifiers that alone consume this one, which engines compute with its producer."""
+    """Return the tensor after the rectifiers that engines fuse with the producer of this one."""
     for _ in range(MAX_CHAIN):
         node = sole_consumer(graph, name)
         if node is None or not is_rectifier(graph, node):
@@ -74,7 +72,7 @@ def rectified(graph: Graph, name: str) -> str:
 
 
 def non_negative(graph: Graph) -> set[str]:
-    """Return the tensors that have no negative values, whatever the model is given."""
+    """Return the tensors that are never negative, for any input of the model."""
     found: set[str] = set()
 
     def is_non_negative(name: str) -> bool:
@@ -89,7 +87,6 @@ def non_negative(graph: Graph) -> set[str]:
     return found
 
 
-def matches(graph: Graph, node: onnx.NodeProto, patterns: tuple[str, ...]) -> bool:
-    """Return whether a pattern means this node: by its name, its operator, or a tensor that it reads or gives."""
-    names = [node.name, node.op_type, *activations(graph, node), *node.output]
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+def is_excluded(graph: Graph, node: onnx.NodeProto, excluded: tuple[str, ...]) -> bool:
+    """Return whether a node is excluded: by its name, its operator, or a tensor that it reads or computes."""
+    return any(name in excluded for name in (node.name, node.op_type, *activations(graph, node), *node.output))

@@ -1,4 +1,4 @@
-"""The model that onnxruntime makes of another one when it optimizes it."""
+"""Optimize a model with onnxruntime."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -8,15 +8,15 @@ import onnxruntime
 
 from .saving import MIN_BYTES
 
-MAX_FOLDED = 2**26  # bytes of a constant that is computed: a few bytes of a model may ask for terabytes
+MAX_FOLDED = 2**26  # bytes of a folded constant: a few bytes of a model may ask for terabytes
 
 
 def optimize(
     path: Path, level: onnxruntime.GraphOptimizationLevel, *, disabled: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Return the optimized model, without some optimizers; its large weights stay in a file beside `path`.
+    """Return the optimized model; its large weights stay in a file beside `path`.
 
-    Constants that would take more than `MAX_FOLDED` bytes and twice the size of the model stay computations.
+    A constant that would take more than `MAX_FOLDED` bytes, and more than twice the model, is not folded.
     """
     target = path.with_name("optimized.onnx")
     max_folded = max(MAX_FOLDED, 2 * sum(file.stat().st_size for file in path.parent.iterdir()))

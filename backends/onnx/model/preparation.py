@@ -1,6 +1,6 @@
-"""The form of a model that is calibrated and quantized: checked, float, its constants and BatchNorms folded.
+"""Prepare a model for calibration: check it, fold constants and BatchNorms, and give every node a name.
 
-All goes through files in a temporary directory, with the weights beside the graph: protobuf holds 2 GB and no more.
+The steps hand files to each other, with the weights beside the graph: protobuf cannot hold more than 2 GB.
 """
 
 from pathlib import Path
@@ -20,47 +20,47 @@ from .optimization import optimize
 from .saving import write_model
 
 MIN_OPSET = 13  # the first with scales per channel
-MIN_IR = 7  # of that opset; from 4 on initializers need not be inputs too
-_NOT_WANTED = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # they rename and rewrite
+MIN_IR = 7  # goes with that opset; since 4, initializers need not be inputs too
+_RENAMING = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # or replacing operators
 
 
 class Prepared(NamedTuple):
-    """A model in the form that is calibrated and quantized, from :func:`prepare`."""
+    """A model that is ready to be calibrated and quantized, from :func:`prepare`."""
 
     model: onnx.ModelProto
     graph: Graph
-    """Its nodes and tensors by name, which belong to `model`."""
+    """The nodes and tensors of `model`, by name."""
 
 
 def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
-    """Return a model in the form that is calibrated and quantized.
+    """Prepare a model for :func:`calibrate` and :func:`quantize`.
 
-    Constants become initializers, identities and dropouts go, BatchNorm is folded into what feeds it and a constant
-    that is added to a product into a Gemm, by onnxruntime's basic optimization; local functions are inlined.
-    The names of inputs, outputs and of the tensors that stay are kept, every node gets a name of its own, and shapes
-    and types are inferred as far as they go.
+    onnxruntime's basic optimization turns constants into initializers, removes identities and dropouts, folds
+    BatchNorm into the layer before it, and joins a product and its bias in a Gemm. Local functions are inlined.
+    Inputs, outputs and the remaining tensors keep their names, every node gets a unique name, and shapes and types are
+    inferred where possible.
 
     Parameters
     ----------
     model : onnx.ModelProto, path or Prepared
-        A float model; if given by path, its weights may lie in files beside it. It is not changed. A prepared model is
-        returned as it is.
+        A float model. A model given by path may have its weights in files beside it. It is not changed. A prepared
+        model is returned as it is.
 
     Returns
     -------
     Prepared
-        `model`, of opset 13 or newer and with the same bytes for the same model, and its `graph`.
+        The prepared `model`, of opset 13 or newer, and its `graph`. Equal models give equal bytes.
 
     Raises
     ------
     InvalidInputError
-        For what is no valid ONNX model or already quantized, an opset that cannot be raised, operators that
-        onnxruntime does not know; naming the file. A missing file is a FileNotFoundError.
+        If the model is not valid or already quantized, if its opset cannot be raised to 13, or if onnxruntime does not
+        know an operator. The message names the file. A missing file raises FileNotFoundError.
 
     Notes
     -----
-    A model that casts between float16 and wider types stays unoptimized: onnxruntime on CPUs computes float16 in
-    float32, and its own casts could not be told from the model's. It has no kernels for most of bfloat16 there.
+    A model that casts between float16 and wider types is not optimized: onnxruntime on CPUs computes float16 in
+    float32, and its casts look like the model's. It has few kernels for bfloat16 on CPUs.
     """
     if isinstance(model, Prepared):
         return model
@@ -83,7 +83,7 @@ def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
             sort_values(prepared.graph)
         onnx.load_external_data_for_model(prepared, str(folder))
     for tensor in prepared.graph.initializer:
-        tensor.ClearField("data_location")  # which may be said or left unsaid
+        tensor.ClearField("data_location")  # it may be set or not for the same model
     return Prepared(prepared, read_graph(prepared))
 
 
@@ -108,7 +108,7 @@ def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:
 
 
 def _free_weights(model: onnx.ModelProto) -> None:
-    """Take the initializers out of the inputs, where they count as defaults that may change."""
+    """Remove the initializers from the inputs, where a caller could replace them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in weights]:
         model.graph.input.remove(value)
@@ -120,22 +120,22 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), MIN_OPSET)
     if opset >= MIN_OPSET:
         return model
-    onnx.checker.check_model(model)  # what is not valid may crash the converter
+    onnx.checker.check_model(model)  # an invalid model may crash the converter
     return onnx.version_converter.convert_version(model, MIN_OPSET)
 
 
 def _optimized(path: Path) -> onnx.ModelProto:
     """Return what onnxruntime's basic optimization makes of a model."""
     level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return without_inserted_casts(optimize(path, level, disabled=_NOT_WANTED))
+    return without_inserted_casts(optimize(path, level, disabled=_RENAMING))
 
 
-_INSERTED = "InsertedPrecisionFreeCast_"  # before the names of these casts and of what they give
+_INSERTED = "InsertedPrecisionFreeCast_"  # prefix of the casts that onnxruntime inserts, and of their outputs
 _HALF = onnx.TensorProto.FLOAT16
 
 
 def casts_halves(model: onnx.ModelProto) -> bool:
-    """Return whether a model in float16 has casts of its own, which could not be told from onnxruntime's."""
+    """Return whether a float16 model has casts, which look like those that onnxruntime inserts."""
     graph = model.graph
     types = {tensor.data_type for tensor in graph.initializer}
     types |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
@@ -144,7 +144,7 @@ def casts_halves(model: onnx.ModelProto) -> bool:
 
 
 def without_inserted_casts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model as it was in float16: tensors have the names again that onnxruntime's casts were named after."""
+    """Remove the casts that onnxruntime inserted, and give the tensors their old names."""
     graph = model.graph
     for node in [node for node in graph.node if node.op_type == "Cast" and node.name.startswith(_INSERTED)]:
         graph.node.remove(node)

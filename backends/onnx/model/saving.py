@@ -1,7 +1,4 @@
-"""The form of a model that is calibrated and quantized: checked, float, its constants and BatchNorms folded.
-
-All goes through files in a temporary directory, with the weights beside the graph: protobuf holds 2 GB and no more.
-"""
+"""Save models, also those that are too large for protobuf."""
 
 import os
 from pathlib import Path
@@ -12,13 +9,13 @@ from onnx.external_data_helper import set_external_data
 from ...files import make_parent, naming, temporary_folder, write_atomic
 from .graph import copied
 
-MIN_BYTES = 1024  # of a weight, to lie beside the graph
-MAX_BYTES = 2_000_000_000  # of one file, a little below what protobuf can hold
+MIN_BYTES = 1024  # of a weight that is stored beside the graph
+MAX_BYTES = 2_000_000_000  # of a single file, just below the limit of protobuf
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a model, with what is large in a file beside it; that is no longer in `model` then."""
-    for tensor in model.graph.initializer:  # not by onnx's own option, which minds files of that name where we stand
+    """Write a model and, to a file beside it, its large weights, which are removed from `model`."""
+    for tensor in model.graph.initializer:  # onnx's option for this fails if the working directory has such a file
         if len(tensor.raw_data) >= MIN_BYTES:
             set_external_data(tensor, f"{path.name}.data")
     with naming(path):
@@ -27,9 +24,10 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def save_model(model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
-    """Write a model, whole or not at all; if it is larger than `max_bytes`, with its weights in ``<name>.data``.
+    """Write a model atomically; if it is larger than `max_bytes`, put its weights into ``<name>.data``.
 
-    Of two files the model itself comes last, and an old one goes first: never stands an old model with new weights.
+    The old model is removed before the new weights are written, and the new model is written last: an old model never
+    meets new weights.
     """
     path = Path(path)
     if num_bytes(model) < max_bytes:
@@ -52,5 +50,5 @@ def _replace_both(path: Path, written: Path) -> None:
 
 
 def num_bytes(model: onnx.ModelProto) -> int:
-    """Return how much the weights take; protobuf cannot tell it of more than it can hold."""
+    """Return the size of the weights; protobuf's own count fails for models that are too large."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)

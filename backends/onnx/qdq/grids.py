@@ -1,4 +1,4 @@
-"""The integers that stand for an activation: scale, zero point, signed or not, by the rules of an engine."""
+"""Quantization grids: scale, zero point and integer type of activations, weights and biases."""
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -17,18 +17,18 @@ from .plan import Plan
 
 
 class Grid(NamedTuple):
-    """How an activation becomes 8 bits."""
+    """How an activation is quantized to 8 bits."""
 
     threshold: float
     """T, in units of the activation."""
     scale: float
     zero_point: int
     dtype: int
-    """Of onnx.TensorProto: INT8 or UINT8."""
+    """INT8 or UINT8 of onnx.TensorProto."""
 
 
 Rule: TypeAlias = Callable[[float, bool], Grid]
-"""From T, and whether the tensor has no negative values, to its grid."""
+"""Returns the grid for T, given whether the tensor is never negative."""
 
 
 def signed(threshold: float, non_negative: bool) -> Grid:
@@ -37,14 +37,14 @@ def signed(threshold: float, non_negative: bool) -> Grid:
 
 
 def by_sign(threshold: float, non_negative: bool) -> Grid:
-    """Return the same, but UINT8 for what is not negative: [0, T] in steps half as wide, for the unused half."""
+    """Return INT8 as `signed`, but for tensors that are never negative UINT8: [0, T] in steps of T / 255."""
     if non_negative:
         return Grid(threshold, threshold / 255, 0, onnx.TensorProto.UINT8)
     return signed(threshold, non_negative)
 
 
 def unsigned(threshold: float, non_negative: bool) -> Grid:
-    """Return UINT8 for all: as onnxruntime's kernels want operands of one type, and join only those to a rectifier."""
+    """Return UINT8 always: onnxruntime's kernels need operands of one type, and only UINT8 fuses with a rectifier."""
     grid = by_sign(threshold, non_negative)
     return grid._replace(zero_point=0 if non_negative else 128, dtype=onnx.TensorProto.UINT8)
 
@@ -52,7 +52,7 @@ def unsigned(threshold: float, non_negative: bool) -> Grid:
 def make_grids(
     plan: Plan, thresholds: Mapping[str, float], non_negative: AbstractSet[str], rule: Rule
 ) -> dict[str, Grid]:
-    """Return the grid of every planned activation; those that share one get the largest of their thresholds."""
+    """Return the grid of every planned activation; activations that share a grid use their largest threshold."""
     grids: dict[str, Grid] = {}
     for group in _groups(plan):
         threshold = max(thresholds[name] for name in group if name in thresholds)
@@ -61,7 +61,7 @@ def make_grids(
 
 
 def _groups(plan: Plan) -> Iterable[set[str]]:
-    """Return the planned activations in groups of one scale each."""
+    """Return the planned activations in groups that share a scale."""
     group_of = {name: {name} for name in plan.readers}
     for names in plan.shared:
         joined = set().union(*(group_of.get(name, {name}) for name in names))
@@ -73,18 +73,18 @@ Array = np.ndarray[Any, Any]
 
 
 class Quantized(NamedTuple):
-    """A constant as integers."""
+    """A quantized constant."""
 
     codes: Array
     """int8 or int32, in the shape of the constant."""
     scale: Array
-    """In its dtype, shape (channels,)."""
+    """Shape (channels,); for weights in the dtype of the constant, for biases float32."""
 
 
 def quantize_weight(weight: onnx.TensorProto, axis: int, *, reduce_range: bool = False) -> Quantized:
-    """Return a weight in -127 .. 127 (-63 .. 63 with `reduce_range`), scale max |w_c| / 127 for each channel.
+    """Quantize a weight to -127 .. 127 (-63 .. 63 with `reduce_range`), with scale max |w_c| / 127 per channel.
 
-    A channel below 1e-4 is dead and becomes 0, as in :func:`klquant.backends.torch.quantize_weights`.
+    A channel with all |w| below 1e-4 is dead and becomes 0, as in :func:`klquant.backends.torch.quantize_weights`.
     """
     values, amax = _ranges(weight, axis)
     levels = 127 if reduce_range else 255
@@ -95,7 +95,7 @@ def quantize_weight(weight: onnx.TensorProto, axis: int, *, reduce_range: bool =
 
 
 def weight_scales(graph: Graph, num_bits: int) -> dict[str, list[float]]:
-    """Return the scale of each output channel of the weight of each layer, by name of the node; 0 for a dead one."""
+    """Return the scales of each layer's weight, one per output channel, by node name; 0 for dead channels."""
     found = {}
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
         if (axis := weight_axis(graph, node)) is not None:
@@ -105,7 +105,7 @@ def weight_scales(graph: Graph, num_bits: int) -> dict[str, list[float]]:
 
 
 def _ranges(weight: onnx.TensorProto, axis: int) -> tuple[Array, Array]:
-    """Return a weight in float32, and the largest absolute value of each of its channels."""
+    """Return a weight in float32 and the largest absolute value of each channel."""
     values = to_array(weight).astype(np.float32)
     if not np.isfinite(values).all():
         raise InvalidInputError(f"weight `{weight.name}` must be finite, got NaN or infinity")
@@ -114,7 +114,7 @@ def _ranges(weight: onnx.TensorProto, axis: int) -> tuple[Array, Array]:
 
 
 def quantize_bias(bias: onnx.TensorProto, input_scale: float, weight_scale: Array) -> Quantized | None:
-    """Return a bias in steps of the products that it is added to; None where INT32 cannot hold it."""
+    """Quantize a bias with the scale of the products that it is added to; None if INT32 cannot hold it."""
     values, scale = to_array(bias), np.float32(input_scale) * weight_scale.astype(np.float32)
     if values.shape != scale.shape:
         return None

@@ -1,7 +1,7 @@
-"""Where quantizers stand: a plan, made by the rules of an engine. Nothing is changed yet.
+"""Plan where quantizers go, by the rules of an engine. The model is not changed yet.
 
-``explicit`` is for engines that quantize what the model says and fuse the rest themselves (TensorRT, OpenVINO);
-``operators`` is for onnxruntime, which executes an operator in INT8 only between dequantizers and a quantizer.
+``explicit`` plans for TensorRT and OpenVINO, which quantize where the model says and fuse the rest themselves.
+``operators`` plans for onnxruntime, which runs an operator in INT8 only between dequantizers and a quantizer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,40 +17,46 @@ from ..model.operators import (
     MOVING,
     activations,
     attribute,
-    matches,
+    is_excluded,
     rectified,
     sole_consumer,
     weight_axis,
 )
 
 EVERYONE = "*"
-NO_KERNEL = ("ConvTranspose",)  # of onnxruntime
-FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's kernels of these can give floating point
-BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # and these have kernels in INT8
+NO_KERNEL = ("ConvTranspose",)  # onnxruntime has no INT8 kernel for these
+FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's INT8 kernels for these can output floating point
+BETWEEN = (
+    *MOVING,
+    "AveragePool",
+    "GlobalAveragePool",
+    *CURVES,
+    *COMBINING,
+)  # these have INT8 kernels
 
 
 class Plan(NamedTuple):
-    """Which tensors pass through quantize and dequantize, on the way to whom."""
+    """Which tensors are quantized and dequantized, and which nodes read the result."""
 
     readers: dict[str, set[str]]
-    """Names of the nodes that read the dequantized values, by activation; EVERYONE for all and the graph's output."""
+    """Names of the nodes that read the dequantized values, by activation; EVERYONE means all and the graph output."""
     weights: dict[str, int]
-    """The axis of output channels of the weight of each quantized layer, by name of the node."""
+    """The axis of output channels of each quantized weight, by node name."""
     shared: list[tuple[str, ...]]
     """Activations that must have one scale."""
     skipped: dict[str, str]
-    """Layers that stay in floating point, and why, by name of the node."""
+    """Why layers stay in floating point, by node name."""
 
 
 def make_plan(graph: Graph, thresholds: Iterable[str], engine: Engine, exclude: tuple[str, ...] = ()) -> Plan:
-    """Return the plan of an engine, given the names of the tensors whose threshold is known."""
+    """Return the plan for an engine, given the names of the tensors with a threshold."""
     if engine == "onnxruntime":
         return operators(graph, thresholds, exclude)
     return explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
 
 
 def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:
-    """Quantize what enters the layers; and, if not `layers_only`, the shortcut of residual sums and concatenations."""
+    """Quantize the inputs of layers and, unless `layers_only`, residual shortcuts and concatenations."""
     known = set(thresholds)
     plan = Plan({}, {}, [], {})
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
@@ -63,7 +69,7 @@ def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], 
     if not layers_only:
         depth = _depths(graph)
         for node in graph.nodes:
-            if not matches(graph, node, exclude):
+            if not is_excluded(graph, node, exclude):
                 _add_sum(graph, plan, node, known, depth)
                 _add_concatenation(graph, plan, node, known)
         _share_moved(graph, plan)
@@ -71,13 +77,13 @@ def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], 
 
 
 def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple[str, ...]) -> str:
-    """Return why a layer cannot be quantized."""
+    """Return why a layer cannot be quantized, or an empty string."""
     inputs = activations(graph, node)
     unknown = [name for name in inputs if name not in known]
-    if matches(graph, node, exclude):
+    if is_excluded(graph, node, exclude):
         return EXCLUDED
     if weight_axis(graph, node) is None and len(set(node.input[:2]) & set(inputs)) < len(set(node.input[:2])):
-        return "its weight is not its constant second input"
+        return "its weight is not a constant second input"
     if unknown:
         return f"no threshold is known for its input `{unknown[0]}`"
     wide = [name for name in inputs if graph.types[name] not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)]
@@ -91,7 +97,7 @@ def _add_layer(graph: Graph, plan: Plan, node: onnx.NodeProto) -> None:
 
 
 def _add_sum(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str], depth: Mapping[str, int]) -> None:
-    """Quantize the shortcut of a residual sum: what does not come from a layer, or from the less deep one."""
+    """Quantize the shortcut of a residual sum: the input that is not from a layer, or is from the shallower one."""
     inputs = activations(graph, node)
     if node.op_type != "Add" or len(inputs) != 2:
         return
@@ -102,14 +108,14 @@ def _add_sum(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str], de
 
 
 def _is_branch(graph: Graph, plan: Plan, name: str) -> bool:
-    """Return whether a quantized layer gives this tensor to the sum alone."""
+    """Return whether this tensor comes from a quantized layer and only the sum reads it."""
     producer = graph.producers.get(name)
     quantized = producer is not None and producer.op_type in WEIGHTED and producer.name not in plan.skipped
     return quantized and sole_consumer(graph, name) is not None
 
 
 def _depths(graph: Graph) -> dict[str, int]:
-    """Return how many layers lie before each tensor, at most."""
+    """Return the largest number of layers on a path to each tensor."""
     depth = dict.fromkeys(graph.inputs, 0)
     for node in graph.nodes:
         deepest = max((depth.get(name, 0) for name in node.input), default=0)
@@ -118,7 +124,7 @@ def _depths(graph: Graph) -> dict[str, int]:
 
 
 def _add_concatenation(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
-    """Quantize what enters a concatenation whose output is quantized, all by its scale."""
+    """Quantize the inputs of a concatenation with a quantized output, all with its scale."""
     inputs = activations(graph, node)
     if node.op_type == "Concat" and node.output[0] in plan.readers and known.issuperset(inputs):
         plan.shared.append((*inputs, node.output[0]))
@@ -127,7 +133,7 @@ def _add_concatenation(graph: Graph, plan: Plan, node: onnx.NodeProto, known: se
 
 
 def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...]) -> Plan:
-    """Quantize what enters and what leaves each layer, and the operators between them that can compute in INT8."""
+    """Quantize inputs and output of each layer, and of the operators between layers that have INT8 kernels."""
     known = set(thresholds)
     plan = Plan({}, {}, [], {})
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
@@ -139,14 +145,14 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
             _quantize_around(graph, plan, node, known)
     for node in (node for node in graph.nodes if node.op_type in BETWEEN):
         possible = _all_quantized(plan, node) and rectified(graph, node.output[0]) in known
-        if possible and not matches(graph, node, exclude):
+        if possible and not is_excluded(graph, node, exclude):
             _quantize_around(graph, plan, node, known)
     _share_moved(graph, plan)
     return plan
 
 
 def _quantize_around(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
-    """Quantize what enters a node and what leaves it; but products that leave the model need no quantizer."""
+    """Quantize the inputs and the output of a node; a product that is a graph output stays in floating point."""
     output = rectified(graph, node.output[0])
     optional = node.op_type in FLOAT_OUTPUT and (output in graph.outputs or output not in known)
     for name in (*activations(graph, node), *([] if optional else [output])):
@@ -158,19 +164,19 @@ def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
     if node.op_type in NO_KERNEL:
         return f"onnxruntime has no INT8 kernel for {node.op_type}"
     if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return "onnxruntime has no INT8 kernel for factors (alpha, beta) in a Gemm"
+        return "onnxruntime has no INT8 kernel for a Gemm with alpha or beta other than 1"
     unknown = output not in known and node.op_type not in FLOAT_OUTPUT
     return f"no threshold is known for its output `{output}`" if unknown else ""
 
 
 def _all_quantized(plan: Plan, node: onnx.NodeProto) -> bool:
-    """Return whether all that a node computes with is quantized already."""
+    """Return whether all activations that a node reads are quantized already."""
     inputs = node.input if node.op_type in COMBINING else node.input[:1]
     return all(name in plan.readers for name in inputs)
 
 
 def _share_moved(graph: Graph, plan: Plan) -> None:
-    """Let what only moves values have one scale at its input and output, where both are quantized."""
+    """Share one scale between input and output of nodes that only move values, if both are quantized."""
     for node in graph.nodes:
         if node.op_type in MOVING and {node.input[0], node.output[0]} <= plan.readers.keys():
             plan.shared.append((node.input[0], node.output[0]))

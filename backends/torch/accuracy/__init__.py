@@ -1,1 +1,1 @@
-"""Measure what quantization costs, layer by layer, and choose criteria by it."""
+"""Measure what quantization costs, layer by layer, and choose criteria accordingly."""

@@ -1,4 +1,4 @@
-"""What a model and its approximation have in common: sums over tensors, hooks on calls, and layers that switch."""
+"""Compare a model with its approximation: sums over tensors, hooks on calls, a model whose layers can be switched."""
 
 import math
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -16,7 +16,7 @@ from ..simulation import fake_quantize, simulate
 
 
 class Sums(NamedTuple):
-    """Sums over a tensor x and its approximation y; those of parts of the data add up to those of all."""
+    """Sums over a tensor x and its approximation y; sums over parts of the data add up."""
 
     signal: float = 0.0
     """Sum of x^2."""
@@ -46,7 +46,7 @@ class Sums(NamedTuple):
 
 
 def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:
-    """Sum in float64 over two tensors of one shape. Where the reference is not finite (masks) they are left out."""
+    """Sum in float64 over two tensors of one shape, only where the reference is finite: masks may hold infinity."""
     x, y = (tensor.detach().double().flatten() for tensor in (reference, approximation))
     finite = x.isfinite()
     if not finite.all():
@@ -56,7 +56,7 @@ def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:
 
 
 def fake_quantize_at(x: torch.Tensor, layer: LayerThreshold) -> torch.Tensor:
-    """Return an activation as INT8 represents it at the threshold of its layer."""
+    """Return an activation rounded to INT8 at the threshold of its layer."""
     scale = torch.tensor(layer.scale, dtype=torch.float32, device=x.device)
     return fake_quantize(x, scale, num_bits=layer.num_bits)
 
@@ -68,12 +68,12 @@ class Call(NamedTuple):
     input: torch.Tensor
     output: torch.Tensor
     again: Callable[[nn.Module, torch.Tensor], torch.Tensor]
-    """Calls another layer with another input in the same way."""
+    """Calls another layer on another input, with the same other arguments."""
 
 
 @contextmanager
 def each_call(layers: Mapping[str, nn.Module], observer: Callable[[Call], None]) -> Iterator[None]:
-    """Report every call of the layers, by the names given to them."""
+    """Call the observer for every call of the layers, which have the names given here."""
 
     def reporting(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
@@ -89,9 +89,9 @@ def each_call(layers: Mapping[str, nn.Module], observer: Callable[[Call], None])
 
 
 class SwitchableModel:
-    """One INT8 simulation of a model in which any layers can be put back to floating point, without another copy.
+    """An INT8 simulation of a model, in which any layers can be switched to floating point.
 
-    The layers in floating point are those of the model itself, put in the place of the quantized ones.
+    It is one copy of the model. A switched layer is that of the model itself, registered in place of the quantized one.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SwitchableModel:
         floats, modules = dict(weighted_layers(model)), dict(simulated.named_modules())
         self.floats = {name: floats[name] for name in thresholds}
         self.quantized = {name: modules[name] for name in thresholds}
-        self._root = nn.ModuleList([simulated])  # the model may be a single layer: then this is its parent
+        self._root = nn.ModuleList([simulated])  # the parent of the model, which may be a single layer
         self._places: dict[int, list[tuple[nn.Module, str]]] = {id(layer): [] for layer in self.quantized.values()}
         for parent in self._root.modules():
             for key, child in parent._modules.items():
@@ -113,7 +113,7 @@ class SwitchableModel:
                     self._places[id(child)].append((parent, key))
 
     def quantizing(self, names: Container[str]) -> nn.Module:
-        """Return the model with these layers in INT8 and the others in floating point, until the next call."""
+        """Return the model with these layers in INT8 and the others in floating point; it changes in the next call."""
         for name, quantized in self.quantized.items():
             for parent, key in self._places[id(quantized)]:
                 parent._modules[key] = quantized if name in names else self.floats[name]

@@ -18,7 +18,7 @@ PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals
 
 
 class Choice(NamedTuple):
-    """Which criterion serves one tensor best."""
+    """The best criterion for one tensor."""
 
     criterion: str
     errors: dict[str, float]
@@ -35,9 +35,9 @@ def choose_criterion(
     forward: Forward = call_model,
     progress: bool = False,
 ) -> dict[str, Choice]:
-    """Choose, for each tensor, the criterion whose threshold gives the least error of the layer's own output.
+    """Choose for each tensor the criterion whose threshold gives the least error of its layer's output.
 
-    The error is ``sum (layer_int8(fake_quantize(x, T)) - layer(x))^2`` with x as it is in the float model; with
+    The error is ``sum (layer_int8(fake_quantize(x, T)) - layer(x))^2`` for the input x in the float model; with
     ``observe="outputs"`` it is ``sum (fake_quantize(y, T) - y)^2``.
 
     Parameters
@@ -49,14 +49,14 @@ def choose_criterion(
     candidates : mapping
         The results of :func:`search_thresholds` on the same histograms, by criterion.
     batches : iterable
-        The calibration data, gone through once.
+        The calibration data, iterated once.
     observe, forward, progress
         As for :func:`collect_amax`.
 
     Returns
     -------
     dict
-        A Choice by qualified layer name. Ties go to entropy, mse, percentile, max, in this order.
+        A Choice by qualified layer name. Among equals the order is entropy, mse, percentile, max.
 
     Raises
     ------
@@ -65,15 +65,17 @@ def choose_criterion(
 
     Notes
     -----
-    The weights give each input channel its importance, which the tensor's own SQNR does not know: on three VGGs with
-    function-preserving random channel scaling (sigma 1.5) the layer's output error led to 86.7, 58.7 and 83.7 % top-1,
-    the tensor's error to 63.3, 58.0 and 67.2 %. The error of the whole model's output, layer by layer alone, gave 86.7,
-    58.7 and 84.3 %; it takes a run of the model for each layer and criterion, where this takes one run in which each
-    layer is evaluated once more for each distinct threshold.
+    Why not the tensor's own error: input channels differ in importance, which only the weights know. On three VGGs with
+    function-preserving random channel scaling (sigma 1.5), choosing by the layer's output error gave 86.7, 58.7 and
+    83.7 % top-1, and by the tensor's error 63.3, 58.0 and 67.2 %. The error of the whole model's output, with one layer
+    quantized at a time, gave 86.7, 58.7 and 84.3 %, but needs a run of the model for each layer and criterion. This
+    needs one run, in which each layer is evaluated once more for each distinct threshold.
 
-    Sums are float64 and add up over parts of the data, up to rounding. Memory: one copy of the model.
+    Sums are in float64, and sums over parts of the data add up, up to rounding. Memory: one copy of the model.
     """
-    errors = output_errors(
+    check_eval(model)
+    _check_candidates(candidates)
+    errors = _output_errors(
         model, weight_scales, candidates, batches, observe=observe, forward=forward, progress=progress
     )
     return {name: choose(by_criterion) for name, by_criterion in errors.items()}
@@ -92,26 +94,21 @@ def _check_candidates(candidates: Mapping[str, Mapping[str, LayerThreshold]]) ->
     layers = set().union(*candidates.values())
     if differing := {name for name in layers if not all(name in found for found in candidates.values())}:
         raise InvalidInputError(
-            f"`candidates` must hold the same layers for each criterion, got only for some: {sorted(differing)}"
+            f"`candidates` must hold the same layers for each criterion, got some without {sorted(differing)}"
         )
 
 
-def output_errors(
+def _output_errors(
     model: nn.Module,
     weight_scales: Mapping[str, torch.Tensor],
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     batches: Iterable[Any],
     *,
-    observe: Where = "inputs",
-    forward: Forward = call_model,
-    progress: bool = False,
+    observe: Where,
+    forward: Forward,
+    progress: bool,
 ) -> dict[str, dict[str, float]]:
-    """Return the squared error of each layer's output by criterion, summed over the data: what is to be chosen by.
-
-    The arguments are those of :func:`choose_criterion`.
-    """
-    check_eval(model)
-    _check_candidates(candidates)
+    """Return the squared error of each layer's output by criterion, summed over the data."""
     layers = next(iter(candidates.values()))
     switchable = SwitchableModel(model, weight_scales, layers, observe)
     distinct = {name: {found[name].threshold: found[name] for found in candidates.values()} for name in layers}

@@ -1,4 +1,4 @@
-"""Where a quantized model loses accuracy: each layer's weights, activations and output, and what it costs the model."""
+"""Diagnose where a quantized model loses accuracy: in weights, activations or outputs, and in which layer."""
 
 import json
 import math
@@ -19,20 +19,20 @@ from .measurement import NOTHING, LayerSums, Measurements, Run
 
 
 class LayerDiagnosis(NamedTuple):
-    """What INT8 does to one layer, and what this layer does to the model; SQNR in dB."""
+    """What INT8 does to one layer, and what this layer does to the model. SQNR is in dB."""
 
     name: str
     weight_sqnr_db: float
     """The weights against their INT8 form."""
     activation_sqnr_db: float
-    """The observed tensor against its INT8 form at T, with nothing else quantized; measured on the data."""
+    """The observed tensor against its INT8 form at T, with nothing else quantized, on the data."""
     output_cosine: float
-    """The layer's output in the float model against that in the simulation: what all layers before it lose counts."""
+    """The layer's output in the float model against that in the simulation, errors of earlier layers included."""
     output_sqnr_db: float
     alone_sqnr_db: float
-    """The model's output if only this layer is quantized. The lower, the more harm does the layer do."""
+    """The model's output if only this layer is quantized. The lower, the more harmful is the layer."""
     without_sqnr_db: float
-    """The model's output if all layers but this one are quantized. The higher, the more would be won."""
+    """The model's output if all layers but this one are quantized. The higher, the more it gains in float."""
     note: str = ""
     """Why numbers are missing (NaN)."""
 
@@ -63,7 +63,7 @@ class Diagnosis(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> "Diagnosis":
-        """Return what :meth:`as_json` wrote, with NaN for null."""
+        """Read what :meth:`as_json` wrote, with NaN for null."""
         try:
             content = json.loads(text)
             rows: list[dict[str, Any]] = content.pop("layers")
@@ -84,7 +84,7 @@ def diagnose(
     progress: bool = False,
     sensitivity: bool = True,
 ) -> Diagnosis:
-    """Compare a model with its INT8 simulation, layer by layer, and rank the layers by the harm that each does.
+    """Compare a model with its INT8 simulation, layer by layer, and rank the layers by the harm they do.
 
     Parameters
     ----------
@@ -93,23 +93,22 @@ def diagnose(
     weight_scales, thresholds : mapping
         As for :func:`simulate`. Only layers with a threshold are diagnosed.
     batches : iterable
-        Gone through once; calibration data or, better, other data.
+        Calibration data or, better, other data; iterated once.
     observe : {"inputs", "outputs"}, or a mapping of layer names to these
         Where the thresholds were collected.
     forward : callable (model, batch) -> output
-        How to run the model on a batch; the floating point tensors in what it returns are compared.
+        How to run the model on a batch; the floating point tensors that it returns are compared.
     progress : bool
         Show a bar over layers and batches on a terminal.
     sensitivity : bool
-        Also quantize one layer at a time, and all but one; otherwise these numbers are NaN and the layers are ranked
-        by their output's SQNR.
+        Also quantize one layer at a time, and all but one. Otherwise these numbers are NaN, and the SQNR of the layers'
+        outputs ranks them.
 
     Returns
     -------
     Diagnosis
-        A LayerDiagnosis for each layer, the most harmful first. A layer that is called several times is judged on all
-        its calls together. Where its calls or shapes differ between the two models its outputs are not compared,
-        and its note says so.
+        A LayerDiagnosis for each layer, the most harmful first. The numbers of a layer are over all its calls. If its
+        calls or shapes differ between the two models, its outputs are not compared, and its note says so.
 
     Raises
     ------
@@ -119,9 +118,9 @@ def diagnose(
 
     Notes
     -----
-    Cost: two runs of the model for each batch, and two more for each layer with `sensitivity`. There is one copy of
-    the model; of the data only sums in float64 are kept, and the layers' outputs of one batch while it lasts: should
-    they not fit, make the batches smaller. How the data are split changes the numbers only by rounding.
+    Cost: two runs of the model for each batch, and with `sensitivity` two more for each layer. Memory: one copy of the
+    model, float64 sums, and the outputs of all layers on one batch; if they do not fit, use smaller batches. How the
+    data are split changes the numbers only by rounding.
     """
     check_eval(model)
     measured = Measurements(model, weight_scales, thresholds, observe)

@@ -1,4 +1,4 @@
-"""Run a model in floating point and in INT8 side by side, and sum up how far apart they are."""
+"""Run a model in floating point and in INT8 on the same batches, and sum up the differences."""
 
 from collections import deque
 from collections.abc import Callable, Container, Mapping
@@ -35,7 +35,7 @@ class LayerSums(NamedTuple):
 
 
 class Run:
-    """Runs models on one batch; what the first returns is what the others are compared with."""
+    """Runs models on one batch, and compares the outputs of the others with that of the first."""
 
     def __init__(self, batch: Any, number: int, forward: Forward, advance: Callable[[], None]) -> None:
         self.number = number
@@ -58,7 +58,7 @@ class Run:
         if got != expected:
             raise InvalidInputError(
                 f"batch {self.number}: the model must return the same shapes in INT8 as in floating point, {expected}, "
-                f"got {got}; pass a `forward` that returns what can be compared"
+                f"got {got}; pass a `forward` that returns the same shapes"
             )
         sums = NOTHING
         for reference, output in zip(self._reference, outputs, strict=True):
@@ -72,7 +72,7 @@ class Run:
 
 
 class Measurements:
-    """Sums over all batches that were given to it: of the whole model and of each layer with a threshold."""
+    """Sums over batches, for the whole model and for each layer with a threshold."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class Measurements:
         self.layers = {name: LayerSums(self._compare_weights(name)) for name in thresholds}
 
     def compare_layers(self, run: Run) -> None:
-        """Run both models on a batch, and compare what their layers give, call by call."""
+        """Run both models on a batch, and compare the outputs of their layers call by call."""
         kept: dict[str, deque[torch.Tensor]] = {name: deque() for name in self.layers}
 
         def keep(call: Call) -> None:
-            kept[call.layer].append(call.output.clone())  # what follows may write to it
+            kept[call.layer].append(call.output.clone())  # the model may write to it later
             tensor = call.output if observed_at(call.layer, self._observe) == "outputs" else call.input
             approximation = fake_quantize_at(tensor, self._thresholds[call.layer])
             self._add(call.layer, "activation", compare(tensor, approximation))
@@ -112,7 +112,7 @@ class Measurements:
             self._differs(name, run)
 
     def try_each_layer(self, run: Run) -> None:
-        """Run the model on the batch with one layer in INT8, and with all but one."""
+        """Run the model on the batch with each layer alone in INT8, and with each alone in floating point."""
         for name in self.layers:
             self._add(name, "alone", self._compare_with_int8({name}, run))
             self._add(name, "without", self._compare_with_int8(self.layers.keys() - {name}, run))

@@ -1,7 +1,7 @@
-"""Empirical bias correction: rounding shifts the mean of what a layer returns, and the bias can take it back.
+"""Empirical bias correction: rounding shifts the mean of a layer's output, and the bias can compensate for it.
 
 After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, Data-Free Quantization Through Weight Equalization and
-Bias Correction, ICCV 2019, appendix D, here with the rounding of the input as well.
+Bias Correction, ICCV 2019, appendix D; here the input is rounded as well.
 """
 
 import copy
@@ -28,19 +28,19 @@ def correct_bias(
     forward: Forward = call_model,
     progress: bool = False,
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Add to each quantized layer's bias what rounding takes from the mean of each output channel.
+    """Add to the bias of each quantized layer what rounding takes from the mean of each output channel.
 
-    ``b_c + mean(W x - W_hat x_hat)_c`` over the data and all positions, before the ReLU, where x is what the layer
-    gets in the floating point model.
+    The new bias is ``b_c + mean(W x - W_hat x_hat)_c`` over the data and all positions, before the ReLU, where x is the
+    layer's input in the floating point model.
 
     Parameters
     ----------
     simulated : torch.nn.Module
         The result of :func:`simulate`.
     reference : torch.nn.Module, in eval mode
-        The floating point model that was simulated: folded, and equalized if it was.
+        The floating point model that was simulated, with the same folds and equalization.
     batches : iterable
-        Calibration data, gone through once.
+        Calibration data, iterated once.
     forward : callable (model, batch) -> output
         How to run the model on a batch.
     progress : bool
@@ -49,22 +49,22 @@ def correct_bias(
     Returns
     -------
     model : torch.nn.Module
-        A corrected copy of `simulated`; a layer without a bias got one.
+        A corrected copy of `simulated`; layers without a bias get one.
     corrections : dict
         The largest absolute correction of each layer that was called, in units of its output.
 
     Raises
     ------
     InvalidInputError
-        If `simulated` has no quantized layer or one that `reference` lacks, for no batches, for a model in training
-        mode, and for inputs that the two models disagree about.
+        If `simulated` has no quantized layer, or one that `reference` lacks or has in another shape; for no batches, a
+        model in training mode, NaN or infinity.
 
     Notes
     -----
-    A layer is linear but for its bias: it is enough to sum up its inputs, in float64, and to run it once on the sums.
-    The result is the same for any batches, but for the rounding of float64, and memory does not grow with the data.
-    Where outputs are observed (``observe="outputs"``) a layer's input comes rounded from elsewhere or not at all, and
-    only the rounding of the weights is corrected. Correcting twice is the same as once.
+    Apart from its bias a layer is linear, so it is enough to sum up its inputs in float64 and to run the layer once, on
+    the sums. The result does not depend on how the data are split, up to the rounding of float64, and memory does not
+    grow with them. With ``observe="outputs"`` a layer does not round its input, so only the rounding of the weights is
+    corrected. Correcting twice is the same as once.
     """
     check_eval(reference)
     corrected = copy_model(simulated)
@@ -74,7 +74,7 @@ def correct_bias(
 def correct_in_place(
     simulated: nn.Module, reference: nn.Module, batches: Iterable[Any], *, forward: Forward, progress: bool
 ) -> dict[str, float]:
-    """Do what :func:`correct_bias` does to the simulated model itself; return the corrections."""
+    """Do what :func:`correct_bias` does, to the simulated model itself; return the corrections."""
     quantized = {name: m for name, m in simulated.named_modules() if isinstance(m, QuantizedLayer)}
     layers = dict(weighted_layers(reference))
     _check_names(quantized, layers)
@@ -109,7 +109,7 @@ def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:
 
 
 class _Shift:
-    """The mean difference between a layer and its quantized form, by output channel."""
+    """The mean difference between a layer and its quantized form, for each output channel."""
 
     def __init__(self, layer: nn.Module, quantized: QuantizedLayer) -> None:
         self._layers = inner_layer(layer), inner_layer(quantized.layer)
@@ -130,13 +130,13 @@ class _Shift:
             raise InvalidInputError("activations must be finite, got NaN or infinity")
         if self._samples and self._sums[0].shape == sums[0].shape:
             sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
-        else:  # samples of another size: sums of their own
+        else:  # samples of another shape: start new sums
             self._flush()
         self._sums = sums
         self._samples += x.numel() // max(1, sums[0].numel())
 
     def mean(self) -> torch.Tensor:
-        """Return what is to be added to the bias."""
+        """Return what to add to the bias."""
         self._flush()
         mean: torch.Tensor = self._total / self._count
         return mean
@@ -151,7 +151,7 @@ class _Shift:
 
 
 def _input_quantizer(quantized: QuantizedLayer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what the quantized layer does to its input: that is what remains of it with an identity inside."""
+    """Return the function that the quantized layer applies to its input: the layer itself around an identity."""
     if quantized.observe != "inputs":
         return nn.Identity()
     rounding = copy.copy(quantized)
@@ -160,7 +160,7 @@ def _input_quantizer(quantized: QuantizedLayer) -> Callable[[torch.Tensor], torc
 
 
 def _sum_up(x: torch.Tensor, layer: Any) -> torch.Tensor:
-    """Return the sum of all samples in float64: a batch of one."""
+    """Return the sum of all samples in float64, as a batch of one."""
     sample = x.shape[1 - layer.weight.ndim :]  # one dimension for linear layers, rank + 1 for convolutions
     total: torch.Tensor = x.reshape(-1, *sample).sum(0, keepdim=True, dtype=torch.float64)
     return total

@@ -1,7 +1,11 @@
-"""Which layer's output enters which layer with nothing between that would notice if its channels were scaled.
+"""Find pairs of layers between which channels can be scaled: everything between commutes with positive factors.
 
-As in :mod:`.calls`, what counts is what one run of the model showed; here the tensors are followed also through the
-functions that commute with positive factors per channel, modules or not.
+If f(s x) = s f(x) for every s > 0 (ReLU, pooling, Flatten, ...), then dividing the output channels of one layer by s
+and multiplying the input channels of the next by s changes nothing. As in :mod:`..model.dataflow`, one run of the model
+shows what feeds what. The tensors that a layer returns are followed by identity through every function that commutes,
+whether a module calls it or not: each step hands the chain on to the function's result. Anything else ends the chain
+with a reason: a function that does not commute, a second use (its other branch would see the scaled values), leaving
+the model. A tensor that is followed is kept alive, because Python may give its id to another one afterwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +23,7 @@ from ..model.functions import METADATA
 from ..model.hooks import active
 from ..model.layers import LayerReLU, inner_layer, weighted_layers
 
-# by name: the function f of a module, torch.f and Tensor.f are the same
+# by name, which is the same for a module's function f, torch.f and Tensor.f
 _ELEMENTWISE = {"relu", "relu_", "leaky_relu", "leaky_relu_", "dropout", "dropout1d", "dropout2d", "dropout3d"}
 _POOLS = {f"{kind}_pool{rank}d": rank for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for rank in (1, 2, 3)}
 _FLATTENING = {"flatten", "view", "reshape"}
@@ -28,20 +32,20 @@ _TWICE = "its output is used more than once"
 
 @dataclass
 class Chain:
-    """Where the output of a layer went, in one call."""
+    """Where the output of one call of a layer went."""
 
     first: str
     second: str | None = None
-    """The layer that it entered, if the chain led to one."""
+    """The layer that it entered, if it did."""
     positions: int = 1
-    """How many neighbouring inputs of `second` come from one channel of `first`: more than one after a Flatten."""
+    """How many adjacent inputs of `second` come from one channel of `first`: more than one after Flatten."""
     reason: str = ""
-    """Why the chain must not be scaled; empty where it may be."""
+    """Why the channels must not be scaled; empty if they may be."""
 
 
 @dataclass
 class _Tensor:
-    """A tensor on its way; it is kept so that its id stays its own."""
+    """A tensor that is followed."""
 
     value: torch.Tensor
     chain: Chain
@@ -50,9 +54,9 @@ class _Tensor:
 
 
 def follow_chains(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Chain], set[int], list[torch.Tensor]]:
-    """Run the model; return a chain for each call of a layer, in the order of the calls.
+    """Run the model; return a chain for each call of a layer, in order.
 
-    Also the ids of all tensors that were used outside the layers, and the tensors that the model returned.
+    Also return the ids of all tensors that were used outside the layers, and the tensors that the model returned.
     """
     tracer = _Tracer()
 
@@ -76,12 +80,12 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.chains: list[Chain] = []
         self.used: set[int] = set()
-        self._depth = 0  # inside a layer nothing is followed
+        self._depth = 0  # of layers: nothing is followed inside them
         self._tensors: dict[int, _Tensor] = {}
 
     def end(self, output: list[torch.Tensor]) -> None:
         for tensor in self._use(output):
-            tensor.chain.reason = tensor.chain.reason or "its output leaves the model"
+            tensor.chain.reason = tensor.chain.reason or "the model returns its output"
         for chain in self.chains:
             if chain.second is None:
                 chain.reason = chain.reason or "its output is not used"
@@ -97,8 +101,8 @@ class _Tracer(TorchFunctionMode):
     def leaving(self, name: str, layer: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self._depth -= 1
-            if isinstance(output, torch.Tensor):  # no tensor if the module raised an error
-                chain = Chain(name, reason=_why_not_relu(layer))
+            if isinstance(output, torch.Tensor):  # it is None if the module raised an error
+                chain = Chain(name, reason=_relu_obstacle(layer))
                 self.chains.append(chain)
                 self._tensors[id(output)] = _Tensor(output, chain, _axis(inner_layer(layer), output.ndim))
 
@@ -123,10 +127,10 @@ class _Tracer(TorchFunctionMode):
                 chain.positions *= prod(before[tensor.axis + 1 :])
             self._tensors[id(result)] = _Tensor(result, chain, tensor.axis)
         else:
-            chain.reason = chain.reason or f"{name} stands between"
+            chain.reason = chain.reason or f"{name} lies between"
 
     def _use(self, values: Any) -> list[_Tensor]:
-        """Return those that are followed, each marked as used."""
+        """Return those values that are followed, and mark them as used."""
         followed = [self._tensors[id(value)] for value in values if id(value) in self._tensors]
         for tensor in followed:
             if tensor.is_used:
@@ -146,17 +150,17 @@ def _axis(layer: Any, ndim: int) -> int:
     return ndim - rank - 1
 
 
-def _why_not_relu(layer: nn.Module) -> str:
-    """Return what is wrong with the ReLU that a layer was joined with, if one was."""
+def _relu_obstacle(layer: nn.Module) -> str:
+    """Return why the ReLU that a layer is joined with forbids scaling; empty if it does not."""
     relu = layer.relu if isinstance(layer, LayerReLU) else nn.ReLU()
-    return "" if type(relu) is nn.ReLU else f"{type(relu).__name__} stands between"
+    return "" if type(relu) is nn.ReLU else f"{type(relu).__name__} lies between"
 
 
 def _arrive(tensor: _Tensor, name: str, layer: nn.Module) -> None:
     chain = tensor.chain
     chain.second = name
     if tensor.axis != _axis(layer, tensor.value.ndim):
-        chain.reason = chain.reason or f"its channels are not those of the input of `{name}`"
+        chain.reason = chain.reason or f"its channels are not the input channels of `{name}`"
 
 
 def _commutes(name: str, before: torch.Size, after: torch.Tensor, axis: int) -> bool:

@@ -1,8 +1,12 @@
 """Cross-layer equalization: scale the channels between two layers so that both are easier to quantize.
 
 After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, Data-Free Quantization Through Weight Equalization and
-Bias Correction, ICCV 2019. Where ReLU(W1 x + b1) enters W2, dividing channel c of W1 and b1 by s_c > 0 and
-multiplying column c of W2 by it changes nothing in exact arithmetic; with powers of two nothing in floating point.
+Bias Correction, ICCV 2019. Where ReLU(W1 x + b1) enters W2, dividing row c of W1 and b1 by s_c > 0 and multiplying
+column c of W2 by s_c changes nothing in exact arithmetic, and with powers of two nothing in floating point.
+
+With s_c = sqrt(r1_c / r2_c) both ranges of a channel become sqrt(r1_c r2_c). A layer in the middle of a chain is second
+of one pair and first of the next, so a pair that has been equalized is disturbed by its neighbours: sweeps over all
+pairs are repeated until no factor changes. The exponents are rounded to integers, so this usually takes few sweeps.
 """
 
 from collections import Counter
@@ -16,24 +20,24 @@ from klquant.errors import InvalidInputError
 
 from ..model.dataflow import count_uses, outputs_agree, record_calls
 from ..model.edits import copy_model, restored
-from ..model.forward import Forward, call_model, check_eval
+from ..model.forward import Forward, call_model, check_eval, naming_errors
 from ..model.layers import TRANSPOSED, inner_layer, weighted_layers
 from .channel_flow import Chain, follow_chains
 
-_MAX_SWEEPS = 100
+_MAX_SWEEPS = 100  # in case rounded factors keep changing
 
 
 class Equalized(NamedTuple):
-    """What became of the channels between a layer and the next."""
+    """What happened to the channels between a layer and the next."""
 
     first: str
-    """Qualified name of the layer whose output channels are concerned."""
+    """Qualified name of the layer whose output channels these are."""
     second: str | None
-    """Qualified name of the layer that they enter, if it is known."""
+    """Qualified name of the layer that they enter, or None."""
     reason: str
-    """Why they were left alone; empty where they were equalized."""
+    """Why they were left alone; empty if they were equalized."""
     largest_factor: float
-    """Largest s_c or 1 / s_c over the channels; 1 where nothing was scaled."""
+    """Largest s_c or 1 / s_c over the channels; 1 if nothing was scaled."""
 
 
 class _Pair(NamedTuple):
@@ -45,14 +49,14 @@ class _Pair(NamedTuple):
 def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Equalized]]:
     """Equalize the ranges of the weights on both sides of every channel between two layers.
 
-    ``s_c = sqrt(r1_c / r2_c)``, rounded to a power of two, where r1_c is the largest weight of the first layer's
-    output channel c and r2_c that of the second layer's input channel c; ``W1_c / s_c``, ``b1_c / s_c``,
-    ``W2_c * s_c``, pair by pair until nothing changes.
+    ``s_c = sqrt(r1_c / r2_c)``, rounded to a power of two, where r1_c is the largest absolute weight of the first
+    layer's output channel c and r2_c that of the second layer's input channel c. The new parameters are ``W1_c / s_c``,
+    ``b1_c / s_c`` and ``W2_c * s_c``; sweeps over all pairs are repeated until nothing changes.
 
     Parameters
     ----------
     model : torch.nn.Module, in eval mode
-        After :func:`fold_batch_norm` and :func:`fold_relu`: a BatchNorm between two layers keeps them apart.
+        Call :func:`fold_batch_norm` and :func:`fold_relu` first: a BatchNorm between two layers forbids scaling.
     batch
         One batch of input, to see what feeds what.
     forward : callable (model, batch) -> output
@@ -61,7 +65,7 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
     Returns
     -------
     model : torch.nn.Module
-        An equalized copy, the same function bit for bit unless a number over- or underflows.
+        An equalized copy that computes the same bits, unless a number overflows or underflows.
     equalized : list of Equalized
         One entry for each layer that was called.
 
@@ -72,9 +76,9 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
 
     Notes
     -----
-    A pair is equalized only if one run shows a layer that is called once, whose output goes through nothing but
-    ReLU, leaky ReLU, pooling, Dropout, Identity and Flatten, is used once each time, and enters a layer that is called
-    once. Shared or parametrized weights and hooks forbid it. A channel without weights on one side keeps s = 1.
+    A pair is equalized only if one run shows that both layers are called once and that nothing lies between them but
+    ReLU, leaky ReLU, pooling, Dropout, Identity and Flatten, each with the only use of its input. Hooks and shared or
+    parametrized weights forbid it. A channel whose weights are all 0 on one side keeps s = 1.
     """
     check_eval(model)
     equalized = copy_model(model)
@@ -83,20 +87,20 @@ def equalize(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> 
 
 
 def find_pairs(model: nn.Module, batch: Any, forward: Forward) -> list[Equalized]:
-    """Return what :func:`equalize` finds, and leave the model as it was."""
+    """Return what :func:`equalize` finds for a model that the caller owns; the model stays as it was."""
     with restored(model):
         return _try(model, batch, forward)[0]
 
 
 def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.Module:
-    """Return a copy of the model in which the channels are equalized that :func:`equalize` found; no data are needed.
+    """Return a copy of the model with the pairs equalized that :func:`equalize` found, without data.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The model that was equalized, or one like it. It is not changed.
+        The model that was equalized, or one with the same layers. It is not changed.
     equalized : iterable of Equalized
-        What :func:`equalize` told; entries with a reason were left alone and are here too.
+        The second result of :func:`equalize`; entries with a reason are skipped.
 
     Returns
     -------
@@ -105,7 +109,7 @@ def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.M
     Raises
     ------
     InvalidInputError
-        If the model lacks a layer that is named, or it has another number of channels.
+        If a named layer is missing or has another number of channels.
     """
     model = copy_model(model)
     equalize_in_place(model, equalized)
@@ -113,14 +117,15 @@ def apply_equalization(model: nn.Module, equalized: Iterable[Equalized]) -> nn.M
 
 
 def equalize_in_place(model: nn.Module, equalized: Iterable[Equalized]) -> list[Equalized]:
-    """Do what :func:`apply_equalization` does to the model itself; return the entries with their factors."""
+    """Do what :func:`apply_equalization` does, to the model itself; return the entries with their factors."""
     entries, layers = list(equalized), dict(weighted_layers(model))
     factors = _sweep({entry.first: _pair(entry, layers) for entry in entries if not entry.reason})
     return [entry._replace(largest_factor=factors.get(entry.first, 1.0)) for entry in entries]
 
 
 def _try(model: nn.Module, batch: Any, forward: Forward) -> tuple[list[Equalized], bool]:
-    """Equalize the model itself; return the entries and whether the output stayed; if not, no entry is a pair."""
+    """Equalize the model itself; return the entries, and whether the output stayed the same."""
+    forward = naming_errors(forward)
     with restored(model):
         chains, used, expected = follow_chains(model, lambda: forward(model, batch))
     entries = equalize_in_place(model, _entries(model, chains, dict(weighted_layers(model)), used))
@@ -143,7 +148,7 @@ def _pair(entry: Equalized, layers: dict[str, nn.Module]) -> _Pair:
 
 
 def _entries(model: nn.Module, chains: list[Chain], layers: dict[str, nn.Module], used: set[int]) -> list[Equalized]:
-    """Decide for each layer what becomes of its output channels."""
+    """Decide for each layer whether its output channels can be scaled."""
     calls = Counter(chain.first for chain in chains)
     uses = count_uses(model)
 
@@ -151,7 +156,7 @@ def _entries(model: nn.Module, chains: list[Chain], layers: dict[str, nn.Module]
         for name in filter(None, (chain.first, chain.second)):
             if calls[name] > 1:
                 return f"`{name}` is called more than once"
-            if why := _why_not(layers[name], uses, used):
+            if why := _obstacle(layers[name], uses, used):
                 return f"`{name}` {why}"
         return chain.reason
 
@@ -163,14 +168,14 @@ def _undone(entry: Equalized) -> Equalized:
     return entry._replace(reason="equalizing changed the output of the model", largest_factor=1.0)
 
 
-def _why_not(layer: nn.Module, uses: Counter[int], used: set[int]) -> str:
+def _obstacle(layer: nn.Module, uses: Counter[int], used: set[int]) -> str:
     parameters = [p for m in layer.modules() for p in m.parameters(recurse=False)]
     if any(uses[id(p)] > 1 for p in parameters):
         return "shares weights with another module"
     if any(id(p) in used for p in parameters):
-        return "has weights that are used outside it too"
+        return "has weights that are used elsewhere too"
     if "bias" not in inner_layer(layer)._parameters:
-        return "has a bias that is no parameter"
+        return "has a bias that is not a parameter"
     return "has hooks" if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()) else ""
 
 
@@ -186,7 +191,7 @@ def _sweep(pairs: dict[str, _Pair]) -> dict[str, float]:
 
 
 def _equalize_pair(pair: _Pair) -> torch.Tensor:
-    """Scale both layers once; return the logarithms of the factors, one per channel."""
+    """Scale both layers once; return log2 of the factors, one for each channel."""
     leaving, entering = _output_axis(pair.first), 3 - _output_axis(pair.second)
     first, second = _ranges(pair.first, leaving), _ranges(pair.second, entering, pair.positions)
     exponents = torch.where((first > 0) & (second > 0), (first / second).log2() / 2, 0.0).round()
@@ -199,12 +204,12 @@ def _equalize_pair(pair: _Pair) -> torch.Tensor:
 
 
 def _output_axis(layer: Any) -> int:
-    """Return the axis of the grouped weight that runs over the output channels; input channels have the other one."""
+    """Return the axis of the grouped weight for output channels, 1 or 2; the other one is for input channels."""
     return 2 if type(layer) in TRANSPOSED else 1
 
 
 def _grouped(layer: Any, positions: int = 1) -> tuple[int, ...]:
-    """Return the shape of the weight with axes for groups, output and input channels in a group, and all else."""
+    """Return the shape of the weight with axes for groups, the two kinds of channels in a group, and the rest."""
     rows, columns = layer.weight.shape[:2]
     groups = getattr(layer, "groups", 1)
     return (groups, rows // groups, columns // positions, layer.weight[0, 0].numel() * positions)
@@ -217,7 +222,7 @@ def _ranges(layer: Any, axis: int, positions: int = 1) -> torch.Tensor:
 
 
 def _scale_weight(layer: Any, axis: int, exponents: torch.Tensor, positions: int = 1) -> None:
-    shape, weight = _grouped(layer, positions), layer.weight.detach().clone()  # in place: the strides stay
+    shape, weight = _grouped(layer, positions), layer.weight.detach().clone()  # multiplied in place to keep the strides
     factors = exponents.exp2().reshape([shape[0], *(shape[k] if k == axis else 1 for k in (1, 2)), 1])
     weight.mul_(factors.expand(shape).reshape(weight.shape).to(weight))
     layer.weight = nn.Parameter(weight, layer.weight.requires_grad)

@@ -1,4 +1,4 @@
-"""Remove the marks of a traced model: they say which tensors are rounded, by which scale, and for which nodes."""
+"""Remove the marks of a traced model, and collect which tensors they round, by which scale and for which nodes."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ from ...onnx.qdq.plan import EVERYONE
 from ...settings import WEIGHTED
 from .trace import DOMAIN, ROUNDED, Traced
 
-BEFORE_LAYERS = ("Pad", "Unsqueeze")  # what torch puts between a layer's input and its operator; they move values
+BEFORE_LAYERS = ("Pad", "Unsqueeze")  # torch inserts these between the input and the operator of a layer
 
 
 class Roundings(NamedTuple):
     """Where a simulated model rounds, in the graph without marks."""
 
     thresholds: dict[str, float]
-    """T by tensor."""
+    """T by tensor name."""
     readers: dict[str, set[str]]
-    """Names of the nodes that read a tensor rounded; EVERYONE for all and the graph's output."""
+    """Names of the nodes that read a rounded tensor; EVERYONE means all and the graph output."""
     layers: dict[str, str]
-    """Names of the simulated layers, by name of the node that computes one."""
+    """Names of the simulated layers, by node name."""
     conflicts: list[tuple[str, str, str]]
     """A tensor, and two layers that round it by different scales."""
 
 
 class Mark(NamedTuple):
-    """Where a layer rounds."""
+    """A place where a layer rounds."""
 
     node: ir.Node
     source: ir.Value
@@ -64,7 +64,7 @@ def remove_marks(traced: Traced) -> tuple[onnx.ModelProto, Roundings]:
 
 
 class _Finder:
-    """Removes marks from a graph, one by one in their order, and notes what they say."""
+    """Removes marks from a graph, in their order, and collects the roundings."""
 
     def __init__(self, traced: Traced) -> None:
         self.roundings = Roundings({}, {}, {}, [])
@@ -72,7 +72,7 @@ class _Finder:
         self._first: dict[str, str] = {}  # the layer that rounds a tensor first
 
     def remove(self, node: ir.Node) -> None:
-        """Remove a node that passes its input on."""
+        """Remove a node that returns its input."""
         source: Any = node.inputs[0]
         graph: Any = node.graph
         result = node.outputs[0]
@@ -82,7 +82,7 @@ class _Finder:
         graph.remove(node, safe=True)
 
     def add(self, mark: Mark) -> None:
-        """Remove a mark and note what it says."""
+        """Remove a mark and add its rounding."""
         self._remove_repeated(mark)
         if any(node.graph is not self._graph for node in mark.result.consumers()):
             raise InvalidInputError(
@@ -113,7 +113,7 @@ class _Finder:
         return not source.is_initializer() and (alone or not mark.result.is_graph_output())
 
     def _remove_repeated(self, mark: Mark) -> None:
-        """Remove rectifiers behind a layer that rectifies: folding put them into the layer and left them in place."""
+        """Remove rectifiers after a layer that rectifies: folding copied them into the layer and left them in place."""
         for node in mark.result.consumers() if _highest(mark.source.producer()) is not None else ():
             highest = _highest(node)
             if highest is not None and highest >= mark.threshold and not node.outputs[0].is_graph_output():

@@ -1,6 +1,5 @@
-"""Put Q/DQ where a simulated model rounds, or where an engine's rules want them."""
+"""Insert Q/DQ where a simulated model rounds, or where the rules of an engine say."""
 
-import glob
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -21,13 +20,13 @@ from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced
 
-UNROUNDED = "the simulation does not round what enters it"
+UNROUNDED = "the simulation does not round its input"
 FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
 
 
 def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QDQModel:
-    """Return a traced model with Q/DQ: as simulated; with batches, and for onnxruntime, by the rules of an engine."""
+    """Return a traced model with Q/DQ as simulated or, with batches and for onnxruntime, by the rules of an engine."""
     model, found = remove_marks(traced)
     if batches is None and engine != "onnxruntime":
         result = _as_simulated(model, found)
@@ -39,10 +38,10 @@ def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] |
 
 
 def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
-    """Return the model with Q/DQ where the simulation rounds, and nowhere else."""
+    """Return the model with Q/DQ only where the simulation rounds."""
     found = _behind_moves(read_graph(model), found)
     known = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
-    new = [name for name in found.thresholds if name not in known]  # the exporter tells the types of nearly all
+    new = [name for name in found.thresholds if name not in known]  # the exporter leaves out few types
     model.graph.value_info.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in new)
     graph = read_graph(model)
     plan = _plan(graph, found)
@@ -53,7 +52,10 @@ def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
 
 
 def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
-    """Round again right before a layer what was only moved since it was rounded: the same codes, for engines to see."""
+    """Round again before a layer if the tensor was only moved since it was rounded.
+
+    The codes are the same, but engines look for Q/DQ next to the layer.
+    """
     thresholds, readers, moved = dict(found.thresholds), dict(found.readers), {}
     for node in (node for node in graph.nodes if node.op_type in MOVING):
         source, result = node.input[0], node.output[0]
@@ -68,7 +70,7 @@ def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
 
 
 def _plan(graph: Graph, found: Roundings) -> Plan:
-    """Return the plan that does what the simulation does; layers whose input is not rounded keep their weights."""
+    """Return the plan of the simulation; layers with unrounded inputs keep their float weights."""
     plan = Plan(found.readers, {}, [], {})
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
         axis, readers = weight_axis(graph, node), found.readers.get(node.input[0], set())
@@ -84,16 +86,16 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
 def _by_rules(
     model: onnx.ModelProto, found: Roundings, engine: Engine, batches: Iterable[Mapping[str, Any]] | None
 ) -> QDQModel:
-    """Return the model with Q/DQ by the rules of an engine; what the simulation does not know is calibrated."""
+    """Return the model with Q/DQ by the rules of an engine; thresholds that the simulation lacks are calibrated."""
     for tensor, first, second in found.conflicts:
         raise InvalidInputError(
-            f"layers `{first}` and `{second}` must round what they share (`{tensor}`) by one scale for engine "
+            f"layers `{first}` and `{second}` must round their common input (`{tensor}`) by one scale for engine "
             f"'{engine}', got two; give both the same threshold by `overrides`"
         )
     prepared = prepare(model)
     graph = prepared.graph
     floats = _floats(graph, read_graph(model), found)
-    exclude = tuple(glob.escape(name) for name in floats)
+    exclude = tuple(floats)
     thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
         wanted = make_plan(graph, observed_tensors(graph), engine, exclude).readers
@@ -103,26 +105,26 @@ def _by_rules(
 
 
 def _floats(graph: Graph, before: Graph, found: Roundings) -> list[str]:
-    """Return the names of what computes as a layer does and is none of the simulation, after and before preparing."""
+    """Return the names of prepared nodes that compute like layers but are not layers of the simulation."""
     nodes = {node.name: node for node in before.nodes}
     weights = {nodes[name].input[1] for name in found.layers}
 
-    def is_layer(node: onnx.NodeProto) -> bool:  # a product that was joined with its bias has another name
+    def is_layer(node: onnx.NodeProto) -> bool:  # a product joined with its bias has a new name
         return node.name in found.layers or (node.name not in nodes and node.input[1] in weights)
 
     return [node.name for node in graph.nodes if node.op_type in WEIGHTED and not is_layer(node)]
 
 
 def _calibrated(model: Prepared, batches: Iterable[Mapping[str, Any]], names: Set[str]) -> dict[str, float]:
-    """Return T of these tensors, by entropy."""
+    """Calibrate these tensors with the entropy criterion, and return T by name."""
     if not names:
         return {}
-    found = calibrate(model, batches, include=[glob.escape(name) for name in sorted(names)])
+    found = calibrate(model, batches, include=sorted(names))
     return {name: layer.threshold for name, layer in found.thresholds.items()}
 
 
 def _through_moves(graph: Graph, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Return the thresholds, with those of tensors that have the same values, only moved."""
+    """Return the thresholds, extended to tensors that hold the same values, only moved."""
     known = dict(thresholds)
     moves = [(node.input[0], node.output[0]) for node in graph.nodes if node.op_type in MOVING]
     for source, result in moves:

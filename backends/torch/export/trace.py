@@ -1,4 +1,4 @@
-"""Trace a simulated model to ONNX with torch's own exporter, with a mark wherever it rounds an activation."""
+"""Trace a simulated model to ONNX with torch's exporter, with a mark wherever it rounds an activation."""
 
 import contextlib
 import inspect
@@ -21,34 +21,37 @@ from ..simulation import QuantizedLayer, quantized_layers
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DOMAIN, ROUNDED, KEPT = "klquant", "Rounded", "Kept"  # operators that are none: marks
-ROOT = "model"  # of the names of what is traced
+DOMAIN, ROUNDED, KEPT = "klquant", "Rounded", "Kept"  # names of the marks, which no engine implements
+ROOT = "model"  # prefix of traced names
 _IRRELEVANT: list[tuple[str, type[Warning]]] = [
-    ("", FutureWarning),  # torch's exporter uses what torch deprecates
+    ("", FutureWarning),  # torch's exporter uses deprecated functions of torch
     ("", DeprecationWarning),
     ("# The axis name: batch will not be used, since it shares", UserWarning),  # it is used
-    ("The tensor attribute.* assigned during export", UserWarning),  # of a copy; recurrent layers do
+    (
+        "The tensor attribute.* assigned during export",
+        UserWarning,
+    ),  # recurrent layers do, here in a copy
 ]
 
 
 class Traced(NamedTuple):
-    """What torch's exporter made of a simulated model."""
+    """A simulated model as torch exports it."""
 
     model: "ir.Model"
-    """In floating point; ``klquant.Rounded`` stands where an activation is rounded, ``klquant.Kept`` behind a layer, so
-    that nothing is folded into its weights: they are rounded already."""
+    """A float model with marks: ``klquant.Rounded`` where an activation is rounded, and ``klquant.Kept`` after a layer,
+    so that nothing is folded into its weights, which are rounded already."""
     layers: list[str]
     """Names of the quantized layers."""
     inputs: dict[str, str]
-    """What the inputs are called, by names of the arguments."""
+    """Input names, by argument name."""
     initializers: dict[str, str]
-    """What the initializers are called in the user's model, by their names in this one."""
+    """Parameter names in the user's model, by initializer name."""
     named_outputs: bool
-    """Whether a person named the outputs."""
+    """Whether the user named the outputs."""
 
 
 class _MarkedLayer(QuantizedLayer):
-    """Leaves a mark instead of rounding, with its name, scale and place."""
+    """Emits a mark with name, scale and place instead of rounding."""
 
     mark: dict[str, Any]
 
@@ -56,8 +59,8 @@ class _MarkedLayer(QuantizedLayer):
         return _mark(ROUNDED, x, self.mark)
 
 
-def _mark(kind: str, x: torch.Tensor, said: dict[str, Any]) -> torch.Tensor:
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x,), said, dtype=x.dtype, shape=list(x.shape), version=1)
+def _mark(kind: str, x: torch.Tensor, attributes: dict[str, Any]) -> torch.Tensor:
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{kind}", (x,), attributes, dtype=x.dtype, shape=list(x.shape), version=1)
 
 
 def _mark_kept(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -65,7 +68,7 @@ def _mark_kept(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tens
 
 
 class _Called(nn.Module):
-    """Takes the tensors of an example as one list, whatever its form: so their shapes can be told for any signature."""
+    """Takes the tensors of an example as one list, so that shapes can be given in one form for any signature."""
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         super().__init__()
@@ -74,11 +77,11 @@ class _Called(nn.Module):
         self.eval()
 
     def tensors(self) -> list[torch.Tensor]:
-        """Return those of the example."""
+        """Return the tensors of the example."""
         return [leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor)]
 
     def forward(self, tensors: list[torch.Tensor]) -> Any:
-        """Call the model with these in the place of the example's."""
+        """Call the model with these tensors in place of those of the example."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._form)
@@ -93,7 +96,7 @@ def trace(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> Traced:
-    """Return the model as ONNX; errors of torch become a ModelError."""
+    """Return the model as ONNX; raise ModelError if torch fails."""
     arguments = list(named_tensors(model, example))
     inputs = list(input_names or arguments)
     if len(inputs) != len(arguments):
@@ -103,7 +106,7 @@ def trace(
     shapes = _shapes(called.tensors()) if dynamic_batch else None
     with _quiet():
         try:
-            program: Any = torch.onnx.export(  # Any: None only without dynamo
+            program: Any = torch.onnx.export(  # Any: it is None only without dynamo
                 called,
                 (called.tensors(),),
                 dynamo=True,
@@ -139,7 +142,7 @@ def as_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def named_tensors(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a batch by name of the argument, numbered where it holds several."""
+    """Return the tensors of a batch by argument name, with a number if an argument holds several."""
     args, kwargs = as_arguments(batch)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [name for name, one in inspect.signature(model.forward).parameters.items() if one.kind in kinds]
@@ -152,7 +155,7 @@ def named_tensors(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
 
 
 def _shapes(tensors: list[torch.Tensor]) -> Any:
-    """Return which dimensions are dynamic: the first of the first tensor, and of those that have as many samples."""
+    """Return the dynamic dimensions: dimension 0 of the first tensor, and of the tensors with as many samples."""
     samples = next((len(x) for x in tensors if x.ndim), None)
     batch = torch.export.Dim("batch")
     shapes = [{0: batch} if x.ndim and len(x) == samples else None for x in tensors]
@@ -160,12 +163,12 @@ def _shapes(tensors: list[torch.Tensor]) -> Any:
 
 
 def _plain_names(model: nn.Module, traced: Iterable[str]) -> dict[str, str]:
-    """Return what traced parameters are called in the user's model, where there are no wrappers of layers."""
+    """Return the names of traced parameters in the user's model, which has no wrappers around layers."""
     wrappers = [name for name, module in model.named_modules(prefix=ROOT) if isinstance(module, LayerWrapper)]
     names = {}
     for name in traced:
         plain = name
-        for wrapper in reversed(wrappers):  # the inner ones first
+        for wrapper in reversed(wrappers):  # inner ones first
             if plain.startswith(f"{wrapper}.layer."):
                 plain = wrapper + plain.removeprefix(f"{wrapper}.layer")
         names[name] = plain.removeprefix(f"{ROOT}.")
@@ -174,7 +177,7 @@ def _plain_names(model: nn.Module, traced: Iterable[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep from the terminal what torch's exporter tells of itself, and warnings that help nobody."""
+    """Suppress output of torch's exporter, and warnings that do not concern the user."""
     logger = logging.getLogger("torch")
     level, dropped = logger.level, io.StringIO()
     logger.setLevel(logging.CRITICAL)

@@ -1,8 +1,8 @@
-"""Decide which BatchNorm and ReLU can be folded into the layer that feeds them, and say why not for the others.
+"""Decide which BatchNorms and ReLUs can be folded into the layer that feeds them, with reasons for the others.
 
-A pair is folded only if one run of the model shows that it is safe: the layer is called once, what it returns
-is used once, by that BatchNorm, which is called once. For a ReLU it is enough that nothing else uses what the
-layer returns: relu(relu(x)) = relu(x), so the ReLU itself can stay for its other callers.
+A BatchNorm is folded only if one run of the model shows that it is safe: its layer is called once, the BatchNorm is
+called once, and nothing else uses the output of the layer. For a ReLU it is enough that nothing else uses the outputs
+of its layer: since relu(relu(x)) = relu(x), the ReLU can stay in place for its other callers.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,18 @@ from ..model.quantized import check_float
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
-__all__ = ["Examination", "Fold", "examine", "fold_batch_norm", "fold_relu", "plan_folds"]
-
 
 class Examination(NamedTuple):
-    """What one run of a model showed; to JSON and back with ``_asdict()`` and ``Fold(*...)``."""
+    """What one run of a model showed; ``_asdict()`` and ``Fold(*...)`` convert it to JSON and back."""
 
     folds: list[Fold]
     """One entry for each BatchNorm, and for each layer that can be joined with its ReLU."""
     skipped: dict[str, str]
-    """What computes with weights or multiplies activations and stays in floating point, by module name, and why."""
+    """By module name: why something with weights, or that multiplies activations, stays in floating point."""
 
 
 def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> Examination:
-    """Find what can be folded in a model and what of it will not be quantized.
+    """Find what can be folded in a model and what will not be quantized.
 
     Parameters
     ----------
@@ -50,12 +48,16 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     Raises
     ------
     InvalidInputError
-        If a module is in training mode, or lazy and not initialized.
+        If a module is in training mode, or lazy and not initialized; if the model is TorchScript or quantized already.
+    ModelError
+        If the model fails on the batch, naming the layer.
 
     Notes
     -----
-    The folded model is run on the batch too. If its output is another one (something used a tensor where no recording
-    sees it: compiled functions, ...), or it fails, the folds that are to blame are found by halving and left alone.
+    The folded model runs on the batch as well. If it fails or its output differs, because a compiled function or the
+    like used a tensor where the recording cannot see it, the folds at fault are found by halving and left alone.
+
+    Every run starts from the same buffers. What a model appends to lists or dicts stays there from one run to the next.
     """
     check_eval(model)
     return examine_copy(copy_to_fold(model), batch, forward)
@@ -69,7 +71,7 @@ def copy_to_fold(model: nn.Module) -> nn.Module:
 
 
 def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
-    """Do what :func:`examine` does with a copy of a model, and leave the copy as it was."""
+    """Do what :func:`examine` does with a copy that the caller owns; the copy stays as it was."""
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
     inside = tuple(f"{name}." for name in skipped)
@@ -81,32 +83,11 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
     return Examination(folds, {**skipped, **dict(other_norms(model)), **computed})
 
 
-def plan_folds(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> list[Fold]:
-    """Decide what :func:`apply_folds` shall do; see :func:`examine`, of which this is the first half.
-
-    Parameters
-    ----------
-    model, batch, forward
-        As for :func:`examine`.
-
-    Returns
-    -------
-    list of Fold
-        One entry for each BatchNorm, and for each layer that can be joined with its ReLU.
-
-    Raises
-    ------
-    InvalidInputError
-        As for :func:`examine`.
-    """
-    return examine(model, batch, forward=forward).folds
-
-
 def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:
-    """Fold every BatchNorm that can be into the convolution or linear layer that feeds it.
+    """Fold each BatchNorm into the convolution or linear layer that feeds it, where possible.
 
-    With ``factor = gamma / sqrt(var + eps)`` along the output channels, ``w' = w * factor`` and
-    ``b' = beta + (b - mean) * factor``; the BatchNorm becomes an identity.
+    With ``factor = gamma / sqrt(var + eps)`` along the output channels: ``w' = w * factor`` and
+    ``b' = beta + (b - mean) * factor``. The BatchNorm becomes an identity.
 
     Parameters
     ----------
@@ -126,19 +107,21 @@ def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_mod
     Raises
     ------
     InvalidInputError
-        If a module is in training mode: BatchNorm would use the statistics of the batch.
+        If a module is in training mode, where BatchNorm uses the statistics of the batch.
+    ModelError
+        If the model fails on the batch, naming the layer.
 
     Notes
     -----
-    The arithmetic is ``torch.nn.utils.fusion``'s, in float64, rounded once to the dtype of the layer. Left alone are
-    layers with shared or parametrized weights or hooks, grouped transposed convolutions, BatchNorm without running
-    statistics and after a linear layer on anything but (batch, features).
+    The arithmetic is that of ``torch.nn.utils.fusion`` in float64, rounded once to the dtype of the layer. Left alone
+    are layers with hooks or with shared or parametrized weights, grouped transposed convolutions, and BatchNorms
+    without running statistics or after a linear layer with inputs other than (batch, features).
     """
     return _fold(model, batch, forward, norm_folds)
 
 
 def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:
-    """Join every ReLU (or ReLU6) with the convolution or linear layer that feeds it, so that they are observed as one.
+    """Join each ReLU or ReLU6 with the convolution or linear layer that feeds it, so that both are observed as one.
 
     Parameters
     ----------
@@ -148,8 +131,8 @@ def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) ->
     Returns
     -------
     model : torch.nn.Module
-        A copy in which such a layer is a :class:`LayerReLU` under its old name. The ReLU stays where it was: a
-        second one changes nothing, and a module that is used in several places goes on serving the others.
+        A copy in which such a layer is a :class:`LayerReLU` under its old name. The ReLU also stays in its place, where
+        it changes nothing: other places may use the same module.
     folds : list of Fold
         One entry for each layer that was joined with its ReLU.
 
@@ -157,6 +140,8 @@ def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) ->
     ------
     InvalidInputError
         If a module is in training mode.
+    ModelError
+        If the model fails on the batch, naming the layer.
     """
     return _fold(model, batch, forward, relu_folds)
 
@@ -184,7 +169,7 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
     def keeps_output(layers: list[Any]) -> bool:
         try:
             return outputs_agree(run([fold for fold in folds if fold.into in layers]).output, seen.output)
-        except Exception:  # the model may look for attributes that an identity has not
+        except Exception:  # such as for an attribute of BatchNorm that an identity lacks
             return False
 
     named = naming_errors(forward)
@@ -196,12 +181,21 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
         return seen, folds
     reason = "folding changes the output of the model or makes it fail"
     if not outputs_agree(run([]).output, seen.output):
-        reason = "the output of the model is another one each time that it is run"
+        reason = "the model returns a different output each time it runs"
     return seen, [fold if fold.reason or fold.into in sound else fold._replace(reason=reason) for fold in folds]
 
 
 def _sound(agrees: Callable[[list[Any]], bool], kept: list[Any], layers: list[Any]) -> list[Any]:
-    """Return those of the layers that can be folded along with `kept`, by halving."""
+    """Return those of the layers that can be folded along with `kept`, by halving.
+
+    Folds are nearly always right, so all of them are tried together first: one run. If the output differs, each half is
+    tried in turn, and only a half that fails is divided further. With k bad layers among n this takes at most
+    1 + 2 k ceil(log2 n) runs, where trying them one by one takes n.
+
+    The result is right although the layers were not all tried alone: `kept` has always passed as a whole, and layers
+    are added to it only after a run with both. So the set that is returned has been run as it is, and folds that are
+    wrong only together are not both in it. It need not be the largest such set.
+    """
     if not layers or agrees(kept + layers):
         return layers
     if len(layers) == 1:

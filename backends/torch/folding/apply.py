@@ -1,4 +1,4 @@
-"""Apply decided folds to a model: no data are needed, only the names."""
+"""Apply folds to a model by the names of its modules, without data."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -18,38 +18,38 @@ RELU_MODULES = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
 
 class Fold(NamedTuple):
-    """What became of one BatchNorm or ReLU; strings only, so that it can be written down and applied elsewhere."""
+    """What happened to one BatchNorm or ReLU: strings only, to write down and apply elsewhere."""
 
     module: str
-    """Qualified name of the BatchNorm or ReLU; of the layer for a functional ReLU."""
+    """Qualified name of the BatchNorm or ReLU; of the layer if the ReLU is a function."""
     kind: str
     """`batch_norm`, `relu` or `relu6`."""
     into: str | None
-    """Qualified name of the layer that feeds it, if one does."""
+    """Qualified name of the layer that feeds it, or None."""
     reason: str
-    """Why it was left alone; empty where it was folded."""
+    """Why it was left alone; empty if it was folded."""
 
 
 def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
-    """Return a copy of the model in which everything is folded that `folds` says, without data.
+    """Return a copy of the model with these folds applied, without data.
 
     Parameters
     ----------
     model : torch.nn.Module, in eval mode
-        The model that the folds were planned for, or one like it. It is not changed.
+        The model that was examined, or one with the same layers. It is not changed.
     folds : iterable of Fold
-        The result of :func:`plan_folds`; those with a reason were left alone and are here too.
+        ``examine(model, batch).folds``; entries with a reason are skipped.
 
     Returns
     -------
     torch.nn.Module
         Folded BatchNorms are identities. A layer that is joined with its ReLU is a :class:`LayerReLU` under its old
-        name; the ReLU stays where it was: a second one changes nothing.
+        name. The ReLU also stays in its place, where it changes nothing.
 
     Raises
     ------
     InvalidInputError
-        If the model lacks a module that `folds` names, or it is of another type or size; or in training mode.
+        If a module that `folds` names is missing, or of another type or size; if the model is in training mode.
     """
     check_eval(model)
     folded = without_nested_tensors(copy_model(model))
@@ -58,7 +58,7 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
 
 
 def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
-    """Do what :func:`apply_folds` does to the model itself."""
+    """Do what :func:`apply_folds` does, to the model itself."""
     modules = dict(model.named_modules(remove_duplicate=False))
     todo = [fold for fold in folds if not fold.reason]
     for fold in todo:
@@ -73,7 +73,7 @@ def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
 
 
 def fuse(layer: Any, norm: Any) -> None:
-    """Change the layer's weight and bias, in float64 rounded once."""
+    """Change the layer's weight and bias, computed in float64 and rounded once."""
     combine: Callable[..., Any] = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
     options = {} if isinstance(layer, nn.Linear) else {"transpose": type(layer) in TRANSPOSED}
     tensors = (layer.weight, layer.bias, norm.running_mean, norm.running_var)
@@ -91,7 +91,7 @@ def _checked_norm(fold: Fold, modules: dict[str, nn.Module]) -> tuple[Any, Any]:
     channels = layer.weight.shape[channel_axis(layer)]
     if norm.running_var is None or len(norm.running_var) != channels:
         raise InvalidInputError(
-            f"expected a BatchNorm with statistics of the {channels} channels of `{fold.into}`, "
+            f"expected a BatchNorm with statistics for the {channels} channels of `{fold.into}`, "
             f"got `{fold.module}`: {norm}"
         )
     return layer, norm
@@ -110,14 +110,14 @@ def _layer(fold: Fold, modules: dict[str, nn.Module]) -> Any:
     wanted = ", ".join(kind.__name__ for kind in WEIGHTED)
     layer = _module(str(fold.into), modules, wanted, lambda module: type(module) in WEIGHTED)
     if not is_quantizable(layer):
-        raise InvalidInputError(f"`{fold.into}` must hold its weight itself, got one that is computed from others")
+        raise InvalidInputError(f"the weight of `{fold.into}` must be a parameter, got one computed from others")
     return layer
 
 
 def _module(name: str, modules: dict[str, nn.Module], wanted: str, fits: Callable[[nn.Module], bool]) -> Any:
     if name not in modules:
-        raise InvalidInputError(f"the folds must be those of this model, got none with the name `{name}` ({wanted})")
+        raise InvalidInputError(f"the folds must be those of this model, which has no module `{name}` ({wanted})")
     if not fits(modules[name]):
-        raise InvalidInputError(f"the folds must be those of this model, got a {type(modules[name]).__name__} "
-                                f"at `{name}`, not one of {wanted}")  # fmt: skip
+        got = type(modules[name]).__name__
+        raise InvalidInputError(f"the folds must be those of this model, got a {got} at `{name}`, not one of {wanted}")
     return modules[name]

@@ -1,1 +1,1 @@
-"""What klquant knows of a PyTorch model: its layers, how it runs, what feeds what, and hooks on it."""
+"""A PyTorch model as klquant sees it: layers, forward, dataflow, hooks, edits of a copy."""

@@ -1,8 +1,8 @@
-"""What really consumed a layer's output, recorded in one run of the model.
+"""What consumed a layer's output in one run of the model.
 
-The order in which attributes were registered tells nothing about the order of calls, and many models cannot be
-traced symbolically. So one batch is run with hooks on the modules and a torch-function mode that sees everything
-else that touches a tensor.
+The order in which modules were registered need not be the order of their calls, and many models cannot be traced
+symbolically. So the model runs on one batch, with hooks on its modules and a torch-function mode that sees every
+other function of a tensor.
 """
 
 import weakref
@@ -21,17 +21,17 @@ from .hooks import active
 from .layers import RELUS, WEIGHTED
 from .norms import is_foldable
 
-_FILL = 1e4  # masks are filled with -1e4, -1e9, the lowest value of a dtype
-OUTPUT = "output"  # stands for the model's own output among the consumers
+OUTPUT = "output"  # the consumer of what the model returns
+_FILL = 9e3  # masks are filled with -1e4 (-9984 in bfloat16), -1e9, the lowest value of a dtype
 
 
 class Consumer(NamedTuple):
-    """Who used a tensor: a module of interest by its qualified name, or a function."""
+    """What used a tensor: a module of interest, by its qualified name, or a function."""
 
     module: str | None
     function: Any = None
     relu: str = ""
-    """`relu` or `relu6` where the function is one."""
+    """`relu` or `relu6` if the function is one."""
 
 
 class Call(NamedTuple):
@@ -43,20 +43,20 @@ class Call(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """What a run of a model showed."""
+    """The dataflow of one run of a model."""
 
     calls: dict[str, list[Call]]
-    """The calls of each layer, BatchNorm and ReLU module; empty where it was not called."""
+    """The calls of each layer, BatchNorm and ReLU module; empty if it was not called."""
     output: list[torch.Tensor]
     """The tensors that the model returned."""
     products: dict[str, list[str]]
-    """Functions that multiply weights or activations outside the layers, by the innermost module that called them."""
+    """Functions that multiplied weights or activations outside the layers, by the innermost calling module."""
     read: set[str]
-    """The modules of interest whose parameters something else used."""
+    """The modules of interest whose parameters were used outside them."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
-    """Run the model and return who used the output of what. The model is left as it was."""
+    """Run the model and return its dataflow. The model stays as it was."""
     interesting = [name for name, m in model.named_modules() if type(m) in (*WEIGHTED, *RELUS) or is_foldable(m)]
     with torch.no_grad(), recording(model, interesting, products=True) as seen:
         run()
@@ -65,9 +65,9 @@ def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
 
 @contextmanager
 def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = False) -> Iterator[Recording]:
-    """Record the calls of the named modules while the context is open; what it yields is complete at the end.
+    """Record the calls of the named modules during the block; the recording is complete when the block has ended.
 
-    For `products` every module is hooked, to tell which one multiplied; it takes longer.
+    With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
     seen = Recording({name: [] for name in interesting}, [], {}, set())
     recorder = _Recorder(seen, model)
@@ -90,7 +90,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested containers, and in the attributes of plain objects such as dataclasses."""
+    """Yield the tensors in nested containers and in the attributes of objects such as dataclasses."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -103,10 +103,10 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def outputs_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
-    """Tell whether two runs returned the same up to the rounding of their dtype.
+    """Return whether two runs returned the same, up to the rounding of their dtype.
 
     NaN and infinity must be in the same places. The tolerance comes from the finite values, without constants that
-    masks are filled with in place of -inf: large values that are exactly the same in both runs.
+    masks are filled with instead of -inf: large values that are exactly the same in both runs.
     """
     return len(got) == len(expected) and all(map(_nearly_equal, got, expected))
 
@@ -127,7 +127,7 @@ def _nearly_equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def count_uses(model: nn.Module) -> Counter[int]:
-    """Count, by id, how many modules own each parameter: more than one means shared weights."""
+    """Count, by id, how many modules own each parameter; more than one share it."""
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
@@ -137,8 +137,8 @@ class _Recorder(TorchFunctionMode):
         self._seen = seen
         self._owners = {id(p): name for name in seen.calls for p in model.get_submodule(name).parameters()}
         self._entered: list[str] = []
-        self._depth = 0  # inside a module of interest nothing is recorded
-        # weak, or all activations of a run would stay in memory
+        self._depth = 0  # of modules of interest: nothing is recorded inside them
+        # weak references: strong ones would keep all activations of a run in memory
         self._produced: dict[int, tuple[weakref.ref[torch.Tensor], Call]] = {}
 
     def consume(self, values: Iterable[torch.Tensor], consumer: Consumer) -> None:
@@ -150,7 +150,7 @@ class _Recorder(TorchFunctionMode):
                 call.consumers.append(consumer)
 
     def hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        """Return what is to be called when the module is entered and left."""
+        """Return the hooks that are called when the module is entered and left."""
         interesting = name in self._seen.calls
 
         def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -161,7 +161,7 @@ class _Recorder(TorchFunctionMode):
 
         def leaving(module: nn.Module, args: Any, output: Any) -> None:
             if self._entered[-1:] != [name]:
-                return  # an earlier hook of the module raised an error before it was entered
+                return  # it was not entered: one of its own hooks raised an error before
             self._entered.pop()
             self._depth -= interesting
             if interesting and self._depth == 0:
@@ -177,7 +177,7 @@ class _Recorder(TorchFunctionMode):
             self.consume(tensors_in(args), Consumer(None, "TorchScript"))
 
     def _produce(self, name: str, output: Any) -> None:
-        for tensor in tensors_in(output):  # none if the module raised an error
+        for tensor in tensors_in(output):  # no tensors if the module raised an error
             call = Call(name, tensor.ndim, [])
             self._seen.calls[name].append(call)
             self._produced[id(tensor)] = (weakref.ref(tensor), call)
@@ -192,5 +192,5 @@ class _Recorder(TorchFunctionMode):
             self._seen.products.setdefault(self._entered[-1], []).append(product)
         result = func(*args, **kwargs)
         if relu:
-            self._produced.pop(id(result), None)  # changed in place it is no longer what the layer returned
+            self._produced.pop(id(result), None)  # in place: the tensor no longer holds what the layer returned
         return result

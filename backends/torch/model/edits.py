@@ -26,7 +26,7 @@ def replace_module(old: nn.Module, new: nn.Module) -> None:
     """Turn the object `old` into `new`, which may wrap it.
 
     A module may be registered under several names, held in plain lists, or be the model itself, so it is not enough to
-    set an attribute of one parent. Instead the object takes over class and attributes of `new`: whoever holds it now
+    set an attribute of one parent. Instead the object takes over class and attributes of `new`: every holder of it now
     holds the new module. If `new` wraps `old`, it would then contain itself; so inside it `old` is replaced by another
     object that takes over the original class and attributes.
     """

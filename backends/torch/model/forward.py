@@ -1,4 +1,4 @@
-"""Run a model over calibration data: batches of any form, hooks that always come off again."""
+"""Run a model over calibration data: batches of any form, and hooks that observe its layers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -15,14 +15,14 @@ from .hooks import active
 from .layers import weighted_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
-Where: TypeAlias = Observe | Mapping[str, Observe]  # for all layers, or for each that is observed
+Where: TypeAlias = Observe | Mapping[str, Observe]  # for all layers, or by name for those that are observed
 Observer: TypeAlias = Callable[[str, torch.Tensor], None]
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Call the model with a tensor, with the items of a tuple or list, or with the entries of a mapping by name.
 
-    The tensors are copied first: a model may change its input in place, and the batch is needed again.
+    The tensors are cloned first, because a model may change its input in place and the batch is needed again.
     """
     batch = tree_map_only(torch.Tensor, torch.clone, batch)
     if isinstance(batch, Mapping):
@@ -33,7 +33,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
 
 def check_eval(model: nn.Module) -> None:
-    """Refuse a model of which any part is in training mode."""
+    """Raise InvalidInputError if any module of the model is in training mode."""
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
@@ -44,7 +44,7 @@ def check_eval(model: nn.Module) -> None:
 
 
 def observed_at(name: str, observe: Where) -> Observe | None:
-    """Return where a layer is observed, if it is."""
+    """Return where a layer is observed; None if it is not."""
     place = observe if isinstance(observe, str) else observe.get(name)
     if place not in ("inputs", "outputs", None):
         raise InvalidInputError(f"`observe` must be 'inputs' or 'outputs', got {place!r}")
@@ -58,16 +58,13 @@ def run_observed(
     *,
     observe: Where = "inputs",
     forward: Forward = call_model,
-    after_batch: Callable[[Any], None] | None = None,
     first: int = 0,
 ) -> int:
-    """Run all batches and call ``observer(layer, tensor)`` for every observed tensor, with float tensors only.
+    """Run all batches and call ``observer(layer, tensor)`` for every observed tensor; return the number of batches.
 
-    Errors say in which layer and batch: those of the observer as they are, those of the model as a ModelError.
-    ``after_batch(batch)`` is called when a batch is done; `first` is the number of the first one. Returns how many
-    batches were run.
+    Errors name layer and batch, the first of which has the number `first`: errors of the observer keep their class,
+    those of the model become a ModelError.
     """
-    check_eval(model)
     number, entered, done = first, "", 0
 
     def observed(name: str, tensor: Any) -> None:
@@ -88,8 +85,6 @@ def run_observed(
                 raise
             except Exception as error:
                 raise _model_error(error, entered, number, batch, forward) from error
-            if after_batch:
-                after_batch(batch)
             entered, done = "", done + 1
     return done
 

@@ -1,11 +1,11 @@
-"""What is known of the functions that a model calls outside its modules."""
+"""Functions that a model calls outside its modules: which only read metadata, are a ReLU, or multiply."""
 
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-# reading these does not use the values of a tensor
+# these do not use the values of a tensor
 METADATA = {
     getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout")
 } | {
@@ -16,7 +16,7 @@ METADATA = {
 _RELU = {torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_, functional.relu}
 _HARDTANH = {functional.hardtanh, functional.hardtanh_}
 
-# names are the same in torch, torch.Tensor, torch.linalg, torch.nn.functional and torch.ops.aten
+# the names are the same in torch, torch.Tensor, torch.linalg, torch.nn.functional and torch.ops.aten
 _PRODUCTS = {
     *("linear", "bilinear", "embedding", "embedding_bag"),
     *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)),
@@ -29,7 +29,7 @@ _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__imatmul__": "m
 
 
 def relu_kind(function: Any, args: Any, kwargs: Any) -> str:
-    """Return `relu` or `relu6` if the call is one, in place or not."""
+    """Return `relu` or `relu6` if the call is one, in place or not, else an empty string."""
     if function in _RELU:
         return "relu"
     if function is functional.relu6:
@@ -43,7 +43,7 @@ def relu_kind(function: Any, args: Any, kwargs: Any) -> str:
 
 
 def product_name(function: Any) -> str:
-    """Return the name of a function that multiplies weights or activations with activations, or nothing."""
-    name = str(getattr(function, "__name__", "")).partition(".")[0]  # operators of torch.ops are called mm.default
+    """Return the name of a function that multiplies activations by activations or weights, else an empty string."""
+    name = str(getattr(function, "__name__", "")).partition(".")[0]  # torch.ops has names such as mm.default
     name = _OPERATORS.get(name, name if name in _PRODUCTS else name.removesuffix("_"))
     return name if name in _PRODUCTS else ""

@@ -1,4 +1,4 @@
-"""Which modules are quantized, and how to find them in a model."""
+"""The layers of a model: which are quantized, which are skipped and why, and their fingerprints."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ _SKIPPED: dict[Any, str] = {
 
 
 class LayerWrapper(nn.Module):
-    """Stands in the place of a layer; attributes of the layer (``weight``, ...) are found here too."""
+    """Takes the place of a layer and has its attributes, such as ``weight``."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class LayerWrapper(nn.Module):
         self.train(layer.training)
 
     def __getattr__(self, name: str) -> Any:
-        """Return the attribute of the wrapper, or else that of the layer: models do read them."""
+        """Return the attribute of the wrapper, or else that of the layer, since models read them."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -47,7 +47,7 @@ class LayerWrapper(nn.Module):
 
 
 class LayerReLU(LayerWrapper):
-    """A layer with the ReLU that follows it: observed and quantized as one."""
+    """A layer and the ReLU that follows it, observed and quantized as one."""
 
     def __init__(self, layer: nn.Module, relu: nn.Module) -> None:
         super().__init__(layer)
@@ -60,7 +60,7 @@ class LayerReLU(LayerWrapper):
 
 
 def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Yield qualified name and module of each layer that is quantized, in the user's names."""
+    """Yield each layer that is quantized, with its qualified name in the user's model."""
     joined = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
     for name, module in model.named_modules():
         if isinstance(module, LayerReLU) or (is_quantizable(module) and id(module) not in joined):
@@ -68,9 +68,9 @@ def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:
-    """Return the modules with weights that stay in floating point, by qualified name, and why."""
+    """Return why modules with weights stay in floating point, by qualified name."""
     skipped: dict[str, str] = {}
-    closed: tuple[str, ...] = ()  # what lies inside these is named with them
+    closed: tuple[str, ...] = ()  # prefixes of names: modules inside these are not listed one by one
     for name, module in model.named_modules():
         if not name.startswith(closed) and (reason := _why_skipped(module)):
             skipped[name] = reason
@@ -84,17 +84,20 @@ def _why_skipped(module: nn.Module) -> str:
         if isinstance(module, kinds):
             return reason
     if isinstance(module, WEIGHTED) and not is_quantizable(module):
-        return f"{type(module).__name__} is no plain layer, or computes its weights from others"
+        return f"{type(module).__name__} is a subclass, or its weights are computed from other parameters"
     return ""
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Tell whether a module is a layer of a known kind that holds its weight itself."""
+    """Return whether a module is a layer of a known class whose weight is a parameter."""
     return type(module) in WEIGHTED and "weight" in module._parameters
 
 
 def check_supported(model: nn.Module) -> None:
-    """Refuse lazy modules that have no weights yet, and compiled ones, which run no hooks of the modules inside."""
+    """Raise InvalidInputError for TorchScript, for lazy modules without weights, and for compiled modules.
+
+    Hooks do not run inside TorchScript and compiled modules.
+    """
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidInputError(
             f"expected a model of Python modules, got TorchScript ({type(model).__name__}), whose layers cannot be "
@@ -103,7 +106,7 @@ def check_supported(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules:
             raise InvalidInputError(
-                f"expected a model as it is before torch.compile, got `{name}`, which is compiled; use its _orig_mod"
+                f"expected a model before torch.compile, got `{name}`, which is compiled; use its _orig_mod"
             )
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise InvalidInputError(
@@ -117,15 +120,15 @@ def inner_layer(layer: Layer) -> Any:
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Return the axis of the weights that runs over output channels (of one group, when transposed)."""
+    """Return the axis of the weights for output channels; of one group, in transposed convolutions."""
     return 1 if type(layer) in TRANSPOSED else 0
 
 
-_COUNTERS = ("num_batches_tracked",)  # of BatchNorm: the function does not depend on it
+_COUNTERS = ("num_batches_tracked",)  # of BatchNorm, which computes the same whatever it is
 
 
 def fingerprint(model: nn.Module) -> dict[str, Fingerprint]:
-    """Return the fingerprint of every module that owns parameters or buffers, by qualified name."""
+    """Return the fingerprint of every module with its own parameters or buffers, by qualified name."""
     found = {}
     for name, module in model.named_modules():
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -144,5 +147,5 @@ def _hash_of(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the values of a tensor of any dtype as they lie in memory."""
+    """Return the values of a tensor of any dtype as contiguous bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -2,9 +2,8 @@
 
 import torch
 
-from ...collection import Bins
+from ...collection import Bins, Counted
 from ...collection import count as count_on_host
-from ...collection.bins import Counts
 
 _ON_DEVICE = ("cuda", "xpu")  # those that have float64
 _CHUNK = 2**24  # values of a temporary tensor, enough to be worth a kernel launch
@@ -18,7 +17,7 @@ def extremes(tensor: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
-def count(tensor: torch.Tensor, bins: Bins) -> Counts:
+def count(tensor: torch.Tensor, bins: Bins) -> Counted:
     """Return the counts of a finite tensor, shape (num_bins,); values beyond the range are in the end bins."""
     if tensor.device.type in _ON_DEVICE:
         return _count_on_device(tensor if bins.level is None else tensor.float(), bins)
@@ -26,7 +25,7 @@ def count(tensor: torch.Tensor, bins: Bins) -> Counts:
     return count_on_host(values, bins)
 
 
-def _count_on_device(tensor: torch.Tensor, bins: Bins) -> Counts:
+def _count_on_device(tensor: torch.Tensor, bins: Bins) -> Counted:
     """Count half bins from 0 and join them to bins."""
     num_bins, (times, over) = bins.num_bins, bins.half_bins
     total = torch.zeros(num_bins, dtype=torch.int64, device=tensor.device)
@@ -34,8 +33,8 @@ def _count_on_device(tensor: torch.Tensor, bins: Bins) -> Counts:
         half_bins = (part.double() * times / over).clamp_(-num_bins, num_bins).int()
         numbers = ((half_bins.abs() + 1) // 2).clamp_(max=num_bins // 2).mul_(half_bins.sign()).add_(num_bins // 2)
         total += _count_sorted(numbers, num_bins)
-    counts: Counts = total.cpu().numpy()
-    return counts
+    zeros = tensor.numel() - int(tensor.count_nonzero())
+    return Counted(total.cpu().numpy(), zeros)
 
 
 def _count_sorted(numbers: torch.Tensor, num_bins: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from ...collection import Run, capped, collect_counts, collect_ranges, histograms_of
-from ...settings import MAX_AMAX, Settings
-from ..model.forward import Forward, Where, call_model
+from ...settings import Settings
+from ..model.forward import Forward, Where, call_model, check_eval
 from .observer import TorchObserver
 
 
@@ -19,7 +19,7 @@ def collect_amax(
     batches: Iterable[Any],
     *,
     observe: Where = "inputs",
-    max_amax: float = MAX_AMAX,
+    max_amax: float | None = None,
     forward: Forward = call_model,
     progress: bool = False,
 ) -> dict[str, float]:
@@ -33,7 +33,7 @@ def collect_amax(
     observe : {"inputs", "outputs"}, or a mapping of layer names to these
         Whether to look at what enters each quantized layer, or at what leaves it (after its folded ReLU). Of a
         mapping, layers that it lacks are not observed.
-    max_amax : float
+    max_amax : float, optional
         Larger values are capped to this.
     forward : callable (model, batch) -> output
         How to run the model on a batch.
@@ -52,7 +52,8 @@ def collect_amax(
     ModelError
         If the model fails on a batch; its own error is the cause.
     """
-    if not max_amax > 0:
+    check_eval(model)
+    if max_amax is not None and not max_amax > 0:
         raise InvalidInputError(f"`max_amax` must be positive, got {max_amax}")
     found = collect_ranges(TorchObserver(model, observe, forward), batches, run=Run(progress))
     return capped(found.amax, max_amax)
@@ -65,7 +66,7 @@ def collect_histograms(
     *,
     observe: Where = "inputs",
     num_bins: int = 4001,
-    max_amax: float = MAX_AMAX,
+    max_amax: float | None = None,
     forward: Forward = call_model,
     progress: bool = False,
 ) -> dict[str, klquant.Histogram]:
@@ -91,6 +92,7 @@ def collect_histograms(
     ModelError
         If the model fails on a batch.
     """
+    check_eval(model)
     settings = Settings(num_bins=num_bins, max_amax=max_amax)
     found = collect_counts(TorchObserver(model, observe, forward), batches, amax, settings, run=Run(progress))
-    return histograms_of(found, amax)
+    return {name: histogram for name, (histogram, _) in histograms_of(found).items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..data import open_batches
+from ..data import SOURCE, fixed_batch_size, open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, criterion_option, json_option, override_option
@@ -14,7 +14,7 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar="FOLDER|FILE|MODULE:FUNCTION", help="Calibration data, see above.",
+@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, see above.",
               shell_complete=click.Path().shell_complete)  # fmt: skip
 @click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
 @criterion_option("entropy", "How to choose each threshold T.")
@@ -62,7 +62,8 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    batches = open_batches(data, batch_size=batch_size, default_size=_fixed_batch_size(prepared) or 32, images=images)
+    size = fixed_batch_size(prepared.model.graph) or 32
+    batches = open_batches(data, batch_size=batch_size, default_size=size, images=images)
     calibration = backend.calibrate(prepared, batches, progress=True, **settings)
     calibration.save(out)
     if as_json:
@@ -73,10 +74,3 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
-
-
-def _fixed_batch_size(prepared: Any) -> int:
-    """Return the first dimension of a prepared model's first input, or 0 if it is not fixed."""
-    inputs = prepared.model.graph.input
-    lengths = inputs[0].type.tensor_type.shape.dim if inputs else []
-    return lengths[0].dim_value if lengths else 0

@@ -8,7 +8,9 @@ import click
 
 from klquant.backends.thresholds import LayerThreshold
 
+from ..data import SOURCE, first_batch
 from ..group import needed
+from ..images import ImageOptions, image_options
 from ..options import (
     NEW,
     ONNX_MODEL,
@@ -31,14 +33,19 @@ from ..output import busy, print_json, print_table, print_thresholds
               help="Nodes, tensors or op types to keep in floating point; may be repeated.")  # fmt: skip
 @criterion_option(None, "Choose T again from the saved histograms.  [default: as calibrated]")
 @override_option
+@click.option("--verify", "data", metavar=SOURCE, help="Run the result on a first batch; write nothing if it is wrong.")
+@image_options
 @click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
-def quantize(model: Path, calibration: Path, out: Path, engine: str, as_json: bool, **options: Any) -> None:
+def quantize(
+    model: Path, calibration: Path, out: Path, engine: str, data: str | None, as_json: bool, **options: Any
+) -> None:
     """Quantize an ONNX model to INT8 with Q/DQ nodes.
 
     CALIBRATION is the output of `klquant calibrate` for the same float MODEL. Its histograms are enough to try another
     criterion: for all tensors with --criterion, or for some with --override. The first table lists what was quantized;
-    the second lists what stays in floating point, and why.
+    the second lists what stays in floating point, and why. With --verify (data as for `klquant calibrate`), nothing is
+    written if the engine computes anything else than the quantized model says.
 
     \b
     Example:
@@ -46,18 +53,25 @@ def quantize(model: Path, calibration: Path, out: Path, engine: str, as_json: bo
       klquant quantize model.onnx calib.npz --engine onnxruntime -o int8.onnx \\
         --criterion mse --override 'head*=max' --exclude Softmax
     """  # noqa: D301
+    images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
     found = load_calibration(calibration, criterion=options.pop("criterion"), overrides=options.pop("overrides"))
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
-    quantized = backend.quantize(str(model), found, engine=engine, **options)
+        prepared = backend.prepare(str(model))
+    batches = first_batch(data, prepared.model.graph, images)
+    quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
     if as_json:
         tensors = [{"tensor": name, **layer._asdict()} for name, layer in details]
-        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": quantized.skipped})
+        verified = None if quantized.verification is None else str(quantized.verification)
+        skipped = quantized.skipped
+        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, "verified": verified})
         return
     print_thresholds(f"{model} for {engine}: quantized tensors", details)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
+    if quantized.verification is not None:
+        click.echo(f"verified: {quantized.verification}")
     click.echo(f"wrote {out}")
 
 

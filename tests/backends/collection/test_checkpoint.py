@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klquant.backends.collection import Observation, Statistics, empty
+from klquant.backends.collection import Bins, Observation, Statistics, empty
 from klquant.backends.collection.checkpoint import Checkpoint, Progress, skip
 from klquant.backends.npz import load_npz, save_npz
 from klquant.backends.torch import Calibration, Quantizer, Settings, quantize
@@ -161,7 +161,7 @@ def changed(path, *, missing=(), arrays=(), **changes):
 
 def with_first_pass(path, num_batches=None, **changes):
     """Change numbers of the first tensor of the first pass."""
-    fields = ("name", "low", "high", "calls", "level", "counted")
+    fields = ("name", "low", "high", "calls", "bins", "zeros", "beyond")
     passes = load_npz(path, "checkpoint", 2)[0]["passes"]
     (first, *others), number, last = passes["ranges"]
     changed_row = {**dict(zip(fields, first, strict=True)), **changes}
@@ -182,7 +182,8 @@ DAMAGE = {
     "a range in words": lambda path: with_first_pass(path, high="wide"),
     "a range without end": lambda path: with_first_pass(path, high=10**400),
     "half a call": lambda path: with_first_pass(path, calls=0.5),
-    "a level beyond all": lambda path: with_first_pass(path, level=99),
+    "bins without end": lambda path: with_first_pass(path, bins=[255, 10**400, None]),
+    "fewer zeros than none": lambda path: with_first_pass(path, zeros=-1),
     "half a batch": lambda path: with_first_pass(path, num_batches=3.5),
 }
 
@@ -245,7 +246,7 @@ def test_what_a_killed_process_left_beside_the_file_goes(tmp_path):
 def test_an_error_of_the_data_passes_through_with_a_note_of_the_batch(tmp_path):
     with pytest.raises(Broken) as caught:
         collect(Flaky(5), Counting(), resume=tmp_path / "p.npz", passes=2)
-    assert caught.value.__notes__ == ["batch 4: the data raised this instead of giving it"]
+    assert caught.value.__notes__ == ["batch 4: the data raised this instead of yielding it"]
 
 
 def test_without_a_path_nothing_is_kept():
@@ -257,7 +258,7 @@ def test_without_a_path_nothing_is_kept():
 def test_statistics_survive_the_file_bit_for_bit(tmp_path):
     path = tmp_path / "p.npz"
     counts = np.array([0, 2**62, 1], np.int64)
-    tensors = {"a/b": Observation(-0.1, 0.1 + 0.2, 2, counts, -3), "": Observation(0.0, 0.0)}
+    tensors = {"a/b": Observation(-0.1, 0.1 + 0.2, 2, counts, Bins(3, 3.0**-3, -3), 5, 1), "": Observation(0.0, 0.0)}
     checkpoint = Checkpoint(path, "me")
     checkpoint.keep("pass", Progress(Statistics(tensors, 9), "digest"))
     got = Checkpoint(path, "me").start("pass")

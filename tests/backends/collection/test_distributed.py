@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from klquant.backends import onnx as onnx_backend
-from klquant.backends.collection import Observation, Statistics
+from klquant.backends.collection import Bins, Observation, Statistics
 from klquant.backends.collection.distributed import failing_together, join_all, share
 from klquant.backends.torch import Calibration, quantize
 from klquant.errors import PeerError
@@ -81,7 +81,7 @@ def test_every_process_ends_with_what_one_process_finds(results, what, shares):
         for path in files:
             got = Calibration.load(path)
             assert (got.amax, got.calls, got.num_batches) == (expected.amax, expected.calls, expected.num_batches)
-            assert got.ranges == expected.ranges
+            assert (got.ranges, got.zeros, got.beyond) == (expected.ranges, expected.zeros, expected.beyond)
             assert list(got.histograms) == list(expected.histograms)
             for name, (hist, edges) in expected.histograms.items():
                 assert got.histograms[name].hist.tolist() == hist.tolist()
@@ -113,7 +113,7 @@ def test_each_process_keeps_its_own_progress(results):
 
 
 def test_alone_nothing_is_exchanged():
-    statistics = Statistics({"a": Observation(0.0, 1.0, 1, np.ones(3, np.int64))}, 1)
+    statistics = Statistics({"a": Observation(0.0, 1.0, 1, np.ones(3, np.int64), Bins(3, 1.0))}, 1)
     assert join_all(statistics, ["a"], None) is statistics
     assert (share({"a": 1}, None), share(None, None)) == ({"a": 1}, None)
     with pytest.raises(ZeroDivisionError), failing_together(None):

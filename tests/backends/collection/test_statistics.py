@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -6,15 +7,20 @@ import pytest
 import klquant
 from klquant.backends.collection import (
     Bins,
+    Counted,
     Observation,
     Statistics,
     add_call,
+    collect_counts,
     collect_growing,
+    collect_ranges,
     count,
     empty,
     histograms_of,
     join,
     look,
+    narrower_ranges,
+    resolve_outliers,
 )
 from klquant.backends.collection.bins import HIGHEST, LOWEST, level_of
 from klquant.backends.settings import Settings
@@ -32,9 +38,14 @@ def grown(*parts, num_bins=NUM_BINS, max_amax=204800.0):
 
 
 def test_joining_takes_the_extremes_and_sums():
-    a = Statistics({"x": Observation(-1.0, 0.5, 1, np.array([1, 2, 3])), "y": Observation(0.0, 2.0, 3)}, 2)
-    b = Statistics({"x": Observation(0.0, 4.0, 2, np.array([1, 0, 1])), "z": Observation(0.0, 0.0)}, 1)
-    both = {"x": (-1.0, 4.0, 2, [2, 2, 4], None), "y": (0.0, 2.0, 3, None, None), "z": (0.0, 0.0, 1, None, None)}
+    bins = Bins(3, 4.0)
+    a = Statistics({"x": Observation(-1.0, 0.5, 1, np.array([1, 2, 3]), bins, 2, 1), "y": Observation(0.0, 2.0, 3)}, 2)
+    b = Statistics({"x": Observation(0.0, 4.0, 2, np.array([1, 0, 1]), bins, 0, 1), "z": Observation(0.0, 0.0)}, 1)
+    both = {
+        "x": (-1.0, 4.0, 2, [2, 2, 4], bins, 2, 2),
+        "y": (0.0, 2.0, 3, None, None, 0, 0),
+        "z": (0.0, 0.0, 1, None, None, 0, 0),
+    }
     assert as_data(join(a, b)) == (both, 3)
     assert as_data(join(b, a)) == (both, 3)
     assert as_data(join(empty(), a)) == as_data(a) == as_data(join(a, empty()))
@@ -45,23 +56,25 @@ def test_calls_are_added_within_a_batch_and_their_maximum_taken_over_batches():
     for calls in (2, 3, 1):
         found = {}
         for _ in range(calls):
-            add_call(found, "fc", Observation(0.0, 1.0, 1, np.array([0, 1, 2])))
+            add_call(found, "fc", Observation(0.0, 1.0, 1, np.array([0, 1, 2]), Bins(3, 1.0)))
         total = join(total, Statistics(found, 1))
     assert total.tensors["fc"].calls == 3
     assert total.tensors["fc"].counts.tolist() == [0, 6, 12]
 
 
 def test_int64_counts_add_up_beyond_what_float64_can_tell_apart():
-    a = Statistics({"x": Observation(0.0, 1.0, 1, np.array([2**60, 1]))}, 1)
+    a = Statistics({"x": Observation(0.0, 1.0, 1, np.array([2**60, 1]), Bins(2, 1.0))}, 1)
     assert join(a, a).tensors["x"].counts.tolist() == [2**61, 2]
 
 
 def test_what_cannot_be_added_is_refused_by_name():
-    a, b = (Statistics({"fc": Observation(0.0, 1.0, 1, np.full(n, 2**62))}, 1) for n in (3, 5))
+    given = [Bins(3, 1.0), Bins(5, 1.0), Bins(3, 2.0), Bins(3, 3.0, 1)]
+    a, *others = (Statistics({"fc": Observation(0.0, 1.0, 1, np.full(b.num_bins, 2**62), b)}, 1) for b in given)
     with pytest.raises(InvalidInputError, match=r"the counts of `fc` must stay below 2\*\*63"):
         join(a, a)
-    with pytest.raises(InvalidInputError, match="histograms of `fc` must have one number of bins, got 3, 5"):
-        join(a, b)
+    for b in others:
+        with pytest.raises(InvalidInputError, match="histograms of `fc` must have the same bins, got Bins"):
+            join(a, b)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-3.0, 1.0), (-1.0, 3.0)])
@@ -84,22 +97,32 @@ def test_a_tensor_is_counted_only_where_bins_are_given():
 
     assert look("fc", -2.0, 1.0, lambda name, amax: None, fail) == Observation(-2.0, 1.0)
     asked = []
-    seen = look("fc", -2.0, 1.0, lambda *asked_for: asked.append(asked_for) or Bins(3, 2.0), lambda bins: bins)
+    bins = Bins(3, 2.0)
+    seen = look("fc", -2.0, 1.0, lambda *name_amax: asked.append(name_amax) or bins, lambda bins: Counted(bins, 7))
     assert asked == [("fc", 2.0)]
-    assert (seen.counts, seen.level) == (Bins(3, 2.0), None)
+    assert seen == Observation(-2.0, 1.0, 1, bins, bins, 7, 0)
+
+
+def test_values_beyond_the_bins_are_counted():
+    x = np.array([-9.0, -2.0, 0.0, 0.0, 1.0, 2.0, 2.5])
+    seen = look("fc", -9.0, 2.5, lambda name, amax: Bins(5, 2.0), functools.partial(count, x))
+    assert (seen.zeros, seen.beyond) == (2, 2)
+    assert seen.counts.tolist() == [2, 0, 2, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_counts_are_those_of_the_core(dtype):
     x = X.astype(dtype)
-    assert count(x, Bins(NUM_BINS, 2.5)).tolist() == klquant.histogram(x, num_bins=NUM_BINS, amax=2.5).hist.tolist()
-    at_level = count(x, Bins(NUM_BINS, 3.0, 1))
+    assert (
+        count(x, Bins(NUM_BINS, 2.5)).counts.tolist() == klquant.histogram(x, num_bins=NUM_BINS, amax=2.5).hist.tolist()
+    )
+    at_level = count(x, Bins(NUM_BINS, 3.0, 1)).counts
     assert at_level.tolist() == klquant.histogram(x.astype("f4"), num_bins=NUM_BINS, amax=3.0).hist.tolist()
 
 
 def test_long_arrays_are_counted_in_chunks():
     x = np.tile(X, 50).reshape(10, -1)
-    assert count(x, Bins(NUM_BINS, 9.0, 2)).tolist() == (50 * count(X, Bins(NUM_BINS, 9.0, 2))).tolist()
+    assert count(x, Bins(NUM_BINS, 9.0, 2)).counts.tolist() == (50 * count(X, Bins(NUM_BINS, 9.0, 2)).counts).tolist()
 
 
 SCALES = [3.0**k for k in (-8, -3, -1, 0, 2, 5)] + [0.1, 1.0, 7.25, 100.0, 1000.0]
@@ -119,14 +142,14 @@ def test_growing_ranges_give_the_same_counts_in_any_order(order, num_bins):
 def test_grown_counts_are_those_of_the_final_range():
     parts = [X / 9, X, 100 * X]
     seen = grown(*parts).tensors["x"]
-    assert 3.0 ** (seen.level - 1) <= 100 * np.abs(X).max() < 3.0**seen.level
-    direct = klquant.histogram(np.concatenate(parts), num_bins=3 * NUM_BINS, amax=3.0**seen.level)
+    assert 3.0 ** (seen.bins.level - 1) <= 100 * np.abs(X).max() < seen.bins.amax == 3.0**seen.bins.level
+    direct = klquant.histogram(np.concatenate(parts), num_bins=3 * NUM_BINS, amax=seen.bins.amax)
     assert seen.counts.tolist() == direct.hist.tolist()
 
 
 def test_the_range_is_cut_to_what_is_there_and_no_count_is_lost():
     total = grown(X)
-    histogram = histograms_of(total, total.amax)["x"]
+    histogram = histograms_of(total)["x"][0]
     amax, width = float(np.abs(X).max()), 2 * histogram.edges[-1] / len(histogram.hist)
     assert amax <= histogram.edges[-1] < amax + width
     assert len(histogram.hist) % 2 == 1
@@ -138,9 +161,10 @@ def test_the_range_is_cut_to_what_is_there_and_no_count_is_lost():
 def test_values_beyond_the_cap_are_counted_in_the_end_bins():
     x = np.concatenate([X, np.array([1e30, -1e30, -1e31], np.float32)])
     total = grown(x, max_amax=4.5)
-    assert total.tensors["x"].level == 2
+    assert total.tensors["x"].bins.level == 2
     assert total.amax == {"x": float(np.float32(1e31))}
-    histogram = histograms_of(total, {"x": 4.5})["x"]
+    histogram, beyond = histograms_of(total, 4.5)["x"]
+    assert beyond == 3
     assert histogram.hist.sum() == len(X) + 3
     width = 2 * 9 / (3 * NUM_BINS)
     assert 4.5 <= histogram.edges[-1] < 4.5 + width
@@ -152,17 +176,45 @@ def test_values_beyond_the_cap_are_counted_in_the_end_bins():
 def test_levels_have_room_for_their_values(amax, level):
     assert level_of(amax) == level
     seen = grown(np.array([amax, -amax]), max_amax=math.inf).tensors["x"]
-    assert seen.level == level
+    assert seen.bins.level == level
     assert seen.counts.sum() == 2
     assert np.array_equal(seen.counts, seen.counts[::-1])
 
 
 def test_values_beyond_float32_are_counted_at_the_ends():
-    assert count(np.array([1e300, -1e300, 0.0]), Bins(NUM_BINS, 3.0**HIGHEST, HIGHEST))[[0, -1]].tolist() == [1, 1]
+    assert count(np.array([1e300, -1e300, 0.0]), Bins(NUM_BINS, 3.0**HIGHEST, HIGHEST)).counts[[0, -1]].tolist() == [
+        1,
+        1,
+    ]
 
 
 def test_zeros_before_other_values_are_counted_and_zeros_alone_make_no_histogram():
     total, zeros = grown(np.zeros(5), X), grown(np.zeros(5))
     assert total.tensors["x"].counts.sum() == len(X) + 5
     assert as_data(total)[0] == as_data(grown(X, np.zeros(5)))[0]
-    assert histograms_of(zeros, zeros.amax) == {}
+    assert histograms_of(zeros) == {}
+    assert (zeros.tensors["x"].zeros, total.tensors["x"].zeros) == (5, 5)
+
+
+@pytest.mark.parametrize("outlier", [1e4, -1e7])
+def test_a_tensor_with_an_outlier_is_counted_again_over_a_range_that_resolves_the_others(outlier):
+    data = [{"x": np.tile(X, 4)}, {"x": np.append(X, np.float32(outlier))}, {"y": X}]
+    settings = Settings(num_bins=NUM_BINS)
+    amax = collect_ranges(ArrayModel(), data).amax
+    coarse = collect_counts(ArrayModel(), data, amax, settings)
+    fine = resolve_outliers(ArrayModel(), data, amax, settings, coarse)
+    seen = fine.tensors["x"]
+    assert 3 < seen.bins.amax < 200
+    assert seen.counts[NUM_BINS // 2] < 0.5 * seen.counts.sum()
+    assert seen.amax == abs(outlier)
+    assert seen.beyond == 1 + 5 * (np.abs(X) > seen.bins.amax).sum()
+    assert seen.counts.sum() == 5 * len(X) + 1
+    assert fine.tensors["y"] is coarse.tensors["y"]
+    assert narrower_ranges(fine) == {}
+
+
+def test_values_that_fill_their_range_are_counted_once():
+    model, data = ArrayModel(log=[]), [{"x": X}, {"x": np.zeros(10000)}]
+    counts = collect_counts(model, data, {"x": float(np.abs(X).max())}, Settings(num_bins=NUM_BINS))
+    resolve_outliers(model, data, {"x": 9.0}, Settings(), counts)
+    assert model.log == [0, 1]

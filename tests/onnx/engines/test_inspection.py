@@ -23,7 +23,7 @@ def test_a_float_model_is_all_floating_point(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_node_has_a_report_of_its_own(engine):
+def test_every_node_has_a_report(engine):
     model = residual_block(INT8, INT8_LOWEST, sum_of_quantized=True)
     before = model.SerializeToString(deterministic=True)
     reports = inspect(model, engine)
@@ -67,7 +67,7 @@ def test_a_path_serves_as_well(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_what_is_no_model(tmp_path):
+def test_files_that_are_not_models(tmp_path):
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(InvalidInputError, match=r"text\.onnx.* must hold an ONNX model"):
         inspect(tmp_path / "text.onnx", "onnxruntime")

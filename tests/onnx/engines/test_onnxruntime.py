@@ -1,4 +1,4 @@
-"""Each reason is checked against onnxruntime itself: with it a node stays in floating point, without it not."""
+"""Each reason is checked against onnxruntime itself: a node stays in floating point only if the reason holds."""
 
 import platform
 
@@ -64,7 +64,7 @@ def read_twice(quantizers):
 
 
 def also_an_output(rectified=False):
-    """Return a convolution whose quantized output the model gives as well."""
+    """Return a convolution whose quantized output is also an output of the model."""
     build = Builder()
     y = z = build.node("Conv", build.qdq("x", UINT8_MIDDLE), build.weight(4, 4, 3, 3))
     if rectified:
@@ -96,7 +96,7 @@ def wide(dtype, op_type="Conv"):
 
 
 def int8_result(grid):
-    """Return a convolution whose output, quantized to int8, is the model's."""
+    """Return a convolution whose int8 output is the output of the model."""
     build = Builder()
     y = build.node("Conv", build.qdq("x", grid), build.weight(4, 4, 3, 3))
     q = build.node("QuantizeLinear", y, build.constant(np.float32(SCALE)), build.constant(np.int8(0)))
@@ -105,7 +105,7 @@ def int8_result(grid):
 
 POOL = {"kernel_shape": [2, 2]}
 RELU, RELU6 = [("Relu",)], [("Clip", np.float32(0), np.float32(6))]
-REASONS = {  # which node, a part of its reason, a model where it holds, and one where it does not
+REASONS = {  # node, a part of its reason, a model where it holds, a model where it does not
     "input": (
         *("globalaveragepool0", "its input `x` has no DequantizeLinear"),
         *(between("GlobalAveragePool", quantized=False), between("GlobalAveragePool")),
@@ -121,15 +121,15 @@ REASONS = {  # which node, a part of its reason, a model where it holds, and one
     "output of Mul": ("mul0", "it is an output of the model", combined("Mul", output=False), combined("Mul")),
     "other reader": ("conv0", "Sigmoid `sigmoid0` reads it", conv(after=[("Sigmoid",)]), conv()),
     "several readers": ("conv0", "Tanh `tanh0`, Exp `exp0` read it", read_twice(0), read_twice(1)),
-    "Relu, int8": ("conv0", "Relu `relu0` lies before", conv(INT8, RELU), conv(INT8_LOWEST, RELU)),
+    "Relu, int8": ("conv0", "Relu `relu0` comes before", conv(INT8, RELU), conv(INT8_LOWEST, RELU)),
     "Relu, uint8": ("conv0", "(uint8, scale 0.05, zero point 128)", conv(UINT8_MIDDLE, RELU), conv(UINT8, RELU)),
-    "Relu alone": ("relu0", "beyond 0", between("Relu", grid=INT8), between("Relu", grid=INT8_LOWEST)),
-    "Relu6, below": ("conv0", "beyond 0", conv(INT8, RELU6, 6 / 127), conv(INT8_LOWEST, RELU6, 6 / 255)),
-    "Relu6, above": ("conv0", "up to 6.1, beyond 6", conv(UINT8, RELU6, 6.1 / 255), conv(UINT8, RELU6, 5.9 / 255)),
+    "Relu alone": ("relu0", "below 0", between("Relu", grid=INT8), between("Relu", grid=INT8_LOWEST)),
+    "Relu6, below": ("conv0", "below 0", conv(INT8, RELU6, 6 / 127), conv(INT8_LOWEST, RELU6, 6 / 255)),
+    "Relu6, above": ("conv0", "up to 6.1, above 6", conv(UINT8, RELU6, 6.1 / 255), conv(UINT8, RELU6, 5.9 / 255)),
     "bias": ("conv0", "scale of its int32 bias", conv(bias=0.1), conv(bias=SCALE * WEIGHT_SCALE)),
     "float bias": (
         "gemm0",
-        "its bias is no DequantizeLinear of int32",
+        "its bias is not a DequantizeLinear of int32",
         gemm("float", output=False),
         gemm(output=False),
     ),
@@ -150,9 +150,9 @@ REASONS = {  # which node, a part of its reason, a model where it holds, and one
         *("conv0", "but not of int32"),
         *(other_constants(float_weight=False, bias=np.int8), other_constants(float_weight=False, bias=np.int32)),
     ),
-    "Relu and pool": ("conv0", "Relu `relu0` lies before", pooled(INT8), pooled(INT8_LOWEST)),
-    "moved 16 bits": ("flatten0", "uint16, not of 8 bits", wide(np.uint16, "Flatten"), wide(np.uint8, "Flatten")),
-    "16 bits": ("conv0", "uint16, not of 8 bits", wide(np.uint16), wide(np.uint8)),
+    "Relu and pool": ("conv0", "Relu `relu0` comes before", pooled(INT8), pooled(INT8_LOWEST)),
+    "moved 16 bits": ("flatten0", "uint16, not 8 bits wide", wide(np.uint16, "Flatten"), wide(np.uint8, "Flatten")),
+    "16 bits": ("conv0", "uint16, not 8 bits wide", wide(np.uint16), wide(np.uint8)),
 }
 
 
@@ -176,14 +176,14 @@ def results(model, x, **level):
     ("model", "reason"),
     [
         (gemm(outputs=16, axis=1), "the scales of its weight run along axis 1, not along 0"),
-        (gemm(bias_scale=0.1), "the scale of its int32 bias is not that"),
+        (gemm(bias_scale=0.1), "the scale of its int32 bias is not the product"),
         (wrong_axis_of_conv(), "the scales of its weight run along axis 1, not along 0"),
         (gemm(), ""),
         (conv(), ""),
     ],
 )
 def test_int8_with_wrong_results(model, reason):
-    """What onnxruntime computes is compared with what it computes node by node."""
+    """Compare onnxruntime with and without optimizations."""
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     exact = results(model, x, level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
@@ -229,7 +229,7 @@ def test_kernels_in_int8(model, kernel):
     assert [report[2:] for report in reports(model).values()] == [(True, f"executed as {kernel}")]
 
 
-def test_what_is_fused_shares_the_verdict():
+def test_fused_nodes_share_the_verdict():
     found = reports(conv(UINT8, RELU))
     assert found["relu0"][2:] == (True, "part of `conv0` (QLinearConv)")
     found = reports(conv(INT8, RELU))
@@ -240,14 +240,14 @@ def test_a_relu_that_its_quantizers_replace():
     build = Builder()
     y = build.qdq(build.conv(build.qdq("x", UINT8_MIDDLE)), UINT8_MIDDLE)
     found = reports(build.model(build.qdq(build.node("Relu", y), UINT8)))
-    assert found["relu0"][2:] == (True, "onnxruntime removed it: its quantizers do its work")
+    assert found["relu0"][2:] == (True, "onnxruntime removed it: its quantizers replace it")
 
 
 def test_a_transpose_that_cancels_the_layout():
     build = Builder()
     y = build.qdq(build.conv(build.qdq("x", UINT8_MIDDLE)), UINT8_MIDDLE)
     found = reports(build.model(build.qdq(build.node("Transpose", y, perm=[0, 2, 3, 1]), UINT8_MIDDLE)))
-    assert found["transpose0"][2:] == (True, "onnxruntime removed it: its quantizers do its work")
+    assert found["transpose0"][2:] == (True, "onnxruntime removed it: its quantizers replace it")
 
 
 def test_functions_that_are_inlined():
@@ -255,7 +255,7 @@ def test_functions_that_are_inlined():
     assert report[2:] == (False, "onnxruntime replaced it by other operators, in floating point")
 
 
-def test_what_follows_a_product_in_floating_point():
+def test_nodes_after_a_product_with_float_output():
     build = Builder()
     y = build.gemm(build.qdq("x", UINT8_MIDDLE), bias=build.bias(8))
     found = reports(build.model(build.node("Softmax", y), shape=(4, 16)))
@@ -280,7 +280,7 @@ def test_silu_is_fused_into_a_kernel_in_floating_point():
 
 
 def test_the_layout_of_floats_keeps_the_names():
-    """Convolutions of 16 channels are executed in NCHWc, whose nodes are new ones."""
+    """Convolutions of 16 channels run in the NCHWc layout, as new nodes."""
     build = Builder()
     y = build.node("Relu", build.node("Conv", "x", build.floats(16, 16, 3, 3)))
     found = reports(build.model(build.node("MaxPool", y, **POOL), shape=(1, 16, 8, 8)))
@@ -301,7 +301,7 @@ def test_residual_block():
 
 def test_types_of_input_and_output():
     report = reports(int8_result(UINT8_MIDDLE))["conv0"]
-    assert report[2:] == (False, "its inputs and output must be of one type, but are uint8, int8")
+    assert report[2:] == (False, "its inputs and output must have one type, but are uint8, int8")
 
 
 @pytest.mark.skipif(not X86, reason="on ARM onnxruntime leaves int8 as it is")
@@ -309,8 +309,8 @@ def test_int8_where_several_nodes_read():
     found = reports(residual_block(INT8, INT8_LOWEST, sum_of_quantized=True))
     for name, types in {"conv0": "int8, uint8", "add0": "uint8, int8, uint8"}.items():
         assert not found[name].int8
-        assert f"are {types}: on x86 onnxruntime makes uint8 of int8" in found[name].reason
-    assert found["relu0"][2:] == (False, "onnxruntime removed it; what it was given is floating point")
+        assert f"are {types}: on x86 onnxruntime turns int8 into uint8" in found[name].reason
+    assert found["relu0"][2:] == (False, "onnxruntime removed it; its input is in floating point")
 
 
 def test_parameters_that_onnxruntime_writes_beside_its_graph():

@@ -30,7 +30,7 @@ def layer(op_type="Conv", quantized=True, quantized_weight=True, relu=False, out
 @pytest.mark.parametrize("output", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 def test_layers_in_int8(op_type, output, relu):
-    """OpenVINO needs no quantizer behind a layer, and minds no Relu before it."""
+    """OpenVINO needs no quantizer after a layer and allows a Relu before it."""
     found = reports(layer(op_type, relu=relu, output=output))
     assert all(report.int8 for report in found.values())
     assert "onvolution" in found[f"{op_type.lower()}0"].reason
@@ -61,18 +61,18 @@ def test_a_product_whose_weight_is_transposed():
 
 
 def test_a_sum_whose_first_operand_is_int8():
-    """OpenVINO gives its kernel the name of int8 then."""
+    """OpenVINO names its kernel int8 then."""
     build = Builder()
     x = build.qdq("x")
     y = build.conv(build.qdq(build.node("Relu", build.conv(x))))
     y = build.qdq(build.node("Relu", build.node("Add", x, y)))
     report = reports(build.model(build.conv(y)))["add0"]
     assert not report.int8
-    assert re.search(" on [iu]8 and ", report.reason)  # and a floating point type, of which CPUs have several
+    assert re.search(" on [iu]8 and ", report.reason)  # and a floating-point type that depends on the CPU
 
 
 def test_a_sum_of_int8_and_floating_point_is_floating_point():
-    """Its narrowest input is int8, which is what OpenVINO calls its precision."""
+    """Its narrowest input is int8, which OpenVINO reports as its precision."""
     found = reports(residual_block(INT8, INT8, sum_of_quantized=False))
     assert [name for name, report in found.items() if not report.int8] == ["add0", "relu1"]
     assert "Subgraph" in found["add0"].reason
@@ -99,7 +99,7 @@ def test_without_openvino(monkeypatch):
 
 
 def test_openvino_reports_nothing_about_its_use():
-    """By itself it forks a process for that, when it is imported."""
+    """By default openvino forks a process for that when it is imported."""
     script = (
         "import os, onnx\n"
         "os.register_at_fork(before=lambda: os.write(1, b'forked'))\n"

@@ -1,4 +1,4 @@
-"""Each documented rule is broken once, and nothing else with it."""
+"""Each documented rule is broken once, and no other rule with it."""
 
 import numpy as np
 import onnx
@@ -43,7 +43,7 @@ def layer(op_type, axis, shape=(4, 4, 3, 3), **attributes):
 
 
 def followed(*op_types):
-    """Return a quantized convolution and what follows it, of which "Q" is a pair of quantizers."""
+    """Return a quantized convolution and the nodes after it; "Q" means a Q/DQ pair."""
     build = Builder()
     y = build.conv(build.qdq("x"))
     for op_type in op_types:
@@ -103,12 +103,12 @@ def integer_convolution():
     )
 
 
-BROKEN = {  # rule: models that break it, and the node of which it is told, with a part of the message
+BROKEN = {  # by rule: a model that breaks it, the node that is named, a part of the message
     "constant_scale": (by_hand(given="scale"), "quantizelinear0", "its scale `abs0` must be a constant"),
     "positive_scale": (conv(scale=-0.5), "quantizelinear0", "must be positive and finite, got -0.5"),
     "zero_point_zero": (conv((np.int8, 3)), "quantizelinear0", "its zero point must be 0, got 3"),
     "int8_values": (conv(UINT8), "quantizelinear0", "must be int8, got uint8"),
-    "one_scale_per_channel": (miscounted(), "dequantizelinear1", "its axis 0 has 4 slices, and there are 3 scales"),
+    "one_scale_per_channel": (miscounted(), "dequantizelinear1", "its axis 0 has 4 slices, but there are 3 scales"),
     "per_tensor_activations": (conv(scale=[SCALE] * 4, axis=1), "quantizelinear0", "must have one scale, got 4"),
     "layer_inputs": (half_quantized(), "conv0", "its input `c2` has no QuantizeLinear and DequantizeLinear"),
     "weight_axis": (layer("Conv", 1), "conv0", "must run along axis 0, not 1"),
@@ -117,7 +117,7 @@ BROKEN = {  # rule: models that break it, and the node of which it is told, with
     "residual_shortcut": (residual(shortcut=False), "add0", "its shortcut `x` must be quantized"),
     "concat_scales": (concatenation(0.05, 0.06), "concat0", "must have one scale, got int8, scale 0.05"),
     "both_sides": (alone("Sigmoid", True, output=False), "sigmoid0", "its output `sigmoid0` has no QuantizeLinear"),
-    "integer_operators": (integer_convolution(), "convinteger0", "TensorRT imports no ConvInteger"),
+    "integer_operators": (integer_convolution(), "convinteger0", "TensorRT cannot import ConvInteger"),
 }
 
 
@@ -134,15 +134,15 @@ def test_a_broken_rule(rule):
 
 
 @pytest.mark.parametrize("rule", BROKEN)
-def test_who_breaks_a_rule_is_not_reported_as_int8(rule):
+def test_nodes_that_break_a_rule_are_not_reported_as_int8(rule):
     model, _, message = BROKEN[rule]
-    told = [report for report in inspect(model, "tensorrt") if message in report.reason]
-    assert told
-    assert not any(report.int8 for report in told)
+    named = [report for report in inspect(model, "tensorrt") if message in report.reason]
+    assert named
+    assert not any(report.int8 for report in named)
 
 
 @pytest.mark.parametrize("scale", [0.0, np.inf, np.nan])
-def test_scales_of_no_use(scale):
+def test_unusable_scales(scale):
     assert broken(conv(scale=scale)) == {"positive_scale"}
 
 
@@ -150,7 +150,7 @@ def test_zero_points():
     assert broken(conv(UINT8_MIDDLE)) == {"zero_point_zero", "int8_values"}
     without = check_tensorrt(by_hand(zero_point=False))
     assert {found.rule for found in without} == {"int8_values"}
-    assert without[0].message.endswith("got uint8, which is what ONNX means without a zero point")
+    assert without[0].message.endswith("got uint8, ONNX's default without a zero point")
     assert not check_tensorrt(by_hand())
 
 
@@ -170,7 +170,7 @@ def test_parameters_that_are_computed_or_misfit():
     assert found[::2] == ("one_scale_per_channel", "it must have as many zero points as scales, got 4 and 1")
 
 
-def test_an_axis_that_is_none():
+def test_an_axis_out_of_range():
     build = Builder()
     model = build.model(build.node("Conv", build.qdq("x"), build.weight(4, 4, 3, 3)))
     model.graph.node[-2].attribute[0].i = 7
@@ -275,11 +275,11 @@ def test_a_sum_without_layers_needs_quantizers_all_around():
     assert not check_tensorrt(alone("Add", False, False))
 
 
-def test_what_is_concatenated():
+def test_concatenated_tensors():
     assert not check_tensorrt(concatenation(SCALE, SCALE))
     assert reports(concatenation(SCALE, SCALE))["concat0"].int8
     assert check_tensorrt(concatenation(SCALE, None)) == [
-        Violation("concat_scales", "concat0", "its input `y` must be quantized as the others are")
+        Violation("concat_scales", "concat0", "its input `y` must be quantized like the others")
     ]
     assert not check_tensorrt(concatenation(None, None))
     build = Builder()
@@ -288,7 +288,7 @@ def test_what_is_concatenated():
 
 
 def test_pooling_commutes_with_quantizers():
-    """TensorRT moves quantizers over what only moves values: none is missing behind, or before."""
+    """TensorRT moves quantizers across nodes that only move values, so one side is enough."""
     build = Builder()
     y = build.conv(build.node("MaxPool", build.qdq("x"), kernel_shape=[2, 2]))
     y = build.node("MaxPool", build.node("Relu", y), kernel_shape=[2, 2])

@@ -1,4 +1,4 @@
-"""Models from anyone: what lies elsewhere is not read, and what would grow is refused before it does."""
+"""Untrusted models: files elsewhere are not read, and models that would grow are refused before they do."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ everywhere = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a model's place in it, and a secret beside it."""
+    """A folder for a model, with a secret file beside it."""
     (tmp_path / "secret.bin").write_bytes(bytes(64))
     (tmp_path / "models").mkdir()
     return tmp_path / "models"
@@ -35,7 +35,7 @@ def written(folder, data):
 
 
 def outside(folder, location, **entries):
-    """Write a model whose weight lies in another file."""
+    """Write a model with a weight in another file."""
     model = onnx.ModelProto.FromString(seeds.outside(location))
     for entry in model.graph.initializer[0].external_data:
         entry.value = entries.get(entry.key, entry.value)
@@ -57,7 +57,7 @@ def test_files_elsewhere_are_not_read(folder, read, location):
 
 @everywhere
 @pytest.mark.parametrize("kind", ["link", "linked folder", "device", "pipe"])
-def test_what_leads_elsewhere_is_not_followed(folder, read, kind):
+def test_links_and_devices_are_not_followed(folder, read, kind):
     target = {"link": "../secret.bin", "linked folder": "..", "device": "/dev/zero"}.get(kind)
     os.mkfifo(folder / "w") if target is None else (folder / "w").symlink_to(target)
     with pytest.raises(InvalidInputError, match=r"m\.onnx` must"):
@@ -85,7 +85,7 @@ def test_many_weights_of_the_same_bytes_count_each(folder, read, monkeypatch):
         path = written(folder, model.SerializeToString())
         if refused:
             with pytest.raises(
-                InvalidInputError, match="weights of 128 bytes at most are read from files of 64, not 192"
+                InvalidInputError, match="weights must take at most 128 bytes, given files of 64, got 192"
             ):
                 read(path)
         else:
@@ -96,7 +96,7 @@ def test_many_weights_of_the_same_bytes_count_each(folder, read, monkeypatch):
 @pytest.mark.parametrize("given", [onnx.ModelProto.FromString, None], ids=["model", "file"])
 def test_functions_that_call_each_other_twice_are_counted_and_not_inlined(folder, read, given):
     read(given(seeds.functions(3)) if given else written(folder, seeds.functions(3)))
-    with pytest.raises(InvalidInputError, match=r"a graph of 100000 nodes at most is read.* not of 549755813888"):
+    with pytest.raises(InvalidInputError, match=r"a graph must have at most 100000 nodes.* got 549755813888"):
         read(given(seeds.functions(40)) if given else written(folder, seeds.functions(40)))
 
 
@@ -111,8 +111,8 @@ def test_functions_that_call_themselves_are_refused(read):
 
 @everywhere
 @pytest.mark.parametrize("letter", [b"Relu", b"first", b"inner"])
-def test_names_that_are_no_text_are_refused(folder, read, letter):
-    """protobuf gives bytes for them, and no error."""
+def test_names_that_are_not_text_are_refused(folder, read, letter):
+    """protobuf returns bytes for them and raises no error."""
     data = build("float[n] x", "float y", "first = Relu(x) inner = Neg(first) y = Neg(inner)").SerializeToString()
     read(onnx.ModelProto.FromString(data))
     with pytest.raises(InvalidInputError, match="names must be Unicode text, got b'"):
@@ -128,7 +128,7 @@ def test_a_graph_with_a_cycle_is_refused(read):
 
 
 @pytest.mark.parametrize("read", [READERS["inspect"], READERS["check"]])
-def test_what_only_has_the_name_of_an_operator_is_told(read):
+def test_an_operator_that_only_has_the_name_of_an_onnx_operator_is_named(read):
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "mine": 1]>
         graph (float[n, 2] x) => (float[n, 2] y) { y = mine.Conv(x) }""")
     with pytest.raises(InvalidInputError, match="`model` must be a valid ONNX model, got: Conv of domain `mine`"):
@@ -163,12 +163,12 @@ def test_a_constant_that_is_not_what_it_says_is_named(change):
     tensor = numpy_helper.from_array(np.ones(3, np.float32), "w")
     assert to_array(tensor).tolist() == [1, 1, 1]
     tensor.MergeFrom(onnx.TensorProto(**change))
-    with pytest.raises(InvalidInputError, match="constant `w` must hold what its type and shape say"):
+    with pytest.raises(InvalidInputError, match="constant `w` must fit its type and shape"):
         to_array(tensor)
 
 
 @pytest.mark.parametrize("operator", ["Concat<axis = 0>(a{0}, a{0})", "Reshape(a{0}, s)", "Relu(a{0})"])
-def test_a_long_row_of_nodes_takes_no_square_of_its_length(operator):
+def test_time_is_not_quadratic_in_the_length_of_a_chain(operator):
     nodes = " ".join(f"a{k + 1} = {operator.format(k)}" for k in range(2000))
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]> graph (float[n, 4] x) => (float[k, 4] y)
         <float t = {{0.1}}, int8 z = {{0}}, int64[2] s = {{-1, 4}}>
@@ -178,7 +178,7 @@ def test_a_long_row_of_nodes_takes_no_square_of_its_length(operator):
     assert time.process_time() - start < 10
 
 
-def test_text_is_no_model(folder):
+def test_text_files_are_refused(folder):
     (folder / "m.onnxtxt").write_text("<ir_version: 8> g () => () {}")
     with pytest.raises(InvalidInputError, match=r"m\.onnxtxt` must be a valid ONNX model"):
         prepare(folder / "m.onnxtxt")

@@ -39,32 +39,32 @@ def test_nodes_get_the_order_of_the_other_model():
     assert outputs(tidy(shuffled(model, [1, 0, 2, 3]), like=model)) == ["a", "b", "c", "y"]
 
 
-def test_what_is_read_comes_first_also_by_a_branch():
+def test_producers_come_before_their_readers_also_those_in_a_branch():
     model = onnx.parser.parse_model(BRANCHES)
     assert outputs(tidy(shuffled(model, [3, 1, 2, 0]), like=shuffled(model, [2, 3, 1, 0]))) == ["b", "a", "c", "y"]
 
 
-def test_nodes_that_the_other_model_has_not_follow_when_they_can():
+def test_nodes_unknown_to_the_other_model_come_as_early_as_possible():
     model = build("float[n] x", "float y", "a = Relu(x) b = Neg(a) y = Exp(b)")
     other = build("float[n] x", "float y", "y = Exp(x)")
     assert outputs(tidy(shuffled(model, [2, 1, 0]), like=other)) == ["a", "b", "y"]
 
 
-def test_long_chains_that_are_unknown_to_the_other_model_are_no_trouble():
+def test_long_chains_unknown_to_the_other_model_are_ordered():
     names = ["x", *(f"t{k}" for k in range(3000)), "y"]
     model = build("float[n] x", "float y", " ".join(f"{b} = Relu({a})" for a, b in pairwise(names)))
     other = build("float[n] x", "float y", "y = Exp(x)")
     assert outputs(tidy(shuffled(model, range(3000, -1, -1)), like=other)) == names[1:]
 
 
-def test_omitted_outputs_and_inputs_are_no_tensors():
+def test_omitted_inputs_and_outputs_are_not_tensors():
     body = 'a, "", c = LSTM<hidden_size = 2>(x, w, r, "", "", "", "") s = Squeeze(c, axis) y = Relu(s)'
     weights = {"w": (1, 8, 3), "r": (1, 8, 2)}
     model = build("float[n, 1, 3] x", "float y", body, **weights, axis=[0])
     assert outputs(tidy(shuffled(model, [2, 1, 0]), like=model)) == ["a", "s", "y"]
 
 
-def test_nodes_without_a_name_of_their_own_get_one():
+def test_nodes_without_a_unique_name_get_one():
     model = build("float[n] x", "float y", "a = Relu(x) b = Relu(a) c = Neg(b) y = Relu(c)")
     for node, name in zip(model.graph.node, ["same", "same", "Relu_y", ""], strict=True):
         node.name = name

@@ -59,7 +59,7 @@ def old():
 
 
 def functions():
-    """Return a network that calls a function of its own twice."""
+    """Return a network that calls a local function twice."""
     model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "mine": 1]>
         graph (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1.0, 2.0, -3.0, 4.0}> {
             a = mine.layer(x, w) y = mine.layer(a, w) }
@@ -108,7 +108,7 @@ def test_the_same_bytes_every_time_and_preparing_twice_changes_nothing(name):
 
 
 def test_an_old_model_that_is_not_valid_is_refused_before_it_is_converted():
-    """The converter of onnx takes an attribute of another type for granted, and crashes."""
+    """The converter of onnx does not check the types of attributes and crashes."""
     model = old()
     squeeze = next(node for node in model.graph.node if node.op_type == "Squeeze")
     squeeze.attribute[0].CopyFrom(onnx.helper.make_attribute("axes", "text"))
@@ -117,7 +117,7 @@ def test_an_old_model_that_is_not_valid_is_refused_before_it_is_converted():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_inputs_and_outputs_stay_and_every_node_has_a_name_of_its_own(name):
+def test_inputs_and_outputs_stay_and_every_node_has_a_unique_name(name):
     model, prepared = MODELS[name](), prepare(MODELS[name]())
     assert read_graph(prepared).inputs == read_graph(model).inputs
     assert read_graph(prepared).outputs == read_graph(model).outputs
@@ -141,7 +141,7 @@ def test_constants_identities_and_norms_go_and_the_function_stays(make):
     np.testing.assert_allclose(run(prepared, x=X)["y"], run(model, x=X)["y"], rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_left_of_a_legacy_model():
+def test_the_nodes_of_a_prepared_legacy_model():
     prepared = prepare(legacy())
     assert kinds(prepared) == ["Conv", "Relu", "Mul", "GlobalAveragePool", "Flatten", "Gemm"]
     assert [node.output[0] for node in prepared.graph.node] == ["n", "r", "m", "g", "f", "y"]
@@ -190,7 +190,7 @@ def test_branches_stay(flag):
     np.testing.assert_array_equal(run(prepare(branching()), x=x, flag=np.array(flag))["y"], expected)
 
 
-def test_equal_constants_keep_names_of_their_own():
+def test_equal_constants_keep_separate_names():
     body = "a = Mul(x, two) b = Relu(a) c = Mul(b, zwei) y = Softmax(c)"
     prepared = prepare(build("float[n, 3] x", "float y", body, two=np.float32(2), zwei=np.float32(2)))
     assert [node.input[1] for node in prepared.graph.node if node.op_type == "Mul"] == ["two", "zwei"]
@@ -251,7 +251,7 @@ def test_weights_may_lie_beside_the_model(tmp_path):
     assert content(prepare(path)) == content(prepare(legacy()))
 
 
-def test_weights_that_lie_elsewhere_are_refused_in_memory(tmp_path):
+def test_external_weights_of_a_model_in_memory_are_refused(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save_model(legacy(), path, save_as_external_data=True, location="weights", size_threshold=0)
     with pytest.raises(InvalidInputError, match="weights must be loaded, got `w` in another file; pass the path"):
@@ -352,7 +352,7 @@ def test_models_are_saved_in_one_file_or_two(tmp_path, max_bytes, old_files):
     assert (path.stat().st_size > 100_000) == (max_bytes > 100)
 
 
-def test_a_failed_save_leaves_nothing_of_two_files(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file_and_leaves_no_others(tmp_path, monkeypatch):
     path, model = tmp_path / "model.onnx", prepare(onnx_networks.load("VGG"))
     path.write_text("old")
     monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError("the disk is full")))
@@ -363,7 +363,7 @@ def test_a_failed_save_leaves_nothing_of_two_files(tmp_path, monkeypatch):
         assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_files_where_we_stand_are_none_of_our_business(tmp_path, monkeypatch):
+def test_files_in_the_working_directory_are_not_touched(tmp_path, monkeypatch):
     """Torch's exporter leaves `model.onnx.data` beside `model.onnx`."""
     monkeypatch.chdir(tmp_path)
     for name in ("model.onnx.data", "given.onnx.data", "optimized.onnx.data"):

@@ -23,7 +23,7 @@ def write(model, readers, weights=None, thresholds=None, rule=signed, **options)
 
 
 def rounded(x, threshold=2.0):
-    """Return what an INT8 engine sees, whose lowest level is -128."""
+    """Return the values that an INT8 engine reads, with -128 as the lowest level."""
     scale = np.float32(threshold / 127)
     return np.clip(np.rint(x / scale), -128, 127) * scale
 
@@ -39,7 +39,7 @@ def test_only_the_planned_readers_see_rounded_values():
     np.testing.assert_array_equal(found["z"], -X)
 
 
-def test_everyone_sees_rounded_values():
+def test_all_readers_read_rounded_values():
     found = run(write(two_readers(), {"x": {EVERYONE}}), x=X)
     np.testing.assert_allclose(found["z"], -rounded(X), atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_shared_scales_are_the_largest_of_a_group_also_of_overlapping_ones():
     assert grids["a"].dtype == TensorProto.INT8
 
 
-def test_names_that_are_taken_are_not_taken_again():
+def test_names_in_use_are_not_used_again():
     model = build(IMAGE, "float y", "x_quantized = Relu(x) x_scale = Neg(x_quantized) y = Add(x_scale, x)")
     found = run(write(model, {"x": {"add2"}}), x=X)
     np.testing.assert_allclose(found["y"], -np.maximum(X, 0) + rounded(X), atol=1e-5)
@@ -156,7 +156,7 @@ def test_the_model_that_is_given_does_not_change():
     assert model.SerializeToString() == before
 
 
-def test_what_a_subgraph_reads_stays():
+def test_tensors_read_by_a_subgraph_stay():
     body = """
         c = ReduceMax<keepdims=0>(x)
         p = Greater(c, zero)

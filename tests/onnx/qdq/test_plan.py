@@ -33,7 +33,7 @@ def onnxruntime(model, **options):
     return plan(operators, model, **options)
 
 
-def test_what_only_a_rectifier_reads_is_not_observed():
+def test_tensors_that_only_a_rectifier_reads_are_not_observed():
     assert observed_tensors(read_graph(conv_relu_conv())) == ["x", "b1", "y"]
 
 
@@ -41,7 +41,7 @@ def for_everyone(readers, *names):
     return readers == {name: {EVERYONE} for name in names}
 
 
-def test_explicit_quantizes_what_enters_layers_only():
+def test_explicit_quantizes_inputs_of_layers_only():
     found = tensorrt(conv_relu_conv())
     assert found.readers == {"x": {"conv0"}, "b1": {"conv2"}}
     assert found.weights == {"conv0": 0, "conv2": 0}
@@ -62,23 +62,23 @@ def test_of_two_layers_the_less_deep_one_is_the_shortcut(order):
     assert "c" not in tensorrt(model).readers
 
 
-def test_a_sum_without_a_layer_of_its_own_is_left_alone():
+def test_a_sum_without_a_layer_is_not_quantized():
     model = build("float[n, 4] x", "float[n, 4] y", "a = Relu(x) b = Sigmoid(x) y = Add(a, b)")
     assert not tensorrt(model).readers
 
 
-def test_a_branch_that_others_see_is_none():
+def test_a_tensor_with_other_readers_is_not_a_residual_branch():
     model = residual("s = Relu(c)")
     assert not {"s", "c"} & tensorrt(model).readers.keys()
 
 
-def test_openvino_quantizes_what_enters_layers_only():
+def test_openvino_quantizes_inputs_of_layers_only():
     graph = read_graph(residual("s = Relu(x)"))
     assert make_plan(graph, observed_tensors(graph), "openvino").readers == {"x": {"conv0"}, "r": {"conv2"}}
     assert "s" in make_plan(graph, observed_tensors(graph), "tensorrt").readers
 
 
-def test_what_a_product_adds_is_not_quantized():
+def test_the_addend_of_a_product_is_not_quantized():
     model = build("float[n, 4] x", "float y", "c = Relu(x) y = Gemm(x, w, c)", w=(4, 4))
     assert tensorrt(model).readers == {"x": {"gemm1"}}
 
@@ -89,12 +89,12 @@ def test_an_output_of_the_model_is_quantized_before_its_rectifier():
     assert for_everyone(onnxruntime(model).readers, "x", "a", "b1", "y")
 
 
-def test_explicit_for_layers_only_leaves_sums_and_concatenations():
+def test_explicit_for_layers_only_skips_sums_and_concatenations():
     found = plan(explicit, residual("s = Relu(x)"), layers_only=True)
     assert found.readers == {"x": {"conv0"}, "r": {"conv2"}}
 
 
-def test_what_is_concatenated_shares_the_scale_of_a_quantized_result():
+def test_inputs_of_a_concatenation_share_the_scale_of_a_quantized_output():
     body = "a = Conv(x, w) b = Relu(x) e = Conv(b, w) c = Concat<axis=1>(a, e) y = Conv(c, v)"
     model = build(IMAGE, "float[n, 2, 4, 4] y", body, w=(4, 3, 3, 3), v=(2, 8, 3, 3))
     found = tensorrt(model)
@@ -155,16 +155,16 @@ def test_a_scaled_product_has_no_kernel():
 
 
 @pytest.mark.parametrize("rule", [tensorrt, onnxruntime])
-def test_an_input_without_a_threshold_leaves_its_layer(rule):
+def test_a_layer_without_an_input_threshold_stays_in_floating_point(rule):
     found = rule(conv_relu_conv(), known=["x", "y"])
     assert found.skipped == {"conv2": "no threshold is known for its input `b1`"} | (
         {"conv0": "no threshold is known for its output `b1`"} if rule is onnxruntime else {}
     )
 
 
-@pytest.mark.parametrize("pattern", ["conv2", "b1", "conv[2]"])
+@pytest.mark.parametrize("pattern", ["conv2", "b1"])
 @pytest.mark.parametrize("rule", [tensorrt, onnxruntime])
-def test_what_is_excluded_stays(rule, pattern):
+def test_excluded_layers_stay_in_floating_point(rule, pattern):
     found = rule(conv_relu_conv(), exclude=(pattern,))
     assert found.skipped["conv2"] == "excluded by the settings"
     assert "conv2" not in found.weights
@@ -180,9 +180,9 @@ def test_a_product_of_two_activations_is_quantized_at_both():
     assert not tensorrt(model).weights
 
 
-def test_a_constant_on_the_left_leaves_the_product():
+def test_a_product_with_a_constant_on_the_left_stays_in_floating_point():
     model = build("float[4, 4] x", "float[4, 4] y", "y = MatMul(w, x)", w=(4, 4))
-    assert tensorrt(model).skipped == {"matmul0": "its weight is not its constant second input"}
+    assert tensorrt(model).skipped == {"matmul0": "its weight is not a constant second input"}
 
 
 def test_float64_is_not_quantized():
@@ -214,7 +214,7 @@ def test_output_channels_lie_on_their_axis(body, shape, axis):
         ("y = Clip(x, zero, six)", {"y"}),
         ("y = Clip(x, minus, six)", set()),
         ("y = Clip(x)", set()),
-        ("y = Clip(x, zeros, six)", set()),  # not a number: no ONNX, and no reason to end here
+        ("y = Clip(x, zeros, six)", set()),  # invalid, but must not crash
         ("a = Sigmoid(x) y = MaxPool<kernel_shape=[2,2]>(a)", {"a", "y"}),
         ("a = Relu(x) y = Add(a, x)", {"a"}),
         ("a = Relu(x) y = Add(a, minus)", {"a"}),
@@ -223,6 +223,6 @@ def test_output_channels_lie_on_their_axis(body, shape, axis):
         ("a = Relu(x) y = Neg(a)", {"a"}),
     ],
 )
-def test_what_cannot_be_negative(body, expected):
+def test_non_negative_tensors(body, expected):
     bounds = {"zero": np.float32(0), "six": np.float32(6), "minus": np.float32(-1), "zeros": np.zeros(2)}
     assert non_negative(read_graph(build(IMAGE, "float y", body, **bounds))) == expected

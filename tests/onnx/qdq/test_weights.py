@@ -43,7 +43,7 @@ def test_half_precision_keeps_its_type():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_named(value):
+def test_weights_that_are_not_finite_are_named(value):
     with pytest.raises(klquant.InvalidInputError, match="`w` must be finite"):
         quantize_weight(tensor([[1.0, value]]), 0)
 
@@ -66,5 +66,5 @@ def test_a_bias_counts_in_products():
 
 
 @pytest.mark.parametrize("bias", [[1.0, 1e9], [1.0, np.nan], [[1.0, 2.0]], 1.0])
-def test_a_bias_that_does_not_fit_stays(bias):
+def test_a_bias_that_does_not_fit_stays_in_floating_point(bias):
     assert quantize_bias(tensor(bias), 0.1, np.array([0.01, 0.02], np.float32)) is None

@@ -1,6 +1,6 @@
-"""Accuracy of INT8 on trained networks, one row for each way to get there: ``python tests/tools/bench/accuracy.py``.
+"""Accuracy of INT8 on trained networks, one row for each recipe: ``python tests/tools/bench/accuracy.py``.
 
-With ``--json`` the table is printed as JSON.
+``--json`` prints the table as JSON.
 """
 
 import json
@@ -41,16 +41,16 @@ RECIPES = {
 
 class Score(NamedTuple):
     top1: float
-    """Share of the test images classified right, in percent."""
+    """Share of the test images that are classified correctly, in percent."""
     sqnr_db: float | None
-    """Signal to quantization noise of the logits against FP32, in dB; None for FP32 itself."""
+    """Signal-to-quantization-noise ratio of the logits against FP32, in dB; None for FP32 itself."""
 
 
 def convert(network, digits, recipe):
     """Return the simulated INT8 network."""
     batches = digits.train_images[:NUM_CALIBRATION].split(BATCH_SIZE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # the table shows what they warn of
+        warnings.simplefilter("ignore", CalibrationWarning)  # the table shows the same
         return quantize(network, batches, **RECIPES[recipe]).model
 
 
@@ -60,7 +60,7 @@ def logits(model, images):
 
 
 def score(model, reference, digits):
-    """Judge a model on the test images, its logits against those of the reference."""
+    """Score a model on the test images, and its logits against those of the reference."""
     expected, got = (logits(m, digits.test_images) for m in (reference, model))
     top1 = 100 * float((got.argmax(1) == digits.test_labels).double().mean())
     noise = float((got - expected).double().square().sum())

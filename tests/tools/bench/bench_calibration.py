@@ -1,9 +1,9 @@
-"""What calibration costs beside running the model: both passes together against two plain forward passes.
+"""The cost of calibration compared with running the model: both passes against two plain forward passes.
 
 Run it by
 ``pytest tests/tools/bench/bench_calibration.py -o python_files='bench_*.py' --benchmark-quiet``.
-It takes some minutes. Passes and plain runs are timed by turns on all cores, by the wall clock; the histograms are
-checked against NumPy's first. With a GPU the same rows come again for it.
+It takes some minutes. Passes and plain runs alternate on all cores, in wall-clock time. The histograms are first
+checked against NumPy's. With a GPU the same rows are measured on it too.
 """
 
 import importlib.util
@@ -27,14 +27,14 @@ BATCH = {"cpu": 8, "cuda": 64}
 CPU_BAR, GPU_BAR = 1.25, 1.5
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-if importlib.util.find_spec("pytest_benchmark"):  # without it the mark is unknown, and this file still imported
+if importlib.util.find_spec("pytest_benchmark"):  # this file is imported without it too, and the mark is unknown then
     pytestmark = pytest.mark.benchmark(timer=time.perf_counter)
 else:
     pytestmark = pytest.mark.skip(reason="needs pytest-benchmark")
 
 
 def resnet18():
-    """Return a network of the size and layers of ResNet-18."""
+    """Return a network with the size and layers of ResNet-18."""
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
     widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
     blocks = [ResidualBlock(*width) for width in [*widths, (256, 512, 2), (512, 512, 1)]]
@@ -54,7 +54,7 @@ def vgg11():
 
 
 def mobilenet():
-    """Return inverted residuals of the widths of MobileNetV2, whose layers are cheap for what they read."""
+    """Return inverted residuals as wide as those of MobileNetV2, which compute little for the data they read."""
     widths = [(32, 16, 1), (16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 1)]
     blocks = [InvertedResidual(*width, expansion=6) for width in widths]
     stem = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6(inplace=True)]
@@ -62,7 +62,7 @@ def mobilenet():
 
 
 class Encoder(nn.Module):
-    """A transformer's encoder of the width of BERT-base, with four layers of its linear layers and attention."""
+    """A transformer encoder as wide as BERT-base: four layers with its linear layers and attention."""
 
     def __init__(self):
         super().__init__()
@@ -107,12 +107,12 @@ def seconds(function, device):
 
 
 def assert_counts_are_right(quantizer, histograms, batches):
-    """Compare the first layer's histogram with one that NumPy makes of the data."""
+    """Compare the first layer's histogram with NumPy's histogram of the data."""
     x = np.concatenate([batch.cpu().numpy().ravel() for batch in batches])
     hist, edges = next(iter(histograms.values()))
     assert hist.sum() == x.size
     expected = np.histogram(x, bins=edges)[0]
-    assert np.abs(np.cumsum(hist - expected)).max() <= 4  # NumPy puts values on an edge to one side
+    assert np.abs(np.cumsum(hist - expected)).max() <= 4  # NumPy counts values on an edge on one side only
 
 
 @pytest.mark.parametrize("device", DEVICES)

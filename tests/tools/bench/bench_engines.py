@@ -1,12 +1,12 @@
-"""How fast INT8 is in the engines, beside the FP32 model in the same engine, on one thread.
+"""The speed of INT8 models in the engines, compared with the FP32 model in the same engine, on one thread.
 
 Run it by
 ``pytest tests/tools/bench/bench_engines.py -o python_files='bench_*.py'``.
-It takes about a minute. Before anything is timed, every Conv and Gemm of klquant's models must be executed in INT8,
-and the test images be classified as well as in FP32, within 0.4 points. The batch size is free in all models. All
-that a ratio compares is timed by turns, by the wall clock; what loses stays, marked LOSES. Rows of peers, and of
-OpenVINO in the precision that it takes for FP32 models if it may choose (bfloat16, where the CPU has that), are for
-information. With ``KLQUANT_BENCH_JSON=path`` the table is also written there.
+It takes about a minute. First it checks that every Conv and Gemm of klquant's models runs in INT8, and that the test
+images are classified as well as in FP32, within 0.4 points. The batch size is free in all models. The two sides of a
+ratio alternate, in wall-clock time. A ratio that misses its bar stays in the table, marked LOSES. There are two kinds
+of rows for information: peers, and OpenVINO with its default precision for FP32 models (bfloat16, if the CPU has it).
+``KLQUANT_BENCH_JSON=path`` writes the table to that file too.
 """
 
 import functools
@@ -37,22 +37,22 @@ LARGE = "ResNet-18 at 224"
 CASES = [*itertools.product(digits_networks.NETWORKS[:3], (1, 64)), (LARGE, 1)]
 TURNS, TURN_SECONDS = 41, 0.01
 FP32 = "FP32"
-ENGINES = ("openvino", "tensorrt")  # that OpenVINO executes
+ENGINES = ("openvino", "tensorrt")  # models for these engines run in OpenVINO
 PEERS = {f"peer, {variant}": variant for variant in (quantize_static.DEFAULT, "uint8, per channel")}
 
 
 class Subject(NamedTuple):
-    """A model, and data that it is calibrated with and judged by."""
+    """A model, with data to calibrate it and to score it."""
 
     model: onnx.ModelProto
     batches: list[np.ndarray]
     images: np.ndarray
     labels: np.ndarray | None
-    """None for a network that was not trained: its logits are compared."""
+    """None for an untrained network, of which the logits are compared."""
 
 
 class Group(NamedTuple):
-    """Models that are timed by turns in one engine, the FP32 model among them."""
+    """Models that alternate in one engine, including the FP32 model."""
 
     engine: str
     load: Callable[..., engines.Engine]
@@ -86,11 +86,11 @@ def subject(network):
 
 
 def untrained(images):
-    """Return a network of the size of ResNet-18."""
+    """Return a network as large as ResNet-18."""
     torch.manual_seed(0)
     names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of deprecations of its own
+        warnings.simplefilter("ignore")  # about deprecations inside torch's exporter
         example = torch.from_numpy(images[:2])
         program = torch.onnx.export(resnet18().eval(), (example,), dynamo=True, verbose=False, **names)
     return program.model_proto
@@ -105,7 +105,7 @@ def calibration(network):
 
 
 def models(network, group):
-    """Return what is timed, by label."""
+    """Return the functions to time, by label."""
     float_model = subject(network).model
     found = {FP32: float_model}
     for engine in group.engines:
@@ -114,7 +114,7 @@ def models(network, group):
 
 
 def peer_model(network, variant):
-    """Return what onnxruntime's quantize_static makes by MinMax."""
+    """Return the model of onnxruntime's quantize_static with MinMax."""
     model, batches, *_ = subject(network)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("float.onnx", "quantized.onnx")]
@@ -124,14 +124,14 @@ def peer_model(network, variant):
 
 
 def by_turns(functions):
-    """Return the seconds of many calls of each function, which take turns of some calls each."""
+    """Return the seconds of many calls of each function. The functions take turns, a few calls at a time."""
     calls = max(1, round(TURN_SECONDS / min(clocked(functions[0], 10))))
     turns = [[clocked(function, calls) for function in functions] for _ in range(TURNS)]
     return [list(itertools.chain(*parts)) for parts in zip(*turns, strict=True)]
 
 
 def clocked(function, calls):
-    """Time single calls, so that few of them meet another process."""
+    """Time single calls, so that other processes disturb few of them."""
     times = [time.perf_counter()]
     for _ in range(calls):
         function()

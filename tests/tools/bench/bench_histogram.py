@@ -1,9 +1,8 @@
-"""How fast 10 million float32 are counted into 8001 bins, beside what merely reading them costs, on one core.
+"""The time to count 10 million float32 values into 8001 bins, compared with merely reading them, on one core.
 
 Run it by
-``pytest tests/tools/bench/bench_histogram.py -o python_files='bench_*.py' --benchmark-quiet``. The counts are checked
-against the reference (a sample) and by sorting (all of them) before anything is timed. Rows and clock are those of
-``bench_search.py``.
+``pytest tests/tools/bench/bench_histogram.py -o python_files='bench_*.py' --benchmark-quiet``. The counts are first
+checked: a sample against the reference, and all of them by sorting. Rows and clock are those of ``bench_search.py``.
 The yardstick is ``x.min(), x.max()`` and ``(x * factor).astype(int32)`` on the same data.
 """
 
@@ -28,7 +27,7 @@ DATA = {
     "one value": lambda _: np.full(SIZE, 0.3),
 }
 
-if importlib.util.find_spec("pytest_benchmark"):  # without it the mark is unknown, and this file still imported
+if importlib.util.find_spec("pytest_benchmark"):  # this file is imported without it too, and the mark is unknown then
     pytestmark = pytest.mark.benchmark(timer=CLOCK)
 else:
     pytestmark = pytest.mark.skip(reason="needs pytest-benchmark")
@@ -44,7 +43,7 @@ def report(request):
 
 @pytest.fixture(scope="module", params=DATA)
 def data(request):
-    """Return the name and the data, for which klquant's counts are found to be right."""
+    """Return the name and the data, after a check of klquant's counts."""
     x = DATA[request.param](np.random.default_rng(0)).astype(np.float32)
     hist, edges = klquant.histogram(x, num_bins=NUM_BINS)
     np.testing.assert_array_equal(hist, counts_by_sorting(x, float(edges[-1])))
@@ -55,7 +54,7 @@ def data(request):
 
 
 def counts_by_sorting(x, amax):
-    """Count |x| >= each inner edge by bisection, on both sides: no bin is computed."""
+    """Count |x| >= each inner edge by bisection, on both sides, without computing a bin."""
     factor = NUM_BINS / amax
     odd = np.arange(1, NUM_BINS, 2)
     sides = []

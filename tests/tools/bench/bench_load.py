@@ -1,10 +1,10 @@
-"""What 500, 1,000 and 2,000 quantized layers take in 8001 bins: calibrated, saved, loaded, searched, reported.
+"""Time and memory to calibrate, save, load, search and report 500, 1,000 and 2,000 layers in 8001 bins.
 
 Run it by
 ``pytest tests/tools/bench/bench_load.py -o python_files='bench_*.py'``.
-It takes five minutes, on all cores. Each size is a process of its own, which checks that the thresholds found in the
-loaded file are those of the calibration. Twice the layers should take at most 2.4 times the time, and 2.2 times the
-memory above the start. With ``KLQUANT_BENCH_JSON=path`` the table is also written there.
+It takes five minutes, on all cores. Each size runs in its own process, which checks that the loaded file gives the same
+thresholds as the calibration. Twice the layers should take at most 2.4 times as long, and 2.2 times the memory above
+that of the start. ``KLQUANT_BENCH_JSON=path`` writes the table to that file too.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""How much memory calibration takes for few and for many images, beside onnxruntime's.
+"""The memory of calibration for few and for many images, compared with onnxruntime.
 
 Run it by
 ``pytest tests/tools/bench/bench_memory.py -o python_files='bench_*.py'``.
-It takes three minutes. The digits, scaled up to 64 x 64 pixels, go through the residual net one by one, as
-onnxruntime joins only batches of one size. Each row gives by how many MiB a calibration, in a process of its own,
-raised the peak that plain runs had left, and its CPU time beside one such run over the same images. Where onnxruntime
-would take more than 6 GiB it gets fewer images. Of all images klquant must find the ranges that MinMax finds. With
-``KLQUANT_BENCH_JSON=path`` the table is also written there.
+It takes three minutes. The digits are scaled up to 64 x 64 pixels and run through the residual net one by one, because
+onnxruntime joins only batches of equal size. Each calibration has its own process. Its row gives the MiB by which it
+raised the peak of plain runs, and its CPU time relative to one plain run over the same images. onnxruntime gets fewer
+images if it would need more than 6 GiB. klquant must find the same ranges as MinMax on all images.
+``KLQUANT_BENCH_JSON=path`` writes the table to that file too.
 """
 
 from importlib import metadata
@@ -46,7 +46,7 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     path, data = folder / "float.onnx", folder / "images.npy"
     model = onnx_networks.load(NETWORK)
-    del model.graph.value_info[:]  # that was for 8 x 8 pixels
+    del model.graph.value_info[:]  # it has the shapes for 8 x 8 pixels
     for size in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         size.dim_value *= ZOOM
     quantize_static.preprocess(model, path)
@@ -61,7 +61,7 @@ def test_memory(report, job):
         case = job._replace(**fields)
         few = measure(case._replace(number=FEW))
         add_row(report, f"{label}: {FEW} images", few)
-        number = min(MANY, int(LIMIT * FEW / few.extra_mib))  # it grows by no more than in proportion
+        number = min(MANY, int(LIMIT * FEW / few.extra_mib))  # memory grows at most in proportion
         many = measure(case._replace(number=number))
         note = "" if number == MANY else f"more would take over {LIMIT} MiB"
         wanted = ("<=", 1.1) if label.startswith("klquant") else None

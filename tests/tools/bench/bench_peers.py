@@ -1,17 +1,17 @@
-"""Calibration of ONNX models by klquant and by onnxruntime: accuracy, costs, and where both agree.
+"""Calibration of ONNX models by klquant and by onnxruntime: accuracy, cost, and agreement.
 
 Run it by
 ``pytest tests/tools/bench/bench_peers.py -o python_files='bench_*.py'``.
-It takes about two minutes. Each calibration has a process of its own, on one core, and is timed there by turns with
-plain runs of the FP32 model over the same images. INT8 models are judged as onnxruntime executes them, with all
-optimizations. klquant's must be as accurate as FP32, within 0.4 points, and find the ranges that MinMax finds. With
-``KLQUANT_BENCH_JSON=path`` the table is also written.
+It takes about two minutes. Each calibration has its own process, on one core, and alternates there with plain runs of
+the FP32 model over the same images. INT8 models are scored in onnxruntime, with all optimizations. klquant's models
+must be as accurate as FP32, within 0.4 points, and klquant must find the same ranges as MinMax.
+``KLQUANT_BENCH_JSON=path`` writes the table to that file too.
 
-Every method of onnxruntime has two rows: by default, and by the better of two variants that its documentation advises:
-UINT8 for CPUs like this one, symmetric INT8 for GPUs, both with a scale for each output channel. Columns: MiB by which
-the calibration raised the peak of memory; layers with weights that are executed in INT8, and others; and in percent of
-what both have: T that are amax, T that are klquant's by the same criterion, quantizers with the same scale, zero point
-and type, weights with the same integer.
+Every method of onnxruntime has two rows: the default, and the better of two variants from its documentation. These
+are UINT8 for CPUs like this one, and symmetric INT8 for GPUs, both with a scale per output channel. The columns are the
+MiB by which the calibration raised the peak memory; the number of layers with weights that run in INT8, and of others;
+and shares of the tensors that both models have, in percent: T equal to amax, T equal to klquant's with the same
+criterion, quantizers with the same scale, zero point and type, and weights with the same integer.
 """
 
 import warnings
@@ -31,21 +31,21 @@ from tools.bench.peers import agreement, engines, machine, quantize_static
 from tools.bench.peers.score import Score, score
 from tools.bench.peers.table import collected
 
-SAME = {  # what klquant does by the same criterion
+SAME = {  # the same criterion in klquant
     "MinMax": {"criterion": "max"},
     "Entropy": {"criterion": "entropy"},
     "Entropy, 2001 bins, 255 levels": {"criterion": "entropy", "num_bins": 2001},
     "Percentile": {"criterion": "percentile", "overrides": {"*": {"percentile": 99.999}}},
 }
-ROUNDS, SLOW = 3, "Entropy, 2001 bins, 255 levels"  # which is timed once
+ROUNDS, SLOW = 3, "Entropy, 2001 bins, 255 levels"  # timed once only
 
 
 class Setting(NamedTuple):
-    """A network as a file, and data to judge its INT8 models by."""
+    """A network as a file, and data to score its INT8 models."""
 
     network: str
     job: Job
-    """Whose method is still to be chosen."""
+    """A job without its method."""
     model: onnx.ModelProto
     batches: list[np.ndarray]
     images: np.ndarray
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
     """The logits of FP32."""
     of_float: Score
     amax: dict[str, float]
-    """By tensor, as klquant finds it."""
+    """amax by tensor, as klquant finds it."""
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def peer_model(setting, method, variant):
 
 
 def test_ranges_from_a_file_make_the_model_that_quantize_static_makes_alone(setting):
-    """So that a calibration can be timed alone, and serve for all variants."""
+    """Let a calibration be timed alone, and be used for all variants."""
     measure(setting.job._replace(method="MinMax", rounds=1))
     for variant in quantize_static.VARIANTS:
         target = Path(setting.job.result).with_name("alone.onnx")

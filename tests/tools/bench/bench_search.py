@@ -1,14 +1,13 @@
-"""How fast the threshold search is, beside its peers and its physical bound, on one core.
+"""The speed of the threshold search, compared with its peers and its physical bound, on one core.
 
 Run it by
 ``pytest tests/tools/bench/bench_search.py -o python_files='bench_*.py' --benchmark-quiet``.
-It takes about three minutes and prints one table. It fails where a result is wrong, never where one is slow: such
-rows stay, marked LOSES. With ``KLQUANT_BENCH_JSON=path`` the table is also written there.
+It takes about three minutes and prints one table. A wrong result fails. A slow one does not: its row is marked LOSES.
+``KLQUANT_BENCH_JSON=path`` writes the table to that file too.
 
-Each curve is checked against the reference (by way of the loops in C, themselves checked against it) before anything
-is timed. Rows give the median over warmed-up rounds; what a ratio compares is timed by turns, anew for each. The clock
-is the CPU time of the process, which on one core is the time it takes where nothing else runs; only GPU rows are
-wall-clock time.
+Each curve is first checked against the loops in C, which are checked against the reference. Rows give the median over
+warmed-up rounds. The two sides of a ratio alternate, and are measured again for each ratio. The clock is the CPU time
+of the process: on one core it is the wall-clock time of an idle machine. Only GPU rows are wall-clock time.
 """
 
 import functools
@@ -33,7 +32,7 @@ from tools.bench.peers import float32_loops, machine, plain_c
 from tools.bench.peers.table import Report
 
 SIZES = (2001, 4001, 8001, 16001)
-SIZE = 8001  # where the slow peers run, and where most of the bars stand
+SIZE = 8001  # the size of the slow peers and of most bars
 LEVELS = 255
 ROUNDS = 40
 MANY = 256
@@ -42,7 +41,7 @@ SHAPES = ("ReLU", "heavy-tailed", "1,000 samples", "60 values", "15 values")
 CLOCK = time.process_time
 IMPORT = "import time, numpy; t = time.process_time(); import klquant; print(time.process_time() - t)"
 
-if importlib.util.find_spec("pytest_benchmark"):  # without it the mark is unknown, and this file still imported
+if importlib.util.find_spec("pytest_benchmark"):  # this file is imported without it too, and the mark is unknown then
     pytestmark = pytest.mark.benchmark(timer=CLOCK)
     wall_clock = pytest.mark.benchmark(timer=time.perf_counter)
 else:
@@ -93,7 +92,7 @@ def histogram_of(data, num_bins):
 
 @functools.cache
 def many_histograms(count, num_bins):
-    """Return as many histograms as if each had drawn the same 2 million samples anew."""
+    """Return a number of histograms, each as if from 2 million new samples of the same distribution."""
     hist, edges = histogram_of("Laplace", num_bins)
     return np.random.default_rng(1).poisson(hist, size=(count, num_bins)), edges
 
@@ -110,7 +109,7 @@ def c_curve(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def right_curve(c_curve):
-    """Return the curve that is right, from the loops in C, or slowly from the reference."""
+    """Return the correct curve, from the loops in C, or slowly from the reference."""
     known = {}
 
     def curve(hist):
@@ -129,7 +128,7 @@ def assert_same_curve(curve, right, within=1e-12):
 
 
 def assert_same_choice(hist, index, best):
-    """Let the indices differ only where the reference sees no difference."""
+    """Assert that the indices differ only where the reference sees no difference."""
     index, best = int(index), int(best)
     assert index == best or _divergence_at(hist, index) - _divergence_at(hist, best) <= 1e-15
 
@@ -145,7 +144,7 @@ def _divergence_at(hist, index):
 
 
 class Checked(NamedTuple):
-    """A search without arguments, found to be right; and the CPU seconds of its first call."""
+    """A checked search without arguments, and the CPU seconds of its first call."""
 
     search: Callable[[], klquant.Threshold]
     first_seconds: float
@@ -153,7 +152,7 @@ class Checked(NamedTuple):
 
 @pytest.fixture(scope="module")
 def checked(right_curve):
-    """Return a function that makes searches and does not hand them out before they are checked."""
+    """Return a function that makes searches, and checks each before it returns it."""
 
     @functools.cache
     def make(library, data, num_bins):
@@ -176,15 +175,15 @@ def row_of(library, data, num_bins):
 
 
 class Beside(NamedTuple):
-    """What is timed by turns with a row's function, so that both see the same noise, for the ratio of their medians."""
+    """A function that alternates with that of a row, so that both see the same noise. Their medians give a ratio."""
 
     function: Callable[[], object]
     label: str
-    wanted: tuple[str, float] | None = None  # how the ratio should come out; None: it is only shown
-    inverse: bool = False  # this over the row, not the row over this
-    times: int = 1  # per round of the row
-    warm: bool = True  # run each once untimed where they take turns
-    row: str = ""  # its own row, where it is to have one
+    wanted: tuple[str, float] | None = None  # the bar for the ratio; None: for information
+    inverse: bool = False  # the ratio is this / row instead of row / this
+    times: int = 1  # calls per round of the row
+    warm: bool = True  # call each once without timing before each turn
+    row: str = ""  # the name of its own row, if it has one
 
 
 def timed(report, benchmark, function, row, *, rounds, warmup_rounds=1, beside=None):
@@ -218,7 +217,7 @@ def clocked(function, clock=CLOCK):
 
 
 def searching(function, library, hist, edges):
-    """Return ``function(hist, edges)`` on arrays of this library, as a function without arguments."""
+    """Return a function without arguments that calls ``function(hist, edges)`` on arrays of this library."""
     if library == "NumPy":
         return functools.partial(function, hist, edges)
     jax = importlib.import_module("jax")
@@ -236,7 +235,7 @@ def to_jax(*arrays, kind="cpu"):
 
 
 def klquant_beside_peer(checked, num_bins, wanted=None):
-    """Set a slow peer against klquant; the bar stands at one size."""
+    """Return klquant's search to compare with a slow peer. The bar applies at one size only."""
     search = checked("NumPy", "Laplace", num_bins).search
     return Beside(search, "x klquant", wanted if num_bins == SIZE else None, times=20, warm=False)
 
@@ -253,7 +252,7 @@ def test_float32_loops(report, benchmark, checked, right_curve):
 
 
 def test_reference(report, benchmark, checked, right_curve):
-    """The yardstick itself takes half a minute: timed the one time that it is run."""
+    """The reference takes half a minute, so it is run and timed once."""
     hist, _ = histogram_of("Laplace", SIZE)
     row, beside = f"peer: klquant.reference (float64), {SIZE}", klquant_beside_peer(checked, SIZE)
     curve = functools.partial(reference.divergence_curve, hist)
@@ -345,7 +344,7 @@ def single_calls(library):
 
 
 def assert_same_as_singles(batch, hists, edges, right_curve, every):
-    """Compare some of the batch with single NumPy calls, and four of those with what is right."""
+    """Compare some rows of the batch with single NumPy calls, and four of these with the correct curves."""
     batch = klquant.Threshold(*(np.asarray(field) for field in batch))
     for k in range(0, len(hists), every):
         single = klquant.optimal_threshold(hists[k], edges)
@@ -356,7 +355,7 @@ def assert_same_as_singles(batch, hists, edges, right_curve, every):
 
 
 def traced_memory(function):
-    """Say how much Python and NumPy allocate on top of what there was; NumPy reports its arrays to tracemalloc."""
+    """Measure how much Python and NumPy allocate. NumPy reports its arrays to tracemalloc."""
     tracemalloc.start()
     try:
         function()
@@ -366,7 +365,7 @@ def traced_memory(function):
 
 
 def xla_memory(hists, edges):
-    """Say how much the compiled program allocates: XLA's account of it, as tracemalloc does not see it."""
+    """Measure how much the compiled program allocates, as XLA reports it: tracemalloc does not see it."""
     jax = importlib.import_module("jax")
     with enable_x64():
         program = jax.jit(klquant.optimal_threshold).lower(*to_jax(hists, edges)).compile()
@@ -409,7 +408,7 @@ def gpu_or_skip(report, row):
 
 
 def test_import(report):
-    """The best of several fresh processes: what else the machine does only adds."""
+    """Measure the best of several fresh processes, because other load only adds time."""
     command = [sys.executable, "-c", IMPORT]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(9)]
     best = min(float(run.stdout) for run in runs)

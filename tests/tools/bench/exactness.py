@@ -2,7 +2,8 @@
 
 ``python tests/tools/bench/exactness.py 2000 --jobs 2``
 
-Off by default, for it takes minutes; prints a summary by shape and what differs, and exits with 1 if anything does.
+This takes minutes, so it is not part of the tests. It prints a summary by shape and all differences, and exits with 1
+if there are any.
 """
 
 import argparse
@@ -25,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tools.bench.peers import exact
 from tools.bench.peers.plain_c import compile_curve
 
-WITHIN = 1e-12  # what a curve may be wrong by
-TIED = 1e-15  # between divergences so close either may be chosen
+WITHIN = 1e-12  # largest error of a curve
+TIED = 1e-15  # either of two divergences as close as this may be chosen
 SIZES = [255, 257, 511, 801, 1001, 2001, 2047, 4001, 8001, 16001]
 LEVELS = [3, 15, 63, 127, 255, 511]
 
@@ -56,13 +57,13 @@ class Outcome(NamedTuple):
     shape: str
     verdict: str
     error: float
-    """The largest of the curve."""
+    """The largest error of the curve."""
     judge: str
-    """What it was compared with in the end."""
+    """The last curve it was compared with."""
 
 
 def main(number, seed, jobs):
-    """Compare `number` histograms and print what was found."""
+    """Compare `number` histograms and print the results."""
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         found = pool.imap_unordered(functools.partial(compare, seed), range(number))
         outcomes = list(track(found, "comparing", total=number, console=Console(stderr=True)))
@@ -82,7 +83,7 @@ def main(number, seed, jobs):
 
 
 def compare(seed, number):
-    """Compare one histogram, which `seed` and `number` make."""
+    """Compare one histogram, which depends on `seed` and `number`."""
     rng, shape = np.random.default_rng([seed, number]), list(SHAPES)[number % len(SHAPES)]
     num_bins = int(rng.choice(SIZES, p=[0.16, 0.14, 0.14, 0.14, 0.14, 0.1, 0.08, 0.06, 0.03, 0.01]))
     levels = int(rng.choice([count for count in LEVELS if count <= num_bins]))
@@ -107,10 +108,10 @@ def _loops():
 
 
 def _judges(hist, levels, curve, index):
-    """Yield curves, each more exact than the one before: of the loops in C, of the reference, of the referee.
+    """Yield curves, each more exact than the last: from the loops in C, the reference, exact arithmetic.
 
-    Loops that add up in order lose digits under a huge bin. The referee judges where the reference disagrees with
-    the search, and the candidates that one of the two prefers.
+    Loops that add in order lose digits beside a huge bin. Exact arithmetic decides where the reference and the search
+    disagree, and for the candidates that either of them prefers.
     """
     if hist.dtype.kind != "f":  # the loops in C count in int64
         yield "C", _loops()(hist, levels)

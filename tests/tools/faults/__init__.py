@@ -1,1 +1,1 @@
-"""The faults that faults.py tries, by kind."""
+"""Fault injection: `run.py` runs all kinds of faults. Each other file here is one kind, or a helper."""

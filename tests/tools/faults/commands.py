@@ -1,4 +1,4 @@
-"""Ctrl-C at random moments of a command."""
+"""Ctrl-C at random moments during a command."""
 
 import os
 import signal
@@ -16,21 +16,22 @@ from .jobs import folder_for, onnx_model
 from .outcomes import Trials
 
 CHECKED = "exit code 130; nothing on stderr; the whole file or none; nothing temporary"
-READY = "import klquant; print(flush=True); from klquant.__main__ import main; main()"  # what comes before is NumPy's
+# a line means that the imports are done; klquant does not handle Ctrl-C before that
+READY = "import klquant; print(flush=True); from klquant.__main__ import main; main()"
 
 
 class Ended(NamedTuple):
     code: int
     stderr: str
     was_running: bool
-    """When it was to be interrupted."""
+    """Whether the command still ran when it was to be interrupted."""
     result: bytes
     temporary: frozenset[str]
-    """Names of what it left."""
+    """Names of the temporary files that it left."""
 
 
 def interrupt_commands(times, seed):
-    """Interrupt `klquant calibrate` so many times."""
+    """Interrupt `klquant calibrate` a number of times."""
     trials, rng = Trials("Ctrl-C, klquant calibrate", CHECKED), np.random.default_rng(seed)
     with folder_for("command") as folder:
         onnx.save(onnx_model(), folder / "model.onnx")
@@ -47,7 +48,7 @@ def interrupt_commands(times, seed):
 
 
 def _judge(ended, expected, trials):
-    """Say how an interrupted command ended, and what is wrong with that."""
+    """Return how an interrupted command ended, and what is wrong with that."""
     too_late = ended.code in (0, -signal.SIGINT) and ended.result == expected.result
     outcome = "too late, Python was ending" if too_late else f"exit code {ended.code}"
     trials.add(f"{outcome}, {'with' if ended.result else 'no'} file")
@@ -57,7 +58,7 @@ def _judge(ended, expected, trials):
 
 
 def _run(folder, interrupt_after):
-    """Run the command, with a folder of its own for what it writes."""
+    """Run the command in a new folder for its output."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         out = Path(name, "out.npz")
         command = [sys.executable, "-c", READY, "calibrate", "model.onnx", "--data", "data.npy", "--out", str(out)]
@@ -73,5 +74,5 @@ def _run(folder, interrupt_after):
                 process.send_signal(signal.SIGINT)
             stderr = process.communicate(timeout=60)[1]
         result = out.read_bytes() if out.exists() else b""
-        left = frozenset(path.name for path in Path(name).iterdir()) - {".ses", out.name}  # the first is onnxruntime's
+        left = frozenset(path.name for path in Path(name).iterdir()) - {".ses", out.name}  # `.ses` is from onnxruntime
         return Ended(process.returncode, stderr, was_running, result, left)

@@ -1,4 +1,4 @@
-"""Places that cannot be written to, of several kinds: what spoils them and what mends them."""
+"""Folders that become unwritable in several ways, and how to break and repair each."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ class Disk(NamedTuple):
 
 @contextlib.contextmanager
 def full(room):
-    """Yield a small file system that is filled but for some bytes; it needs the right to mount one."""
+    """Yield a small file system that is full except for some bytes. It needs the permission to mount."""
     with _mounted() as folder:
 
         def fill():
@@ -37,7 +37,7 @@ def full(room):
 
 @contextlib.contextmanager
 def limited(room):
-    """Yield a folder in which no file may become larger than that."""
+    """Yield a folder in which no file may exceed a size."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     with folder_for("limited") as folder:
         try:
@@ -52,7 +52,7 @@ def _limit(soft, hard):
 
 @contextlib.contextmanager
 def read_only():
-    """Yield a folder that nothing can be made in; of root by another mount, for modes do not stop it."""
+    """Yield a folder in which nothing can be created. For root it is a read-only mount, as modes do not stop root."""
     if can_mount():
         with _mounted() as folder:
             yield Disk(folder, lambda: _mount("-o", "remount,ro", folder), lambda: _mount("-o", "remount,rw", folder))
@@ -63,7 +63,7 @@ def read_only():
 
 @contextlib.contextmanager
 def replaced():
-    """Yield a folder that a file takes the place of."""
+    """Yield a folder that is replaced by a file."""
     with folder_for("replaced") as around:
         folder, aside = around / "folder", around / "aside"
         folder.mkdir()
@@ -80,7 +80,7 @@ def replaced():
 
 
 def can_mount():
-    """Tell whether this process may mount a file system."""
+    """Return whether this process may mount a file system."""
     try:
         with _mounted():
             return True
@@ -116,5 +116,5 @@ DISKS = {
 
 
 def available():
-    """Return the kinds of disks that can be had here."""
+    """Return the kinds of disks that are possible on this machine."""
     return [kind for kind in DISKS if can_mount() or FULL not in kind]

@@ -1,4 +1,4 @@
-"""Ctrl-C as any Python function is entered, but those that put hooks on, and at each line of a save."""
+"""Ctrl-C on entry to any Python function, except those that register hooks, and at each line of a save."""
 
 import collections
 import itertools
@@ -17,7 +17,7 @@ from .outcomes import Trials
 
 
 def interrupt_everywhere(functions, seed, lines=1):
-    """Interrupt a calibration in so many places, and a save at each `lines`-th line."""
+    """Interrupt a calibration in a number of places, and a save at each `lines`-th line."""
     return [
         _row("Ctrl-C, entering a function", "hooks, modes, model as before", _functions, functions, seed),
         _row("Ctrl-C, at each line of a save", "the file is absent or whole; no other file", _lines, lines),
@@ -40,9 +40,9 @@ def _task(_, report, task, *arguments):
 
 
 def _functions(times, seed):
-    """Yield what came of an interrupt in each of so many places, chosen at random, and what is wrong then."""
+    """Interrupt in a number of random places. Yield the outcome of each, and what is wrong after it."""
     rng = np.random.default_rng(seed)
-    _calibrate(lambda frame: None)  # what is imported late or cached does not count
+    _calibrate(lambda frame: None)  # so that late imports and caches are done
     calls = collections.Counter()
     _calibrate(lambda frame: calls.update([_place(frame)]))
     places = [place for place in calls if place[2] != __file__ and not switches_hooks(place[0])]
@@ -52,13 +52,13 @@ def _functions(times, seed):
 
 
 def _place(frame):
-    """Return the file and the name of a function, and of who calls it."""
+    """Return the file and the name of a function, and of its caller."""
     back = frame.f_back or frame
     return frame.f_code.co_filename, frame.f_code.co_name, back.f_code.co_filename, back.f_code.co_name
 
 
 def _interrupting(place, number):
-    """Return a function of a frame that presses Ctrl-C when a place is met for the so-manyth time."""
+    """Return a function of a frame that raises Ctrl-C at call number `number` of a place."""
     calls = collections.Counter()
 
     def press(frame):
@@ -71,7 +71,7 @@ def _interrupting(place, number):
 
 
 def _calibrate(on_call):
-    """Run all stages, with a function called for each frame; return the outcome and what is wrong."""
+    """Run all stages, and call a function for each frame. Return the outcome and what is wrong."""
     model, seen = network(), Seen(State())
     before = fingerprint(model)
     outcome = _outcome(lambda frame, *_: on_call(frame), all_stages, model, seen)
@@ -79,7 +79,7 @@ def _calibrate(on_call):
 
 
 def _outcome(trace, function, *arguments):
-    """Call a function with a hook for what it calls; tell where an interrupt went that the hook raised."""
+    """Call a function with a trace hook; return where an interrupt that the hook raised went."""
     lost = []
     hook, sys.unraisablehook = sys.unraisablehook, lambda raised: lost.append(raised.exc_type)
     sys.settrace(trace)
@@ -94,17 +94,17 @@ def _outcome(trace, function, *arguments):
 
 
 def _lines(step):
-    """Yield what came of an interrupt at each `step`-th line of a save, and what is wrong then."""
+    """Interrupt a save at each `step`-th line. Yield the outcome of each, and what is wrong after it."""
     whole, _, _ = _save(0)
     for line in itertools.count(1, step):
         left, outcome, lines = _save(line)
-        if lines < line:  # not a number known before: names of temporary files are random
+        if lines < line:  # the number varies, because names of temporary files are random
             return
         yield f"{'whole' if left else 'absent'}, {outcome}", ["another file"] * (left not in ({}, whole))
 
 
 def _save(line):
-    """Save arrays, with an interrupt at a line; return the files, what became of it, and how many lines it took."""
+    """Save arrays with an interrupt at a line. Return the files, the outcome, and the number of lines."""
     lines = 0
 
     def trace(_, event, __):

@@ -1,4 +1,4 @@
-"""Ctrl-C at random moments of a calibration in PyTorch or ONNX; the process lives on and looks at what is left."""
+"""Ctrl-C at random moments of a PyTorch or ONNX calibration. The process continues and checks what is left."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ CHECKED = {
 
 
 class Data:
-    """Batches of arrays that tell which pass has begun."""
+    """Batches of arrays that record which pass has begun."""
 
     def __init__(self, state):
         self.state = state
@@ -40,7 +40,7 @@ class Data:
 
 
 def interrupt(times, seed):
-    """Interrupt each kind of calibration so many times."""
+    """Interrupt each kind of calibration a number of times."""
     return [_interrupt(kind, times, np.random.default_rng(seed)) for kind in TASKS]
 
 
@@ -56,7 +56,7 @@ def _interrupt(kind, times, rng):
             if process.is_alive():
                 os.kill(process.pid, signal.SIGINT)
             process.join(60)
-            if process.exitcode or (folder / "report.json").exists():  # if not, it had come to its end
+            if process.exitcode or (folder / "report.json").exists():  # otherwise it ended before the interrupt
                 trials.add(where, *((False, complaint) for complaint in _complaints(folder, process.exitcode)))
                 trials.expect(_result(folder) == expected, f"{where}: another result")
     return trials.row()
@@ -64,7 +64,7 @@ def _interrupt(kind, times, rng):
 
 @functools.cache
 def _undisturbed(kind):
-    """Return how many seconds a task takes if nothing happens to it, and its result."""
+    """Return the seconds of a task without interrupts, and its result."""
     with folder_for("undisturbed") as folder:
         process, state = start(_task, folder, kind)
         wait_for(process, state, "running")
@@ -86,19 +86,19 @@ def _complaints(folder, exitcode):
 
 
 def _task(state, folder, kind):
-    """Do a task in this process, and write down what is wrong after its interruption."""
+    """Run a task in this process, and write what is wrong after its interruption to a file."""
     complaints = TASKS[kind](state, folder)
     if complaints is not None:
         (folder / "report.json").write_text(json.dumps(complaints))
 
 
 def switches_hooks(file):
-    """Return whether a file puts hooks, modes or gradients on and off: a Ctrl-C in its functions may leave them."""
+    """Return whether a file sets and resets hooks or modes: a Ctrl-C in its functions may leave them set."""
     return Path(file).name in ("contextlib.py", "grad_mode.py", "hooks.py", "overrides.py")
 
 
 def interrupted(state, function, *arguments, **options):
-    """Call a function; return whether a KeyboardInterrupt came out of it."""
+    """Call a function, and return whether it raised KeyboardInterrupt."""
 
     def handler(_, frame):
         if switches_hooks(frame.f_code.co_filename):
@@ -127,7 +127,7 @@ def _torch_with_resume(state, folder):
     calibrate(again.state, *paths, model=model, forward=again)
     twice = first.runs + again.runs - 2 * NUM_BATCHES
     fine = {
-        f"{twice} batches are counted twice": twice in (0, 1),  # one may have come through and not been counted
+        f"{twice} batches are counted twice": twice in (0, 1),  # one batch may have run without being counted
         "other files": sorted(folder.iterdir()) == list(paths),
     }
     return complaints + [what for what, is_fine in fine.items() if not is_fine]
@@ -146,7 +146,7 @@ def all_stages(model, forward):
 
 
 def changed(model, before, seen):
-    """Return what is not as it was before."""
+    """Return what has changed."""
     fine = {
         "the model changed": fingerprint(model) == before,
         "hooks are left": not any(map(num_hooks, seen.models.values())),

@@ -1,4 +1,4 @@
-"""Calibrations that are disturbed, and processes of their own to run them in."""
+"""Calibrations to disturb, and the processes that run them."""
 
 import contextlib
 import ctypes
@@ -23,17 +23,17 @@ from support.onnx_models import build
 
 NUM_BATCHES = 10
 PHASES = ("starting", "running", "folding", "pass 1", "pass 2", "search", "saving", "over")
-CONTEXT = multiprocessing.get_context("forkserver")  # imports once; each process is a fork of that
+CONTEXT = multiprocessing.get_context("forkserver")  # imports once, then forks for each process
 CONTEXT.set_forkserver_preload(["klquant.backends.torch", "klquant.backends.onnx", "pytest"])
 
 
 class State(ctypes.Structure):
-    """What a process tells of itself in shared memory, so that it can be read after its death."""
+    """The state of a process in shared memory, which can be read after its death."""
 
     _fields_ = (
         ("phase", ctypes.c_int),
         ("writing", ctypes.c_int),
-        ("begun", ctypes.c_char * 64),  # digest of what was to be written last, and of what was
+        ("begun", ctypes.c_char * 64),  # digests of the last content: when its write began, and when it ended
         ("written", ctypes.c_char * 64),
     )
 
@@ -43,7 +43,7 @@ class State(ctypes.Structure):
 
 
 class Seen:
-    """A way to run a model that remembers the models and counts the batches of the passes that came through."""
+    """A `forward` that remembers the models, and counts the batches that ran in the two passes."""
 
     def __init__(self, state):
         self.state, self.models, self.runs = state, {}, 0
@@ -56,7 +56,7 @@ class Seen:
 
 
 def start(target, *arguments):
-    """Start a function in a process, with a state that it gets first; return both."""
+    """Start a function in a process, with a state as its first argument. Return both."""
     state = CONTEXT.RawValue(State)
     process = CONTEXT.Process(target=_quietly, args=(target, state, *arguments))
     process.start()
@@ -72,7 +72,7 @@ def _quietly(target, *arguments):
 
 
 def wait_for(process, state, phase, timeout=60):
-    """Wait until a process has come to a phase, or ended."""
+    """Wait until a process has reached a phase, or ended."""
     end = time.monotonic() + timeout
     while state.phase < PHASES.index(phase) and process.exitcode is None and time.monotonic() < end:
         time.sleep(0.001)
@@ -94,13 +94,13 @@ def batches():
 
 
 def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_model, **options):
-    """Calibrate stage by stage, telling the state; keep the progress after every batch."""
+    """Calibrate stage by stage, recording the phase in the state; keep the progress after every batch."""
 
     def enter(phase):
         state.phase = PHASES.index(phase)
 
     data = batches() if data is None else data
-    with _telling_of_writes(state, checkpoint):
+    with _recording_writes(state, checkpoint):
         enter("folding")
         options = {"resume": checkpoint, "checkpoint_seconds": 0.0, "forward": forward, **options}
         quantizer = Quantizer(network() if model is None else model, **options)
@@ -118,11 +118,11 @@ def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_
 
 
 @contextlib.contextmanager
-def _telling_of_writes(state, checkpoint):
-    """Let the state tell of writes, and let the disk be so slow that there is something to be seen."""
+def _recording_writes(state, checkpoint):
+    """Record writes in the state, and slow the disk down so that they can be observed."""
     write, sync = npz.write_atomic, os.fsync
 
-    def write_and_tell(path, content):
+    def write_and_record(path, content):
         state.writing = 1
         if path == checkpoint:
             state.begun = digest(content)
@@ -135,7 +135,7 @@ def _telling_of_writes(state, checkpoint):
         sync(handle)
         time.sleep(0.004)
 
-    npz.write_atomic, os.fsync = write_and_tell, sync_slowly
+    npz.write_atomic, os.fsync = write_and_record, sync_slowly
     try:
         yield
     finally:
@@ -148,7 +148,7 @@ def digest(content):
 
 @functools.cache
 def undisturbed():
-    """Return the file that an undisturbed calibration gives, and how many seconds that takes."""
+    """Return the file that an undisturbed calibration writes, and its seconds."""
     with folder_for("undisturbed") as folder:
         process, state = start(calibrate, folder / "progress.npz", folder / "result.npz")
         wait_for(process, state, "folding")

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a calibration that keeps its progress, again and again until it is done."""
+"""kill -9 at random moments of a calibration that saves its progress, repeated until it finishes."""
 
 import signal
 
@@ -9,7 +9,7 @@ from .outcomes import Trials
 
 
 def kill_again_and_again(kills, seed):
-    """Kill so many times in all; whenever a calibration gets through, begin a new one."""
+    """Kill a number of times in total. Whenever a calibration finishes, start a new one."""
     checked = "after each kill the progress file is the last one written or the next; results identical; no other file"
     trials, rng = Trials("kill -9, torch with resume", checked), np.random.default_rng(seed)
     while trials.outcomes.total() < kills:
@@ -19,7 +19,7 @@ def kill_again_and_again(kills, seed):
 
 
 def _one_calibration(folder, trials, kills, rng):
-    """Kill a calibration until it gets through or there were kills enough."""
+    """Kill a calibration until it finishes, or the number of kills is reached."""
     expected, seconds = undisturbed()
     checkpoint, result, kept = folder / "progress.npz", folder / "result.npz", b""
     while not result.exists():

@@ -1,4 +1,4 @@
-"""What came of trying a fault, and the table of all of them."""
+"""The outcomes of the trials of a fault, and the table of all faults."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from rich.text import Text
 class Row(NamedTuple):
     fault: str
     outcomes: Counter
-    """How often each came."""
+    """The number of trials by outcome."""
     checked: str
     wrong: tuple[str, ...] = ()
 
@@ -21,13 +21,13 @@ class Row(NamedTuple):
 
 
 class Trials:
-    """Outcomes of one fault as they come, and what was wrong with them."""
+    """Collects the outcomes of one fault, and what was wrong with them."""
 
     def __init__(self, fault, checked):
         self.fault, self.checked, self.outcomes, self.wrong = fault, checked, Counter(), []
 
     def add(self, outcome, *checks):
-        """Count an outcome; each check is a pair: is it fine, and what is wrong if not."""
+        """Count an outcome. Each check is a pair: whether it passed, and what is wrong if not."""
         self.outcomes[outcome] += 1
         for fine, what in checks:
             self.expect(fine, f"{outcome}: {what}")

@@ -1,4 +1,4 @@
-"""One of three processes that calibrate together is killed, or stops; the others must not wait for it for ever."""
+"""One of three processes that calibrate together is killed or stops. The others must not wait for it forever."""
 
 import datetime
 import os
@@ -23,7 +23,7 @@ KILLED, STOPPED = "kill -9 of one of three processes", "one of three processes s
 
 
 def lose_processes(places=PLACES, ranks=range(SIZE)):
-    """Kill each of these processes at each of these places, and let one stop at the first."""
+    """Kill each of these processes at each of these places, and stop one at the first place."""
     with warnings.catch_warnings(), folder_for("one-process") as folder:
         warnings.simplefilter("ignore")
         quantize(network(), batches(), num_bins=801).calibration.save(folder / "result.npz")
@@ -38,14 +38,14 @@ def lose_processes(places=PLACES, ranks=range(SIZE)):
 
 
 def _lose(trials, how, place, rank, expected, limit):
-    """Lose one process; see how the others end, and all of them when they go on."""
+    """Lose one process. Check how the others end, and that all of them finish after a restart."""
     with folder_for("processes") as folder:
         seconds, told = _run_all(folder, place, rank, how)
         trials.add(place)
         trials.expect(seconds < limit, f"{place}, process {rank}: the others end after {seconds:.0f} s")
         for other, text in told.items():
             named = re.findall(r"process (\d)", text) if text.startswith("PeerError") else []
-            fine = str(rank) in named if how == signal.SIGKILL else named == [str(rank)]  # others may have ended then
+            fine = str(rank) in named if how == signal.SIGKILL else named == [str(rank)]  # others may have ended too
             trials.expect(fine, f"{place}, process {rank}: process {other} ended with: {text or 'nothing'}")
         _run_all(folder)
         for other in range(SIZE):
@@ -55,7 +55,7 @@ def _lose(trials, how, place, rank, expected, limit):
 
 
 def _run_all(folder, place="", lost=None, how=None):
-    """Start all processes; return how long the others last after one is lost, and what they say."""
+    """Start all processes. Return how long the others run after one is lost, and their errors."""
     (folder / "store").unlink(missing_ok=True)
     started = [start(_member, folder, rank, place if rank == lost else "", how)[0] for rank in range(SIZE)]
     others = [process for rank, process in enumerate(started) if rank != lost]
@@ -74,7 +74,7 @@ def _run_all(folder, place="", lost=None, how=None):
 
 
 def _member(state, folder, rank, place, how):
-    """Calibrate together with the others, and be lost at a place."""
+    """Calibrate together with the others, and end or stop at a place."""
     where, runs, all_reduce = PLACES[0], 0, distributed.all_reduce
 
     def be_lost():
@@ -102,7 +102,7 @@ def _member(state, folder, rank, place, how):
     distributed.all_reduce = reduce
     wait, store = datetime.timedelta(seconds=TIMEOUT), f"file://{folder}/store"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=wait)
-    distributed.barrier()  # the others must have come so far too
+    distributed.barrier()  # until the others are here too
     try:
         calibration = _calibrate(folder, batches()[2 * rank : 2 * rank + 2], forward, enter, be_lost)
         calibration.save(folder / f"result{rank}.npz")

@@ -1,4 +1,4 @@
-"""What is read fails: data that raise in the middle, progress files that are damaged or foreign."""
+"""Failures of the input: data that raise in the middle, and progress files that are damaged or from another job."""
 
 import warnings
 
@@ -18,7 +18,7 @@ KIND, NAMED = ("checkpoint", 2), "names the batch"
 
 
 class Failing(Dataset):
-    """Batches, one of which cannot be read once: in the pass that is told."""
+    """Batches, one of which cannot be read in the given pass."""
 
     def __init__(self, bad_pass=0, bad_batch=0):
         self.bad_pass, self.bad_batch, self.passes = bad_pass, bad_batch, 0
@@ -34,7 +34,7 @@ class Failing(Dataset):
 
 
 def fail_to_read(times, seed):
-    """Let data raise so many times, and damage progress files in every way."""
+    """Let data raise a number of times, and damage progress files in every way."""
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,7 +101,7 @@ def _damage(rng):
 
 
 def _damaged(path, good, whole, rng):
-    """Yield contents of a file that were damaged in all ways, and what was done."""
+    """Yield the content of a file after each kind of damage, and the name of the damage."""
     meta, arrays = whole
     yield from (("cut off", good[:length]) for length in np.linspace(0, len(good) - 1, 40).astype(int))
     for place in rng.integers(len(good), size=200):

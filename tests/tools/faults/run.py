@@ -1,4 +1,4 @@
-"""Inject faults into calibrations and print what became of each: `python tests/tools/faults/run.py`."""
+"""Inject faults into calibrations and print the outcomes: `python tests/tools/faults/run.py`."""
 
 import sys
 from pathlib import Path

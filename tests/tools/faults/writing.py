@@ -1,4 +1,4 @@
-"""All that is saved, and a calibration that keeps its progress, on disks that are full or cannot be written to."""
+"""Everything that klquant saves, and a calibration that saves its progress, on full or unwritable disks."""
 
 import errno
 import tempfile
@@ -28,18 +28,18 @@ OLD = b"what was there before"
 
 
 class Refused(Exception):
-    """What a command says that ends with exit code 2."""
+    """The message of a command that ended with exit code 2."""
 
 
 class Target(NamedTuple):
     save: Callable[[Path], object]
-    """Takes the path of the first file."""
+    """Called with the path of the first file."""
     names: tuple[str, ...] = ("file",)
-    """Of all files that are written."""
+    """Names of all files that are written."""
 
 
 def save_everywhere(seed, kinds):
-    """Save everything on these kinds of disks, and calibrate until one is spoilt."""
+    """Save everything on these kinds of disks, and calibrate until one breaks."""
     rng = np.random.default_rng(seed)
     with folder_for("sources") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -49,7 +49,7 @@ def save_everywhere(seed, kinds):
 
 
 def _save_all(kind, all_targets):
-    checked = "error or message names the file; old files whole; no other file; can be saved when mended"
+    checked = "error or message names the file; old files whole; no other file; can be saved afterwards"
     trials = Trials(f"saving {len(all_targets)} things, {kind}", checked)
     for what, (save, names) in all_targets.items():
         with DISKS[kind]() as (folder, spoil, mend):
@@ -62,12 +62,12 @@ def _save_all(kind, all_targets):
             trials.add(outcome, (outcome.endswith("file"), what))
             trials.expect(left == dict.fromkeys(names, OLD), f"{what}: {sorted(left)}")
             save(folder / names[0])
-            trials.expect(OLD not in [(folder / name).read_bytes() for name in names], f"{what} is old when mended")
+            trials.expect(OLD not in [(folder / name).read_bytes() for name in names], f"{what} is old afterwards")
     return trials.row()
 
 
 def _outcome(path, function, *arguments, **options):
-    """Return which error comes and whether it names the file, or a temporary one that was wanted before."""
+    """Return the error that is raised, and whether it names the file, or a temporary file written before it."""
     try:
         function(*arguments, **options)
     except (OSError, Refused) as error:
@@ -79,7 +79,7 @@ def _outcome(path, function, *arguments, **options):
 
 
 def _targets(folder):
-    """Return all that can be saved, by name; the commands read from this folder."""
+    """Return everything that can be saved, by name. The commands read from this folder."""
     thresholds, model = {f"tensor{k}": 0.1 + k for k in range(500)}, onnx_model()
     sources = [folder / name for name in ("model.onnx", "data.npy", "calibration.npz", "table.json")]
     onnx.save(model, sources[0])
@@ -135,7 +135,7 @@ def _fill_the_temporary_folder(rng, kinds):
 
 
 def _lose_the_disk(rng, kinds):
-    checked = "error names the file; all batches before are kept; no other file; result identical when mended"
+    checked = "error names the file; all batches before are kept; no other file; result identical afterwards"
     trials = Trials("torch with resume, the disk is spoilt on the way", checked)
     for kind in kinds:
         with DISKS[kind]() as (folder, spoil, mend), folder_for("result") as other:
@@ -154,7 +154,7 @@ def _lose_the_disk(rng, kinds):
 
 
 def _spoiling(seen, last, spoil):
-    """Return a way to run the model that spoils the disk after a batch of the passes."""
+    """Return a `forward` that breaks the disk after a batch of the passes."""
 
     def forward(model, item):
         output = seen(model, item)

@@ -1,1 +1,1 @@
-"""Fuzzing of all loaders: `python tests/tools/fuzz/run.py`; tests/project/test_fuzz.py runs a little of it."""
+"""Fuzzing of all loaders: `python tests/tools/fuzz/run.py`; tests/project/test_fuzz.py runs a few inputs."""

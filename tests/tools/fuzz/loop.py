@@ -1,4 +1,4 @@
-"""The loop: seeds, then damage to them, each input reproducible from its number; and the account that is kept of it."""
+"""The loop over the inputs (seeds, then damaged seeds, each reproducible from its number), and its results."""
 
 import faulthandler
 import random
@@ -15,17 +15,17 @@ RATE_OF_BOMBS = 0.1
 
 
 class Account(NamedTuple):
-    """What became of the inputs."""
+    """The results of the inputs."""
 
     inputs: int
     seconds: float
     errors: int
-    """Named ones."""
+    """Number of inputs that raised a KLQuantError."""
     accepted: int
     worst: float
     """Seconds of the slowest input."""
     failures: dict[str, int]
-    """How often, by error and place."""
+    """Number of failures by error and place."""
 
 
 class Attempts:
@@ -41,13 +41,13 @@ class Attempts:
         return Account(self._outcomes.total(), seconds, **passed, worst=self._worst, failures=dict(self._failures))
 
     def attempt(self, data):
-        """Try one input; a hang ends the process and says where."""
+        """Try one input. A hang ends the process and prints where."""
         faulthandler.dump_traceback_later(self._target.seconds, exit=True)
         start = time.perf_counter()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                warnings.simplefilter("error", RuntimeWarning)  # of NumPy, where a number became another one silently
+                warnings.simplefilter("error", RuntimeWarning)  # NumPy warns if a number silently became another
                 self._target.call(self._folder, data)
             self._outcomes["accepted"] += 1
         except KLQuantError:
@@ -71,7 +71,7 @@ class Attempts:
 
 
 def damaged(name, target, folder, seed):
-    """Yield the seeds, then inputs without end."""
+    """Yield the seeds, then an endless stream of damaged ones."""
     seeds, bombs = list(target.seeds(folder)), list(target.bombs())
     yield from (*seeds, *bombs)
     number = 0

@@ -1,4 +1,4 @@
-"""Damage that gets past the first check: files are taken apart, damaged inside, and put together again."""
+"""Damage that passes the first checks: files are unpacked, damaged inside, and packed again."""
 
 import io
 import json
@@ -40,7 +40,7 @@ VALUES = [
 
 
 def mutate(data, random, others=()):
-    """Return `data` with one to four kinds of damage, which the `random.Random` decides."""
+    """Return `data` with one to four kinds of damage, chosen by the `random.Random`."""
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         kinds = [_bytes, _bytes, _number, _token, _integer]
         if data[:2] == b"PK":
@@ -91,7 +91,7 @@ def _splice(data, other, random):
 
 
 def _json(data, random):
-    """Damage one node of a document; what is no JSON any more stays as it is."""
+    """Damage one node of a JSON document. Data that are not valid JSON are returned unchanged."""
     try:
         document = json.loads(data)
         holders = [document := [document]]
@@ -145,7 +145,7 @@ def _members(data, random):
 
 
 def _npy(content, random):
-    """Damage the header of an array or its numbers; JSON in it becomes other JSON, of the length that is announced."""
+    """Damage the header or the numbers of an array. JSON in it becomes other JSON, with a header of that length."""
     length = 10 + int.from_bytes(content[8:10], "little")
     header, body = content[10:length], content[length:]
     if body[:1] == b"{":

@@ -1,4 +1,4 @@
-"""Damage to ONNX models that still are protobuf messages: fields are set, dropped, doubled and swapped."""
+"""Damage to ONNX models that keeps them valid protobuf: fields are set, dropped, doubled and swapped."""
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -37,7 +37,7 @@ TEXTS += [
 
 
 def mutate_model(data, random, others=()):
-    """Return the bytes of a model with damage to some of its fields, now and then to the bytes themselves."""
+    """Return the bytes of a model with damage to some of its fields, and sometimes to the bytes themselves."""
     model = onnx.ModelProto()
     try:
         if random.random() < 0.15:
@@ -51,7 +51,7 @@ def mutate_model(data, random, others=()):
 
 
 def _messages(model):
-    """Return the messages of a model that hold anything."""
+    """Return the non-empty messages of a model."""
     found = [model]
     for message in found:
         for field, value in message.ListFields():

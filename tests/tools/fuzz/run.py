@@ -1,12 +1,12 @@
 """Run the fuzzers: ``python tests/tools/fuzz/run.py [--target NAME] [--inputs N] [--seconds S] [--engine atheris]``.
 
-Each target runs in a process of its own whose memory is limited. Every night (hours; a few at a time with --target):
+Each target runs in its own process with limited memory. A nightly run takes hours, or less with some --target:
 
     python tests/tools/fuzz/run.py --inputs 200000 --seconds 3000
 
-The table tells what became of the inputs. The exit code is 1 where one raised anything but a KLQuantError, took too
-long, too much memory, or ended the process; the inputs are kept in the folder --failed, with their tracebacks. With
---engine atheris (pip install atheris) libFuzzer chooses by coverage what to damage next.
+It prints a table of results. The exit code is 1 if an input raised anything but a KLQuantError, took too long or too
+much memory, or ended the process. The folder --failed keeps these inputs with their tracebacks. With --engine atheris
+(pip install atheris) libFuzzer chooses by coverage what to damage next.
 """
 
 import argparse
@@ -52,13 +52,13 @@ def _options():
 
 
 def _parent(name, options):
-    """Run a target, in another process after each crash, print its row, and return the exit code."""
+    """Run a target, with a new process after each crash. Print its row and return the exit code."""
     accounts, failures, deadline = [], Counter(), time.monotonic() + options.seconds
     while (left := options.inputs - sum(account["inputs"] for account in accounts)) > 0:
         seconds = deadline - time.monotonic()
         if seconds <= 0 or len(accounts) == MAX_CRASHES:
             break
-        seed = options.seed + ".x" * len(accounts)  # others than those that led to the crash
+        seed = options.seed + ".x" * len(accounts)  # so that the inputs differ from those that led to the crash
         account, ended = _in_child(name, options, ["--inputs", f"{left}", "--seconds", f"{seconds}", "--seed", seed])
         accounts.append(account)
         failures.update(account["failures"])
@@ -71,7 +71,7 @@ def _parent(name, options):
 
 
 def _in_child(name, options, more):
-    """Run a target in a process; return its account, and how it ended if it did not come to its end."""
+    """Run a target in a process. Return its account, and how it ended if it did not finish."""
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=os.environ.get("KLQUANT_FUZZ_TMP")) as folder:
         command = [sys.executable, __file__, *sys.argv[1:], "--target", name, "--child", folder, *more]
         ended = subprocess.run(
@@ -91,7 +91,7 @@ JOINED = {"inputs": sum, "seconds": sum, "errors": sum, "accepted": sum, "worst"
 
 
 def _child(options):
-    """Attack one target, and write what became of it all the time, as a crash may come."""
+    """Run one target, and write the results regularly, because it may crash."""
     targets, loop, prepare = _imports(options.engine)
     name, folder = options.target[-1], options.child
     logging.disable()
@@ -99,7 +99,7 @@ def _child(options):
     (folder / "work").mkdir()
     inputs = loop.damaged(name, target, folder / "work", options.seed)
     attempts = loop.Attempts(name, target, folder / "work", options.failed)
-    attempts.attempt(next(inputs))  # which imports the rest
+    attempts.attempt(next(inputs))  # the first attempt finishes the imports
     usual = _status("VmSize"), _status("VmHWM")
     limit = (usual[0] + target.mib) << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -121,7 +121,7 @@ def _child(options):
 
 
 def _imports(engine):
-    """Import the targets, instrumented where coverage is wanted, and choose how to go through the inputs."""
+    """Import the targets, instrumented if an engine needs coverage. Return them and the loop over the inputs."""
     if engine == "seeded":
         return (
             importlib.import_module("tools.fuzz.targets").targets,
@@ -144,7 +144,7 @@ def _seeded(attempt, inputs, target, folder, options):
 
 
 def _by_coverage(attempt, inputs, target, folder, options):
-    """Let libFuzzer choose what to damage; it ends the process itself."""
+    """Let libFuzzer choose what to damage. It ends the process itself."""
     import random
 
     import atheris

@@ -1,4 +1,4 @@
-"""Files to start from: valid ones, which damage turns into nearly valid ones, and bombs."""
+"""Seeds: valid files, which damage turns into nearly valid ones, and bombs."""
 
 import bz2
 import io
@@ -53,10 +53,13 @@ def calibrations(folder):
 
 def checkpoints(folder):
     """Return a checkpoint of both passes."""
-    from klquant.backends.collection import Observation, Statistics
+    from klquant.backends.collection import Bins, Observation, Statistics
     from klquant.backends.collection.checkpoint import Checkpoint, Progress
 
-    tensors = {"a": Observation(-0.5, 1.5, 1, np.arange(255), -2), HOSTILE: Observation(0.0, 0.0, 2)}
+    tensors = {
+        "a": Observation(-0.5, 1.5, 1, np.arange(255), Bins(255, 3.0**-2, -2)),
+        HOSTILE: Observation(0.0, 0.0, 2),
+    }
     (folder / "seed.npz").unlink(missing_ok=True)
     kept = Checkpoint(folder / "seed.npz", "this model")
     for name in ("amax", "histogram"):
@@ -79,11 +82,11 @@ def tables(folder, *kinds):
 
 
 def packed(method=zipfile.ZIP_DEFLATED, **members):
-    """Return a zip file of these bytes, given by name without suffix."""
+    """Return a zip file of these bytes, which are given by name without a suffix."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content, compress_type=method)  # without the time
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content, compress_type=method)  # without a time
     return buffer.getvalue()
 
 
@@ -98,7 +101,7 @@ def npy(array=None, *, descr="'<f8'", shape="(3,)", body=b"\0" * 24):
 
 
 def arrays_of_nothing():
-    """Return npy files of many samples without a number."""
+    """Return npy files of many samples with no values."""
     return [
         npy(shape=shape, body=b"") for shape in ("(1000000000000, 0)", "(0,)", "(0, 1000000000000)", "(1000, 0, 7)")
     ]
@@ -115,7 +118,7 @@ def bombs():
 
 
 def zip_bombs():
-    """Return npz files that unpack to more than they should, by each of the ways that there are."""
+    """Return npz files that unpack to too much, in every possible way."""
     zeros = npy(np.zeros(2**20, np.uint8))
     yield from (packed(a=bomb) for bomb in bombs())
     yield packed(zipfile.ZIP_BZIP2, a=zeros)
@@ -137,7 +140,7 @@ def arrays():
 
 
 def models(folder):
-    """Return ONNX models: folded, old, with branches, functions, quantizers, halves, and with weights outside."""
+    """Return ONNX models: folded, old, with branches, functions, Q/DQ, float16, and external weights."""
     weights = {"w": (4, 2, 3, 3), "s": (4,), "b": (4,), "m": (4,), "v": (4,), "p": (4, 5)}
     body = "c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) r = Relu(n) g = GlobalAveragePool(r)"
     yield _model("float[n, 2, 6, 6] x", f"{body} f = Flatten(g) y = MatMul(f, p)", **weights)
@@ -159,7 +162,7 @@ def models(folder):
 
 
 def model_bombs():
-    """Return models that name files elsewhere, and that would grow."""
+    """Return models that refer to files elsewhere, and models that would grow."""
     yield from (outside(location) for location in ("../../etc/passwd", "/etc/passwd", ".", ""))
     yield functions(40)
     for body in ("r = Tile(k, a) y = Add(x, r)", "r = ConstantOfShape(a) y = Add(x, r)"):
@@ -186,7 +189,7 @@ def outside(location):
 
 
 def functions(depth):
-    """Return a model of functions that call the one before twice each."""
+    """Return a model of functions, each of which calls the previous one twice."""
     calls = "".join(
         f'<domain: "mine", opset_import: ["": 17, "mine": 1]> f{k} (x) => (y) '
         f"{{ a = mine.f{k - 1}(x) y = mine.f{k - 1}(a) }}"

@@ -1,6 +1,6 @@
-"""What is attacked: a function of bytes for each loader, and for what is done with what it loads.
+"""Fuzz targets: for each loader, a function that takes bytes, loads them, and uses the result.
 
-A target writes the bytes to a file, reads it, and uses the result. It may raise KLQuantErrors and nothing else.
+A target writes the bytes to a file, reads it, and uses the result. It may raise only KLQuantErrors.
 """
 
 import contextlib
@@ -28,27 +28,27 @@ from klquant.errors import KLQuantError
 from . import seeds
 from .mutation import mutate
 
-OUTPUT = io.StringIO()  # one for all: click keeps every standard output that it has met
+OUTPUT = io.StringIO()  # one for all, because click keeps every standard output that it has seen
 
 
 class Target(NamedTuple):
-    """One attack."""
+    """One fuzz target."""
 
     call: Callable
-    """Takes the folder to work in and the bytes."""
+    """Called with the working folder and the bytes."""
     seeds: Callable
-    """Takes the folder; returns files to damage."""
+    """Called with the folder. Returns files to damage."""
     bombs: Callable = tuple
-    """Returns files that are tried as they are, and damaged now and then."""
+    """Returns files that are tried as they are, and sometimes damaged."""
     mutate: Callable = mutate
     seconds: float = 10.0
-    """More for one input is a failure."""
+    """An input that takes longer is a failure."""
     mib: int = 1024
-    """More memory than this, beyond that of the imports, is a failure."""
+    """An input that takes more memory than this, in addition to the imports, is a failure."""
 
 
 def calibration(folder, data):
-    """What loads is searched and saved again, and then it is the same."""
+    """Whatever loads is searched and saved, and the saved file loads as the same."""
     found = Calibration.load(_written(folder / "c.npz", data))
     found.save(folder / "again.npz")
     again = Calibration.load(folder / "again.npz")
@@ -68,7 +68,7 @@ def checkpoint(folder, data):
 
 
 def report(folder, data):
-    """Names, reasons and titles are text: the page has the elements and attributes that it always has."""
+    """Names, reasons and titles are text: they add no elements or attributes to the page."""
     found = Calibration.load(_written(folder / "c.npz", data))
     page = _Elements()
     page.feed(render_html(describe(found, title=next(iter(found.amax), ""))))
@@ -76,7 +76,7 @@ def report(folder, data):
 
 
 def table(folder, data, *, kind=None, suffix=""):
-    """What is read can be written, and is the same again."""
+    """Whatever is read can be written, and reads as the same again."""
     found = read_table(_written(folder / f"t{suffix}", data), format=kind)
     assert found
     write_table(folder / "again", found, format="json")
@@ -99,12 +99,12 @@ def npy(folder, data):
 
 
 def histogram(folder, data):
-    """`klquant threshold` prints a table or one line, and nothing that a terminal would obey."""
+    """`klquant threshold` prints a table or one line, without terminal escape sequences."""
     _command("threshold", _written(folder / "h.npz", data))
 
 
 def convert(folder, data):
-    """`klquant convert` tells a calibration from a table by itself."""
+    """`klquant convert` detects whether a file is a calibration or a table."""
     _command("convert", _written(folder / "t", data), folder / "out.json", "--to", "json")
 
 
@@ -134,7 +134,7 @@ def picture(folder, data):
 
 
 def onnx_model(folder, data):
-    """What is prepared is quantized, for each engine."""
+    """Whatever can be prepared can be quantized, for each engine."""
     from klquant.backends.onnx import prepare, quantize
     from klquant.backends.onnx.model.operators import observed_tensors
 
@@ -198,7 +198,7 @@ def _use(batches):
 
 
 def _command(*arguments):
-    """Run a command as a person does; its errors are one line and exit code 2."""
+    """Run a command as a user does. Errors must be one line, with exit code 2."""
     result = CliRunner().invoke(cli, [*map(str, arguments)])
     if result.exit_code not in (0, 2) or not isinstance(result.exception, SystemExit | None):
         raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
@@ -212,7 +212,7 @@ def _check_output(text):
 
 
 class _Elements(HTMLParser):
-    """Collects which elements a page has, with the names of their attributes."""
+    """Collects the elements of a page and the names of their attributes."""
 
     def __init__(self):
         super().__init__()
@@ -223,7 +223,7 @@ class _Elements(HTMLParser):
 
 
 def _known_elements(folder, cache={}):  # noqa: B006
-    """Return the elements of pages about the seeds."""
+    """Return the elements of the pages for the seeds."""
     if not cache:
         for data in seeds.calibrations(folder):
             page = _Elements()
@@ -240,7 +240,7 @@ def _networks(folder):
 
 
 def _header_first(data, random, others):
-    """Damage what says where the numbers lie, for the most part."""
+    """Damage a file, mostly where it says where its numbers are."""
     end = 8 + int.from_bytes(data[:8], "little") if random.random() < 0.9 else 16
     return data[:8] + mutate(data[8:end], random) + data[end:] if end > 16 else mutate(data, random)
 

@@ -1,6 +1,6 @@
-"""Small changes to a module, one at a time: mutmut's operators, in every function, decorated or not.
+"""Small changes to a module, one at a time: the operators of mutmut, in every function, decorated or not.
 
-Left alone are strings (nearly all are error messages), annotations, decorators and what stands outside functions.
+Strings (nearly all are error messages), annotations, decorators and code outside functions are not changed.
 """
 
 import gc
@@ -21,14 +21,14 @@ class Mutant(NamedTuple):
 
     path: Path
     lines: tuple[int, int]
-    """The first and the last that the changed code covers."""
+    """The first and the last line of the changed code."""
     column: int
     function: tuple[int, int]
     """The first and the last line of the outermost function around it."""
     before: str
     after: str
     source: str
-    """All of the changed module."""
+    """The whole source of the changed module."""
 
     def __str__(self):
         return f"{self.path.name}:{self.lines[0]}  {self.before}  ->  {self.after}"
@@ -58,7 +58,7 @@ class _Places(libcst.CSTVisitor):
 
 
 def mutants(path):
-    """Yield all changes to a file that leave it Python."""
+    """Yield all changes to a file after which it still compiles."""
     wrapper, places = MetadataWrapper(libcst.parse_module(path.read_text())), _Places()
     module = wrapper.module
     wrapper.visit(places)
@@ -80,8 +80,9 @@ def _compiles(source):
 
 
 def apply(mutant):
-    """Give the functions of the imported module their changed code, wherever they have been imported to."""
-    module = sys.modules[f"klquant.{mutant.path.stem}" if mutant.path.stem != "__init__" else "klquant"]
+    """Replace the code of the functions of the imported module, wherever they have been imported to."""
+    package = "klquant" if mutant.path.parent.name == "klquant" else f"klquant.{mutant.path.parent.name}"
+    module = sys.modules[f"{package}.{mutant.path.stem}".removesuffix(".__init__")]
     fresh = types.ModuleType(module.__name__)
     fresh.__dict__.update({name: getattr(module, name) for name in ("__file__", "__package__", "__spec__")})
     exec(compile(mutant.source, str(mutant.path), "exec"), fresh.__dict__)  # noqa: S102

@@ -1,13 +1,13 @@
 """Mutation testing of the core: ``python tests/tools/mutation/run.py``.
 
-It needs ``pip install mutmut coverage``, and takes an hour or two. Options: ``--file NAME`` for some files only, may be
-repeated, ``--part 1/2`` for one half of the changes (run both halves at once), ``--out`` for the JSON lines; it may be
-stopped and started again with the same file. ``--table A.jsonl B.jsonl`` prints the score and who survived; of
-a change that is in several files, the last one counts.
+It needs ``pip install mutmut coverage`` and takes an hour or two. ``--file NAME`` takes a module only, and may be
+repeated. ``--part 1/2`` takes half of the changes, so that both halves can run at once. ``--out`` names the file for
+the JSON lines of results. A run that was stopped continues with the same file. ``--table A.jsonl B.jsonl`` prints the
+score and the surviving changes. If a change is in several files, the last one counts.
 
-The tests are collected once. Then each change is made in a fork, where the tests that run the changed lines go first
-by what killed before and how fast they are, for --seconds at most. A change that no test notices in that time survives;
-one that takes many times as long as it should is killed.
+The tests are collected once. Each change is then made in a fork, which runs the tests that cover the changed lines for
+at most --seconds. Tests that killed changes before, and fast ones, come first. A change survives if no test fails in
+that time. It counts as killed if it takes many times longer than it should.
 """
 
 import argparse
@@ -24,12 +24,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tests")]
-CORE = ("affine", "criteria", "divergence", "errors", "histogram", "merging", "namespace", "presets", "reference",
-        "tables", "threshold", "validate", "windows", "public_api")  # fmt: skip
+FOLDERS = (ROOT / "klquant", ROOT / "klquant/_search")
+CORE = ("affine", "criteria", "divergence", "histogram", "merging", "namespace", "presets", "reference", "threshold",
+        "validate", "windows")  # fmt: skip
+OTHERS = ("backends/test_html_tables", "project/test_errors", "project/test_public_api")
 PROPS = ("affine", "criteria", "divergence", "histogram", "merging", "namespace", "threshold", "validate")
-TESTS = [f"tests/core/test_{name}.py" for name in CORE] + [f"property_tests/test_{name}_props.py" for name in PROPS]
+TESTS = [f"tests/core/test_{name}.py" for name in CORE] + [f"tests/{name}.py" for name in OTHERS]
+TESTS += [f"property_tests/test_{name}_props.py" for name in PROPS]
 MEMORY = 12 << 30
-COMPILING = 5.0  # seconds that a test may take longer where JAX has compiled nothing yet
+COMPILING = 5.0  # seconds that a test may take longer before JAX has compiled anything
 
 
 def main():
@@ -57,7 +60,7 @@ def _options():
 
 
 class Plugin:
-    """Takes the place of pytest's loop over the tests."""
+    """Replaces pytest's loop over the tests."""
 
     def __init__(self, options):
         self._options, self._failed, self._killers, self._survivors = options, False, defaultdict(Counter), set()
@@ -73,7 +76,7 @@ class Plugin:
         part, parts = map(int, self._options.part.split("/"))
         self._options.out.touch()
         chosen = [m for f in self._files() for m in mutants(f) if self._is_wanted(m)]
-        random.Random(0).shuffle(chosen)  # noqa: S311 - so that what is done when time is up is a fair sample
+        random.Random(0).shuffle(chosen)  # noqa: S311 - so that a run that is stopped is a fair sample
         done = {_key(m) for m in _read(self._options.out)}
         with self._options.out.open("a") as out:
             for mutant in chosen[part - 1 :: parts]:
@@ -88,8 +91,9 @@ class Plugin:
         return True
 
     def _files(self):
-        names = self._options.file or [f.stem for f in (ROOT / "klquant").glob("*.py")]
-        return [ROOT / f"klquant/{name}.py" for name in sorted(names) if name != "__main__"]
+        files = [file for folder in FOLDERS for file in sorted(folder.glob("*.py")) if file.stem != "__main__"]
+        files.remove(FOLDERS[1] / "__init__.py")
+        return [file for file in files if file.stem in (self._options.file or [file.stem])]
 
     def _is_wanted(self, mutant):
         if self._options.again and not self._survivors:
@@ -97,7 +101,7 @@ class Plugin:
         return not self._options.again or _key({**mutant._asdict(), "path": mutant.path.name}) in self._survivors
 
     def _control(self, items, durations):
-        """Make sure that what changes nothing survives."""
+        """Check that a mutant without a change survives."""
         from tools.mutation.mutants import Mutant
 
         quick = sorted(range(len(items)), key=durations.__getitem__)[: len(items) // 4]
@@ -108,7 +112,7 @@ class Plugin:
                 raise RuntimeError(f"without any change, {file.name} is {outcome}")
 
     def _known(self, items):
-        """Return what `_measure` finds, kept beside the results for the next run over the same tests."""
+        """Return the result of `_measure`. It is saved next to the results, for the next run of the same tests."""
         kept, names = self._options.out.with_suffix(".tests.json"), [item.nodeid for item in items]
         if not kept.exists() or (found := json.loads(kept.read_text()))["names"] != names:
             found = {"names": names, "measured": in_child(lambda: self._measure(items), limit=3600)[1]}
@@ -116,10 +120,10 @@ class Plugin:
         return found["measured"]
 
     def _measure(self, items):
-        """Run each test once; return which of them run which lines of which file, and how long each takes."""
+        """Run each test once. Return which tests run which lines of which file, and their durations."""
         import coverage
 
-        tracer = coverage.Coverage(data_file=None, config_file=False, include=[str(ROOT / "klquant/*.py")])
+        tracer = coverage.Coverage(data_file=None, config_file=False, include=[f"{folder}/*.py" for folder in FOLDERS])
         durations = []
         tracer.start()
         for k, item in enumerate(items):
@@ -135,9 +139,9 @@ class Plugin:
         return lines, durations
 
     def _tests(self, mutant, known, durations):
-        """Return the numbers of the tests that run the lines, those that are likely to notice first."""
+        """Return the numbers of the tests that run the lines, the most likely to fail first."""
         lines = known.get(mutant.path.name, {})
-        numbers = _running(lines, mutant.lines) or _running(lines, mutant.function)  # a default runs before any test
+        numbers = _running(lines, mutant.lines) or _running(lines, mutant.function)  # defaults run before any test
         killers = self._killers[mutant.path.name]
         chosen, seconds = [], 0.0
         for k in sorted(numbers, key=lambda k: (durations[k] - min(killers[k], 5), durations[k])):
@@ -175,7 +179,7 @@ class Plugin:
 
 
 def in_child(function, limit):
-    """Return how a forked process ended, 0 or a signal or 255, and what the function returned there, through JSON."""
+    """Call a function in a fork. Return how it ended (0, a signal or 255), and the result of the function via JSON."""
     begin, end = os.pipe()
     child = os.fork()
     if not child:

@@ -200,7 +200,7 @@ def test_the_data_are_gone_through_once_with_forward():
 def test_wrong_arguments_are_refused():
     model = ready(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)))
     both = {"0": clipping(1.0), "1": clipping(1.0)}
-    with pytest.raises(InvalidInputError, match=r"the same layers for each criterion, got only for some: \['1'\]"):
+    with pytest.raises(InvalidInputError, match=r"the same layers for each criterion, got some without \['1'\]"):
         chosen(model, [X], {"max": both, "mse": {"0": clipping(1.0)}})
     with pytest.raises(InvalidInputError, match="at least one criterion, got none"):
         chosen(model, [X], {})

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from klquant.backends.torch import fold_batch_norm, fold_relu
 from klquant.backends.torch.correction.equalization import Equalized, equalize
 from klquant.backends.torch.model.layers import inner_layer, weighted_layers
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 from support.digits_networks import load
 from support.networks import Broken, Net, batch, fingerprint, is_same, num_hooks, outputs, ready
 
@@ -93,7 +93,7 @@ def channel_ranges(layer, side, number):
 
 
 def is_balanced(model, number, first="first", second="second"):
-    """Tell whether no channel could be equalized further by a power of two."""
+    """Return whether no channel could be equalized further by a power of two."""
     left = channel_ranges(model.get_submodule(first), "output", number)
     right = channel_ranges(model.get_submodule(second), "input", number)
     assert len(left) == len(right) == number
@@ -105,7 +105,7 @@ def check_equalized(model, x, number=6):
     equalized, (first, second) = equalize(model, x)
     assert first[:3] == ("first", "second", "")
     assert first.largest_factor > 1
-    assert second == Equalized("second", None, "its output leaves the model", 1.0)
+    assert second == Equalized("second", None, "the model returns its output", 1.0)
     assert is_balanced(equalized, number)
     assert torch.equal(outputs(equalized, x), outputs(model, x))
     return equalized
@@ -229,24 +229,24 @@ def tied(net, x):
 
 
 LEFT_ALONE = {
-    "ReLU6": (lambda net, x: net.second(F.relu6(net.first(x))), "relu6 stands between"),
-    "ReLU6 module": (lambda net, x: net.second(nn.ReLU6()(net.first(x))), "hardtanh stands between"),
-    "sigmoid": (lambda net, x: net.second(net.first(x).sigmoid()), "sigmoid stands between"),
-    "negation": (lambda net, x: net.second(-net.first(x)), "neg stands between"),
-    "addition": (lambda net, x: net.second(net.first(x) + x), "add stands between"),
-    "normalization": (lambda net, x: net.second(F.layer_norm(net.first(x), (4,))), "layer_norm stands between"),
-    "a part": (lambda net, x: net.second(net.first(x)[:1]), "__getitem__ stands between"),
+    "ReLU6": (lambda net, x: net.second(F.relu6(net.first(x))), "relu6 lies between"),
+    "ReLU6 module": (lambda net, x: net.second(nn.ReLU6()(net.first(x))), "hardtanh lies between"),
+    "sigmoid": (lambda net, x: net.second(net.first(x).sigmoid()), "sigmoid lies between"),
+    "negation": (lambda net, x: net.second(-net.first(x)), "neg lies between"),
+    "addition": (lambda net, x: net.second(net.first(x) + x), "add lies between"),
+    "normalization": (lambda net, x: net.second(F.layer_norm(net.first(x), (4,))), "layer_norm lies between"),
+    "a part": (lambda net, x: net.second(net.first(x)[:1]), "__getitem__ lies between"),
     "used elsewhere": (reused, "its output is used more than once"),
     "used as a view": (in_place_after_a_view, "its output is used more than once"),
     "returned too": (returned_too, "its output is used more than once"),
     "values are read": (values_are_read, "its output is used more than once"),
     "first called twice": (lambda net, x: net.second(net.first(net.first(x))), "`first` is called more than once"),
     "second called twice": (lambda net, x: net.second(net.second(net.first(x))), "`second` is called more than once"),
-    "weights used outside": (tied, "`first` has weights that are used outside it too"),
-    "no layer follows": (lambda net, x: net.first(x).sum(1), "sum stands between"),
+    "weights used outside": (tied, "`first` has weights that are used elsewhere too"),
+    "no layer follows": (lambda net, x: net.first(x).sum(1), "sum lies between"),
     "output not used": (lambda net, x: (net.first(x), net.second(x))[1], "its output is not used"),
-    "pooled channels": (lambda net, x: net.second(F.max_pool1d(net.first(x), 3, 1, 1)), "max_pool1d stands between"),
-    "reshaped channels": (lambda net, x: net.second(net.first(x).reshape(4, 5).T), "reshape stands between"),
+    "pooled channels": (lambda net, x: net.second(F.max_pool1d(net.first(x), 3, 1, 1)), "max_pool1d lies between"),
+    "reshaped channels": (lambda net, x: net.second(net.first(x).reshape(4, 5).T), "reshape lies between"),
 }
 
 
@@ -279,18 +279,18 @@ def test_a_folded_relu6():
     model = pair(nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 4), relu=nn.ReLU6())
     model.run = lambda net, x: net.second(net.relu(net.first(x)))
     folded, _ = fold_relu(model, numbers(5, 4))
-    check_left_alone(folded, numbers(5, 4), "ReLU6 stands between")
+    check_left_alone(folded, numbers(5, 4), "ReLU6 lies between")
 
 
 def test_a_batch_norm_that_was_not_folded():
     model = pair(nn.Conv2d(4, 6, 3), nn.Identity(), nn.Conv2d(6, 3, 3), norm=nn.BatchNorm2d(6))
     model.run = lambda net, x: net.second(net.norm(net.first(x)))
-    check_left_alone(model, numbers(*IMAGES), "batch_norm stands between")
+    check_left_alone(model, numbers(*IMAGES), "batch_norm lies between")
 
 
 def test_channels_that_lie_in_another_dimension_than_the_next_layer_reads():
     model = pair(nn.Conv2d(4, 6, 3), F.relu, nn.Linear(7, 3))
-    check_left_alone(model, numbers(*IMAGES), "its channels are not those of the input of `second`")
+    check_left_alone(model, numbers(*IMAGES), "its channels are not the input channels of `second`")
 
 
 def test_shared_weights():
@@ -301,7 +301,7 @@ def test_shared_weights():
 
 def test_a_computed_weight():
     model = pair(nn.Linear(4, 4), F.relu, parametrizations.weight_norm(nn.Linear(4, 4)))
-    check_left_alone(model, numbers(5, 4), "linear stands between")
+    check_left_alone(model, numbers(5, 4), "linear lies between")
 
 
 @pytest.mark.parametrize("name", ["first", "second"])
@@ -311,7 +311,7 @@ def test_a_bias_that_is_no_parameter(name):
     bias = layer.bias.detach()
     del layer.bias
     layer.register_buffer("bias", bias)
-    check_left_alone(model, numbers(5, 4), f"`{name}` has a bias that is no parameter")
+    check_left_alone(model, numbers(5, 4), f"`{name}` has a bias that is not a parameter")
 
 
 @pytest.mark.parametrize("name", ["first", "second"])
@@ -359,8 +359,9 @@ def test_hooks_come_off_when_the_model_fails():
         model(x)
         raise Broken
 
-    with pytest.raises(Broken):
+    with pytest.raises(ModelError, match="batch 0") as caught:
         equalize(pair(nn.Linear(4, 6), F.relu, nn.Linear(6, 3)), numbers(5, 4), forward=forward)
+    assert isinstance(caught.value.__cause__, Broken)
     assert num_hooks(copies[0]) == 0
 
 

@@ -26,7 +26,7 @@ NETWORKS = ("VGG", "residual net", "MobileNetV2")
 
 def simulated(model, batches, **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # of random networks; that has tests of its own
+        warnings.simplefilter("ignore", CalibrationWarning)  # of random networks; other tests are about that
         return quantize(model, batches, **{"num_bins": 255, **options}).model
 
 
@@ -77,14 +77,14 @@ def sizes(exported):
 
 @functools.cache
 def digits(name):
-    """Return the simulation of a digits network, what it is exported to, and test images."""
+    """Return the simulation of a digits network, its export, and test images."""
     data = load_images()
     model = simulated(digits_networks.load(name), list(data.train_images[:64].split(32)), num_bins=1001)
     return model, export_onnx(model, data.train_images[:1]), data.test_images[:64]
 
 
 def simulated_codes(model, given):
-    """Return what enters each layer, in integers by the formula."""
+    """Return the input of each layer, quantized by the formula."""
     found = {}
 
     def look(module, args, name):
@@ -146,7 +146,7 @@ def test_dead_channels_and_a_silent_tensor_give_zeros():
 
 @functools.cache
 def small(name):
-    """Return the simulation of a model of the zoo, what it is exported to, and batches of two sizes."""
+    """Return the simulation of a model of the zoo, its export, and batches of two sizes."""
     model, batches = zoo.load(name, torch.float32)
     model = simulated(model, batches)
     return model, export_onnx(model, batches[0]), (batches[0], batches[-1])
@@ -159,7 +159,7 @@ def test_small_models_compute_what_is_simulated(name):
         assert_equals_simulation(model, exported, given)
 
 
-def test_values_below_the_range_get_the_code_that_the_simulation_reaches_when_told_to():
+def test_values_below_the_range_get_the_code_of_the_saturating_simulation():
     model = simulated(nn.Sequential(nn.Linear(3, 2)).eval(), [torch.ones(2, 3)], overrides={"0": {"threshold": 1.0}})
     given = torch.tensor([[-9.0, 9.0, -1.0]])
     exported = export_onnx(model, given)
@@ -169,7 +169,7 @@ def test_values_below_the_range_get_the_code_that_the_simulation_reaches_when_to
     assert not torch.equal(compute(exported, given)[0], outputs(model, given))
 
 
-# --- where quantizers stand ---
+# --- places of quantizers ---
 
 
 def branches(**options):
@@ -198,13 +198,13 @@ def test_layers_that_share_an_input_share_a_quantizer_and_nothing_else_reads_it(
     assert_equals_simulation(model, exported, given)
 
 
-def test_layers_that_round_their_common_input_differently_have_quantizers_of_their_own():
+def test_layers_that_round_their_common_input_differently_have_separate_quantizers():
     model, given = branches(overrides={"a": {"threshold": 0.5}, "b": {"threshold": 1.5}})
     exported = export_onnx(model, given)
     scales = [array(exported.model, quantizer(exported, f"{name}.weight").input[1]) for name in "ab"]
     assert scales == [np.float32(0.5 / 127), np.float32(1.5 / 127)]
     assert_equals_simulation(model, exported, given)
-    with pytest.raises(InvalidInputError, match=r"layers `a` and `b` must round what they share \(`relu_1`\)"):
+    with pytest.raises(InvalidInputError, match=r"layers `a` and `b` must round their common input \(`relu_1`\)"):
         export_onnx(model, given, engine="onnxruntime")
 
 
@@ -228,7 +228,7 @@ def test_one_layer_may_round_what_another_rounded():
     assert_equals_simulation(model, exported, images()[0])
 
 
-def test_what_leaves_a_layer_is_quantized_next_to_the_layer_that_reads_it():
+def test_outputs_of_a_layer_are_quantized_next_to_the_layer_that_reads_them():
     layers = [nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4), nn.ReLU()]
     model = ready(nn.Sequential(*layers, nn.Linear(4, 2)), dtype=torch.float32)
     model, given = simulated(model, images(scale=5.0), observe="outputs"), images(scale=5.0)[0]
@@ -237,7 +237,7 @@ def test_what_leaves_a_layer_is_quantized_next_to_the_layer_that_reads_it():
     assert quantizer(exported, "4.weight") is not None
     assert quantizer(exported, "6.weight") is not None
     assert len(nodes(exported, "Clip")) == len(nodes(exported, "Relu")) == 1  # those that were folded are not repeated
-    assert exported.skipped == {reader(exported, "0.weight").name: "the simulation does not round what enters it"}
+    assert exported.skipped == {reader(exported, "0.weight").name: "the simulation does not round its input"}
     assert_equals_simulation(model, exported, given)
 
 
@@ -288,7 +288,7 @@ def test_onnxruntime_gets_all_it_can_execute_when_there_are_data():
         whole = export_onnx(model, given[:1], engine="onnxruntime", batches=[given[:32], given[32:]])
     assert partly.skipped
     assert not whole.skipped
-    assert partly.thresholds.items() <= whole.thresholds.items()  # those of the simulation win
+    assert partly.thresholds.items() <= whole.thresholds.items()  # those of the simulation take precedence
     assert len(whole.thresholds) > len(partly.thresholds)
     expected = outputs(model, given).argmax(1)
     assert (compute(whole, given, optimize=True)[0].argmax(1) == expected).double().mean() > 0.95
@@ -345,7 +345,7 @@ def test_names_can_be_chosen():
         export_onnx(model, batch(5, 4, dtype=torch.float32), input_names=["a", "b"])
 
 
-def test_a_batch_size_that_the_model_computes_with_is_told_of():
+def test_a_batch_size_that_the_model_computes_with_is_warned_of():
     net = Net(lambda net, x: net.fc(x) * len(x), fc=nn.Linear(3, 2))
     model = simulated(ready(net, dtype=torch.float32), [torch.ones(4, 3)])
     with pytest.warns(CalibrationWarning, match="the batch size is fixed"):
@@ -388,7 +388,7 @@ def test_a_model_that_cannot_be_exported_is_refused():
     with pytest.raises(InvalidInputError, match="got norm in training mode"):
         export_onnx(model, x)
     six = simulated(mlp(), [x], overrides={"second": {"num_bits": 6}})
-    with pytest.raises(InvalidInputError, match="layer `second` must be of 8 bits to be exported, got 6"):
+    with pytest.raises(InvalidInputError, match="layer `second` must have 8 bits to be exported, got 6"):
         export_onnx(six, x)
 
 

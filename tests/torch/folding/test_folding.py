@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from klquant.backends.torch import fold_batch_norm, fold_relu
-from klquant.backends.torch.folding.api import Examination, Fold, _sound, examine, plan_folds
+from klquant.backends.torch.folding.api import Examination, Fold, _sound, examine
 from klquant.backends.torch.folding.apply import apply_folds
 from klquant.backends.torch.model.layers import LayerReLU
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 from support.networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -146,8 +146,8 @@ REFUSED = {
         "used elsewhere too",
     ),
     "attribute of the norm read": (lambda: pair(lambda net, x: norm_of_conv(net, x) / net.norm.eps), "makes it fail"),
-    "pruned": (pruned, "computes its weights"),
-    "old weight norm": (old_weight_norm, "computes its weights"),
+    "pruned": (pruned, "weights of its layer are computed"),
+    "old weight norm": (old_weight_norm, "weights of its layer are computed"),
     "hook on the layer": (lambda: hooked("conv", "register_forward_hook"), "hooks"),
     "pre-hook on the layer": (lambda: hooked("conv", "register_forward_pre_hook"), "hooks"),
     "hook on the norm": (lambda: hooked("norm", "register_forward_hook"), "hooks"),
@@ -317,8 +317,9 @@ def test_the_given_model_stays_as_it_is_when_it_fails(fold):
 
     model = pair(run)
     before = fingerprint(model)
-    with pytest.raises(Broken):
+    with pytest.raises(ModelError, match="layer `conv`, batch 0") as caught:
         fold(model, batch(2, 3, 5))
+    assert isinstance(caught.value.__cause__, Broken)
     assert fingerprint(model) == before
 
 
@@ -561,8 +562,8 @@ def plan_model():
 
 PLAN = [
     Fold("norm", "batch_norm", "conv", ""),
-    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it (subclasses and parametrized ones are "
-         "left alone)"),
+    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it (subclasses and parametrized layers do "
+         "not count)"),
     Fold("conv", "relu6", "conv", ""),
     Fold("act", "relu", "second", ""),
     Fold("relu6", "relu6", "third", ""),
@@ -573,7 +574,7 @@ PLAN = [
 def test_a_plan_comes_from_one_batch_and_is_applied_without_any():
     model, x = plan_model(), 4 * batch(2, 3, 9)
     before = fingerprint(model)
-    folds = plan_folds(model, x)
+    folds = examine(model, x).folds
     assert folds == PLAN
     written = json.loads(json.dumps(folds))
     folded = apply_folds(plan_model(), [Fold(*entry) for entry in written])
@@ -589,7 +590,7 @@ def test_a_plan_is_that_of_the_two_functions_one_after_the_other():
     model, x = plan_model(), 4 * batch(2, 3, 9)
     folded, norms = fold_batch_norm(model, x)
     joined, relus = fold_relu(folded, x)
-    assert plan_folds(model, x) == norms + relus
+    assert examine(model, x).folds == norms + relus
     assert is_same(outputs(joined, x), outputs(apply_folds(model, PLAN), x))
 
 
@@ -604,9 +605,9 @@ def test_nothing_is_applied_that_was_left_alone():
 @pytest.mark.parametrize(
     ("fold", "message"),
     [
-        (Fold("gone", "batch_norm", "conv", ""), "got none with the name `gone`"),
-        (Fold("norm", "batch_norm", "gone", ""), "got none with the name `gone`"),
-        (Fold("norm", "batch_norm", None, ""), "got none with the name `None`"),
+        (Fold("gone", "batch_norm", "conv", ""), "which has no module `gone`"),
+        (Fold("norm", "batch_norm", "gone", ""), "which has no module `gone`"),
+        (Fold("norm", "batch_norm", None, ""), "which has no module `None`"),
         (Fold("act", "batch_norm", "conv", ""), "got a ReLU at `act`"),
         (Fold("norm", "batch_norm", "act", ""), "got a ReLU at `act`"),
         (Fold("norm", "relu", "conv", ""), "got a BatchNorm1d at `norm`"),
@@ -615,7 +616,7 @@ def test_nothing_is_applied_that_was_left_alone():
         (Fold("wide", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `wide`"),
         (Fold("bare", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `bare`"),
         (Fold("act", "gelu", "conv", ""), "got 'gelu'"),
-        (Fold("norm", "batch_norm", "pruned", ""), "`pruned` must hold its weight itself"),
+        (Fold("norm", "batch_norm", "pruned", ""), "the weight of `pruned` must be a parameter"),
     ],
 )
 def test_folds_of_another_model_are_refused_by_name(fold, message):
@@ -650,7 +651,7 @@ def test_only_the_fold_that_is_to_blame_is_left_alone():
         return net.last(x)
 
     model, x = ready(Net(run, **good, last=nn.Linear(3, 3))), batch(70, 3)
-    folds = plan_folds(model, x)
+    folds = examine(model, x).folds
     blamed = [fold for fold in folds if fold.reason]
     assert [(fold.module, fold.kind, fold.reason) for fold in blamed] == [
         ("norm3", "batch_norm", "folding changes the output of the model or makes it fail"),
@@ -662,7 +663,7 @@ def test_only_the_fold_that_is_to_blame_is_left_alone():
 
 def test_reading_the_shape_or_dtype_of_a_weight_is_no_use():
     model = pair(lambda net, x: net.norm(net.conv(x.to(net.conv.weight.dtype))).reshape(-1, net.conv.weight.shape[0]))
-    assert [fold.reason for fold in plan_folds(model, batch(2, 3, 5))] == [""]
+    assert [fold.reason for fold in examine(model, batch(2, 3, 5)).folds] == [""]
 
 
 def test_folds_that_are_wrong_only_together_are_not_both_kept():
@@ -677,8 +678,8 @@ def test_a_layer_with_hooks_is_not_joined():
 
 def test_a_model_that_does_not_repeat_itself_is_left_alone_with_that_reason():
     model = pair(lambda net, x: F.dropout(norm_of_conv(net, x), 0.5, training=True))
-    (fold,) = plan_folds(model, batch(4, 3, 9))
-    assert "another one each time" in fold.reason
+    (fold,) = examine(model, batch(4, 3, 9)).folds
+    assert "different output each time" in fold.reason
 
 
 def test_lazy_layers_are_refused_by_name():

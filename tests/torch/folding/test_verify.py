@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from klquant.backends.torch import collect_amax, collect_histograms
-from klquant.backends.torch.folding.api import plan_folds
+from klquant.backends.torch.folding.api import examine
 from klquant.backends.torch.folding.apply import apply_folds
-from klquant.backends.torch.folding.verify import watched, watching_folds
+from klquant.backends.torch.folding.verify import verified_forward, verify_folds
 from klquant.backends.torch.model.forward import call_model
 from klquant.errors import InvalidInputError
 from support.networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
@@ -28,7 +28,7 @@ def branching(usual, other, **modules):
 
 
 def folded(model, x=UP):
-    folds = plan_folds(model, x)
+    folds = examine(model, x).folds
     return apply_folds(model, folds), folds
 
 
@@ -64,7 +64,7 @@ WRONG = {
     "weight used elsewhere": (
         normed,
         lambda net, x: normed(net, x) + F.linear(x, net.fc.weight),
-        "expected that its weights, with the BatchNorm `norm`",
+        "no other function uses its weights, which contain the BatchNorm `norm`",
     ),
     "other dimensions": (normed, lambda net, x: net.norm(net.fc(x[:4, None].expand(4, 4, 4))), "outputs of 2 dim"),
     "relu not called": (joined, lambda net, x: net.fc(x), "`fc`.*the ReLU.*got output"),
@@ -97,7 +97,7 @@ def test_a_batch_on_which_the_folds_are_wrong_is_refused(case):
     model = branching(usual, other)
     quick, folds = folded(model)
     assert any(not fold.reason for fold in folds)
-    run = watched(call_model, folds)
+    run = verified_forward(call_model, folds)
     assert is_same(run(quick, UP).detach(), outputs(quick, UP))
     with pytest.raises(InvalidInputError, match=message):
         run(quick, DOWN)
@@ -110,18 +110,18 @@ def test_a_batch_on_which_they_are_right_is_not(case):
     quick, folds = folded(model)
     assert any(not fold.reason for fold in folds)
     with torch.no_grad():
-        got = watched(call_model, folds)(quick, DOWN)
+        got = verified_forward(call_model, folds)(quick, DOWN)
     torch.testing.assert_close(got, outputs(model, DOWN))
     assert is_same(got, outputs(quick, DOWN))
 
 
-def test_several_runs_can_be_watched_together():
+def test_several_runs_can_be_verified_together():
     model = branching(joined, lambda net, x: net.fc(x))
     quick, folds = folded(model)
-    with watching_folds(quick, folds):
+    with verify_folds(quick, folds):
         quick(UP)
         quick(UP)
-    with pytest.raises(InvalidInputError, match="`fc`"), watching_folds(quick, folds):
+    with pytest.raises(InvalidInputError, match="`fc`"), verify_folds(quick, folds):
         [quick(x) for x in (UP, DOWN, UP)]
 
 
@@ -130,7 +130,7 @@ def test_observers_are_no_use(observe):
     model = branching(lambda net, x: net.second(net.relu(normed(net, x))), None)
     quick, folds = folded(model)
     assert sum(not fold.reason for fold in folds) == 2
-    forward = watched(call_model, folds)
+    forward = verified_forward(call_model, folds)
     amax = collect_amax(quick, [UP], observe=observe, forward=forward)
     assert amax == collect_amax(quick, [UP], observe=observe)
     got = collect_histograms(quick, [UP], amax, observe=observe, forward=forward)
@@ -140,7 +140,7 @@ def test_observers_are_no_use(observe):
 def test_a_branch_of_a_later_batch_is_refused_in_the_passes():
     quick, folds = folded(branching(joined, lambda net, x: net.fc(x)))
     with pytest.raises(InvalidInputError, match="layer `fc`"):
-        collect_amax(quick, [UP, DOWN], forward=watched(call_model, folds))
+        collect_amax(quick, [UP, DOWN], forward=verified_forward(call_model, folds))
 
 
 def test_the_batch_that_shows_the_branch_decides_rightly():
@@ -148,44 +148,44 @@ def test_the_batch_that_shows_the_branch_decides_rightly():
     quick, folds = folded(model, DOWN)
     assert folds == [folds[0]]
     assert folds[0].reason == "never called"
-    assert watched(call_model, folds) is call_model
+    assert verified_forward(call_model, folds) is call_model
     assert is_same(outputs(quick, UP), outputs(model, UP))
 
 
-def test_two_norms_in_a_row_are_watched():
+def test_two_norms_in_a_row_are_verified():
     model = ready(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)))
     once, folds = folded(model)
     again, more = folded(once)
-    assert is_same(watched(call_model, folds[:1] + more)(again, UP).detach(), outputs(again, UP))
+    assert is_same(verified_forward(call_model, folds[:1] + more)(again, UP).detach(), outputs(again, UP))
 
 
 def test_the_model_is_as_before_whatever_happens():
     model = branching(lambda net, x: net.relu(normed(net, x)), lambda net, x: net.fc(x))
     quick, folds = folded(model)
     before = fingerprint(quick)
-    run = watched(call_model, folds)
+    run = verified_forward(call_model, folds)
     run(quick, UP)
     with pytest.raises(InvalidInputError):
         run(quick, DOWN)
     with pytest.raises(Broken):
-        watched(run_and_break, folds)(quick, DOWN)
+        verified_forward(run_and_break, folds)(quick, DOWN)
     assert fingerprint(quick) == before
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
-def test_modules_in_plain_lists_are_watched_too():
+def test_modules_in_plain_lists_are_verified_too():
     model = branching(lambda net, x: net.stages[1](net.stages[0](x)), lambda net, x: net.stages[0](x))
     model.stages = [model.fc, model.norm]
     quick, folds = folded(model)
-    run = watched(call_model, folds)
+    run = verified_forward(call_model, folds)
     torch.testing.assert_close(run(quick, UP).detach(), outputs(model, UP))
     with pytest.raises(InvalidInputError, match="BatchNorm `norm`"):
         run(quick, DOWN)
 
 
-def test_gradients_flow_through_a_watched_model():
+def test_gradients_flow_through_a_verified_model():
     quick, folds = folded(branching(normed, None))
-    watched(call_model, folds)(quick, UP).sum().backward()
+    verified_forward(call_model, folds)(quick, UP).sum().backward()
     got = copy.deepcopy(quick.fc.weight.grad)
     quick.zero_grad()
     quick(UP).sum().backward()

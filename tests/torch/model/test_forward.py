@@ -6,6 +6,16 @@ import torch
 from torch import nn
 
 from klquant.backends.batches import tracked
+from klquant.backends.torch import (
+    choose_criterion,
+    collect_amax,
+    collect_histograms,
+    correct_bias,
+    diagnose,
+    equalize,
+    examine,
+    quantize,
+)
 from klquant.backends.torch.model.forward import call_model, check_eval, run_observed
 from klquant.errors import InfeasibleError, InvalidInputError, ModelError
 from support.networks import Broken, Net, batch, fingerprint, mlp, num_hooks
@@ -111,17 +121,23 @@ def test_the_number_of_batches_is_returned(number):
     assert run_observed(mlp(), iter([X] * number), lambda name, tensor: None) == number
 
 
-def test_what_comes_after_a_batch_gets_it_when_it_is_done():
-    log = []
-    run_observed(mlp(), [X, -X], lambda name, tensor: log.append(name), after_batch=log.append)
-    assert [item if isinstance(item, str) else "batch" for item in log] == ["first", "second", "batch"] * 2
-    assert torch.equal(log[5], -X)
+TRAINING = {
+    "collect_amax": lambda model: collect_amax(model, [X]),
+    "collect_histograms": lambda model: collect_histograms(model, [X], {"first": 1.0, "second": 1.0}),
+    "examine": lambda model: examine(model, X),
+    "equalize": lambda model: equalize(model, X),
+    "correct_bias": lambda model: correct_bias(model, model, [X]),
+    "choose_criterion": lambda model: choose_criterion(model, {}, {"max": {}}, [X]),
+    "diagnose": lambda model: diagnose(model, {}, {}, [X]),
+    "quantize": lambda model: quantize(model, [X]),
+}
 
 
-def test_a_model_in_training_mode_is_not_run():
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_model_in_training_mode_is_not_run(name):
     model = mlp().train()
     with pytest.raises(InvalidInputError, match="eval mode"):
-        seen(model, [X])
+        TRAINING[name](model)
     assert model.norm.num_batches_tracked == 0
 
 

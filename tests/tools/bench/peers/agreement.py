@@ -1,4 +1,4 @@
-"""In how much two calibrations, and the models made of them, agree: shares of what both have, in percent."""
+"""The agreement of two calibrations, and of the models made from them, in percent of what both have."""
 
 import numpy as np
 from onnx import numpy_helper
@@ -14,7 +14,7 @@ def of_thresholds(found, others):
 
 
 def of_grids(model, other):
-    """Compare the quantizers of activations: scale, zero point and type; before or behind a rectifier is the same."""
+    """Compare the quantizers of activations: scale, zero point and type, on either side of a ReLU."""
     found, others = _grids(model, other), _grids(other, model)
     common = found.keys() & others.keys()
     pairs = ((found[name], others[name]) for name in common)
@@ -34,7 +34,7 @@ def _percent(equal):
 
 
 def _grids(*models):
-    """Return scale, zero point and type of each quantizer of the first model, by tensor; rectifiers are of both."""
+    """Return scale, zero point and type of each quantizer of the first model, by tensor, with the ReLUs of both."""
     model = models[0]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     rectifiers = [node for each in models for node in each.graph.node if node.op_type in RECTIFIERS]

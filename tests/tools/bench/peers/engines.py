@@ -1,4 +1,4 @@
-"""Engines that execute ONNX models on one thread of the CPU, and in what precision they execute the layers."""
+"""Engines that run ONNX models on one CPU thread, and the precision in which they run each layer."""
 
 import io
 import tempfile
@@ -12,20 +12,20 @@ import onnx
 import onnxruntime
 
 INT8 = "int8"
-KERNELS = {  # of onnxruntime
+KERNELS = {  # kernels of onnxruntime
     **dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"), INT8),
     **dict.fromkeys(("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"), "f32"),
 }
-LAYERS = ("Convolution", "FullyConnected", "MatMul")  # of OpenVINO
+LAYERS = ("Convolution", "FullyConnected", "MatMul")  # layer types of OpenVINO
 
 
 class Engine(NamedTuple):
-    """A model as an engine loaded it."""
+    """A model that an engine has loaded."""
 
     run: Callable[[np.ndarray], np.ndarray]
     """From images to logits."""
     precisions: Counter
-    """How many of its layers with weights are executed in which precision."""
+    """The number of its layers with weights by precision."""
 
     def layers(self):
         return ", ".join(f"{number} {precision}" for precision, number in self.precisions.most_common())
@@ -47,7 +47,7 @@ def in_onnxruntime(model):
 
 
 def in_openvino(model, precision):
-    """Load a model into OpenVINO; `precision` is that of what is not INT8, None what OpenVINO takes by default."""
+    """Load a model into OpenVINO. `precision` is for the layers that are not INT8; None is OpenVINO's default."""
     import openvino
 
     core = openvino.Core()
@@ -58,5 +58,5 @@ def in_openvino(model, precision):
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     inputs = (str(node["runtimePrecision"].value) for node in nodes if node["layerType"].value in LAYERS)
     precisions = Counter(INT8 if precision in ("i8", "u8") else precision for precision in inputs)
-    shared = {"share_inputs": True, "share_outputs": True}  # what Python copies is no matter of the engine
+    shared = {"share_inputs": True, "share_outputs": True}  # or the time would include copies made for Python
     return Engine(lambda images: request.infer([images], **shared)[0].copy(), precisions)

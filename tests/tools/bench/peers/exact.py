@@ -1,7 +1,7 @@
-"""The referee: the divergence of one candidate in exact rational arithmetic, its logarithms to 50 digits.
+"""The divergence of one candidate in exact rational arithmetic, with logarithms to 50 digits.
 
-Neither the search's rounding nor that of the loops is in it, so it decides between the two. It takes a second where
-they take a millisecond.
+It is free of the rounding of the search and of the loops, so it decides between them. It takes a second where they take
+a millisecond.
 """
 
 import functools
@@ -13,7 +13,7 @@ DIGITS = 50
 
 
 def divergence(hist, half, num_quantized_bins=255, eps=1e-4):
-    """Return the divergence of the candidate with this half-width, rounded once; infinity where it is infeasible."""
+    """Return the divergence of the candidate with this half-width, rounded once; infinity if it is infeasible."""
     values = [Fraction(value) for value in hist.tolist()]
     start, stop = len(values) // 2 - half, len(values) // 2 + half + 1
     p = [sum(values[: start + 1]), *values[start + 1 : stop - 1], sum(values[stop - 1 :])]

@@ -1,7 +1,7 @@
-"""Peer: the search in the form in which it is copied from framework to framework.
+"""Peer: the search in the form that is copied from framework to framework.
 
-A Python loop over the candidates, inside it one over the groups to add them up and one to spread them out again,
-each step a small NumPy call; P and Q are smoothed in float32. Written anew here, after the description.
+It is a Python loop over the candidates. Inside it, one loop adds up the groups and another spreads them out again, with
+small NumPy calls. P and Q are smoothed in float32. This version was written from the description.
 """
 
 import numpy as np

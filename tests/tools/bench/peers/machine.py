@@ -1,4 +1,4 @@
-"""What the measurements are made on: one core of this machine, and its description."""
+"""The machine that runs the benchmarks: pin the process to one core, and describe the machine."""
 
 import contextlib
 import datetime
@@ -19,7 +19,7 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VEC
 
 @contextlib.contextmanager
 def one_core():
-    """Keep this process and its children to one core; say how far that went."""
+    """Pin this process and its children to one core, and return how far that succeeded."""
     with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as limits:
         for variable in ONE_THREAD:
             environment.setenv(variable, "1")
@@ -45,14 +45,14 @@ def _pinned():
 
 
 def _pin(cores):
-    """Pin the threads there are; those to come inherit it, and XLA makes its pool as large as this set."""
+    """Pin the existing threads. New ones inherit it, and XLA makes its pool as large as this set."""
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(task.name), cores)
 
 
 def provenance(cores):
-    """Say what was measured, on what, when."""
+    """Return what was measured, on which machine, and when."""
     jax = importlib.import_module("jax").__version__ if importlib.util.find_spec("jax") else "none"
     return {
         "Python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Peer: the O(n^2) float64 loops in plain C, compiled where a compiler is found."""
+"""Peer: the O(n^2) float64 loops in plain C, compiled if there is a compiler."""
 
 import ctypes
 import shutil
@@ -13,7 +13,7 @@ NUMBERS = np.ctypeslib.ndpointer(np.float64, flags="C_CONTIGUOUS")
 
 
 def compile_curve(folder):
-    """Return ``divergence_curve(hist)`` in C, built with ``-O2`` in `folder`; None where there is no compiler."""
+    """Return ``divergence_curve(hist)`` in C, built with ``-O2`` in `folder`; None without a compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return None

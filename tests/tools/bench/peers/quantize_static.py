@@ -1,4 +1,4 @@
-"""Peer: the calibrators of onnxruntime and its ``quantize_static``, with what its documentation advises."""
+"""Peer: the calibrators of onnxruntime and its ``quantize_static``, with the options that its documentation advises."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from onnxruntime.quantization.calibrate import create_calibrator, load_tensors_d
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})  # those that quantize_static observes
+OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})  # the operators that quantize_static observes
 METHODS = {
     "MinMax": (CalibrationMethod.MinMax, {}),
     "Entropy": (CalibrationMethod.Entropy, {}),  # 128 bins, 128 levels
@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 class Reader(CalibrationDataReader):
-    """Feeds batches to the one input of a model."""
+    """Feeds batches to the only input of a model."""
 
     def __init__(self, name, batches):
         self._feeds = ({name: batch} for batch in batches)
@@ -38,12 +38,12 @@ class Reader(CalibrationDataReader):
 
 
 def preprocess(model, path):
-    """Write a model as onnxruntime wants to have it before it is quantized."""
+    """Write a model after the preparation that onnxruntime recommends before quantization."""
     quant_pre_process(model, str(path))
 
 
 def calibrate(method, path, name, batches, *, stride=None):
-    """Return the ranges that a method finds, by tensor; `stride` batches at a time, if given, so that it forgets."""
+    """Return the ranges of a method, by tensor. With `stride` it takes that many batches at a time, to save memory."""
     kind, options = METHODS[method]
     feeds = iter(batches)
     parts = iter(lambda: list(itertools.islice(feeds, stride)), []) if stride else [feeds]
@@ -65,11 +65,11 @@ def thresholds(path):
 
 
 def quantize(path, ranges, method, variant, target):
-    """Write the quantized model, by ranges from a file."""
+    """Write the quantized model, with ranges from a file."""
     options = {"calibrate_method": METHODS[method][0], **VARIANTS[variant]}
     quantize_static(str(path), str(target), calibration_cache_path=ranges, **options)
 
 
 def quantize_at_once(path, target, name, batches, variant):
-    """Write what a user gets who calls ``quantize_static`` alone: by MinMax."""
+    """Write the model of a plain ``quantize_static`` call, which uses MinMax."""
     quantize_static(str(path), str(target), Reader(name, batches), **VARIANTS[variant])

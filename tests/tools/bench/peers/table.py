@@ -17,9 +17,9 @@ class Row(NamedTuple):
     seconds: tuple[float, ...] = ()
     ratio: float | None = None
     label: str = ""
-    wanted: tuple[str, float] | None = None  # for the ratio, or for the milliseconds where there is none
+    wanted: tuple[str, float] | None = None  # the bar for the ratio, or for the milliseconds without one
     note: str = ""
-    figures: Mapping[str, str] = {}  # what else there is to say, each in a column of its own
+    figures: Mapping[str, str] = {}  # further figures, each in its own column
 
     def cells(self):
         median = statistics.median(self.seconds) * 1e3 if self.seconds else None
@@ -77,7 +77,7 @@ class Report:
 
 @contextlib.contextmanager
 def collected(plugins, *args, **options):
-    """Yield a report that is printed at the end of the run, and written where ``KLQUANT_BENCH_JSON`` says."""
+    """Yield a report that is printed at the end of the run, and written to ``KLQUANT_BENCH_JSON`` if that is set."""
     report = Report(*args, **options)
     plugins.register(report)
     yield report

@@ -1,0 +1,22 @@
+"""The keyword arguments of a Quantizer, and of what passes them on to one."""
+
+from pathlib import Path
+from typing import TypedDict
+
+from ..collection.distributed import Group
+from ..settings import SettingsOptions
+from .model.forward import Forward
+
+
+class RunOptions(TypedDict, total=False):
+    """How a Quantizer runs the model; not saved with the calibration."""
+
+    forward: Forward
+    progress: bool
+    process_group: Group
+    resume: str | Path | None
+    checkpoint_seconds: float
+
+
+class QuantizerOptions(RunOptions, SettingsOptions, total=False):
+    """All keyword arguments of a Quantizer."""

@@ -1,0 +1,119 @@
+"""The engine's run of a quantized model against the model as written."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from klquant.backends.onnx import calibrate, prepare, quantize, verify
+from klquant.backends.settings import ENGINES
+from klquant.errors import InvalidInputError, ModelError
+from support import onnx_networks
+from support.onnx_models import build
+
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(8, 3, 8, 8)).astype(np.float32)
+pytestmark = pytest.mark.filterwarnings("ignore::klquant.errors.CalibrationWarning")
+openvino_too = pytest.mark.parametrize("engine", ENGINES)
+
+
+def convolutions():
+    w, v = (RNG.normal(size=shape).astype(np.float32) / 5 for shape in ((4, 3, 3, 3), (2, 4, 1, 1)))
+    body = "c = Conv(x, w, b) r = Relu(c) y = Conv(r, v)"
+    return build("float[n, 3, 8, 8] x", "float y", body, w=w, b=np.ones(4, np.float32), v=v)
+
+
+def quantized(engine, model=None):
+    model = prepare(convolutions() if model is None else model)
+    return quantize(model, calibrate(model, [X], criterion="max"), engine=engine).model
+
+
+def changed(model, name, change):
+    """Return the model with another value of a constant."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    tensor = next(tensor for tensor in result.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
+    return result
+
+
+def skip_without(engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="needs OpenVINO")
+
+
+@openvino_too
+@pytest.mark.parametrize("name", ["VGG", "residual net", "MobileNetV2"])
+def test_trained_networks_are_computed_as_written(name, engine):
+    skip_without(engine)
+    model, data = onnx_networks.load(name), onnx_networks.digits()[0]
+    found = quantize(model, calibrate(model, data), engine=engine, batches=data[:1]).verification
+    assert found.wrong == []
+    assert found.num_batches == 1
+    assert len(found.checks) >= (10 if engine == "onnxruntime" else 1)
+    assert "are as the model says" in str(found)
+
+
+def test_a_bias_that_wraps_is_found_at_the_layer_that_has_it():
+    """In steps this small it does not fit into INT32; where it is float, onnxruntime converts it itself, and wraps."""
+    model = changed(quantized("onnxruntime"), "w_scale", lambda scales: scales * np.float32(1e-8))
+    layer = next(node for node in model.graph.node if node.op_type == "Conv")
+    layer.input[2] = "float_bias"
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "float_bias"))
+    found = verify(model, [X], "onnxruntime")
+    first = found.wrong[0]
+    assert first.op_type == "Relu"
+    assert first.difference > 20
+    assert f"node `{first.node}`" in str(found)
+    assert "rounding explains 1)" in str(found)
+
+
+def test_a_model_that_does_not_run_is_an_error():
+    model = quantized("onnxruntime")
+    model.graph.node[-1].op_type = "Strange"
+    with pytest.raises((ModelError, InvalidInputError), match="Strange"):
+        verify(model, [X], "onnxruntime")
+
+
+def test_quantize_refuses_what_its_engine_computes_otherwise(monkeypatch):
+    model = prepare(convolutions())
+    calibration = calibrate(model, [X], criterion="max")
+    monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
+    with pytest.raises(ModelError, match="the engine must compute what the quantized model says, got: onnxruntime: "):
+        quantize(model, calibration, engine="onnxruntime", batches=[X])
+
+
+def test_rules_that_tensorrt_would_refuse_are_an_error():
+    model = changed(quantized("tensorrt"), "x_zero_point", lambda zero: zero + 1)
+    with pytest.raises(ModelError, match="TensorRT must accept the model, got node"):
+        verify(model, [X], "tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("batches", "engine", "message"),
+    [
+        ([], "onnxruntime", "expected at least one batch to verify the model with, got none"),
+        ([X, X[:, :2]], "onnxruntime", r"batch 1: input `x` must have shape"),
+        ([X], "tflite", "`engine` must be one of"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(batches, engine, message):
+    with pytest.raises(InvalidInputError, match=message):
+        verify(quantized("onnxruntime"), batches, engine)
+
+
+def test_the_largest_difference_of_all_batches_is_kept():
+    model = quantized("onnxruntime")
+    one, two = (verify(model, batches, "onnxruntime") for batches in ([X[:2]], [X[:2], X[2:]]))
+    assert (one.num_batches, two.num_batches) == (1, 2)
+    assert [row.tensor for row in one.checks] == [row.tensor for row in two.checks]
+    for first, both in zip(one.checks, two.checks, strict=True):
+        assert both.difference - both.allowed >= first.difference - first.allowed
+
+
+def test_values_that_are_not_finite_in_both_agree():
+    body = "c = MatMul(x, w) z = Sub(c, c) i = Div(c, z) y = Concat <axis = 1> (c, i)"
+    model = prepare(build("float[n, 4] x", "float y", body, w=(4, 4)))
+    x = RNG.normal(size=(5, 4)).astype(np.float32)
+    written = quantize(model, {"x": 3.0, "c": 9.0}, engine="onnxruntime", exclude=["Div", "Sub", "Concat"]).model
+    assert verify(written, [x], "onnxruntime").wrong == []
