@@ -30,7 +30,7 @@ from .model.layers import fingerprint, weighted_layers
 from .observation.observer import TorchObserver
 from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
-from .stages import NEVER_CALLED, QuantizedModel, Stage, check_stage, warn_of_skipped
+from .stages import NEVER_CALLED, QuantizedModel, Stage, check_layers, check_stage, warn_of_skipped
 
 logger = logging.getLogger("klquant")
 
@@ -209,6 +209,7 @@ class Quantizer:
         settings.check_patterns(names)
         self._folded = model
         self._options = settings.resolve(names)
+        check_layers(self._options, names, skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         self._verified, self._run = verified_forward(self._forward, folds), self._run._replace(checkpoint=None)
         transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}

@@ -1,5 +1,6 @@
 """The stages of a calibration, and its result."""
 
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import klquant
-from klquant.errors import StageError
+from klquant.errors import InvalidInputError, StageError
 
 from ..calibration import Calibration
 from ..html_tables import html_skipped, html_thresholds
@@ -72,9 +73,16 @@ def check_stage(reached: Stage, needed: Stage) -> None:
         )
 
 
+def check_layers(chosen: Collection[str], names: Collection[str], skipped: Mapping[str, str]) -> None:
+    """Raise InvalidInputError if no layer can be quantized, unless :func:`warn_of_skipped` has something to name."""
+    if chosen or (not names and skipped.keys() - {""}):
+        return
+    why = f"{len(names)} are excluded" if names else "the model has no convolution or linear layer of a plain type"
+    reason = f"; {skipped['']}" if "" in skipped else ""
+    raise InvalidInputError(f"expected layers that can be quantized, got none: {why}{reason}")
+
+
 def warn_of_skipped(found: Calibration) -> None:
     """Warn of what stays in floating point although it is not excluded."""
-    reasons = {name: reason for name, reason in found.skipped.items() if reason != EXCLUDED}
-    if not found.skipped and not found.thresholds:
-        reasons = {"": "the model has no layer that can be quantized"}
+    reasons = {name or "(the model itself)": reason for name, reason in found.skipped.items() if reason != EXCLUDED}
     warn_of_floats("layer", reasons)

@@ -303,8 +303,8 @@ def failing_after(k):
 
 WRONG = {
     "nothing": (lambda: DATA, dict, None),
-    "forward at once": (lambda: DATA, lambda: {"forward": failing_after(0)}, Broken),
-    "forward while joining ReLU": (lambda: DATA, lambda: {"forward": failing_after(1)}, Broken),
+    "forward at once": (lambda: DATA, lambda: {"forward": failing_after(0)}, ModelError),
+    "forward while joining ReLU": (lambda: DATA, lambda: {"forward": failing_after(1)}, ModelError),
     "forward in pass 1": (lambda: DATA, lambda: {"forward": failing_after(3)}, ModelError),
     "forward in pass 2": (lambda: DATA, lambda: {"forward": failing_after(6)}, ModelError),
     "data at once": (lambda: failing_data(0), dict, Broken),

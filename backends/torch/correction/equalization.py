@@ -20,7 +20,7 @@ from klquant.errors import InvalidInputError
 
 from ..model.dataflow import count_uses, outputs_agree, record_calls
 from ..model.edits import copy_model, restored
-from ..model.forward import Forward, call_model, check_eval
+from ..model.forward import Forward, call_model, check_eval, naming_errors
 from ..model.layers import TRANSPOSED, inner_layer, weighted_layers
 from .channel_flow import Chain, follow_chains
 
@@ -125,6 +125,7 @@ def equalize_in_place(model: nn.Module, equalized: Iterable[Equalized]) -> list[
 
 def _try(model: nn.Module, batch: Any, forward: Forward) -> tuple[list[Equalized], bool]:
     """Equalize the model itself; return the entries, and whether the output stayed the same."""
+    forward = naming_errors(forward)
     with restored(model):
         chains, used, expected = follow_chains(model, lambda: forward(model, batch))
     entries = equalize_in_place(model, _entries(model, chains, dict(weighted_layers(model)), used))

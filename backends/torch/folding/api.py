@@ -12,8 +12,10 @@ from torch import nn
 
 from ..model.dataflow import Recording, outputs_agree, record_calls
 from ..model.edits import copy_model, restored, without_nested_tensors
-from ..model.forward import Forward, call_model, check_eval
+from ..model.forward import Forward, call_model, check_eval, naming_errors
 from ..model.layers import check_supported, skipped_layers
+from ..model.norms import other_norms
+from ..model.quantized import check_float
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
@@ -46,7 +48,9 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     Raises
     ------
     InvalidInputError
-        If a module is in training mode, or lazy and not initialized.
+        If a module is in training mode, or lazy and not initialized; if the model is TorchScript or quantized already.
+    ModelError
+        If the model fails on the batch, naming the layer.
 
     Notes
     -----
@@ -62,6 +66,7 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
 def copy_to_fold(model: nn.Module) -> nn.Module:
     """Return a copy of the model that can be examined and folded in place."""
     check_supported(model)
+    check_float(model)
     return without_nested_tensors(copy_model(model))
 
 
@@ -75,7 +80,7 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
         for name, functions in seen.products.items()
         if name not in skipped and not name.startswith(inside)
     }
-    return Examination(folds, {**skipped, **computed})
+    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed})
 
 
 def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:
@@ -103,6 +108,8 @@ def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_mod
     ------
     InvalidInputError
         If a module is in training mode, where BatchNorm uses the statistics of the batch.
+    ModelError
+        If the model fails on the batch, naming the layer.
 
     Notes
     -----
@@ -133,6 +140,8 @@ def fold_relu(model: nn.Module, batch: Any, *, forward: Forward = call_model) ->
     ------
     InvalidInputError
         If a module is in training mode.
+    ModelError
+        If the model fails on the batch, naming the layer.
     """
     return _fold(model, batch, forward, relu_folds)
 
@@ -155,7 +164,7 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
     def run(folds: list[Fold]) -> Recording:
         with restored(model):
             fold_in_place(model, folds)
-            return record_calls(model, lambda: forward(model, batch))
+            return record_calls(model, lambda: named(model, batch))
 
     def keeps_output(layers: list[Any]) -> bool:
         try:
@@ -163,6 +172,7 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
         except Exception:  # such as for an attribute of BatchNorm that an identity lacks
             return False
 
+    named = naming_errors(forward)
     seen = run([])
     folds = decide(model, seen)
     layers = list(dict.fromkeys(fold.into for fold in folds if not fold.reason))

@@ -11,7 +11,8 @@ from klquant.errors import InvalidInputError
 
 from ..model.edits import copy_model, replace_module, without_nested_tensors
 from ..model.forward import check_eval
-from ..model.layers import BATCH_NORMS, TRANSPOSED, WEIGHTED, LayerReLU, channel_axis, is_quantizable
+from ..model.layers import TRANSPOSED, WEIGHTED, LayerReLU, channel_axis, is_quantizable
+from ..model.norms import is_foldable
 
 RELU_MODULES = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
@@ -86,7 +87,7 @@ def fuse(layer: Any, norm: Any) -> None:
 
 
 def _checked_norm(fold: Fold, modules: dict[str, nn.Module]) -> tuple[Any, Any]:
-    layer, norm = _layer(fold, modules), _module(fold.module, modules, BATCH_NORMS)
+    layer, norm = _layer(fold, modules), _module(fold.module, modules, "BatchNorm", is_foldable)
     channels = layer.weight.shape[channel_axis(layer)]
     if norm.running_var is None or len(norm.running_var) != channels:
         raise InvalidInputError(
@@ -100,22 +101,23 @@ def _checked_relu(fold: Fold, modules: dict[str, nn.Module]) -> Any:
     if fold.kind not in RELU_MODULES:
         raise InvalidInputError(f"`kind` of a fold must be batch_norm, relu or relu6, got {fold.kind!r}")
     if fold.module != fold.into:
-        _module(fold.module, modules, (RELU_MODULES[fold.kind],))
+        relu = RELU_MODULES[fold.kind]
+        _module(fold.module, modules, relu.__name__, lambda module: type(module) is relu)
     return _layer(fold, modules)
 
 
 def _layer(fold: Fold, modules: dict[str, nn.Module]) -> Any:
-    layer = _module(str(fold.into), modules, WEIGHTED)
+    wanted = ", ".join(kind.__name__ for kind in WEIGHTED)
+    layer = _module(str(fold.into), modules, wanted, lambda module: type(module) in WEIGHTED)
     if not is_quantizable(layer):
         raise InvalidInputError(f"the weight of `{fold.into}` must be a parameter, got one computed from others")
     return layer
 
 
-def _module(name: str, modules: dict[str, nn.Module], types: tuple[type[nn.Module], ...]) -> Any:
-    wanted = ", ".join(kind.__name__ for kind in types)
+def _module(name: str, modules: dict[str, nn.Module], wanted: str, fits: Callable[[nn.Module], bool]) -> Any:
     if name not in modules:
         raise InvalidInputError(f"the folds must be those of this model, which has no module `{name}` ({wanted})")
-    if type(modules[name]) not in types:
+    if not fits(modules[name]):
         got = type(modules[name]).__name__
         raise InvalidInputError(f"the folds must be those of this model, got a {got} at `{name}`, not one of {wanted}")
     return modules[name]

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from ..model.dataflow import Call, Recording, count_uses
-from ..model.layers import BATCH_NORMS, RELUS, TRANSPOSED, WEIGHTED, LayerReLU, is_quantizable, weighted_layers
+from ..model.layers import RELUS, TRANSPOSED, WEIGHTED, LayerReLU, is_quantizable, weighted_layers
+from ..model.norms import is_foldable, other_norms
 from .apply import RELU_MODULES, Fold
 
 _NO_LAYER = "no convolution or linear layer feeds it (subclasses and parametrized layers do not count)"
@@ -23,13 +24,13 @@ def norm_folds(model: nn.Module, seen: Recording) -> list[Fold]:
     uses = count_uses(model)
     folds = []
     for name, norm in model.named_modules():
-        if type(norm) in BATCH_NORMS:
+        if is_foldable(norm):
             feeding = _feeding_call(name, seen)
             layer = model.get_submodule(feeding.module) if feeding else None
             reason = _norm_obstacle(name, norm, layer, feeding, seen, uses)
             into = feeding.module if feeding and not isinstance(layer, RELUS) else None
             folds.append(Fold(name, "batch_norm", into, reason))
-    return folds
+    return folds + [Fold(name, "batch_norm", None, reason) for name, reason in other_norms(model)]
 
 
 def relu_folds(model: nn.Module, seen: Recording, norms: list[Fold] | None = None) -> list[Fold]:

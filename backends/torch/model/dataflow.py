@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .functions import METADATA, product_name, relu_kind
 from .hooks import active
-from .layers import BATCH_NORMS, RELUS, WEIGHTED
+from .layers import RELUS, WEIGHTED
+from .norms import is_foldable
 
 OUTPUT = "output"  # the consumer of what the model returns
+_FILL = 9e3  # masks are filled with -1e4 (-9984 in bfloat16), -1e9, the lowest value of a dtype
 
 
 class Consumer(NamedTuple):
@@ -54,7 +57,7 @@ class Recording(NamedTuple):
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """Run the model and return its dataflow. The model stays as it was."""
-    interesting = {name: m for name, m in model.named_modules() if type(m) in (*WEIGHTED, *BATCH_NORMS, *RELUS)}
+    interesting = [name for name, m in model.named_modules() if type(m) in (*WEIGHTED, *RELUS) or is_foldable(m)]
     with torch.no_grad(), recording(model, interesting, products=True) as seen:
         run()
     return seen
@@ -71,10 +74,14 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             if not name or name in seen.calls or products:
                 entering, leaving = recorder.hooks(name)
                 yield module.register_forward_pre_hook(entering, with_kwargs=True)
                 yield module.register_forward_hook(leaving, always_call=True)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            yield register_module_forward_pre_hook(recorder.entering_script)
         yield recorder
 
     with active(recorders()):
@@ -96,15 +103,27 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def outputs_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
-    """Return whether two runs returned the same, up to the rounding of their dtype."""
+    """Return whether two runs returned the same, up to the rounding of their dtype.
+
+    NaN and infinity must be in the same places. The tolerance comes from the finite values, without constants that
+    masks are filled with instead of -inf: large values that are exactly the same in both runs.
+    """
     return len(got) == len(expected) and all(map(_nearly_equal, got, expected))
 
 
 def _nearly_equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    if got.shape != expected.shape or not got.is_floating_point() or not got.numel():
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    if got.is_complex():
+        return _nearly_equal(torch.view_as_real(got.resolve_conj()), torch.view_as_real(expected.resolve_conj()))
+    if not got.is_floating_point() or not got.numel():
         return torch.equal(got, expected)
-    tolerance = min(1000 * torch.finfo(got.dtype).eps, 0.05) * float(expected.abs().max())
-    return torch.allclose(got.double(), expected.double(), rtol=0, atol=tolerance, equal_nan=True)
+    relative = min(1000 * torch.finfo(got.dtype).eps, 0.05)
+    got, expected = got.double(), expected.double()
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    scale = expected[expected.isfinite() & ~(same & (expected.abs() >= _FILL))].abs()
+    off = (got - expected)[~same].abs()  # NaN or infinite where only one of the two is
+    return not off.numel() or bool((off <= relative * (scale.max() if scale.numel() else 0.0)).all())
 
 
 def count_uses(model: nn.Module) -> Counter[int]:
@@ -151,6 +170,11 @@ class _Recorder(TorchFunctionMode):
                 self._seen.output.extend(tensors_in(output))
 
         return entering, leaving
+
+    def entering_script(self, module: nn.Module, args: Any) -> None:
+        """Record what TorchScript takes: the calls inside it are not visible."""
+        if isinstance(module, torch.jit.ScriptModule) and self._depth == 0:
+            self.consume(tensors_in(args), Consumer(None, "TorchScript"))
 
     def _produce(self, name: str, output: Any) -> None:
         for tensor in tensors_in(output):  # no tensors if the module raised an error

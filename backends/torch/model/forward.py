@@ -37,7 +37,7 @@ def check_eval(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if module.training:
+        if getattr(module, "training", False):  # frozen TorchScript has no such attribute
             raise InvalidInputError(
                 f"the model must be in eval mode, got {name or 'the model'} in training mode; call model.eval() first"
             )
@@ -84,10 +84,51 @@ def run_observed(
             except KLQuantError:
                 raise
             except Exception as error:
-                at = f"{entered}batch {number}: the model failed there or later"
-                raise ModelError(f"{at}, with {type(error).__name__}: {error}") from error
+                raise _model_error(error, entered, number, batch, forward) from error
             entered, done = "", done + 1
     return done
+
+
+def naming_errors(forward: Forward) -> Forward:
+    """Return a way to run a model on the first batch whose errors are those of :func:`run_observed`."""
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        entered = ""
+
+        def entering(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any) -> None:
+                nonlocal entered
+                entered = f"layer `{name}`, "
+
+            return hook
+
+        hooks = (layer.register_forward_pre_hook(entering(name)) for name, layer in weighted_layers(model))
+        try:
+            with active(hooks):
+                return forward(model, batch)
+        except KLQuantError:
+            raise
+        except Exception as error:
+            raise _model_error(error, entered, 0, batch, forward) from error
+
+    return run
+
+
+def _model_error(error: Exception, entered: str, number: int, batch: Any, forward: Forward) -> ModelError:
+    hint = "" if entered or forward is not call_model or not isinstance(error, TypeError) else _hint(batch)
+    at = f"{entered}batch {number}: the model failed there or later"
+    return ModelError(f"{at}, with {type(error).__name__}: {error}{hint}")
+
+
+def _hint(batch: Any) -> str:
+    """Say how to pass only the input if a batch is (image, label), or a dict with more than the model takes."""
+    if isinstance(batch, Mapping) and batch:
+        how, key = "its entries as keyword arguments", repr(next(iter(batch)))
+    elif isinstance(batch, (tuple, list)) and batch:
+        how, key = f"its {len(batch)} items as positional arguments", "0"
+    else:
+        return "; to call the model in another way, pass forward=lambda model, batch: ..."
+    return f"; the batch was passed with {how}; for one of them, pass forward=lambda model, batch: model(batch[{key}])"
 
 
 def _kind(value: Any) -> str:

@@ -94,7 +94,15 @@ def is_quantizable(module: nn.Module) -> bool:
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raise InvalidInputError for lazy modules without weights, and compiled ones, which skip hooks inside."""
+    """Raise InvalidInputError for TorchScript, for lazy modules without weights, and for compiled modules.
+
+    Hooks do not run inside TorchScript and compiled modules.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidInputError(
+            f"expected a model of Python modules, got TorchScript ({type(model).__name__}), whose layers cannot be "
+            f"observed; quantize the model that it was scripted or traced from"
+        )
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules:
             raise InvalidInputError(

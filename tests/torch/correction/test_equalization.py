@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from klquant.backends.torch import fold_batch_norm, fold_relu
 from klquant.backends.torch.correction.equalization import Equalized, equalize
 from klquant.backends.torch.model.layers import inner_layer, weighted_layers
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 from support.digits_networks import load
 from support.networks import Broken, Net, batch, fingerprint, is_same, num_hooks, outputs, ready
 
@@ -359,8 +359,9 @@ def test_hooks_come_off_when_the_model_fails():
         model(x)
         raise Broken
 
-    with pytest.raises(Broken):
+    with pytest.raises(ModelError, match="batch 0") as caught:
         equalize(pair(nn.Linear(4, 6), F.relu, nn.Linear(6, 3)), numbers(5, 4), forward=forward)
+    assert isinstance(caught.value.__cause__, Broken)
     assert num_hooks(copies[0]) == 0
 
 

@@ -13,7 +13,7 @@ from klquant.backends.torch import fold_batch_norm, fold_relu
 from klquant.backends.torch.folding.api import Examination, Fold, _sound, examine
 from klquant.backends.torch.folding.apply import apply_folds
 from klquant.backends.torch.model.layers import LayerReLU
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 from support.networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -317,8 +317,9 @@ def test_the_given_model_stays_as_it_is_when_it_fails(fold):
 
     model = pair(run)
     before = fingerprint(model)
-    with pytest.raises(Broken):
+    with pytest.raises(ModelError, match="layer `conv`, batch 0") as caught:
         fold(model, batch(2, 3, 5))
+    assert isinstance(caught.value.__cause__, Broken)
     assert fingerprint(model) == before
 
 
