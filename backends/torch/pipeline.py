@@ -52,7 +52,7 @@ def quantize(
     ------
     InvalidInputError
         For an iterator or generator with ``passes=2``, no batches, NaN or infinity in an activation (naming layer and
-        batch), a model in training mode.
+        batch), a model in training mode, TorchScript, a model without layers to quantize or that is quantized already.
     ModelError
         If the model fails on a batch, naming batch and layer.
 
