@@ -6,6 +6,7 @@ from collections.abc import Mapping
 MIN_RATIO = 0.5  # of T / amax
 MAX_CLIPPED = 1e-3
 MAX_LOSS_DB = 3.0
+CROWDED = 0.5  # of the non-zero values in the centre bin: with more, no threshold can resolve them
 
 
 def overclipped(

@@ -10,14 +10,13 @@ import numpy as np
 import klquant
 from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError, KLQuantError
 
-from .guard import overclipped
+from .guard import CROWDED, overclipped
 from .settings import CRITERIA, Criterion, LayerOptions
 from .warning import warn
 
 MAX_MSE = 2**26  # bins x levels: the mse search takes about ten bytes for each
 Array: TypeAlias = "np.ndarray[Any, Any]"
 SHOWN = 3  # layers that warnings name
-CROWDED = 0.5  # of the non-zero values in the centre bin: then a threshold cannot resolve them
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import klquant
 from klquant.errors import InvalidInputError
 
+from ..guard import CROWDED
 from .bins import Bins, BinsFor, Counted, Counts, to_histogram, widened
 
-CROWDED = 0.5  # of the non-zero values; more than that in the centre bin, and a threshold cannot resolve them
 RESOLVED = 0.9999  # of the non-zero values are within a narrower range
 
 
