@@ -167,6 +167,8 @@ def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *
     if xp is np:
         table = np.concatenate(columns).reshape(len(columns), -1, stride)  # twice as fast as np.stack
         return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(columns), -1)[:, :count]
+    if length == 0:
+        return xp.zeros((len(columns), count))
     lax, unrolled = sys.modules["jax"].lax, 8
     columns = lax.optimization_barrier(columns)  # or XLA recomputes them for every j
 

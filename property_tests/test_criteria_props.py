@@ -5,10 +5,49 @@ from hypothesis import strategies as st
 
 import klquant
 from klquant import InfeasibleError, reference
-from strategies import INTEGER_SHAPES, JAX_SIZES, even_edges, fewer, histograms
+from strategies import INTEGER_SHAPES, JAX_SIZES, counts, even_edges, fewer, histograms, stored_otherwise
 from support.namespaces import JAX, needs_jax
 
 CRITERIA = [klquant.optimal_threshold, klquant.max_threshold, klquant.percentile_threshold, klquant.mse_threshold]
+
+
+def one_sided_curve(hist, edges, num_quantized_bins):
+    return klquant.divergence_curve(hist, edges, num_quantized_bins=num_quantized_bins, one_sided=True)
+
+
+def median_of_the_reference(hist, edges, num_quantized_bins):
+    return reference.percentile(hist, edges, 50)
+
+
+def one_sided_curve_of_the_reference(hist, edges, num_quantized_bins):
+    return reference.one_sided_divergence_curve(hist, num_quantized_bins)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *CRITERIA,
+        klquant.divergence_curve,
+        one_sided_curve,
+        klquant.mse_curve,
+        one_sided_curve_of_the_reference,
+        median_of_the_reference,
+    ],
+)
+@given(data=st.data())
+def test_no_result_depends_on_how_the_counts_are_stored(function, data):
+    hist, _, levels = data.draw(histograms(sizes=[(7, 3), (15, 3), (33, 15)], shapes=[up_to_127, *INTEGER_SHAPES]))
+    stored = data.draw(stored_otherwise(hist), label="stored")
+    edges = even_edges(len(hist), 3.0)
+    try:
+        expected = function(hist, edges, num_quantized_bins=levels)
+    except InfeasibleError:
+        return
+    np.testing.assert_equal(function(stored, edges, num_quantized_bins=levels), expected)
+
+
+def up_to_127(num_bins):
+    return counts(num_bins, most=127)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
