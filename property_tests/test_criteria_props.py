@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import klquant
 from klquant import InfeasibleError, reference
 from strategies import INTEGER_SHAPES, JAX_SIZES, counts, even_edges, fewer, histograms, stored_otherwise
-from support.namespaces import JAX, needs_jax
+from support.namespaces import JAX, JIT, params
 
 CRITERIA = [klquant.optimal_threshold, klquant.max_threshold, klquant.percentile_threshold, klquant.mse_threshold]
 
@@ -116,17 +116,17 @@ def test_a_floor_is_kept_and_changes_nothing_below_t(case, ratio):
         assert float(floored) == float(free)
 
 
-@needs_jax
+@pytest.mark.parametrize("xp", params(JAX, JIT))
 @pytest.mark.parametrize("criterion", CRITERIA)
 @fewer()
 @given(case=histograms(JAX_SIZES, INTEGER_SHAPES))
-def test_jax_finds_what_numpy_finds(criterion, case):
+def test_jax_finds_what_numpy_finds(xp, criterion, case):
     edges = even_edges(len(case.hist), 1.0)
     try:
         expected = criterion(case.hist, edges, num_quantized_bins=case.num_quantized_bins)
     except InfeasibleError:
         return
-    hist, edges = JAX.asarray(case.hist), JAX.asarray(edges)
-    found = criterion(hist, edges, num_quantized_bins=case.num_quantized_bins)
+    hist, edges = xp.asarray(case.hist), xp.asarray(edges)
+    found = xp.call(criterion, hist, edges, num_quantized_bins=case.num_quantized_bins)
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
     assert float(found.sqnr_db) == pytest.approx(float(expected.sqnr_db), rel=1e-9, nan_ok=True)
