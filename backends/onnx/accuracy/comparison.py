@@ -45,7 +45,7 @@ class RunnableModel(NamedTuple):
         size = num_bytes(loaded)
         return cls(loaded, read_inputs(loaded, graph), graph.outputs, size if size > MAX_BYTES else loaded.ByteSize())
 
-    def feed(self, batch: Any, where: str) -> Feed:
+    def feed(self, batch: Any, where: str) -> dict[str, Array]:
         """Return a batch by input name; errors name the batch."""
         try:
             return make_feed(batch, self.inputs)

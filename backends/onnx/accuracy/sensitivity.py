@@ -1,8 +1,7 @@
 """What each quantizer of a model costs in the model's own outputs, and which layers to leave out of INT8 first."""
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,28 +9,12 @@ import onnx
 
 from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime
-from ..feeds import Array, Input
+from ..feeds import Array
 from ..model.graph import Graph
 from ..qdq.plan import Plan, make_plan
 from .switches import NONE, SELECT, switched
 
-SAMPLES = 4  # of the data; see quantizer_costs
 FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
-
-
-def few_samples(feeds: Iterable[Feed], inputs: Sequence[Input]) -> list[Feed]:
-    """Return the first samples: parts of batches where all inputs have a free first axis of one length."""
-    found: list[Feed] = []
-    number = 0
-    for feed in islice(feeds, SAMPLES):
-        lengths = {array.shape[0] if array.ndim else 0 for array in feed.values()}
-        free = all(one.shape and isinstance(one.shape[0], str) for one in inputs) and len(lengths) == 1
-        left = SAMPLES - number
-        found.append({name: array[:left] for name, array in feed.items()} if free else feed)
-        number += min(left, *lengths) if free else 1
-        if number >= SAMPLES:
-            break
-    return found
 
 
 def quantizer_costs(
@@ -49,9 +32,14 @@ def quantizer_costs(
             floats = session(graph.outputs, {**feed, SELECT: np.asarray(NONE, np.int64)})
             for k, name in enumerate(names):
                 found = session(graph.outputs, {**feed, SELECT: np.asarray(k, np.int64)})
-                costs[name] += sum(_noise(floats[one], found[one]) for one in graph.outputs) / len(feeds)
+                costs[name] += output_noise(floats, found) / len(feeds)
                 advance()
     return costs
+
+
+def output_noise(floats: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """Return the noise in the outputs of a model as a share of the signal, summed over the outputs."""
+    return sum(_noise(array, found[name]) for name, array in floats.items())
 
 
 def _noise(floats: Array, found: Array) -> float:

@@ -25,12 +25,15 @@ from ...calibration import Calibration
 from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..calibration import calibrate
 from ..execution import Feed, Session, open_onnxruntime
+from ..feeds import Array, few_samples
 from ..model.preparation import Prepared, prepare
 from ..quantization import QDQModel, quantize
 from .comparison import RunnableModel
-from .sensitivity import few_samples, quantizer_costs, rank_layers
+from .criterion_choice import auto_thresholds
+from .sensitivity import quantizer_costs, rank_layers
 
 SECONDS = 0.5  # of a measurement of times
+SAMPLES = 4  # of the data, on which the costs of quantizers are measured
 
 
 class Tuned(NamedTuple):
@@ -145,7 +148,7 @@ class _Reference(NamedTuple):
 def _reference(prepared: Prepared, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
     model = RunnableModel.of("model", prepared.model)
     with _running(model, engine) as run:
-        feeds = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
+        feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
         if not feeds:
             raise InvalidInputError("expected at least one batch to measure on, got none")
         with model.exact() as exact:
@@ -166,7 +169,7 @@ def _running(model: RunnableModel, engine: Engine) -> Iterator[Session]:
 class _OnnxTuner:
     """A model that can be quantized in several ways and measured: a ``Tunable``."""
 
-    criteria = CRITERIA
+    criteria = (*CRITERIA, "auto")
     steps: tuple[str, ...] = ()
 
     def __init__(self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: _Reference) -> None:
@@ -210,18 +213,22 @@ class _OnnxTuner:
         if recipe.steps not in self._calibrations:
             self._calibrations[recipe.steps] = calibrate(self._prepared, self._split.calibration, **self._settings)
         found = self._calibrations[recipe.steps]
-        return found._replace(thresholds=found.search_thresholds(criterion=recipe.criterion))  # type: ignore[arg-type]
+        if recipe.criterion == "auto":
+            thresholds = auto_thresholds(self._prepared, found, self._split.calibration)
+        else:
+            thresholds = found.search_thresholds(criterion=recipe.criterion)  # type: ignore[arg-type]
+        return found._replace(thresholds=thresholds)
 
     def rank(self, recipe: Recipe, min_int8: float) -> list[str]:
         """Return what to leave out of INT8, what costs most first."""
         calibration, quantized = self.make(recipe)
-        feeds = few_samples(self._feeds(), self._reference.model.inputs)
+        feeds = few_samples(self._feeds(), self._reference.model.inputs, SAMPLES)
         graph = self._prepared.graph
         costs = quantizer_costs(graph, quantized.model, feeds)
         skipped = tuple(calibration.skipped)
         return rank_layers(graph, calibration.thresholds, self._reference.engine, skipped, costs, min_int8=min_int8)
 
-    def _feeds(self) -> Iterator[Feed]:
+    def _feeds(self) -> Iterator[dict[str, Array]]:
         """Yield the data of the calibration."""
         model = self._reference.model
         return (model.feed(batch, f"batch {k}") for k, batch in numbered(self._split.calibration))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 import pytest
 
@@ -164,7 +163,7 @@ def test_a_tuning_that_was_cut_off_makes_no_trial_twice(tmp_path):
     search(cut_off, "38dB", TrialLog(path, "a"), max_runs=3)
     assert search(resumed, "38dB", TrialLog(path, "a")) == whole
     assert cut_off.made + resumed.made == [trial.recipe for trial in whole.trials]
-    assert os.listdir(tmp_path) == ["trials.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["trials.json"]
 
 
 def test_the_file_of_another_tuning_is_refused(tmp_path):

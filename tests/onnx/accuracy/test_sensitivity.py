@@ -3,9 +3,8 @@ import onnx
 import pytest
 
 from klquant.backends.onnx import calibrate, prepare, quantize
-from klquant.backends.onnx.accuracy.sensitivity import few_samples, quantizer_costs, rank_layers
+from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs, rank_layers
 from klquant.backends.onnx.accuracy.switches import NONE, SELECT, switched
-from klquant.backends.onnx.feeds import Input
 from support.onnx_models import build, run
 
 RNG = np.random.default_rng(0)
@@ -47,7 +46,7 @@ def test_no_quantizer_rounds_unless_it_is_selected(case):
 
 def test_a_selected_quantizer_rounds_as_in_the_quantized_model(case):
     """Of the input, whose quantizer comes first, and of the weight of the last layer."""
-    prepared, calibration, quantized, engine = case
+    prepared, _, quantized, _ = case
     model, names = switched(prepared.graph, quantized)
     assert len(set(names)) == len(names)
     scale, zero = (
@@ -88,10 +87,3 @@ def test_the_ranking_leaves_enough_layers():
         ranking = rank_layers(prepared.graph, calibration.thresholds, "openvino", (), costs, min_int8=min_int8)
         skipped = {} if not ranking else quantize(prepared, calibration, engine="openvino", exclude=ranking).skipped
         assert len(skipped) == number
-
-
-@pytest.mark.parametrize(("shape", "expected"), [(("n", 2), [3, 1]), ((3, 2), [3, 3, 3, 3])])
-def test_the_subset_is_four_samples_or_batches(shape, expected):
-    feeds = [{"x": np.zeros((3, 2))} for _ in range(9)]
-    found = few_samples(feeds, [Input("x", np.dtype("f"), shape)])
-    assert [len(feed["x"]) for feed in found] == expected
