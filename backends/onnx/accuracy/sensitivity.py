@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 
 from ...settings import WEIGHTED, Engine
-from ..execution import Feed, open_onnxruntime
+from ..execution import Feed, open_onnxruntime, with_outputs
 from ..feeds import Array
-from ..model.graph import Graph
+from ..model.graph import MAX_CHAIN, Graph
+from ..model.operators import MOVING
 from ..qdq.plan import Plan, make_plan
 from .switches import NONE, SELECT, switched
 
+SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
 
 
@@ -26,15 +28,35 @@ def quantizer_costs(
     add up almost like independent noise: the sum of these shares is close to that of the quantized model.
     """
     model, names = switched(graph, quantized)
-    costs = dict.fromkeys(names, 0.0)
-    with open_onnxruntime(model, optimized=True) as session:
+    costs, outputs = dict.fromkeys(names, 0.0), smooth_outputs(graph)
+    with open_onnxruntime(with_outputs(model, outputs), optimized=True) as session:
         for feed in feeds:
-            floats = session(graph.outputs, {**feed, SELECT: np.asarray(NONE, np.int64)})
+            floats = session(outputs, {**feed, SELECT: np.asarray(NONE, np.int64)})
             for k, name in enumerate(names):
-                found = session(graph.outputs, {**feed, SELECT: np.asarray(k, np.int64)})
+                found = session(outputs, {**feed, SELECT: np.asarray(k, np.int64)})
                 costs[name] += output_noise(floats, found) / len(feeds)
                 advance()
     return costs
+
+
+def smooth_outputs(graph: Graph) -> list[str]:
+    """Return the outputs of a model, or the tensors before a final softmax or sigmoid.
+
+    Behind it noise does not add up: it turns a few values over and leaves the others as they are.
+    """
+    return list(dict.fromkeys(_before_squashing(graph, name) for name in graph.outputs))
+
+
+def _before_squashing(graph: Graph, output: str) -> str:
+    name: str = output
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in (*MOVING, *SQUASHING):
+            break
+        name = node.input[0]
+        if node.op_type in SQUASHING:
+            return name
+    return output
 
 
 def output_noise(floats: Mapping[str, Array], found: Mapping[str, Array]) -> float:
