@@ -17,7 +17,7 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
 @click.option("--data", required=True, metavar=SOURCE, help="Calibration data, see above.",
               shell_complete=click.Path().shell_complete)  # fmt: skip
 @click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
-@criterion_option("entropy", "How to choose each threshold T.")
+@criterion_option("entropy", "How to choose each threshold T; auto: the best for each tensor.", others=["auto"])
 @override_option
 @click.option("--num-bins", type=int, default=4001, show_default=True, help="Bins of each histogram, an odd number.")
 @click.option(
