@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
@@ -11,10 +11,11 @@ from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..feeds import Array
 from ..model.graph import MAX_CHAIN, Graph
-from ..model.operators import MOVING
+from ..model.operators import MOVING, is_rectifier
 from ..qdq.plan import Plan, make_plan
 from .switches import NONE, SELECT, switched
 
+Names: TypeAlias = tuple[str, ...]
 SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
 
@@ -92,46 +93,57 @@ def rank_layers(
     costs: Mapping[str, float],
     *,
     min_int8: float,
-) -> list[str]:
-    """Return which nodes or tensors to leave out, best first: what saves most noise for each layer that it costs.
+) -> list[Names]:
+    """Return what to leave out, best first: what saves most noise for each layer that it costs.
 
-    To exclude a tensor leaves its producer and its readers in floating point. The plan of the engine says what is no
-    longer quantized then. The ranking ends where less than `min_int8` of the layers would stay in INT8.
+    That is a node, or a tensor with all that computes and reads it. The plan of the engine says what is no longer
+    quantized then. The ranking ends where less than `min_int8` of the layers would stay in INT8.
     """
     total = sum(node.op_type in WEIGHTED for node in graph.nodes)
 
-    def left(names: tuple[str, ...]) -> _Left:
+    def left(names: Names) -> _Left:
         plan = make_plan(graph, thresholds, engine, excluded + names)
         return _Left(sum(costs.get(one, 0.0) for one in (*plan.readers, *plan.weights)), _num_int8(graph, plan))
 
-    def worth(name: str) -> float:
-        after = left((*chosen, name))
+    def worth(names: Names) -> float:
+        after = left(chosen + names)
         return (now.cost - after.cost) / (1 + now.layers - after.layers)
 
-    chosen: tuple[str, ...] = ()
-    now = left(())
-    plan = make_plan(graph, thresholds, engine, excluded)
-    heap = [(-worth(name), k, name) for k, name in enumerate(_candidates(graph, plan))]
+    chosen: Names = ()
+    now, ranking = left(()), list[Names]()
+    heap = [(-worth(names), k, names) for k, names in enumerate(_candidates(graph, thresholds, engine, excluded))]
     heapq.heapify(heap)
     while heap and total:
-        _, k, name = heapq.heappop(heap)
-        value = worth(name)
+        _, k, names = heapq.heappop(heap)
+        value = worth(names)
         if value <= 0:
             continue
         if heap and value < -heap[0][0]:  # it was worth more before others were chosen
-            heapq.heappush(heap, (-value, k, name))
+            heapq.heappush(heap, (-value, k, names))
             continue
-        after = left((*chosen, name))
+        after = left(chosen + names)
         if after.layers / total >= min_int8:
-            chosen, now = (*chosen, name), after
-    return list(chosen)
+            chosen, now = chosen + names, after
+            ranking.append(names)
+    return ranking
 
 
 def _num_int8(graph: Graph, plan: Plan) -> int:
     return sum(node.op_type in WEIGHTED and node.name not in plan.skipped for node in graph.nodes)
 
 
-def _candidates(graph: Graph, plan: Plan) -> list[str]:
-    """Return the nodes that read quantized tensors, and these tensors."""
-    nodes = [node.name for node in graph.nodes if not plan.readers.keys().isdisjoint(node.input)]
-    return list(dict.fromkeys([*nodes, *plan.readers]))
+def _candidates(graph: Graph, thresholds: Mapping[str, Any], engine: Engine, excluded: Names) -> list[Names]:
+    """Return the nodes that read quantized tensors, and these tensors with those before their rectifiers."""
+    quantized = make_plan(graph, thresholds, engine, excluded).readers
+    nodes = [(node.name,) for node in graph.nodes if not quantized.keys().isdisjoint(node.input)]
+    return [*nodes, *(_before_rectifiers(graph, name) for name in quantized)]
+
+
+def _before_rectifiers(graph: Graph, name: str) -> Names:
+    names = [name]
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(names[-1])
+        if node is None or not is_rectifier(graph, node):
+            break
+        names.append(node.input[0])
+    return tuple(names)
