@@ -24,7 +24,8 @@ from .model.signs import non_negative
 from .qdq.floats import body_layers
 from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
 from .qdq.insertion import write_qdq
-from .qdq.plan import Plan, make_plan
+from .qdq.plan import Plan
+from .qdq.rules import make_plan
 from .verification import Verification, verify
 
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}

@@ -152,6 +152,9 @@ def test_tiny_ranges_of_float16(size, engine):
     model = build("float16[n, 8] x", "float16 y", body, opset=19, w=normal(8, 8, dtype=half))
     values = normal(32, 8, scale=size, dtype=half)
     found = quantized(model, values, engine)
+    if engine == "onnxruntime":
+        assert "no INT8 kernel for its input `x` of float16" in found.skipped["matmul0"]
+        return
     assert not found.skipped
     assert array(found.model, "x_scale") > 0
     assert sqnr(model, found, values) > 25

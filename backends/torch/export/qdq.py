@@ -14,7 +14,8 @@ from ...onnx.model.operators import MOVING, has_constant_weight, observed_tensor
 from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
-from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
+from ...onnx.qdq.plan import EVERYONE, Plan
+from ...onnx.qdq.rules import make_plan
 from ...onnx.quantization import QDQModel, quantize
 from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
