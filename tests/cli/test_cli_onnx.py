@@ -311,6 +311,24 @@ def test_quantize_verifies_on_data(here, tmp_path, engine):
     assert run_json(*command)["verified"] is None
 
 
+def test_quantize_corrects_biases_with_data(here, tmp_path):
+    command = [
+        "quantize",
+        here / "model.onnx",
+        here / "calib.npz",
+        "--engine",
+        "onnxruntime",
+        "-o",
+        tmp_path / "q.onnx",
+    ]
+    data = ["--data", here / "images.npz"]
+    result = run(*command, *data, "--correct-bias")
+    assert re.search(r"^biases corrected: [1-9]\d* layers$", result.stdout, re.MULTILINE)
+    assert run_json(*command, *data, "--correct-bias")["corrections"]
+    assert run_json(*command, *data, "--no-correct-bias")["corrections"] == {}
+    assert run(*command, "--correct-bias").exit_code == 2
+
+
 def test_quantize_writes_nothing_if_the_engine_computes_something_else(here, tmp_path, monkeypatch):
     monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
     command = [
