@@ -11,7 +11,8 @@ from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime
 from ..feeds import Array
 from ..model.graph import Graph
-from ..qdq.plan import Plan, make_plan
+from ..qdq.plan import Plan
+from ..qdq.rules import make_plan
 from .switches import NONE, SELECT, switched
 
 FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
