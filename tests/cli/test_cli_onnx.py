@@ -143,12 +143,15 @@ def test_a_fixed_batch_size_is_kept_to(images, tmp_path):
 
 def test_settings_reach_the_calibration(here, tmp_path):
     options = ["--num-bins", 501, "--criterion", "mse", "--override", "im*=max", "--exclude", "c"]
+    options += ["--dead-channel", "1e9"]
     arguments = ["--data", here / "images.npz", "--out", tmp_path / "c.npz", *options]
     assert run("calibrate", here / "model.onnx", *arguments).exit_code == 0
     calibration = Calibration.load(tmp_path / "c.npz")
     assert len(calibration.histograms["images"].hist) == 501
     assert calibration.thresholds["images"].criterion == "max"
     assert calibration.thresholds["r"].criterion == "mse"
+    assert calibration.settings.dead_channel == 1e9
+    assert not any(map(any, calibration.weight_scales.values()))
     assert "c" not in calibration.thresholds
 
 

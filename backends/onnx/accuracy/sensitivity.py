@@ -12,7 +12,8 @@ from ..execution import Feed, open_onnxruntime, with_outputs
 from ..feeds import Array
 from ..model.graph import MAX_CHAIN, Graph
 from ..model.operators import MOVING, is_rectifier
-from ..qdq.plan import Plan, make_plan
+from ..qdq.plan import Plan
+from ..qdq.rules import make_plan
 from .switches import NONE, SELECT, switched
 
 Names: TypeAlias = tuple[str, ...]
