@@ -68,9 +68,10 @@ def calibrate(
         Least time between two writes of that file.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
-        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (a cap on the observed range),
-        ``passes`` (2; 1 takes a one-shot stream), ``include`` and ``exclude`` (patterns),
-        ``overrides`` (LayerOptions by pattern), ``dead_channel`` (0.0; 1e-4 zeroes channels of weights below that).
+        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``guard`` (True; False is the literal entropy
+        criterion), ``max_amax`` (a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream), ``include``
+        and ``exclude`` (patterns), ``overrides`` (LayerOptions by pattern), ``dead_channel`` (0.0; 1e-4 zeroes channels
+        of weights below that).
 
     Returns
     -------

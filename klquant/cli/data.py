@@ -125,11 +125,17 @@ def _labels_of_folders(folder: Path) -> Array:
     return np.array([numbers[name] for name in classes])
 
 
-def first_batch(source: str | None, graph: Any, images: ImageOptions) -> list[Any] | None:
-    """Return the first batch that `source` names, in a list; None without a source. `graph` is that of the model."""
+def some_batches(source: str | None, graph: Any, images: ImageOptions) -> Iterable[Any] | None:
+    """Return the batches that `source` names; None without a source. `graph` is that of the model."""
     if source is None:
         return None
-    return list(islice(open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images), 1))
+    return open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images)
+
+
+def first_batch(source: str | None, graph: Any, images: ImageOptions) -> list[Any] | None:
+    """Return the first batch that `source` names, in a list; None without a source. `graph` is that of the model."""
+    batches = some_batches(source, graph, images)
+    return None if batches is None else list(islice(batches, 1))
 
 
 def fixed_batch_size(graph: Any) -> int:
