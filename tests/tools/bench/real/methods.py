@@ -19,7 +19,7 @@ from klquant.backends.onnx import calibrate, quantize
 from tools.bench.real.networks import Loaded
 
 Method = Callable[[Loaded, Path], None]
-CRITERIA = ("entropy", "mse", "max", "percentile")
+CRITERIA = ("entropy", "mse", "max", "percentile", "auto")
 JOB = Path(__file__).with_name("nncf_job.py")
 
 
@@ -42,20 +42,22 @@ def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)
 
-    prepared = target.with_suffix(".prepared.onnx")
+    source, prepared = target.with_suffix(".float.onnx"), target.with_suffix(".prepared.onnx")
     model = onnx.load(network.path)
     if next(each.version for each in model.opset_import if not each.domain) < 13:  # the first with scales per channel
         model = onnx.version_converter.convert_version(model, 13)
+    onnx.save(model, source)
     with contextlib.redirect_stdout(io.StringIO()):
-        quant_pre_process(model, str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(str(prepared), str(target), Reader(), **options)
 
 
 def nncf(python: str, network: Loaded, target: Path) -> None:
-    """Quantize by NNCF's defaults, in the Python that has it."""
+    """Quantize by NNCF's defaults (for transformers those that it has for them), in the Python that has it."""
     data = target.with_suffix(".npz")
     np.savez(data, **{f"{k}/{name}": each for k, feed in enumerate(network.calibration) for name, each in feed.items()})
-    done = subprocess.run([python, JOB, network.path, data, target], capture_output=True, text=True, check=False)
+    command = [python, JOB, network.path, data, target, *(["transformer"] if network.transformer else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
 
