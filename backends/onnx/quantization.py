@@ -12,6 +12,7 @@ from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
+from ..ranges import Candidate, Range, candidates
 from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..text import number
 from ..warning import warn_of_floats
@@ -22,7 +23,7 @@ from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .model.signs import non_negative
 from .qdq.floats import body_layers
-from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
+from .qdq.grids import Rule, by_sign, make_grids, signed, slow_with_zero_points, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan, make_plan
 from .verification import Verification, verify
@@ -41,16 +42,19 @@ class QDQModel(NamedTuple):
     """Why layers stay in floating point, by node name."""
     verification: Verification | None = None
     """How the engine ran the model, if :func:`quantize` had data for it."""
+    ranges: Mapping[str, Range] = {}
+    """The smallest and the largest value that the integers of each quantized activation stand for."""
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically; above 2 GB the weights go to a second file beside it."""
         save_model(self.model, path)
 
     def _repr_html_(self) -> str:
-        """Return a table of the thresholds for notebooks."""
-        rows = [(name, number(threshold)) for name, threshold in self.thresholds.items()]
+        """Return a table of the thresholds and ranges for notebooks."""
+        ends = {name: self.ranges.get(name, (None, None)) for name in self.thresholds}
+        rows = [(name, *map(number, (threshold, *ends[name]))) for name, threshold in self.thresholds.items()]
         caption = f"ONNX model quantized: {len(rows)} activations"
-        return html_table(caption, ("tensor", "T"), rows) + html_skipped(self.skipped)
+        return html_table(caption, ("tensor", "T", "low", "high"), rows) + html_skipped(self.skipped)
 
 
 def quantize(
@@ -61,6 +65,7 @@ def quantize(
     exclude: Iterable[str] | str = (),
     reduce_range: bool = False,
     batches: Iterable[Any] | None = None,
+    asymmetric: bool = True,
 ) -> QDQModel:
     """Add QuantizeLinear and DequantizeLinear nodes where an engine needs them.
 
@@ -79,6 +84,9 @@ def quantize(
     batches : iterable, optional
         Some data: the engine runs the quantized model on it and is compared with the model as written, see
         :func:`verify`. One batch is usually enough.
+    asymmetric : bool
+        Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
+        Needs a Calibration; TensorRT has no such grid. See Notes.
 
     Returns
     -------
@@ -126,7 +134,8 @@ def quantize(
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, excluded)
     _check_types(prepared, plan)
-    grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
+    ranges = _candidates(graph, calibration, engine) if asymmetric else {}
+    grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine], ranges)
     written = write_qdq(
         prepared.model,
         graph,
@@ -139,7 +148,7 @@ def quantize(
     _report(plan)
     thresholds = {name: grid.threshold for name, grid in grids.items()}
     checked_run = None if batches is None else _verified(written, batches, engine)
-    return QDQModel(written, thresholds, plan.skipped, checked_run)
+    return QDQModel(written, thresholds, plan.skipped, checked_run, {name: grid.range for name, grid in grids.items()})
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
@@ -198,6 +207,15 @@ def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, flo
         if not 0 < value < float("inf"):
             raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
     return found
+
+
+def _candidates(graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine) -> dict[str, Candidate]:
+    """Return the asymmetric ranges that an engine can run without loss of speed."""
+    if engine == "tensorrt" or not isinstance(calibration, Calibration):
+        return {}
+    found = candidates(calibration)
+    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    return {name: one for name, one in found.items() if one.range.low == 0 or name not in slow}
 
 
 def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
