@@ -3,6 +3,7 @@
 :func:`calibrate` returns a :class:`Calibration` (with :class:`Settings`, :class:`LayerOptions` and
 :class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
 or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
+:func:`smooth` changes a float model so that it is more accurate in INT8; calibrate and quantize the result.
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
 :func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
@@ -24,6 +25,7 @@ from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .calibration import calibrate, empty_calibration, open_observer
+from .correction.smooth_quant import smooth
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
@@ -50,6 +52,7 @@ __all__ = [
     "prepare",
     "quantizable_tensors",
     "quantize",
+    "smooth",
     "summarize",
     "verify",
 ]
