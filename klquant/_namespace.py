@@ -1,8 +1,10 @@
 """The only file with separate code for NumPy and JAX.
 
 A *namespace* (``xp``) is ``numpy`` or ``jax.numpy``. A kernel takes it as a keyword, and is written once with the
-functions that both have. :func:`compiled` runs a kernel directly on NumPy, and under a cached ``jax.jit`` with 64-bit
-types on JAX. JAX is never imported here: if an argument is a JAX array, the caller has imported it already.
+functions that both have. :func:`compiled` runs a kernel directly on NumPy arrays, and on JAX arrays whose values lie in
+the memory of the CPU: compiling takes seconds, the kernel milliseconds. Tracers, and arrays on an accelerator or on
+several devices, go through a cached ``jax.jit`` with 64-bit types. JAX is never imported here: if an argument is a JAX
+array, the caller has imported it already.
 """
 
 import functools
@@ -52,8 +54,12 @@ def is_concrete(*arrays: Array) -> bool:
 def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
     """Return a function ``(*arrays, **static)`` that calls ``kernel(*arrays, xp=..., **static)``.
 
-    ``static`` must be hashable. JAX compiles once for each value of it and each shape.
+    ``static`` must be hashable. Where JAX compiles, it does so once for each value of it and each shape.
     """
+
+    def on_numpy(*arrays: Array, **static: Any) -> _Result:
+        with np.errstate(all="ignore"):  # kernels mask undefined results
+            return kernel(*arrays, xp=np, **static)
 
     @functools.cache
     def jitted(static: tuple[tuple[str, Any], ...]) -> Callable[..., _Result]:
@@ -64,12 +70,29 @@ def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
     @functools.wraps(kernel)
     def call(*arrays: Array, **static: Any) -> _Result:
         if array_namespace(**{f"argument {k}": a for k, a in enumerate(arrays)}) is np:
-            with np.errstate(all="ignore"):  # kernels mask undefined results
-                return kernel(*arrays, xp=np, **static)
+            return on_numpy(*arrays, **static)
+        if (cpu := _only_cpu(arrays)) is not None:
+            return _to_jax(on_numpy(*map(np.asarray, arrays), **static), arrays, cpu)
         with enable_x64():
             return jitted(tuple(sorted(static.items())))(*arrays)
 
     return call
+
+
+def _only_cpu(arrays: tuple[Array, ...]) -> Any:
+    """Return the CPU device that holds the values of all these JAX arrays; None if there is no such device."""
+    if not is_concrete(*arrays):
+        return None
+    devices = {device for array in arrays for device in array.devices()}
+    return next(iter(devices)) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
+
+
+def _to_jax(result: _Result, arrays: tuple[Array, ...], device: Any) -> _Result:
+    """Return NumPy results as JAX arrays, bound to the device if one of the arguments is, as from ``jax.jit``."""
+    bound = device if any(array.committed for array in arrays) else None
+    with enable_x64():
+        moved: _Result = sys.modules["jax"].device_put(result, bound)
+    return moved
 
 
 def enable_x64() -> Any:
@@ -167,6 +190,8 @@ def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *
     if xp is np:
         table = np.concatenate(columns).reshape(len(columns), -1, stride)  # twice as fast as np.stack
         return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(columns), -1)[:, :count]
+    if length == 0:
+        return xp.zeros((len(columns), count))
     lax, unrolled = sys.modules["jax"].lax, 8
     columns = lax.optimization_barrier(columns)  # or XLA recomputes them for every j
 

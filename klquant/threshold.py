@@ -73,7 +73,7 @@ def optimal_threshold(
 
     The search takes about ``num_bins**2 / (2 * num_quantized_bins)`` logarithms. The histograms of a batch are searched
     one by one (256 at a time on an accelerator), so memory does not grow with the batch. With 8001 bins it is 4 MiB
-    with NumPy and 20 MiB with JAX. JAX compiles once for each shape, which takes about 5 s.
+    with NumPy and 20 MiB inside ``jax.jit``, where JAX compiles once for each shape, which takes about 5 s.
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017; the details as published with MXNet.
 

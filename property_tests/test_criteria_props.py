@@ -5,10 +5,49 @@ from hypothesis import strategies as st
 
 import klquant
 from klquant import InfeasibleError, reference
-from strategies import INTEGER_SHAPES, JAX_SIZES, even_edges, fewer, histograms
-from support.namespaces import JAX, needs_jax
+from strategies import INTEGER_SHAPES, JAX_SIZES, counts, even_edges, fewer, histograms, stored_otherwise
+from support.namespaces import JAX, JIT, params
 
 CRITERIA = [klquant.optimal_threshold, klquant.max_threshold, klquant.percentile_threshold, klquant.mse_threshold]
+
+
+def one_sided_curve(hist, edges, num_quantized_bins):
+    return klquant.divergence_curve(hist, edges, num_quantized_bins=num_quantized_bins, one_sided=True)
+
+
+def median_of_the_reference(hist, edges, num_quantized_bins):
+    return reference.percentile(hist, edges, 50)
+
+
+def one_sided_curve_of_the_reference(hist, edges, num_quantized_bins):
+    return reference.one_sided_divergence_curve(hist, num_quantized_bins)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *CRITERIA,
+        klquant.divergence_curve,
+        one_sided_curve,
+        klquant.mse_curve,
+        one_sided_curve_of_the_reference,
+        median_of_the_reference,
+    ],
+)
+@given(data=st.data())
+def test_no_result_depends_on_how_the_counts_are_stored(function, data):
+    hist, _, levels = data.draw(histograms(sizes=[(7, 3), (15, 3), (33, 15)], shapes=[up_to_127, *INTEGER_SHAPES]))
+    stored = data.draw(stored_otherwise(hist), label="stored")
+    edges = even_edges(len(hist), 3.0)
+    try:
+        expected = function(hist, edges, num_quantized_bins=levels)
+    except InfeasibleError:
+        return
+    np.testing.assert_equal(function(stored, edges, num_quantized_bins=levels), expected)
+
+
+def up_to_127(num_bins):
+    return counts(num_bins, most=127)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -77,17 +116,17 @@ def test_a_floor_is_kept_and_changes_nothing_below_t(case, ratio):
         assert float(floored) == float(free)
 
 
-@needs_jax
+@pytest.mark.parametrize("xp", params(JAX, JIT))
 @pytest.mark.parametrize("criterion", CRITERIA)
 @fewer()
 @given(case=histograms(JAX_SIZES, INTEGER_SHAPES))
-def test_jax_finds_what_numpy_finds(criterion, case):
+def test_jax_finds_what_numpy_finds(xp, criterion, case):
     edges = even_edges(len(case.hist), 1.0)
     try:
         expected = criterion(case.hist, edges, num_quantized_bins=case.num_quantized_bins)
     except InfeasibleError:
         return
-    hist, edges = JAX.asarray(case.hist), JAX.asarray(edges)
-    found = criterion(hist, edges, num_quantized_bins=case.num_quantized_bins)
+    hist, edges = xp.asarray(case.hist), xp.asarray(edges)
+    found = xp.call(criterion, hist, edges, num_quantized_bins=case.num_quantized_bins)
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
     assert float(found.sqnr_db) == pytest.approx(float(expected.sqnr_db), rel=1e-9, nan_ok=True)

@@ -66,9 +66,9 @@ def test_the_minimum_is_that_of_the_reference(case):
 @pytest.mark.parametrize("shapes", [INTEGER_SHAPES, [weights]], ids=["counts", "weights"])
 @fewer()
 @given(data=st.data())
-def test_jax_computes_the_curve_of_numpy(shapes, data):
+def test_compiled_code_computes_the_curve_of_numpy(shapes, data):
     case = data.draw(histograms(JAX_SIZES, shapes))
-    expected, curve = curve_of(case), curve_of(case, JAX)
+    expected, curve = curve_of(case), curve_of(case, JIT)
     np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
 

@@ -39,6 +39,7 @@ def prepare(hist: Array, num_quantized_bins: int, eps: float, one_sided: bool, *
     A one-sided search folds the histogram to |x| first, and puts an empty bin in front as the first bin of each window.
     """
     levels = num_quantized_bins
+    hist = hist.astype(xp.int64 if hist.dtype.kind in "iu" else xp.float64)  # narrow counts would wrap around
     if one_sided:
         centre, levels = hist.shape[0] // 2, num_quantized_bins // 2 + 1
         hist = xp.concatenate([xp.zeros(1, hist.dtype), hist[centre:] + _without_centre(hist[centre::-1], xp=xp)])

@@ -81,8 +81,9 @@ def test_calibrate_writes_histograms_and_shows_each_tensor(here, images):
     assert calibration.num_batches == 2
     table = (here / "calibrate.txt").read_text()
     for name, found in calibration.thresholds.items():
-        (row,) = (line.split() for line in table.splitlines() if line.split()[:1] == [name])
-        assert row[3] == f"{found.threshold:.4g}"
+        (row,) = (line for line in table.splitlines() if line.split()[:1] == [name])
+        assert found.how in row
+        assert row.replace(found.how, found.criterion).split()[3] == f"{found.threshold:.4g}"
     assert {"images", "r"} <= set(calibration.thresholds)
 
 
@@ -142,12 +143,15 @@ def test_a_fixed_batch_size_is_kept_to(images, tmp_path):
 
 def test_settings_reach_the_calibration(here, tmp_path):
     options = ["--num-bins", 501, "--criterion", "mse", "--override", "im*=max", "--exclude", "c"]
+    options += ["--dead-channel", "1e9"]
     arguments = ["--data", here / "images.npz", "--out", tmp_path / "c.npz", *options]
     assert run("calibrate", here / "model.onnx", *arguments).exit_code == 0
     calibration = Calibration.load(tmp_path / "c.npz")
     assert len(calibration.histograms["images"].hist) == 501
     assert calibration.thresholds["images"].criterion == "max"
     assert calibration.thresholds["r"].criterion == "mse"
+    assert calibration.settings.dead_channel == 1e9
+    assert not any(map(any, calibration.weight_scales.values()))
     assert "c" not in calibration.thresholds
 
 
@@ -191,6 +195,25 @@ def test_another_criterion_is_searched_in_the_histograms(here, tmp_path):
     calibration = Calibration.load(here / "calib.npz")
     assert found["images"]["threshold"] == calibration.amax["images"]
     assert found["r"]["threshold"] == calibration.search_thresholds(criterion="mse")["r"].threshold
+
+
+def test_the_guard_is_shown_and_undone(here, tmp_path):
+    guarded = Calibration.load(here / "calib.npz")
+    changed = {name for name, found in guarded.thresholds.items() if found.replaced}
+    assert changed
+    literal = guarded.search_thresholds(guard=False)
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    for options, expected in (([], guarded.thresholds), (["--no-guard"], literal)):
+        for record in run_json(*arguments, *options)["tensors"]:
+            found = expected[record["tensor"]]
+            assert (record["threshold"], record["replaced"]) == (found.threshold, found.replaced)
+    table = run(*arguments).stdout
+    assert any(guarded.thresholds[name].how in table for name in changed)
+    data = ["--data", here / "images.npz", "--out", tmp_path / "c.npz"]
+    assert run("calibrate", here / "model.onnx", *data, "--no-guard").exit_code == 0
+    calibration = Calibration.load(tmp_path / "c.npz")
+    assert calibration.settings.guard is False
+    assert repr(calibration.thresholds) == repr(literal)
 
 
 def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path):

@@ -76,6 +76,25 @@ def test_values_on_a_level_up_to_rounding_have_no_error(xp, width):
 
 
 @xp_all
+@pytest.mark.parametrize(("dtype", "count"), [("uint8", 200), ("int8", 100), ("int32", 2**30 + 1), ("float16", 4e4)])
+def test_folding_narrow_counts_does_not_overflow(xp, dtype, count):
+    hist = np.full(7, count)
+    expected = reference.one_sided_divergence_curve(hist, 3)
+    np.testing.assert_array_equal(reference.one_sided_divergence_curve(hist.astype(dtype), 3), expected)
+    curve = call(xp, klquant.divergence_curve, hist.astype(dtype), num_quantized_bins=3, one_sided=True)
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+    assert expected[0] == pytest.approx(0.0944, abs=1e-4) or dtype != "uint8"  # 0.1427 if the sums wrap around
+
+
+@xp_all
+@pytest.mark.parametrize("num_bins", [3, 5, 9])
+def test_two_levels_on_one_side_have_no_interior_group(xp, num_bins):
+    hist = np.random.default_rng(num_bins).integers(1, 9, num_bins)
+    curve = call(xp, klquant.divergence_curve, hist, num_quantized_bins=3, one_sided=True)
+    np.testing.assert_allclose(curve, reference.one_sided_divergence_curve(hist, 3), rtol=0, atol=1e-12)
+
+
+@xp_all
 @pytest.mark.parametrize("num_bins", [5, 13, 41])
 def test_the_one_sided_curve_is_that_of_the_reference(xp, num_bins):
     hist = np.random.default_rng(num_bins).integers(0, 9, num_bins)

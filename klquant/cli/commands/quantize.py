@@ -17,6 +17,7 @@ from ..options import (
     SAVED_CALIBRATION,
     criterion_option,
     engine_option,
+    guard_option,
     json_option,
     load_calibration,
     override_option,
@@ -32,6 +33,7 @@ from ..output import busy, print_json, print_table, print_thresholds
 @click.option("--exclude", multiple=True, metavar="PATTERN",
               help="Nodes, tensors or op types to keep in floating point; may be repeated.")  # fmt: skip
 @criterion_option(None, "Choose T again from the saved histograms.  [default: as calibrated]")
+@guard_option
 @override_option
 @click.option("--data", "--verify", "data", metavar=SOURCE,
               help="Correct biases with this data and verify the result.")  # fmt: skip
@@ -60,7 +62,8 @@ def quantize(
         --criterion mse --override 'head*=max' --exclude Softmax
     """  # noqa: D301
     images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
-    found = load_calibration(calibration, criterion=options.pop("criterion"), overrides=options.pop("overrides"))
+    searched = {name: options.pop(name) for name in ("criterion", "overrides", "guard")}
+    found = load_calibration(calibration, **searched)
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
