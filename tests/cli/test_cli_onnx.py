@@ -225,6 +225,23 @@ def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path)
     assert found["p"]["sqnr_db"] is None
 
 
+def test_ranges_are_shown_and_can_be_kept_symmetric(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    arguments += ["--engine", "onnxruntime", "--criterion", "max"]
+    assert re.search(r"SQNR dB +low +high\n", run(*arguments).stdout)
+    found, plain = (
+        {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+        for options in ([], ["--symmetric"])
+    )
+    for name, one in plain.items():
+        assert one["low"] == (0 if name == "r" else pytest.approx(-one["threshold"] * 128 / 127))
+        assert one["high"] == pytest.approx(one["threshold"])
+    low, high = Calibration.load(here / "calib.npz").ranges["c"]  # p and logits lie within and share the grid
+    assert found["c"]["high"] - found["c"]["low"] == pytest.approx(high - low)
+    assert found["c"]["low"] == pytest.approx(low, abs=(high - low) / 255)
+    assert {name for name in plain if plain[name]["low"] != found[name]["low"]} == {"c", "p", "logits"}
+
+
 def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_path):
     assert run("convert", here / "calib.npz", tmp_path / "m.cache", "--to", "tensorrt").exit_code == 0
     out = tmp_path / "int8.onnx"

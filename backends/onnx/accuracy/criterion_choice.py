@@ -27,7 +27,7 @@ from ..feeds import few_samples, make_feed, read_inputs
 from ..model.graph import FLOATS, MAX_CHAIN, Graph, copied
 from ..model.operators import MOVING, is_rectifier, sole_consumer
 from ..model.preparation import Prepared
-from ..qdq.plan import make_plan
+from ..qdq.rules import make_plan
 from .sensitivity import output_noise, smooth_outputs
 
 SAMPLES = 8  # of the data
