@@ -35,7 +35,8 @@ from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
 from .quantization import QDQModel, quantizable_tensors, quantize
-from .verification import TensorCheck, Verification, verify
+from .tensor_checks import TensorCheck, Verification
+from .verification import verify
 
 __all__ = [
     "Calibration",

@@ -143,12 +143,15 @@ def test_a_fixed_batch_size_is_kept_to(images, tmp_path):
 
 def test_settings_reach_the_calibration(here, tmp_path):
     options = ["--num-bins", 501, "--criterion", "mse", "--override", "im*=max", "--exclude", "c"]
+    options += ["--dead-channel", "1e9"]
     arguments = ["--data", here / "images.npz", "--out", tmp_path / "c.npz", *options]
     assert run("calibrate", here / "model.onnx", *arguments).exit_code == 0
     calibration = Calibration.load(tmp_path / "c.npz")
     assert len(calibration.histograms["images"].hist) == 501
     assert calibration.thresholds["images"].criterion == "max"
     assert calibration.thresholds["r"].criterion == "mse"
+    assert calibration.settings.dead_channel == 1e9
+    assert not any(map(any, calibration.weight_scales.values()))
     assert "c" not in calibration.thresholds
 
 
@@ -220,6 +223,23 @@ def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path)
     assert found["p"]["threshold"] == found["logits"]["threshold"]
     assert {found["p"]["criterion"], found["logits"]["criterion"]} == {"shared", "max"}
     assert found["p"]["sqnr_db"] is None
+
+
+def test_ranges_are_shown_and_can_be_kept_symmetric(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    arguments += ["--engine", "onnxruntime", "--criterion", "max"]
+    assert re.search(r"SQNR dB +low +high\n", run(*arguments).stdout)
+    found, plain = (
+        {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+        for options in ([], ["--symmetric"])
+    )
+    for name, one in plain.items():
+        assert one["low"] == (0 if name == "r" else pytest.approx(-one["threshold"] * 128 / 127))
+        assert one["high"] == pytest.approx(one["threshold"])
+    low, high = Calibration.load(here / "calib.npz").ranges["c"]  # p and logits lie within and share the grid
+    assert found["c"]["high"] - found["c"]["low"] == pytest.approx(high - low)
+    assert found["c"]["low"] == pytest.approx(low, abs=(high - low) / 255)
+    assert {name for name in plain if plain[name]["low"] != found[name]["low"]} == {"c", "p", "logits"}
 
 
 def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_path):
