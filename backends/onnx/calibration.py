@@ -53,8 +53,8 @@ def calibrate(
         or of what ``numpy.asarray`` takes, of any size where the model's is free.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`. "auto" takes the best one for each
-        tensor: with the least error behind the nodes that read it, on the first 16 samples (or batches, where the
-        model fixes their size). That takes about as long as five runs of the model on these.
+        tensor: with the least error behind the nodes that read it, on the first 8 samples (or batches, where the
+        model fixes their size). That takes about as long as ten runs of the model on these.
     progress : bool
         Show bars on a terminal.
     providers : sequence
@@ -68,9 +68,10 @@ def calibrate(
         Least time between two writes of that file.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
-        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``max_amax`` (a cap on the observed range),
-        ``passes`` (2; 1 takes a one-shot stream), ``include`` and ``exclude`` (patterns),
-        ``overrides`` (LayerOptions by pattern), ``dead_channel`` (0.0; 1e-4 zeroes channels of weights below that).
+        tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``guard`` (True; False is the literal entropy
+        criterion), ``max_amax`` (a cap on the observed range), ``passes`` (2; 1 takes a one-shot stream), ``include``
+        and ``exclude`` (patterns), ``overrides`` (LayerOptions by pattern), ``dead_channel`` (0.0; 1e-4 zeroes channels
+        of weights below that).
 
     Returns
     -------

@@ -13,6 +13,7 @@ from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
+from ..ranges import Candidate, Range, candidates
 from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..text import number
 from ..warning import warn_of_floats
@@ -24,7 +25,7 @@ from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .model.signs import non_negative
 from .qdq.floats import body_layers
-from .qdq.grids import Rule, by_sign, make_grids, signed, unsigned
+from .qdq.grids import Rule, by_sign, make_grids, signed, slow_with_zero_points, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -49,16 +50,19 @@ class QDQModel(NamedTuple):
     """How the engine ran the model, if :func:`quantize` had data for it."""
     corrections: Mapping[str, float] = {}
     """The largest correction of a bias of each layer, in units of its output, by node name."""
+    ranges: Mapping[str, Range] = {}
+    """The smallest and the largest value that the integers of each quantized activation stand for."""
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically; above 2 GB the weights go to a second file beside it."""
         save_model(self.model, path)
 
     def _repr_html_(self) -> str:
-        """Return a table of the thresholds for notebooks."""
-        rows = [(name, number(threshold)) for name, threshold in self.thresholds.items()]
+        """Return a table of the thresholds and ranges for notebooks."""
+        ends = {name: self.ranges.get(name, (None, None)) for name in self.thresholds}
+        rows = [(name, *map(number, (threshold, *ends[name]))) for name, threshold in self.thresholds.items()]
         caption = f"ONNX model quantized: {len(rows)} activations"
-        return html_table(caption, ("tensor", "T"), rows) + html_skipped(self.skipped)
+        return html_table(caption, ("tensor", "T", "low", "high"), rows) + html_skipped(self.skipped)
 
 
 def quantize(
@@ -70,6 +74,7 @@ def quantize(
     reduce_range: bool = False,
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
+    asymmetric: bool = True,
 ) -> QDQModel:
     """Add QuantizeLinear and DequantizeLinear nodes where an engine needs them.
 
@@ -93,6 +98,9 @@ def quantize(
         Whether to add to the biases what quantization takes from the mean of each output channel. Without a value,
         biases are corrected if there are `batches` and the error of the outputs falls by it on those of them that the
         corrections do not come from.
+    asymmetric : bool
+        Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
+        Needs a Calibration; TensorRT has no such grid. See Notes.
 
     Returns
     -------
@@ -151,7 +159,8 @@ def quantize(
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, excluded)
     _check_types(prepared, plan)
-    grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine])
+    candidates = _candidates(graph, calibration, engine) if asymmetric else {}
+    grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
 
     def write(floats: Prepared) -> onnx.ModelProto:
@@ -175,7 +184,8 @@ def quantize(
     _report(plan)
     thresholds = {name: grid.threshold for name, grid in grids.items()}
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
-    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections)
+    ranges = {name: grid.range for name, grid in grids.items()}
+    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
@@ -234,6 +244,15 @@ def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, flo
         if not 0 < value < float("inf"):
             raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
     return found
+
+
+def _candidates(graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine) -> dict[str, Candidate]:
+    """Return the asymmetric ranges that an engine can run without loss of speed."""
+    if engine == "tensorrt" or not isinstance(calibration, Calibration):
+        return {}
+    found = candidates(calibration)
+    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    return {name: one for name, one in found.items() if one.range.low == 0 or name not in slow}
 
 
 def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:

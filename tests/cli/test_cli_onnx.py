@@ -81,8 +81,9 @@ def test_calibrate_writes_histograms_and_shows_each_tensor(here, images):
     assert calibration.num_batches == 2
     table = (here / "calibrate.txt").read_text()
     for name, found in calibration.thresholds.items():
-        (row,) = (line.split() for line in table.splitlines() if line.split()[:1] == [name])
-        assert row[3] == f"{found.threshold:.4g}"
+        (row,) = (line for line in table.splitlines() if line.split()[:1] == [name])
+        assert found.how in row
+        assert row.replace(found.how, found.criterion).split()[3] == f"{found.threshold:.4g}"
     assert {"images", "r"} <= set(calibration.thresholds)
 
 
@@ -196,6 +197,25 @@ def test_another_criterion_is_searched_in_the_histograms(here, tmp_path):
     assert found["r"]["threshold"] == calibration.search_thresholds(criterion="mse")["r"].threshold
 
 
+def test_the_guard_is_shown_and_undone(here, tmp_path):
+    guarded = Calibration.load(here / "calib.npz")
+    changed = {name for name, found in guarded.thresholds.items() if found.replaced}
+    assert changed
+    literal = guarded.search_thresholds(guard=False)
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    for options, expected in (([], guarded.thresholds), (["--no-guard"], literal)):
+        for record in run_json(*arguments, *options)["tensors"]:
+            found = expected[record["tensor"]]
+            assert (record["threshold"], record["replaced"]) == (found.threshold, found.replaced)
+    table = run(*arguments).stdout
+    assert any(guarded.thresholds[name].how in table for name in changed)
+    data = ["--data", here / "images.npz", "--out", tmp_path / "c.npz"]
+    assert run("calibrate", here / "model.onnx", *data, "--no-guard").exit_code == 0
+    calibration = Calibration.load(tmp_path / "c.npz")
+    assert calibration.settings.guard is False
+    assert repr(calibration.thresholds) == repr(literal)
+
+
 def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path):
     arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
     options = ["--engine", "onnxruntime", "--override", "p=entropy", "--override", "logits=max"]
@@ -203,6 +223,23 @@ def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path)
     assert found["p"]["threshold"] == found["logits"]["threshold"]
     assert {found["p"]["criterion"], found["logits"]["criterion"]} == {"shared", "max"}
     assert found["p"]["sqnr_db"] is None
+
+
+def test_ranges_are_shown_and_can_be_kept_symmetric(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    arguments += ["--engine", "onnxruntime", "--criterion", "max"]
+    assert re.search(r"SQNR dB +low +high\n", run(*arguments).stdout)
+    found, plain = (
+        {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+        for options in ([], ["--symmetric"])
+    )
+    for name, one in plain.items():
+        assert one["low"] == (0 if name == "r" else pytest.approx(-one["threshold"] * 128 / 127))
+        assert one["high"] == pytest.approx(one["threshold"])
+    low, high = Calibration.load(here / "calib.npz").ranges["c"]  # p and logits lie within and share the grid
+    assert found["c"]["high"] - found["c"]["low"] == pytest.approx(high - low)
+    assert found["c"]["low"] == pytest.approx(low, abs=(high - low) / 255)
+    assert {name for name in plain if plain[name]["low"] != found[name]["low"]} == {"c", "p", "logits"}
 
 
 def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_path):

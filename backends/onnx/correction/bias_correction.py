@@ -19,9 +19,10 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ..execution import Feed, open_onnxruntime
-from ..feeds import Array, Input, make_feed, read_inputs
+from ..feeds import Array, Input, read_inputs
 from ..model.preparation import Prepared
 from .biases import Bias, find_bias
+from .data import read_feeds
 from .output_error import output_errors
 from .parameters import with_parameters
 from .side_by_side import COUNT, NEW, SUM, join
@@ -46,7 +47,7 @@ def correct_biases(
     prepared: Prepared,
     write: Callable[[Prepared], onnx.ModelProto],
     layers: Collection[str],
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     *,
     always: bool,
     optimized: bool,
@@ -61,7 +62,7 @@ def correct_biases(
         Returns the model with Q/DQ.
     layers : collection of str
         Names of the nodes to correct.
-    batches : sequence
+    batches : iterable
         Some data. A single batch is halved.
     always : bool
         Correct the biases also if the error of the outputs grows by it, or if one sample is all there is.
@@ -77,10 +78,7 @@ def correct_biases(
     """
     found = (find_bias(prepared.graph, node) for node in prepared.graph.nodes if node.name in layers)
     biases = [bias for bias in found if bias is not None]
-    inputs = read_inputs(prepared.model, prepared.graph)
-    feeds = _halved([_feed(number, batch, inputs) for number, batch in enumerate(batches)], inputs)
-    if not feeds:
-        raise InvalidInputError("expected at least one batch to correct biases with, got none")
+    feeds = _halved(list(read_feeds(prepared, batches)), read_inputs(prepared.model, prepared.graph))
     measuring, judging = feeds[::2], feeds[1::2]
     if not biases or not (judging or always):
         return Corrected(prepared, {})
@@ -99,13 +97,6 @@ def correct_biases(
     best.update(judging)
     largest = {bias.layer: float(np.abs(shift).max()) for bias, shift in best.shifts()}
     return Corrected(best.corrected(prepared), largest)
-
-
-def _feed(number: int, batch: Any, inputs: Sequence[Input]) -> dict[str, Array]:
-    try:
-        return make_feed(batch, inputs)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"batch {number}: {error}") from error
 
 
 def _halved(feeds: list[dict[str, Array]], inputs: Sequence[Input]) -> list[dict[str, Array]]:

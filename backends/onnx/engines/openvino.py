@@ -21,6 +21,7 @@ _NUMBER = re.compile(r"#(\d+)#")
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _ALL_INPUTS = ("Subgraph", "Eltwise", "Concatenation")
 _AUXILIARY = ("Const", "Convert", "Input", "Output", "Reorder", "Reshape", "Transpose")
+_ORIGINAL = "_original"  # a layer before an output of the model, if the dequantizing node behind it takes its name
 _EIGHT_BITS = ("i8", "u8")
 
 
@@ -117,8 +118,8 @@ def _keys_of(graph: Graph, made: RuntimeNode) -> Iterator[str]:
         number = _NUMBER.match(name)
         if number is not None:
             yield node_key(graph.nodes[int(number[1])])
-        elif name in graph.producers:
-            yield node_key(graph.producers[name])
+        elif (output := name.removesuffix(_ORIGINAL)) in graph.producers:
+            yield node_key(graph.producers[output])
 
 
 def _float_input(graph: Graph, node: onnx.NodeProto, kernel: Kernel) -> str:

@@ -37,7 +37,7 @@ def choose_criterion(
     weight_scales : mapping
         The result of :func:`quantize_weights`.
     candidates : mapping
-        The results of :func:`search_thresholds` on the same histograms, by criterion.
+        The results of :func:`search_thresholds` on the same histograms by criterion, with ``guard=False``.
     batches : iterable
         The calibration data, iterated once.
     observe, forward, progress

@@ -50,7 +50,8 @@ def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
     grids = make_grids(plan, found.thresholds, set(), signed)
     written = write_qdq(model, graph, plan, grids, int_bias=False, reduce_range=False)
     onnx.checker.check_model(written)
-    return QDQModel(written, dict(found.thresholds), plan.skipped)
+    ranges = {name: grid.range for name, grid in grids.items()}
+    return QDQModel(written, dict(found.thresholds), plan.skipped, ranges=ranges)
 
 
 def _behind_moves(graph: Graph, found: Roundings) -> Roundings:

@@ -42,7 +42,9 @@ def searched(model, batches, **options):
     amax = collect_amax(model, batches, **options)
     histograms = collect_histograms(model, batches, amax, **options)
     names = ("max", "mse", "percentile", "entropy")
-    return chosen(model, batches, {c: search_thresholds(amax, histograms, criterion=c) for c in names}, **options)
+    return chosen(
+        model, batches, {c: search_thresholds(amax, histograms, criterion=c, guard=False) for c in names}, **options
+    )
 
 
 def rounded(x, scale):
