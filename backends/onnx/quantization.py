@@ -125,6 +125,9 @@ def quantize(
     For every engine, weights are INT8 per output channel, with scale max |w| / 127, or more where INT32 could not hold
     the bias otherwise. A weight of MatMul that is not a matrix has one scale.
 
+    For "onnxruntime" and "openvino", large tables of embeddings (Gather) are INT8 too, with one scale for each element
+    of a vector.
+
     "tensorrt" quantizes the inputs of Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the residual branch) of
     a residual sum, and the inputs of a concatenation, which share one scale. All are INT8 with zero point 0. Biases
     stay in floating point.
