@@ -17,6 +17,7 @@ from .calibration_checks import (
     check_number,
     check_positives,
     check_ranges,
+    check_replaced,
     check_text,
     check_texts,
     check_transforms,
@@ -24,9 +25,10 @@ from .calibration_checks import (
 )
 from .html_tables import html_skipped, html_table, html_thresholds
 from .npz import load_npz, save_npz
+from .observed import Hidden
 from .settings import Criterion, Settings
 from .text import number
-from .thresholds import Hidden, LayerThreshold, search_thresholds
+from .thresholds import LayerThreshold, search_thresholds
 
 SCHEMA = 1
 _KIND = "calibration"
@@ -79,9 +81,12 @@ class Calibration(NamedTuple):
         return cls(settings, {}, {}, {}, {}, {}, 0, {}, {})
 
     def search_thresholds(
-        self, *, criterion: Criterion = "entropy", num_bits: int | None = None
+        self, *, criterion: Criterion = "entropy", num_bits: int | None = None, guard: bool | None = None
     ) -> dict[str, LayerThreshold]:
-        """Choose T for every tensor; see :func:`klquant.backends.thresholds.search_thresholds`."""
+        """Choose T for every tensor; see :func:`klquant.backends.thresholds.search_thresholds`.
+
+        `num_bits` and `guard` are by default those of the settings.
+        """
         options = self.settings.with_bits(num_bits).resolve(self.amax)
         return search_thresholds(
             self.amax,
@@ -89,6 +94,7 @@ class Calibration(NamedTuple):
             criterion=criterion,
             options=options,
             hidden=self.hidden,
+            guard=self.settings.guard if guard is None else guard,
         )
 
     @property
@@ -124,6 +130,7 @@ class Calibration(NamedTuple):
     def save(self, path: str | Path) -> None:
         """Write everything to one npz file; if that fails, a file of that name stays as it was."""
         names = list(self.amax)
+        guarded = {name: found for name, found in self.thresholds.items() if found.replaced}
         meta = {
             "versions": {"klquant": klquant.__version__, "numpy": np.__version__},
             "settings": self.settings.as_json(),
@@ -137,6 +144,7 @@ class Calibration(NamedTuple):
             "zeros": self.zeros,
             "beyond": self.beyond,
             "chosen": {name: (found.criterion, found.num_bits) for name, found in self.thresholds.items()},
+            "replaced": {name: found.replaced for name, found in guarded.items()},
         }
         rows = [[getattr(found, field) for field in _NUMBERS] for found in self.thresholds.values()]
         arrays = {f"hist_{k}": self.histograms[name].hist for k, name in enumerate(names) if name in self.histograms}
@@ -146,6 +154,8 @@ class Calibration(NamedTuple):
             arrays["low_high"] = np.array([self.ranges[name] for name in names], np.float64)
         arrays["amax"] = np.array([self.amax[name] for name in names], np.float64)
         arrays["thresholds"] = np.array(rows, np.float64).reshape(len(rows), len(_NUMBERS))
+        if guarded:
+            arrays["gain_db"] = np.array([found.gain_db for found in guarded.values()], np.float64)
         save_npz(Path(path), _KIND, SCHEMA, meta, arrays)
 
     @classmethod
@@ -179,6 +189,7 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
     amax, ranges = (check_positives(arrays[key], (len(names),)) for key in ("amax", "range"))
     rows = check_floats(arrays["thresholds"], (len(meta["chosen"]), len(_NUMBERS)))
     chosen = zip(meta["chosen"].items(), rows.tolist(), strict=True)
+    guarded = check_replaced(meta.get("replaced", {}), arrays.get("gain_db"), meta["chosen"])
     return Calibration(
         settings=Settings.make(**meta["settings"]),
         model={check_text(name): Fingerprint(*map(check_text, layer)) for name, layer in meta["model"].items()},
@@ -188,7 +199,7 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
             for k, name in enumerate(names)
             if f"hist_{k}" in arrays
         },
-        thresholds={check_text(name): _threshold(row, *how) for (name, how), row in chosen},
+        thresholds={check_text(name): _threshold(row, how, guarded.get(name, ())) for (name, how), row in chosen},
         calls=_numbers(meta["calls"]),
         num_batches=check_number(meta["num_batches"]),
         transforms=check_transforms(meta["transforms"]),
@@ -211,9 +222,9 @@ def _ranges(arrays: Mapping[str, "np.ndarray[Any, Any]"], names: list[str]) -> d
     return dict(zip(names, check_ranges(arrays["low_high"], len(names)), strict=True))
 
 
-def _threshold(row: list[Any], *how: Any) -> LayerThreshold:
+def _threshold(row: list[Any], how: Any, guarded: Any) -> LayerThreshold:
     chosen: Any = check_chosen(*how)
-    found = LayerThreshold(*row, *chosen)
+    found = LayerThreshold(*row, *chosen, *guarded)
     if not (0 <= found.amax < math.inf and 0 < found.threshold < math.inf):
         raise ValueError(f"T and amax must be positive and finite, got {found}")
     return found

@@ -90,6 +90,15 @@ def check_chosen(criterion: Any, num_bits: Any) -> tuple[str, int]:
     return criterion, num_bits
 
 
+def check_replaced(criteria: Any, gains: Any, chosen: Any) -> dict[str, tuple[str, float]]:
+    """Return the criterion that the guard replaced and the gain in dB, by name."""
+    found = dict(zip(criteria, check_floats(np.zeros(0) if gains is None else gains, (len(criteria),)), strict=True))
+    for name, gain in found.items():
+        if name not in chosen or criteria[name] not in CRITERIA or not gain >= 0:
+            raise ValueError(f"the guard must replace a known criterion with gain, got {criteria[name]!r:.80}: {gain}")
+    return {name: (criteria[name], float(gain)) for name, gain in found.items()}
+
+
 def check_transforms(given: Any) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each stage: few columns, and no nested values."""
     for stage, rows in given.items():

@@ -2,16 +2,32 @@
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 MIN_RATIO = 0.5  # of T / amax
 MAX_CLIPPED = 1e-3
+MOST = 0.5  # of the values: a T that clips more is not the end of a tail but a failed search
 MAX_LOSS_DB = 3.0
 CROWDED = 0.5  # of the non-zero values in the centre bin: with more, no threshold can resolve them
 
 
+class Complaint(NamedTuple):
+    """What the user should know about the threshold of a layer."""
+
+    text: str = ""
+    better: str = ""
+    """A criterion that expects less error, if there is one."""
+    gain_db: float = 0.0
+    """How much more SQNR that one expects."""
+
+    def after(self, text: str) -> "Complaint":
+        """Return this complaint with another text before its own."""
+        return self._replace(text="; ".join(filter(None, [text, self.text])))
+
+
 def overclipped(
     *, amax: float, threshold: float, clipped: float, sqnr_db: float, alternatives: Mapping[str, float]
-) -> str:
+) -> Complaint:
     """Describe how a threshold clips too much, and the remedy.
 
     Parameters
@@ -27,24 +43,24 @@ def overclipped(
 
     Returns
     -------
-    str
-        Empty unless ``T < 0.5 amax`` and more than 1e-3 of the values are clipped, or the expected SQNR is more than
-        3 dB below that of an alternative.
+    Complaint
+        Empty unless ``T < 0.5 amax`` and more than 1e-3 of the values are clipped, or most values are clipped, or the
+        expected SQNR is more than 3 dB below that of an alternative. It names the best alternative, if that is better.
     """
     known = {name: decibels for name, decibels in alternatives.items() if not math.isnan(decibels)}
     best = max(known, key=known.__getitem__, default="")
     gap = known.get(best, math.nan) - sqnr_db
     reasons = []
-    if threshold < MIN_RATIO * amax and clipped > MAX_CLIPPED:
+    most = clipped > MOST
+    if most or (threshold < MIN_RATIO * amax and clipped > MAX_CLIPPED):
         reasons.append(
             f"T = {threshold:.4g} is {threshold / amax:.2f} of amax = {amax:.4g} and clips {clipped:.2%} of the values"
         )
     if gap > MAX_LOSS_DB:
         reasons.append(f"expected SQNR {sqnr_db:.1f} dB at T = {threshold:.4g}, {gap:.1f} dB below criterion {best!r}")
     if not reasons:
-        return ""
-    if gap <= 0:
-        reasons.append("no other criterion expects a better SQNR here")
-    else:
-        reasons.append(f"pass criterion={best or 'mse'!r} for this layer")
-    return "; ".join(reasons)
+        return Complaint()
+    if gap <= 0 and not most:
+        return Complaint("; ".join([*reasons, "no other criterion expects a better SQNR here"]))
+    reasons.append(f"pass criterion={best or 'mse'!r} for this layer")
+    return Complaint("; ".join(reasons), best, max(gap, 0.0) if best else 0.0)

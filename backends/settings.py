@@ -86,6 +86,7 @@ class SettingsOptions(TypedDict, total=False):
     exclude: str | Iterable[str]
     overrides: Mapping[str, LayerOptions | LayerOptionsDict]
     dead_channel: float
+    guard: bool
 
 
 class Settings(NamedTuple):
@@ -101,6 +102,8 @@ class Settings(NamedTuple):
     overrides: Mapping[str, LayerOptions] = {}
     dead_channel: float = 0.0
     """Largest |weight| below which a channel is dead, besides channels of zeros; 1e-4 in the original description."""
+    guard: bool = True
+    """Whether the entropy criterion gives way to a better one where it clips too much."""
 
     @classmethod
     def make(cls, **given: Unpack[SettingsOptions]) -> "Settings":
@@ -127,6 +130,8 @@ class Settings(NamedTuple):
             raise InvalidInputError(f"`max_amax` must be positive and finite, got {settings.max_amax}")
         if not 0 <= settings.dead_channel <= float_info.max:
             raise InvalidInputError(f"`dead_channel` must be 0 or positive, and finite, got {settings.dead_channel}")
+        if not isinstance(settings.guard, bool):
+            raise InvalidInputError(f"`guard` must be True or False, got {settings.guard!r:.80}")
         if settings.passes not in (1, 2):
             raise InvalidInputError(f"`passes` must be 1 or 2, got {settings.passes}")
         if settings.passes == 1 and (settings.max_amax or 0) > MAX_ONE_PASS:

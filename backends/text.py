@@ -30,7 +30,7 @@ def ratio(found: LayerThreshold) -> float:
 def threshold_cells(found: LayerThreshold, missing: str = MISSING) -> dict[str, str]:
     """Return the cells of `THRESHOLD_COLUMNS` by column."""
     cells = (
-        found.criterion,
+        found.how,
         number(found.amax),
         number(found.threshold),
         number(ratio(found), ".3f", missing),

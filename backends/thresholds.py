@@ -1,21 +1,21 @@
 """From histograms to one threshold for every layer."""
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import NamedTuple
 
 import klquant
 from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputError, KLQuantError
 
-from .guard import CROWDED, overclipped
+from .guard import Complaint, overclipped
+from .observed import MAX_MSE, Hidden, Seen, evaluate
 from .settings import CRITERIA, Criterion, LayerOptions
 from .warning import warn
 
-MAX_MSE = 2**26  # bins x levels: the mse search takes about ten bytes for each
-Array: TypeAlias = "np.ndarray[Any, Any]"
+logger = logging.getLogger("klquant")
+ALTERNATIVES: tuple[Criterion, ...] = ("mse", "max")  # what the guard may take
 SHOWN = 3  # layers that warnings name
 _GENERAL = LayerOptions("entropy", 8, "inputs", min_ratio=0.0, percentile=99.99)
 
@@ -37,32 +37,20 @@ class LayerThreshold(NamedTuple):
     """How T was chosen: `fixed` if it was given, `none` if there was no choice."""
     num_bits: int = 8
     """Of the activations and the weights."""
+    replaced: str = ""
+    """The criterion that was asked for, where the guard took another one."""
+    gain_db: float = 0.0
+    """How much more SQNR is expected than with the criterion that was replaced."""
 
     @property
     def scale(self) -> float:
         """Return the step between two levels, T / 127 for INT8."""
         return self.threshold / float(2 ** (self.num_bits - 1) - 1)
 
-
-class Complaint(NamedTuple):
-    """What the user should know about the threshold of a layer."""
-
-    text: str = ""
-    better: str = ""
-    """A criterion that expects less error, if there is one."""
-    loss_db: float = 0.0
-    """How much more SQNR that one expects."""
-
-
-class Hidden(NamedTuple):
-    """What the histogram of a tensor does not show."""
-
-    zeros: int | None = None
-    """How many values are exactly 0; None if unknown: then the whole centre bin counts as zeros."""
-    beyond: int = 0
-    """How many values lie beyond the range; the end bins hold them."""
-    max_amax: float = math.inf
-    """The cap on the range."""
+    @property
+    def how(self) -> str:
+        """Return the criterion, as ``entropy -> mse: 13.2 dB`` where the guard took another one."""
+        return f"{self.replaced} -> {self.criterion}: {self.gain_db:.1f} dB" if self.replaced else self.criterion
 
 
 def search_thresholds(
@@ -72,6 +60,7 @@ def search_thresholds(
     criterion: Criterion = "entropy",
     options: Mapping[str, LayerOptions] | None = None,
     hidden: Mapping[str, Hidden] | None = None,
+    guard: bool = True,
 ) -> dict[str, LayerThreshold]:
     """Choose the clipping threshold of every observed tensor.
 
@@ -87,6 +76,11 @@ def search_thresholds(
         Options of single layers, by qualified name.
     hidden : mapping, optional
         What the histograms do not show, by qualified name; see :class:`Hidden`.
+    guard : bool
+        Take the better one of mse and max where the entropy criterion clips too much: if ``T < amax / 2`` clips more
+        than 0.1 % of the values, if any T clips most of them, or if the expected SQNR is more than 3 dB lower. The
+        result records it: `replaced` and `gain_db`. Layers whose own options name a criterion keep it. False is the
+        literal algorithm, with a warning instead.
 
     Returns
     -------
@@ -102,19 +96,29 @@ def search_thresholds(
     -----
     CalibrationWarning
         Naming the layer, for a tensor that is always 0 (it gets scale 1), for one without a feasible threshold (it
-        gets T = amax), and where T clips so hard that another criterion should be tried.
+        gets T = amax), for one with outliers, and where T clips so hard that another criterion should be tried.
     """
     check_criterion(criterion)
     general = LayerOptions(criterion).over(_GENERAL)
     found, complaints = {}, dict[str, Complaint]()
     for name, largest in amax.items():
-        chosen = (options or {}).get(name, LayerOptions()).over(general)
+        own = (options or {}).get(name, LayerOptions())
         unseen = (hidden or {}).get(name, Hidden())
-        found[name], complaint = _search(name, largest, histograms.get(name), chosen, unseen)
+        guarded = guard and criterion == "entropy" and own.criterion is None
+        found[name], complaint = _search(name, largest, histograms.get(name), own.over(general), unseen, guarded)
         if complaint.text:
             complaints[name] = complaint
+    _log(found)
     _warn(complaints, len(found))
     return found
+
+
+def _log(found: Mapping[str, LayerThreshold]) -> None:
+    """Log how many tensors the guard changed, and which one gains most."""
+    changed = {name: layer.gain_db for name, layer in found.items() if layer.replaced}
+    if changed:
+        worst = max(changed, key=changed.__getitem__)
+        logger.info("guard: %d of %d tensors changed, most `%s`: %s", len(changed), len(found), worst, found[worst].how)
 
 
 def _warn(complaints: Mapping[str, Complaint], number: int) -> None:
@@ -123,7 +127,7 @@ def _warn(complaints: Mapping[str, Complaint], number: int) -> None:
         for name, complaint in complaints.items():
             warn(f"layer `{name}`: {complaint.text}", {name: complaint.better} if complaint.better else {})
         return
-    worst = sorted(complaints, key=lambda name: complaints[name].loss_db, reverse=True)[:SHOWN]
+    worst = sorted(complaints, key=lambda name: complaints[name].gain_db, reverse=True)[:SHOWN]
     listed = "; ".join(f"`{name}`: {complaints[name].text}" for name in worst)
     better = {name: complaint.better for name, complaint in complaints.items() if complaint.better}
     warn(f"{len(complaints)} of {number} layers need a look, the worst are {listed}", better)
@@ -145,129 +149,63 @@ def candidate_thresholds(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
         return {
-            name: search_thresholds(amax, histograms, criterion=name, options=options, hidden=hidden)
+            name: search_thresholds(amax, histograms, criterion=name, options=options, hidden=hidden, guard=False)
             for name in CRITERIA
         }
 
 
+def complaint_about(layer: LayerThreshold, seen: Seen | None, alternatives: Mapping[str, LayerThreshold]) -> Complaint:
+    """Return what the user should know about a threshold.
+
+    `seen` is None without a histogram. Without alternatives only the range of the values is judged.
+    """
+    if layer.amax == 0:
+        return Complaint("all its values are 0; it gets scale 1")
+    if seen is None:
+        return Complaint()
+    if layer.criterion == "none":
+        infeasible = f"no threshold is feasible; it gets T = amax = {layer.amax}"
+        return Complaint(infeasible, gain_db=math.inf).after(seen.complaint())
+    if layer.criterion in ("max", "mse") or not alternatives:
+        return Complaint(seen.complaint())
+    decibels: dict[str, float] = {k: alternatives[k].sqnr_db for k in ALTERNATIVES if k in alternatives}
+    numbers = {"threshold": layer.threshold, "clipped": layer.clipped, "sqnr_db": layer.sqnr_db}
+    return overclipped(amax=seen.top, alternatives=decibels, **numbers).after(seen.complaint())
+
+
 def _search(
-    name: str, amax: float, histogram: klquant.Histogram | None, options: LayerOptions, hidden: Hidden
+    name: str,
+    amax: float,
+    histogram: klquant.Histogram | None,
+    options: LayerOptions,
+    hidden: Hidden,
+    guarded: bool,
 ) -> tuple[LayerThreshold, Complaint]:
     """Return the threshold of one layer, and what the user should know about it."""
     bits = int(options.num_bits or 8)
     if amax == 0:
         one = float(2 ** (bits - 1) - 1)
         layer = LayerThreshold(0.0, one, math.nan, 0.0, math.inf, "none", bits)
-        return layer, Complaint("all its values are 0; it gets scale 1")
+        return layer, complaint_about(layer, None, {})
     if histogram is None:
         raise InvalidInputError(f"layer `{name}` has an amax but no histogram; collect both from the same data")
-    seen = _Seen.of(amax, histogram, hidden)
+    seen = Seen.of(amax, histogram, hidden)
     try:
-        layer = _layer_threshold(_evaluate(seen, options), seen, options, bits)
-        clips = _overclipped(layer, seen)
-        return layer, clips._replace(text="; ".join(filter(None, [seen.complaint(), clips.text])))
+        layer, alternatives = _layer_threshold(seen, options), _alternatives(seen, options)
     except InfeasibleError:
-        layer = LayerThreshold(amax, amax, math.nan, 0.0, math.nan, "none", bits)
-        complaint = f"no threshold is feasible; it gets T = amax = {amax}"
-        return layer, Complaint("; ".join(filter(None, [seen.complaint(), complaint])), loss_db=math.inf)
+        layer, alternatives = LayerThreshold(amax, amax, math.nan, 0.0, math.nan, "none", bits), {}
     except KLQuantError as error:
         raise type(error)(f"layer `{name}`: {error}") from error
+    complaint = complaint_about(layer, seen, alternatives)
+    if guarded and complaint.better:
+        layer = alternatives[complaint.better]._replace(replaced=layer.criterion, gain_db=complaint.gain_db)
+        complaint = complaint_about(layer, seen, {})
+    return layer, complaint
 
 
-class _Seen(NamedTuple):
-    """A histogram prepared for the search: the centre bin is 0."""
-
-    amax: float
-    hist: Array
-    edges: Array
-    total: int
-    """Of all values."""
-    small: int
-    """Values of the centre bin that are not 0."""
-    hidden: Hidden
-
-    @classmethod
-    def of(cls, amax: float, histogram: klquant.Histogram, hidden: Hidden) -> "_Seen":
-        hist = np.array(histogram.hist)
-        total, centre = hist.sum().item(), int(hist[len(hist) // 2])
-        hist[len(hist) // 2] = 0
-        small = 0 if hidden.zeros is None else max(centre - hidden.zeros, 0)
-        return cls(amax, hist, histogram.edges, total, small, hidden)
-
-    @property
-    def top(self) -> float:
-        """Return the largest T that makes sense: amax, or the cap."""
-        return min(self.amax, self.hidden.max_amax)
-
-    @property
-    def width(self) -> float:
-        """Return the width of a bin."""
-        return float(2 * self.edges[-1] / len(self.hist))
-
-    def sqnr_db(self, found: klquant.Threshold, levels: int) -> float:
-        """Return the expected SQNR with the small values of the centre bin, spread evenly over it."""
-        if not self.small:
-            return float(found.sqnr_db)
-        centres = (self.edges[1:] + self.edges[:-1]) / 2
-        signal = float((self.hist * centres**2).sum())
-        noise = signal / 10 ** (float(found.sqnr_db) / 10)
-        step = min(float(found.value) / (levels // 2), self.width)  # with wider steps they become 0
-        signal, noise = signal + self.small * self.width**2 / 12, noise + self.small * step**2 / 12
-        return 10 * math.log10(signal / noise) if noise else math.inf
-
-    def complaint(self) -> str:
-        """Return what is wrong with the range; empty if nothing is."""
-        nonzero, complaints = self.hist.sum().item() + self.small, []
-        if self.small > CROWDED * nonzero:
-            complaints.append(
-                f"{self.small / nonzero:.1%} of its non-zero values are in the centre bin, below {self.width / 2:.4g}: "
-                f"amax = {self.amax:.4g} is an outlier, and no T resolves them; pass a smaller max_amax, or a threshold"
-            )
-        if self.amax > self.hidden.max_amax:
-            complaints.append(
-                f"amax = {self.amax:.4g} exceeds max_amax = {self.hidden.max_amax:.4g}: "
-                f"{self.hidden.beyond / self.total:.2%} of its values lie beyond and are clipped"
-            )
-        elif self.hidden.beyond:
-            complaints.append(
-                f"{self.hidden.beyond} of its values are outliers beyond {self.edges[-1]:.4g}, up to {self.amax:.4g}: "
-                "clipped so that the others are resolved; criterion 'max' keeps them"
-            )
-        return "; ".join(complaints)
-
-
-def _evaluate(seen: _Seen, options: LayerOptions) -> klquant.Threshold:
-    hist, edges, levels = seen.hist, seen.edges, 2 ** int(options.num_bits or 8) - 1
-    if options.threshold is not None:
-        return _at(hist, edges, options.threshold, levels)
-    if options.criterion == "entropy":
-        return klquant.optimal_threshold(hist, edges, num_quantized_bins=levels, min_ratio=options.min_ratio or 0.0)
-    if options.criterion == "percentile":
-        percentile = options.percentile or 99.99
-        return klquant.percentile_threshold(hist, edges, num_quantized_bins=levels, percentile=percentile)
-    if options.criterion == "max":
-        at_end = klquant.max_threshold(hist, edges, num_quantized_bins=levels)
-        return at_end if seen.top <= edges[-1] else _at(hist, edges, seen.top, levels)
-    if len(hist) * levels > MAX_MSE:
-        raise InvalidInputError(f"the mse criterion takes at most {MAX_MSE} bins x levels, got {len(hist)} x {levels}")
-    return klquant.mse_threshold(hist, edges, num_quantized_bins=levels)
-
-
-def _at(hist: Array, edges: Array, value: float, levels: int) -> klquant.Threshold:
-    """Return the result for a given T, with all values taken at the centres of their bins."""
-    if not hist.any():
-        return klquant.Threshold(value, -1, math.nan, 0.0, math.nan)
-    centres = (edges[1:] + edges[:-1]) / 2
-    noise = centres - klquant.fake_quantize(centres, value / (levels // 2), num_quantized_bins=levels)
-    signal, lost = (max(float((hist * values**2).sum()), 1e-300) for values in (centres, noise))
-    with np.errstate(over="ignore"):  # bins may be far narrower than their distance to T
-        beyond = np.clip((np.maximum(edges[1:], -edges[:-1]) - value) / np.diff(edges), 0, 1)
-    share = (hist * beyond).sum() / hist.sum()
-    return klquant.Threshold(value, -1, math.nan, share, 10 * math.log10(signal / lost))
-
-
-def _layer_threshold(found: klquant.Threshold, seen: _Seen, options: LayerOptions, bits: int) -> LayerThreshold:
+def _layer_threshold(seen: Seen, options: LayerOptions) -> LayerThreshold:
     """Return the result of a search in the non-zero bins as one for all values."""
+    found, bits = evaluate(seen, options), int(options.num_bits or 8)
     criterion = str(options.criterion) if options.threshold is None else "fixed"
     value = seen.top if criterion == "max" else float(found.value)
     clipped = float(found.clipped) * seen.hist.sum().item() / seen.total
@@ -277,16 +215,10 @@ def _layer_threshold(found: klquant.Threshold, seen: _Seen, options: LayerOption
     return LayerThreshold(seen.amax, value, float(found.divergence), clipped, sqnr_db, criterion, bits)
 
 
-def _overclipped(layer: LayerThreshold, seen: _Seen) -> Complaint:
-    """Return a complaint where another criterion would clip less and keep more."""
-    if layer.criterion not in ("entropy", "percentile"):
-        return Complaint()
-    levels = 2**layer.num_bits - 1
-    others: list[Criterion] = ["max"] if len(seen.hist) * 2**layer.num_bits > MAX_MSE else ["mse", "max"]
-    found = {name: _evaluate(seen, LayerOptions(name, layer.num_bits)) for name in others}
-    alternatives: dict[str, float] = {name: seen.sqnr_db(one, levels) for name, one in found.items()}
-    numbers = {"threshold": layer.threshold, "clipped": layer.clipped, "sqnr_db": layer.sqnr_db}
-    text = overclipped(amax=seen.top, alternatives=alternatives, **numbers)
-    best = max(alternatives, key=lambda name: alternatives[name])
-    loss_db = alternatives[best] - layer.sqnr_db
-    return Complaint(text, best if text and loss_db > 0 else "", loss_db if loss_db > 0 else 0.0)
+def _alternatives(seen: Seen, options: LayerOptions) -> dict[str, LayerThreshold]:
+    """Return what other criteria find, where that matters: for entropy and percentile."""
+    if options.threshold is not None or options.criterion not in ("entropy", "percentile"):
+        return {}
+    bits = int(options.num_bits or 8)
+    others = ALTERNATIVES[1:] if len(seen.hist) * 2**bits > MAX_MSE else ALTERNATIVES
+    return {name: _layer_threshold(seen, LayerOptions(name, bits)) for name in others}

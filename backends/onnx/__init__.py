@@ -8,6 +8,9 @@ or take the :class:`Prepared` model that it returned; tensors and nodes go by th
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
 operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules. :func:`verify` runs a
 quantized model in its engine and returns a :class:`Verification` with a :class:`TensorCheck` of each tensor.
+:func:`compare` returns a :class:`Comparison` of a float model with its quantized form, with an
+:class:`OutputComparison` of each output. :func:`tune` returns a :class:`Tuned` model, with a :class:`Trace` of every
+:class:`Trial`: its :class:`Recipe` and what was :class:`Measured`.
 """
 
 from klquant.errors import MissingDependencyError
@@ -20,9 +23,13 @@ except ImportError as error:
         "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
     ) from error
 
+from ..accuracy.comparison import Comparison, OutputComparison
+from ..accuracy.trials import Measured, Recipe, Trace, Trial
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
+from .accuracy.comparison import compare
+from .accuracy.tuning import Tuned, tune
 from .calibration import calibrate, empty_calibration, open_observer
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
@@ -32,18 +39,26 @@ from .verification import TensorCheck, Verification, verify
 
 __all__ = [
     "Calibration",
+    "Comparison",
     "LayerOptions",
     "LayerThreshold",
+    "Measured",
     "NodeReport",
     "OperatorCount",
+    "OutputComparison",
     "Prepared",
     "QDQModel",
+    "Recipe",
     "Settings",
     "TensorCheck",
+    "Trace",
+    "Trial",
+    "Tuned",
     "Verification",
     "Violation",
     "calibrate",
     "check_tensorrt",
+    "compare",
     "empty_calibration",
     "inspect",
     "open_observer",
@@ -51,6 +66,7 @@ __all__ = [
     "quantizable_tensors",
     "quantize",
     "summarize",
+    "tune",
     "verify",
 ]
 

@@ -24,9 +24,10 @@ _GIVEN = "/given"
 
 
 @contextmanager
-def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool) -> Iterator[Session]:
-    """Yield a model as onnxruntime runs it by default, or node by node as it is written."""
+def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool, threads: int = 0) -> Iterator[Session]:
+    """Yield a model as onnxruntime runs it by default, or node by node as it is written; 0 threads are the default."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised
@@ -36,14 +37,14 @@ def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool) -> Iterator[Ses
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a dozen, with no common base
-            raise ModelError(f"onnxruntime, {how}, cannot load the quantized model: {error}") from error
+            raise ModelError(f"onnxruntime, {how}, cannot load the model: {error}") from error
         inputs = {one.name for one in session.get_inputs()}
 
         def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:
             try:
                 outputs = session.run(list(names), {name: feed[name] for name in feed if name in inputs})
             except Exception as error:
-                raise ModelError(f"onnxruntime, {how}, cannot run the quantized model: {error}") from error
+                raise ModelError(f"onnxruntime, {how}, cannot run the model: {error}") from error
             return dict(zip(names, outputs, strict=True))
 
         yield run
@@ -60,7 +61,7 @@ def open_openvino(model: onnx.ModelProto) -> Iterator[Session]:
             try:
                 found = compiled(dict(feed))
             except RuntimeError as error:
-                raise ModelError(f"OpenVINO cannot run the quantized model: {error}") from error
+                raise ModelError(f"OpenVINO cannot run the model: {error}") from error
             outputs = {name: found[k] for k, name in enumerate(order)}
             return {name: outputs[name] for name in names}
 

@@ -8,7 +8,7 @@ the reference, and names the first node that differs.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
@@ -82,14 +82,19 @@ class Verification(NamedTuple):
         )
 
 
+class _Result(Protocol):
+    @property
+    def model(self) -> onnx.ModelProto: ...
+
+
 def verify(
-    model: onnx.ModelProto | str | Path, batches: Iterable[Any], engine: Engine, *, progress: bool = False
+    model: onnx.ModelProto | str | Path | _Result, batches: Iterable[Any], engine: Engine, *, progress: bool = False
 ) -> Verification:
     """Run a quantized model in its engine and compare every tensor with the graph as it is written.
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
+    model : QDQModel, onnx.ModelProto or path of one
         With Q/DQ, as :func:`quantize` returns it.
     batches : iterable
         Some data, in any form that :func:`calibrate` takes. One batch is usually enough.
@@ -120,7 +125,7 @@ def verify(
     written is run.
     """
     check_engine(engine)
-    loaded = load(model)
+    loaded = load(model if isinstance(model, onnx.ModelProto | str | Path) else model.model)
     graph = read_graph(loaded)
     inputs = read_inputs(loaded, graph)
     shown = tracked(batches, "verifying" if progress else "")

@@ -10,10 +10,10 @@ import numpy as np
 import klquant
 
 from ..calibration import Calibration, Fingerprint, checked
-from ..guard import overclipped
+from ..observed import Seen
 from ..settings import LayerOptions
 from ..text import ratio, without_nan
-from ..thresholds import LayerThreshold, candidate_thresholds
+from ..thresholds import LayerThreshold, candidate_thresholds, complaint_about
 from .charts import Bars, Curve, sum_bars, thin_curve
 from .diagnosis import Diagnosed, Weights, check_diagnosis, describe_weights
 
@@ -40,6 +40,8 @@ class Tensor(NamedTuple):
     amax: float
     chosen: Choice
     """The threshold in the calibration."""
+    guard: str
+    """What the guard changed, as ``entropy -> mse: 13.2 dB``; empty if nothing."""
     criteria: dict[str, Choice]
     """What each criterion chooses at this number of bits, without criteria that find no threshold."""
     measured_sqnr_db: float
@@ -146,53 +148,39 @@ def _searched(calibration: Calibration) -> Calibration:
 
 def _describe_tensor(calibration: Calibration, name: str, measured: Mapping[str, float | None]) -> Tensor:
     found, histogram = calibration.thresholds[name], calibration.histograms.get(name)
-    criteria, curve = {}, None
+    criteria, curve = dict[str, LayerThreshold](), None
+    seen = histogram and Seen.of(calibration.amax[name], histogram, calibration.hidden[name])
     if histogram is not None and 2**found.num_bits - 1 <= len(histogram.hist):
         criteria = _try_criteria(calibration, name, found.num_bits)
         curve = thin_curve(histogram, num_quantized_bins=2**found.num_bits - 1)
-    sqnr_db = measured.get(name)
+    sqnr_db, complaint = measured.get(name), complaint_about(found, seen, criteria)
     return Tensor(
         name,
         found.amax,
         _choice(found),
-        criteria,
+        found.how if found.replaced else "",
+        {criterion: _choice(one) for criterion, one in criteria.items()},
         math.nan if sqnr_db is None else sqnr_db,
         found.num_bits,
         calibration.calls.get(name, 1),
         0 if histogram is None else int(histogram.hist.sum()),
         0 if histogram is None else int(histogram.hist[len(histogram.hist) // 2]),
-        _complaints(found, criteria, calibration.settings.max_amax),
+        [complaint.text] if complaint.text else [],
         None if histogram is None else sum_bars(histogram),
         curve,
     )
 
 
-def _try_criteria(calibration: Calibration, name: str, num_bits: int) -> dict[str, Choice]:
+def _try_criteria(calibration: Calibration, name: str, num_bits: int) -> dict[str, LayerThreshold]:
     """Return what each criterion finds, whatever criterion the settings ask for."""
     options = calibration.settings.resolve([name]).get(name, LayerOptions())
     free = {name: options._replace(criterion=None, threshold=None, num_bits=num_bits)}
     amax, histograms = {name: calibration.amax[name]}, {name: calibration.histograms[name]}
     candidates = candidate_thresholds(amax, histograms, free, calibration.hidden)
     return {
-        criterion: _choice(by_name[name])
-        for criterion, by_name in candidates.items()
-        if by_name[name].criterion == criterion
+        criterion: by_name[name] for criterion, by_name in candidates.items() if by_name[name].criterion == criterion
     }
 
 
 def _choice(found: LayerThreshold) -> Choice:
     return Choice(found.criterion, found.threshold, ratio(found), found.clipped, found.sqnr_db, found.divergence)
-
-
-def _complaints(found: LayerThreshold, criteria: Mapping[str, Choice], max_amax: float | None) -> list[str]:
-    """Return what the search warned of, and what a T that was given would have been warned of."""
-    if found.amax == 0:
-        return ["all its values are 0; it gets scale 1"]
-    complaints = [f"its range is cut at max_amax = {max_amax:g}"] if max_amax and found.amax >= max_amax else []
-    if found.criterion == "none":
-        return [*complaints, f"no threshold is feasible; it gets T = amax = {found.amax:.4g}"]
-    if found.criterion not in ("max", "mse"):
-        others = {name: criteria[name].sqnr_db for name in ("mse", "max") if name in criteria}
-        numbers = {key: getattr(found, key) for key in ("amax", "threshold", "clipped", "sqnr_db")}
-        complaints.append(overclipped(**numbers, alternatives=others))
-    return [complaint for complaint in complaints if complaint]

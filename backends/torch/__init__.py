@@ -22,10 +22,11 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.backends.torch needs PyTorch: pip install 'klquant[torch]'") from error
 
+from ..accuracy.criterion_choice import Choice
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold, search_thresholds
-from .accuracy.criterion_choice import Choice, choose_criterion
+from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize

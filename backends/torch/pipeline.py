@@ -88,7 +88,12 @@ def quantize(
 
 
 def requantize(
-    model: nn.Module, calibration: Calibration, *, criterion: Criterion | None = None, num_bits: int | None = None
+    model: nn.Module,
+    calibration: Calibration,
+    *,
+    criterion: Criterion | None = None,
+    num_bits: int | None = None,
+    guard: bool | None = None,
 ) -> QuantizedModel:
     """Quantize a model by its saved calibration, without data; the criterion and the number of bits may change.
 
@@ -102,6 +107,9 @@ def requantize(
         How T is chosen; by default the thresholds of the calibration stay.
     num_bits : int, optional
         By default as in the calibration.
+    guard : bool, optional
+        Whether entropy gives way to a better criterion where it clips too much. By default as in the calibration. False
+        also undoes what the guard changed there.
 
     Returns
     -------
@@ -118,8 +126,9 @@ def requantize(
         As for :func:`quantize`.
     """
     quantizer = Quantizer.from_calibration(model, calibration)
-    if criterion is not None or num_bits is not None or not calibration.thresholds:
-        quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits)
+    guarded = any(found.replaced for found in calibration.thresholds.values())
+    if criterion is not None or num_bits is not None or not calibration.thresholds or (guarded and guard is False):
+        quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits, guard=guard)
     return quantizer._simulate_in_place()
 
 

@@ -61,9 +61,9 @@ class Quantizer:
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": quantize what
         enters each layer, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
-        ``max_amax`` (a cap on the observed range), ``passes`` (2; 1 takes an iterator, and counts over powers
-        of three instead of amax), ``include`` and ``exclude`` (name patterns of layers), ``overrides`` (LayerOptions by
-        name pattern).
+        ``guard`` (True; False is the literal entropy criterion), ``max_amax`` (a cap on the observed range), ``passes``
+        (2; 1 takes an iterator, and counts over powers of three instead of amax), ``include`` and ``exclude`` (name
+        patterns of layers), ``overrides`` (LayerOptions by name pattern).
 
     Attributes
     ----------
@@ -157,21 +157,29 @@ class Quantizer:
         *,
         criterion: CriterionOrAuto = "entropy",
         num_bits: int | None = None,
+        guard: bool | None = None,
         batches: Iterable[Any] | None = None,
     ) -> dict[str, LayerThreshold]:
-        """Choose T for every observed tensor. It can be called again with another criterion or number of bits.
+        """Choose T for every observed tensor. It can be called again with another criterion, number of bits or guard.
 
         ``criterion="auto"`` chooses the best one for each tensor: with the least error of its layer's output on
         `batches`, see :func:`choose_criterion`.
         """
         self._need(Stage.HISTOGRAMS_COLLECTED)
         settings = self._found.settings.with_bits(num_bits)
+        settings = settings._replace(guard=settings.guard if guard is None else guard)
         scales = self._scales(settings)
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
-        amax, histograms, hidden = self._found.amax, self._found.histograms, self._found.hidden
-        found = search_thresholds(amax, histograms, criterion=criterion, options=options, hidden=hidden)
+        found = search_thresholds(
+            self._found.amax,
+            self._found.histograms,
+            criterion=criterion,
+            options=options,
+            hidden=self._found.hidden,
+            guard=settings.guard,
+        )
         self._weight_scales = scales
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found

@@ -95,14 +95,21 @@ def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[
     return overrides
 
 
-def criterion_option(default: Criterion | None, what: str) -> Decorator:
+def criterion_option(default: Criterion | None, what: str, *, others: Iterable[str] = ()) -> Decorator:
     """Return the option `--criterion`."""
-    return click.option("--criterion", type=click.Choice(CRITERIA), default=default, show_default=True, help=what)
+    return click.option(
+        "--criterion", type=click.Choice([*CRITERIA, *others]), default=default, show_default=True, help=what
+    )
 
 
 override_option = click.option(
     "--override", "overrides", multiple=True, metavar="PATTERN=CRITERION", callback=parse_overrides,
     help="Another criterion for matching tensors; may be repeated, the last match wins.",
+)  # fmt: skip
+guard_option = click.option(
+    "--guard/--no-guard", default=None,
+    help="Take the better of mse and max where entropy clips too much; --no-guard is the literal algorithm.  "
+    "[default: guard, or as calibrated]",
 )  # fmt: skip
 engine_option = click.option(
     "--engine", type=click.Choice(ENGINES), default="tensorrt", show_default=True,
@@ -112,23 +119,31 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 def load_calibration(
-    path: Path, *, criterion: Criterion | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    criterion: Criterion | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    guard: bool | None = None,
 ) -> Calibration:
     """Load a calibration and search the thresholds again where the options ask for it.
 
     With a `criterion`, all tensors are searched again; those with an override keep theirs. Without one, only tensors
-    that match `overrides` are searched, or all if the calibration has no thresholds yet.
+    that match `overrides` are searched, and without `guard` those that it changed; or all if the calibration has no
+    thresholds yet.
     """
     calibration, overrides = Calibration.load(path), overrides or {}
     Settings.make(overrides=overrides).check_patterns(calibration.amax)
     settings = Settings.make(
         **{**calibration.settings._asdict(), "overrides": {**calibration.settings.overrides, **overrides}}
     )
-    overridden = matching(calibration.amax, overrides)
+    settings = settings._replace(guard=settings.guard if guard is None else guard)
+    named = matching(calibration.amax, overrides)
+    if guard is False:
+        named |= {name for name, found in calibration.thresholds.items() if found.replaced}
     again = {
         name: amax
         for name, amax in calibration.amax.items()
-        if criterion or not calibration.thresholds or name in overridden
+        if criterion or not calibration.thresholds or name in named
     }
     searching = calibration._replace(settings=settings, amax=again)
     with busy("searching"):

@@ -59,9 +59,11 @@ def test_all_of_it_is_read_back(calibration, tmp_path):
 @pytest.mark.parametrize("num_bits", [None, 4, 9])
 def test_another_criterion_or_number_of_bits_is_chosen_from_the_file(calibration, tmp_path, criterion, num_bits):
     calibration.save(tmp_path / "c.npz")
-    found = Calibration.load(tmp_path / "c.npz").search_thresholds(criterion=criterion, num_bits=num_bits)
+    found = Calibration.load(tmp_path / "c.npz").search_thresholds(criterion=criterion, num_bits=num_bits, guard=False)
     for name, histogram in calibration.histograms.items():
-        plain = search_thresholds({name: calibration.amax[name]}, {name: histogram}, criterion=criterion)[name]
+        plain = search_thresholds({name: calibration.amax[name]}, {name: histogram}, criterion=criterion, guard=False)[
+            name
+        ]
         assert found[name].num_bits == (num_bits or 8)
         assert found[name].criterion == ("max" if name == "hist_0" else criterion)
         if num_bits is None and name != "hist_0":
@@ -133,6 +135,12 @@ def chosen(path, *, amax=1.0, threshold=0.5, criterion="max", num_bits=8):
     rewritten(path, thresholds=np.array(row), chosen={"a.b/c:d e": (criterion, num_bits)})
 
 
+def guarded(path, replaced, gains):
+    """Record a guard for a file with one threshold."""
+    chosen(path)
+    rewritten(path, replaced=replaced, gain_db=np.array(gains, np.float64))
+
+
 def plain_array():
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
@@ -197,6 +205,10 @@ DAMAGE = {
     "T by an unknown criterion": lambda path: chosen(path, criterion="kl"),
     "T for too many bits": lambda path: chosen(path, num_bits=10**9),
     "T for no bits": lambda path: chosen(path, num_bits=1),
+    "a guard of an unknown tensor": lambda path: guarded(path, {"other": "entropy"}, [1.0]),
+    "a guard of an unknown criterion": lambda path: guarded(path, {"a.b/c:d e": "kl"}, [1.0]),
+    "a guard with too few gains": lambda path: guarded(path, {"a.b/c:d e": "entropy"}, []),
+    "a guard with a gain of NaN": lambda path: guarded(path, {"a.b/c:d e": "entropy"}, [np.nan]),
 }
 
 
@@ -214,6 +226,20 @@ def test_a_threshold_is_read_back(calibration, tmp_path):
     chosen(tmp_path / "c.npz")
     (found,) = Calibration.load(tmp_path / "c.npz").thresholds.values()
     assert repr(found) == repr(LayerThreshold(1.0, 0.5, math.nan, 0.0, 30.0, "max", 8))
+
+
+def test_what_the_guard_changed_is_read_back_and_older_files_have_none_of_it(calibration, tmp_path):
+    calibration.save(tmp_path / "c.npz")
+    guarded(tmp_path / "c.npz", {"a.b/c:d e": "entropy"}, [np.inf])
+    (found,) = Calibration.load(tmp_path / "c.npz").thresholds.values()
+    assert repr(found) == repr(LayerThreshold(1.0, 0.5, math.nan, 0.0, 30.0, "max", 8, "entropy", math.inf))
+    old = calibration.settings.as_json()
+    assert old.pop("guard") is True
+    rewritten(tmp_path / "c.npz", settings=old)
+    assert Calibration.load(tmp_path / "c.npz").settings == calibration.settings
+    rewritten(tmp_path / "c.npz", settings={"guard": "no"})
+    with pytest.raises(InvalidInputError, match="`guard` must be True or False, got 'no'"):
+        Calibration.load(tmp_path / "c.npz")
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):

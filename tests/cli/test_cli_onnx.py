@@ -81,8 +81,9 @@ def test_calibrate_writes_histograms_and_shows_each_tensor(here, images):
     assert calibration.num_batches == 2
     table = (here / "calibrate.txt").read_text()
     for name, found in calibration.thresholds.items():
-        (row,) = (line.split() for line in table.splitlines() if line.split()[:1] == [name])
-        assert row[3] == f"{found.threshold:.4g}"
+        (row,) = (line for line in table.splitlines() if line.split()[:1] == [name])
+        assert found.how in row
+        assert row.replace(found.how, found.criterion).split()[3] == f"{found.threshold:.4g}"
     assert {"images", "r"} <= set(calibration.thresholds)
 
 
@@ -191,6 +192,25 @@ def test_another_criterion_is_searched_in_the_histograms(here, tmp_path):
     calibration = Calibration.load(here / "calib.npz")
     assert found["images"]["threshold"] == calibration.amax["images"]
     assert found["r"]["threshold"] == calibration.search_thresholds(criterion="mse")["r"].threshold
+
+
+def test_the_guard_is_shown_and_undone(here, tmp_path):
+    guarded = Calibration.load(here / "calib.npz")
+    changed = {name for name, found in guarded.thresholds.items() if found.replaced}
+    assert changed
+    literal = guarded.search_thresholds(guard=False)
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    for options, expected in (([], guarded.thresholds), (["--no-guard"], literal)):
+        for record in run_json(*arguments, *options)["tensors"]:
+            found = expected[record["tensor"]]
+            assert (record["threshold"], record["replaced"]) == (found.threshold, found.replaced)
+    table = run(*arguments).stdout
+    assert any(guarded.thresholds[name].how in table for name in changed)
+    data = ["--data", here / "images.npz", "--out", tmp_path / "c.npz"]
+    assert run("calibrate", here / "model.onnx", *data, "--no-guard").exit_code == 0
+    calibration = Calibration.load(tmp_path / "c.npz")
+    assert calibration.settings.guard is False
+    assert repr(calibration.thresholds) == repr(literal)
 
 
 def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path):
@@ -326,6 +346,24 @@ def test_quantize_verifies_on_data(here, tmp_path, engine):
     assert re.search(r"^verified: .*: \d+ tensors are as the model says$", result.stdout, re.MULTILINE)
     assert "tensors are as the model says" in run_json(*command, "--verify", here / "images.npz")["verified"]
     assert run_json(*command)["verified"] is None
+
+
+def test_quantize_corrects_biases_with_data(here, tmp_path):
+    command = [
+        "quantize",
+        here / "model.onnx",
+        here / "calib.npz",
+        "--engine",
+        "onnxruntime",
+        "-o",
+        tmp_path / "q.onnx",
+    ]
+    data = ["--data", here / "images.npz"]
+    result = run(*command, *data, "--correct-bias")
+    assert re.search(r"^biases corrected: [1-9]\d* layers$", result.stdout, re.MULTILINE)
+    assert run_json(*command, *data, "--correct-bias")["corrections"]
+    assert run_json(*command, *data, "--no-correct-bias")["corrections"] == {}
+    assert run(*command, "--correct-bias").exit_code == 2
 
 
 def test_quantize_writes_nothing_if_the_engine_computes_something_else(here, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_a_fixed_threshold_that_clips_too_much_is_warned_of():
 
 
 def test_a_range_that_was_cut_is_warned_of(calibration):
-    found = calibration._replace(settings=calibration.settings._replace(max_amax=6.0))
+    found = calibration._replace(settings=calibration.settings._replace(max_amax=5.9))
     assert [t.name for t in describe(found).tensors if t.warnings] == ["features.15.conv"]
 
 

@@ -184,7 +184,8 @@ def test_every_run_that_decides_starts_from_the_buffers_of_the_model():
 
 
 def test_auto_takes_for_each_layer_one_of_the_criteria_and_is_no_worse_than_any():
-    results = {c: quantize(mlp(), DATA, criterion=c, **OPTIONS) for c in ("auto", "entropy", "max", "mse")}
+    options = {**OPTIONS, "guard": False}
+    results = {c: quantize(mlp(), DATA, criterion=c, **options) for c in ("auto", "entropy", "max", "mse")}
     auto = results["auto"].thresholds
     assert {found.criterion for found in auto.values()} <= {"entropy", "max", "mse", "percentile"}
     for name, found in auto.items():
@@ -320,10 +321,27 @@ def test_layers_that_stay_in_floating_point_are_named_once_for_each_reason():
 def test_hard_clipping_is_named_with_what_to_do():
     data = torch.cat([batch(20000, 4, dtype=torch.float32), torch.full((20, 4), 40.0)])
     with pytest.warns(CalibrationWarning, match=r"layer `0`: .*; pass criterion='(mse|max)' for this layer"):
-        quantize(nn.Sequential(nn.Linear(4, 4)).eval(), [data])
+        quantize(nn.Sequential(nn.Linear(4, 4)).eval(), [data], guard=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quantize(nn.Sequential(nn.Linear(4, 4)).eval(), [data], criterion="mse")
+        quantize(nn.Sequential(nn.Linear(4, 4)).eval(), [data])
+
+
+def test_requantize_keeps_what_the_guard_found_and_undoes_it_on_demand():
+    guarded = quantize(mlp(), DATA, **OPTIONS).calibration
+    with pytest.warns(CalibrationWarning):
+        literal = quantize(mlp(), DATA, **OPTIONS, guard=False).calibration
+    assert any(found.replaced == "entropy" for found in guarded.thresholds.values())
+    assert not any(found.replaced for found in literal.thresholds.values())
+    assert repr(requantize(mlp(), guarded).thresholds) == repr(guarded.thresholds)
+    assert repr(requantize(mlp(), guarded, criterion="entropy").thresholds) == repr(guarded.thresholds)
+    with pytest.warns(CalibrationWarning):
+        undone = requantize(mlp(), guarded, guard=False)
+    assert repr(undone.thresholds) == repr(literal.thresholds)
+    assert undone.calibration.settings == literal.settings
+    with pytest.warns(CalibrationWarning):  # the literal algorithm is saved with the calibration
+        assert repr(requantize(mlp(), literal, criterion="entropy").thresholds) == repr(literal.thresholds)
 
 
 def test_a_warning_points_at_a_line_of_the_caller():

@@ -8,8 +8,9 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
+from ...settings import WEIGHTED
 from ..model.graph import Graph, copied
-from ..model.operators import channel_bias
+from ..model.operators import attribute, channel_bias, has_constant_weight
 from .grids import Grid
 from .plan import EVERYONE, Plan
 from .weights import Quantized, least_scales, quantize_bias, quantize_weight, representable
@@ -70,6 +71,8 @@ def write_qdq(
         _write_weight(edits, node, found, axis, done)
         if int_bias:
             _quantize_bias(edits, node, scale, found.scale)
+    if int_bias:
+        _keep_floats(edits, plan, grids)
     _apply(edits, result.graph)
     ONNXModel(result).clean_initializers()
     return result
@@ -78,8 +81,7 @@ def write_qdq(
 def _quantize_activation(edits: Edits, name: str, readers: set[str], grid: Grid) -> None:
     """Insert a quantizer and a dequantizer after a tensor."""
     steps = _written_scale(edits.graph, name, grid)
-    zero = np.asarray(grid.zero_point, helper.tensor_dtype_to_np_dtype(grid.dtype))
-    constants = [edits.constant(f"{name}_scale", steps), edits.constant(f"{name}_zero_point", zero)]
+    constants = [edits.constant(f"{name}_scale", steps), edits.constant(f"{name}_zero_point", _written_zero(grid))]
     source, integers, result = name, edits.new_name(f"{name}_quantized"), edits.new_name(f"{name}_dequantized")
     if (
         EVERYONE in readers and name in edits.graph.outputs and name in edits.graph.producers
@@ -89,6 +91,43 @@ def _quantize_activation(edits: Edits, name: str, readers: set[str], grid: Grid)
     quantize = _node(edits, "QuantizeLinear", [source, *constants], integers)
     edits.after[name] = [quantize, _node(edits, "DequantizeLinear", [integers, *constants], result)]
     edits.inputs.update({(reader, name): result for reader in readers})
+
+
+def _keep_floats(edits: Edits, plan: Plan, grids: Mapping[str, Grid]) -> None:
+    """Give layers that stay in floating point inputs whose dequantizers have one scale per channel, all of them equal.
+
+    Behind a dequantizer with a single scale, onnxruntime quantizes the weight of such a layer itself, per tensor, if
+    its output is quantized (WeightBiasQuantization, since 1.19). Equal scales give the same values in the same time.
+    """
+    for node in (node for node in edits.graph.nodes if node.op_type in WEIGHTED and node.name not in plan.weights):
+        name = node.input[0]
+        shared = edits.inputs.get((node.name, name)) or edits.inputs.get((EVERYONE, name))
+        if shared and has_constant_weight(edits.graph, node):
+            axis, channels = _input_channels(edits.graph, node)
+            constants = [
+                edits.constant(f"{name}_scales", np.full(channels, _written_scale(edits.graph, name, grids[name]))),
+                edits.constant(f"{name}_zero_points", np.full(channels, _written_zero(grids[name]))),
+            ]
+            result = edits.new_name(f"{name}_dequantized")
+            inputs = [edits.after[name][0].output[0], *constants]
+            edits.before[node.name] = [_node(edits, "DequantizeLinear", inputs, result, axis=axis)]
+            edits.inputs[node.name, name] = result
+
+
+def _input_channels(graph: Graph, node: onnx.NodeProto) -> tuple[int, int]:
+    """Return the channel axis of a layer's input, and the number of channels."""
+    dims, group = graph.initializers[node.input[1]].dims, attribute(node, "group", 1)
+    if node.op_type == "Conv":
+        return 1, dims[1] * group
+    if node.op_type == "ConvTranspose":
+        return 1, dims[0]
+    if node.op_type == "MatMul":
+        return -1, dims[-2 if len(dims) > 1 else 0]
+    return (0 if attribute(node, "transA", 0) else 1), dims[1 if attribute(node, "transB", 0) else 0]
+
+
+def _written_zero(grid: Grid) -> Array:
+    return np.asarray(grid.zero_point, helper.tensor_dtype_to_np_dtype(grid.dtype))
 
 
 def _written_scale(graph: Graph, name: str, grid: Grid) -> Array:

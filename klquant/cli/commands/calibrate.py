@@ -8,7 +8,7 @@ import click
 from ..data import SOURCE, fixed_batch_size, open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, criterion_option, json_option, override_option
+from ..options import NEW, ONNX_MODEL, criterion_option, guard_option, json_option, override_option
 from ..output import busy, print_json, print_table, print_thresholds, threshold_record
 
 
@@ -17,7 +17,8 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
 @click.option("--data", required=True, metavar=SOURCE, help="Calibration data, see above.",
               shell_complete=click.Path().shell_complete)  # fmt: skip
 @click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
-@criterion_option("entropy", "How to choose each threshold T.")
+@criterion_option("entropy", "How to choose each threshold T; auto: the best for each tensor.", others=["auto"])
+@guard_option
 @override_option
 @click.option("--num-bins", type=int, default=4001, show_default=True, help="Bins of each histogram, an odd number.")
 @click.option(
@@ -54,11 +55,12 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
       klquant calibrate model.onnx --data mydata:batches --out calib.npz \\
         --criterion entropy --override 'head*=max'
 
-    Patterns are shell patterns and match names of tensors. A warning lists tensors that T clips too much, each with a
-    better criterion for --override, here or in `klquant quantize`.
+    Patterns are shell patterns and match names of tensors. Where the entropy criterion clips too much, the better of
+    mse and max is taken, and the table says so: `entropy -> mse: 13.2 dB`. With --no-guard a warning lists such
+    tensors, each with a better criterion for --override, here or in `klquant quantize`.
     """  # noqa: D301
     images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
-    settings = {**options, "include": options["include"] or "*"}
+    settings = {**options, "include": options["include"] or "*", "guard": options["guard"] is not False}
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))

@@ -8,7 +8,7 @@ import click
 
 from klquant.backends.thresholds import LayerThreshold
 
-from ..data import SOURCE, first_batch
+from ..data import SOURCE, some_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import (
@@ -17,6 +17,7 @@ from ..options import (
     SAVED_CALIBRATION,
     criterion_option,
     engine_option,
+    guard_option,
     json_option,
     load_calibration,
     override_option,
@@ -32,29 +33,29 @@ from ..output import busy, print_json, print_table, print_thresholds
 @click.option("--exclude", multiple=True, metavar="PATTERN",
               help="Nodes, tensors or op types to keep in floating point; may be repeated.")  # fmt: skip
 @criterion_option(None, "Choose T again from the saved histograms.  [default: as calibrated]")
+@guard_option
 @override_option
-@click.option("--verify", "data", metavar=SOURCE, help="Run the result on a first batch; write nothing if it is wrong.")
+@click.option("--data", "--verify", "data", metavar=SOURCE,
+              help="Correct biases with this data and verify the result.")  # fmt: skip
+@click.option("--correct-bias/--no-correct-bias", default=None,
+              help="Correct biases in any case, or not at all.  [default: if the error falls]")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
 @click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
 def quantize(
-    model: Path,
-    calibration: Path,
-    out: Path,
-    engine: str,
-    data: str | None,
-    symmetric: bool,
-    as_json: bool,
-    **options: Any,
+    model: Path, calibration: Path, out: Path, engine: str, data: str | None, as_json: bool, **options: Any
 ) -> None:
     """Quantize an ONNX model to INT8 with Q/DQ nodes.
 
     CALIBRATION is the output of `klquant calibrate` for the same float MODEL. Its histograms are enough to try another
     criterion: for all tensors with --criterion, or for some with --override. The first table lists what was quantized;
     the second lists what stays in floating point, and why. `low` and `high` are the ends of the quantized range; the
-    other columns describe [-T, T]. With --verify (data as for `klquant calibrate`), nothing is
-    written if the engine computes anything else than the quantized model says.
+    other columns describe [-T, T].
+
+    With --data (as for `klquant calibrate`), biases are corrected on up to 32 batches if the error of the outputs falls
+    by it, and nothing is written if the engine computes anything else than the quantized model says. --verify is
+    another name of --data.
 
     \b
     Example:
@@ -63,23 +64,28 @@ def quantize(
         --criterion mse --override 'head*=max' --exclude Softmax
     """  # noqa: D301
     images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
-    found = load_calibration(calibration, criterion=options.pop("criterion"), overrides=options.pop("overrides"))
+    searched = {name: options.pop(name) for name in ("criterion", "overrides", "guard")}
+    found = load_calibration(calibration, **searched)
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    batches = first_batch(data, prepared.model.graph, images)
-    quantized = backend.quantize(prepared, found, engine=engine, batches=batches, asymmetric=not symmetric, **options)
+    options["asymmetric"] = not options.pop("symmetric")
+    batches = some_batches(data, prepared.model.graph, images)
+    quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
-    ranges = quantized.ranges
     if as_json:
+        ranges = quantized.ranges
         tensors = [{"tensor": name, **layer._asdict(), **ranges[name]._asdict()} for name, layer in details]
         verified = None if quantized.verification is None else str(quantized.verification)
         skipped = quantized.skipped
-        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, "verified": verified})
+        more = {"verified": verified, "corrections": quantized.corrections}
+        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, **more})
         return
-    print_thresholds(f"{model} for {engine}: quantized tensors", details, ranges)
+    print_thresholds(f"{model} for {engine}: quantized tensors", details, quantized.ranges)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
+    if quantized.corrections:
+        click.echo(f"biases corrected: {len(quantized.corrections)} layers")
     if quantized.verification is not None:
         click.echo(f"verified: {quantized.verification}")
     click.echo(f"wrote {out}")
