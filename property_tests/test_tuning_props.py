@@ -28,7 +28,7 @@ class Model:
         return self.measured.setdefault(recipe, drawn)
 
     def rank(self, recipe, min_int8):
-        return self._ranking[: int(len(LAYERS) * (1 - min_int8))]
+        return [(name,) for name in self._ranking[: int(len(LAYERS) * (1 - min_int8))]]
 
 
 @given(

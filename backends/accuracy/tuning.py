@@ -59,8 +59,11 @@ class Tunable(Protocol):
     def measure(self, recipe: Recipe) -> Measured:
         """Quantize the model and compare it with the float model."""
 
-    def rank(self, recipe: Recipe, min_int8: float) -> list[str]:
-        """Return what to leave out of INT8, what costs most first, until less than that share of the layers stays."""
+    def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
+        """Return what to leave out of INT8, what costs most first, until less than that share of the layers stays.
+
+        Each item is the names of layers that are left out together.
+        """
 
 
 class OutOfRunsError(Exception):
@@ -157,31 +160,33 @@ def _try_whole_models(trials: _Trials) -> None:
 def _leave_out(trials: _Trials, min_int8: float) -> None:
     """Leave out as few layers as the target needs, by bisection of the ranking, then put back what was not needed."""
     base = trials.best.recipe
-    names = trials.model.rank(base, min_int8)
+    ranking = trials.model.rank(base, min_int8)
 
-    def without(left_out: Sequence[str], note: str = "") -> Trial:
-        recipe = base._replace(exclude=tuple(left_out))
-        return trials.measure(f"without {len(left_out)} layers{note}", recipe)
+    def without(groups: Sequence[tuple[str, ...]], note: str = "the worst left out") -> Trial:
+        names = dict.fromkeys(name for group in groups for name in group)
+        return trials.measure(f"{len(groups)} of {note}", base._replace(exclude=tuple(names)))
 
     low, high = 0, 1
-    while high < len(names) and not trials.reaches(without(names[:high])):
+    while high < len(ranking) and not trials.reaches(without(ranking[:high])):
         low, high = high, 2 * high
-    high = min(high, len(names))
-    if not high or not trials.reaches(without(names[:high])):
+    high = min(high, len(ranking))
+    if not high or not trials.reaches(without(ranking[:high])):
         return
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if trials.reaches(without(names[:middle])) else (middle, high)
-    _put_back(trials, names[:high], without)
+        low, high = (low, middle) if trials.reaches(without(ranking[:middle])) else (middle, high)
+    _put_back(trials, ranking[:high], without)
 
 
-def _put_back(trials: _Trials, left_out: list[str], without: Callable[[Sequence[str], str], Trial]) -> None:
+def _put_back(
+    trials: _Trials, left_out: list[tuple[str, ...]], without: Callable[[Sequence[tuple[str, ...]], str], Trial]
+) -> None:
     """Put back parts of what is left out, in halves, quarters, ..., as long as the target is reached."""
     size = len(left_out) // 2
     while size:
         for begin in range(0, len(left_out), size):
             fewer = left_out[:begin] + left_out[begin + size :]
-            if fewer and trials.reaches(without(fewer, ", others put back")):
+            if fewer and trials.reaches(without(fewer, "these left out")):
                 left_out = fewer
                 break
         else:

@@ -53,8 +53,8 @@ def calibrate(
         or of what ``numpy.asarray`` takes, of any size where the model's is free.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`. "auto" takes the best one for each
-        tensor: with the least error behind the nodes that read it, on the first 16 samples (or batches, where the
-        model fixes their size). That takes about as long as five runs of the model on these.
+        tensor: with the least error behind the nodes that read it, on the first 8 samples (or batches, where the
+        model fixes their size). That takes about as long as ten runs of the model on these.
     progress : bool
         Show bars on a terminal.
     providers : sequence

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
@@ -20,7 +21,7 @@ from .model.saving import write_model
 Feed: TypeAlias = Mapping[str, Array]
 Session: TypeAlias = Callable[[Sequence[str], Feed], dict[str, Array]]
 """From names of tensors and the inputs to the tensors; inputs that the model lacks are ignored."""
-_GIVEN = "/given"
+_GIVEN = "/given by the engine"
 
 
 @contextmanager
@@ -45,16 +46,26 @@ def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool, threads: int = 
                 outputs = session.run(list(names), {name: feed[name] for name in feed if name in inputs})
             except Exception as error:
                 raise ModelError(f"onnxruntime, {how}, cannot run the model: {error}") from error
-            return dict(zip(names, outputs, strict=True))
+            return {name: _flat(value) for name, value in zip(names, outputs, strict=True)}
 
         yield run
 
 
+def _flat(value: Any) -> Array:
+    """Return an output as one array: of a sequence or a map all numbers."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        parts = [_flat(one).ravel() for one in value]
+        return np.concatenate(parts) if parts else np.zeros(0)
+    return np.asarray(value)
+
+
 @contextmanager
 def open_openvino(model: onnx.ModelProto) -> Iterator[Session]:
-    """Yield a model as OpenVINO runs it on this machine's CPU; only its outputs can be asked for."""
+    """Yield a model as OpenVINO runs it on this machine's CPU, in float32 outside of INT8; it returns outputs only."""
     with temporary_folder() as folder:
-        compiled = compile_model(write_model(copied(model), folder / "model.onnx"))
+        compiled = compile_model(write_model(copied(model), folder / "model.onnx"), INFERENCE_PRECISION_HINT="f32")
         order = [output.name for output in model.graph.output]
 
         def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:

@@ -27,8 +27,10 @@ from .model.signs import non_negative
 from .qdq.floats import body_layers
 from .qdq.grids import Rule, by_sign, make_grids, shifted_candidates, signed, unsigned
 from .qdq.insertion import write_qdq
-from .qdq.plan import Plan, make_plan
-from .verification import Verification, verify
+from .qdq.plan import Plan
+from .qdq.rules import make_plan
+from .tensor_checks import Verification
+from .verification import verify
 
 MAX_VERIFIED = 4
 """How many batches the engine runs to be compared with the model as written."""

@@ -20,15 +20,17 @@ from ...accuracy.criterion_choice import Choice, check_candidates, choose_all, d
 from ...batches import numbered, tracked
 from ...calibration import Calibration
 from ...collection.distributed import Group, failing_together, share
+from ...settings import ENGINES
 from ...thresholds import LayerThreshold, candidate_thresholds
-from ..execution import Feed, open_onnxruntime
+from ..execution import Feed, open_onnxruntime, with_outputs
 from ..feeds import few_samples, make_feed, read_inputs
 from ..model.graph import FLOATS, MAX_CHAIN, Graph, copied
 from ..model.operators import MOVING, is_rectifier, sole_consumer
 from ..model.preparation import Prepared
-from .sensitivity import output_noise
+from ..qdq.rules import make_plan
+from .sensitivity import output_noise, smooth_outputs
 
-SAMPLES = 16  # of the data
+SAMPLES = 8  # of the data
 MIXED = "mixed"
 PREFIX = "klquant/error"
 FLOAT = onnx.TensorProto.FLOAT
@@ -56,11 +58,15 @@ def auto_thresholds(
     """Return the threshold of each tensor by the criterion that is best on the first samples.
 
     That is the choice of :func:`choose_criterion`, or one criterion for all if that is better for the model's outputs.
-    Tensors whose options name a criterion keep it. Of several processes the first one with data chooses.
+    Tensors whose options name a criterion keep it, and those that no engine quantizes get the least expected error. Of
+    several processes the first one with data chooses.
     """
     options = calibration.settings.resolve(calibration.amax)
     amax, histograms, hidden = calibration.amax, calibration.histograms, calibration.hidden
-    candidates = candidate_thresholds(amax, histograms, options, hidden)
+    every = candidate_thresholds(amax, histograms, options, hidden)
+    plans = (make_plan(prepared.graph, amax, engine) for engine in ENGINES)
+    quantized = {name for plan in plans for name in plan.readers if name in amax}
+    candidates = {key: {name: found[name] for name in quantized} for key, found in every.items()}
     inputs, chosen = read_inputs(prepared.model, prepared.graph), None
     with failing_together(group):
         feeds = few_samples((make_feed(batch, inputs) for _, batch in numbered(batches)), inputs, SAMPLES)
@@ -69,18 +75,20 @@ def auto_thresholds(
             mixed = {name: candidates[choice.criterion][name] for name, choice in found.items()}
             best = best_of(prepared, {MIXED: mixed, **candidates}, feeds)
             chosen = {name: choice.criterion if best == MIXED else best for name, choice in found.items()}
-    return {name: candidates[criterion][name] for name, criterion in share(chosen, group).items()}
+    best_criteria = share(chosen, group)
+    return {name: every[best_criteria.get(name, "mse")][name] for name in amax}
 
 
 def best_of(prepared: Prepared, assignments: Mapping[str, Mapping[str, LayerThreshold]], feeds: Sequence[Feed]) -> str:
     """Return which thresholds of all tensors cause the least noise in the model's outputs."""
-    graph, noises = prepared.graph, dict.fromkeys(assignments, 0.0)
-    with open_onnxruntime(prepared.model, optimized=True) as session:
-        floats = [session(graph.outputs, feed) for feed in feeds]
+    names, noises = smooth_outputs(prepared.graph), dict.fromkeys(assignments, 0.0)
+    with open_onnxruntime(with_outputs(prepared.model, names), optimized=True) as session:
+        floats = [session(names, feed) for feed in feeds]
     for key, thresholds in assignments.items():
-        with open_onnxruntime(rounding_model(prepared, thresholds), optimized=True) as session:
+        rounding = with_outputs(rounding_model(prepared, thresholds), names)
+        with open_onnxruntime(rounding, optimized=True) as session:
             for feed, outputs in zip(feeds, floats, strict=True):
-                noises[key] += output_noise(outputs, session(graph.outputs, feed))
+                noises[key] += output_noise(outputs, session(names, feed))
     return min(noises, key=lambda key: noises[key])
 
 
@@ -197,8 +205,10 @@ class _Writer(NamedTuple):
 
     def rounded(self, name: str, layer: LayerThreshold, dtype: int) -> str:
         """Return a tensor rounded to the levels of its threshold."""
-        levels = 2 ** (layer.num_bits - 1) - 1
-        scale = self.constant(layer.scale, dtype)
+        levels, scale = 2 ** (layer.num_bits - 1) - 1, self.constant(layer.scale, dtype)
+        if layer.num_bits == 8 and dtype == FLOAT:
+            zero = self.constant(0, onnx.TensorProto.INT8)
+            return self.node("DequantizeLinear", [self.node("QuantizeLinear", [name, scale, zero]), scale, zero])
         codes = self.node("Round", [self.node("Div", [name, scale])])
         bounds = [self.constant(bound, dtype) for bound in (-levels, levels)]
         return self.node("Mul", [self.node("Clip", [codes, *bounds]), scale])

@@ -1,8 +1,10 @@
 """Tune an ONNX model on its engine."""
 
 import hashlib
+import logging
+import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import onnx
 
-from klquant.errors import CalibrationWarning, InvalidInputError
+from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 
 from ...accuracy.comparison import Metric, Outputs, compare_outputs, worst
 from ...accuracy.latency import interleaved_medians
@@ -32,6 +34,10 @@ from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
 from .sensitivity import quantizer_costs, rank_layers
 
+CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {}
+"""Steps that change the float model before it is calibrated, by name."""
+CORRECT_BIAS = "correct_bias"
+logger = logging.getLogger("klquant")
 SECONDS = 0.5  # of a measurement of times
 SAMPLES = 4  # of the data, on which the costs of quantizers are measured
 
@@ -166,19 +172,34 @@ def _running(model: RunnableModel, engine: Engine) -> Iterator[Session]:
             yield session
 
 
+class _Base(NamedTuple):
+    """A float model to quantize, and its calibration without thresholds."""
+
+    prepared: Prepared
+    calibration: Calibration
+
+
 class _OnnxTuner:
     """A model that can be quantized in several ways and measured: a ``Tunable``."""
 
     criteria = (*CRITERIA, "auto")
-    steps: tuple[str, ...] = ()
+    steps = (*CHANGES, CORRECT_BIAS)
 
     def __init__(self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: _Reference) -> None:
         self._prepared, self._split, self._settings, self._reference = prepared, split, settings, reference
-        self._calibrations: dict[tuple[str, ...], Calibration] = {}
+        self._bases: dict[tuple[str, ...], _Base] = {}
 
     def measure(self, recipe: Recipe) -> Measured:
-        """Quantize the model and compare it with the float model."""
-        _, quantized = self.make(recipe)
+        """Quantize the model and compare it with the float model; one that the engine cannot run has no numbers."""
+        try:
+            return self._measured(self.make(recipe)[1])
+        except ModelError as error:
+            if recipe == Recipe(self.criteria[0]):
+                raise
+            logger.info("%s failed: %s", recipe, error)
+            return Measured(math.nan, math.nan, math.nan, 0.0)
+
+    def _measured(self, quantized: QDQModel) -> Measured:
         reference, names = self._reference, self._reference.model.outputs
         with _running(reference.model._replace(model=quantized.model), reference.engine) as session:
             found: list[Outputs] = [session(names, feed) for feed in reference.feeds]
@@ -191,7 +212,7 @@ class _OnnxTuner:
     def _time_ratio(self, session: Session) -> float:
         reference, names = self._reference, self._reference.model.outputs
         if reference.engine == "tensorrt":
-            return float("nan")
+            return math.nan
         runs = [lambda run=run: run(names, reference.feeds[0]) for run in (reference.run, session)]
         float_ms, int8_ms = interleaved_medians(runs, seconds=SECONDS)
         return int8_ms / float_ms
@@ -204,26 +225,34 @@ class _OnnxTuner:
         """Return the calibration and the model of a recipe; what warnings would say is measured here."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            calibration = self._calibrated(recipe)
-            return calibration, quantize(
-                self._prepared, calibration, engine=self._reference.engine, exclude=recipe.exclude
-            )
+            prepared, found = self._base(recipe)
+            if recipe.criterion == "auto":
+                thresholds = auto_thresholds(prepared, found, self._split.calibration)
+            else:
+                thresholds = found.search_thresholds(criterion=recipe.criterion)  # type: ignore[arg-type]
+            calibration = found._replace(thresholds=thresholds)
+            corrected: dict[str, Any] = {}
+            if CORRECT_BIAS in recipe.steps:
+                corrected = {"correct_bias": True, "batches": self._split.calibration}
+            engine = self._reference.engine
+            return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **corrected)
 
-    def _calibrated(self, recipe: Recipe) -> Calibration:
-        if recipe.steps not in self._calibrations:
-            self._calibrations[recipe.steps] = calibrate(self._prepared, self._split.calibration, **self._settings)
-        found = self._calibrations[recipe.steps]
-        if recipe.criterion == "auto":
-            thresholds = auto_thresholds(self._prepared, found, self._split.calibration)
-        else:
-            thresholds = found.search_thresholds(criterion=recipe.criterion)  # type: ignore[arg-type]
-        return found._replace(thresholds=thresholds)
+    def _base(self, recipe: Recipe) -> _Base:
+        """Return the float model after the steps that change it, and its calibration."""
+        names = tuple(name for name in recipe.steps if name in CHANGES)
+        if names not in self._bases:
+            prepared, data = self._prepared, self._split.calibration
+            for name in names:
+                prepared = prepare(CHANGES[name](prepared, data))
+            self._bases[names] = _Base(prepared, calibrate(prepared, data, **self._settings))
+        return self._bases[names]
 
-    def rank(self, recipe: Recipe, min_int8: float) -> list[str]:
+    def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return what to leave out of INT8, what costs most first."""
-        calibration, quantized = self.make(recipe)
+        plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
+        graph = self._base(plain).prepared.graph
+        calibration, quantized = self.make(plain)
         feeds = few_samples(self._feeds(), self._reference.model.inputs, SAMPLES)
-        graph = self._prepared.graph
         costs = quantizer_costs(graph, quantized.model, feeds)
         skipped = tuple(calibration.skipped)
         return rank_layers(graph, calibration.thresholds, self._reference.engine, skipped, costs, min_int8=min_int8)

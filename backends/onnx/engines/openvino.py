@@ -76,12 +76,12 @@ def runtime_nodes(path: Path) -> list[RuntimeNode]:
     return [_runtime_node(node) for node in compile_model(path).get_runtime_model().get_ordered_ops()]
 
 
-def compile_model(path: Path) -> Any:
+def compile_model(path: Path, **options: str) -> Any:
     """Return OpenVINO's compiled model for the CPU, on one thread."""
     openvino = _import_openvino()
     try:
         core = openvino.Core()
-        return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+        return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1, **options})
     except RuntimeError as error:
         raise ModelError(f"OpenVINO must be able to compile the model, got: {error}") from error
 

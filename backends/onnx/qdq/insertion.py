@@ -9,7 +9,8 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from ...settings import WEIGHTED
-from ..model.graph import Graph, copied
+from ...warning import warn
+from ..model.graph import Graph, copied, to_array
 from ..model.operators import attribute, channel_bias, has_constant_weight
 from .grids import Grid
 from .plan import EVERYONE, Plan
@@ -33,6 +34,8 @@ class Edits(NamedTuple):
     """New inputs, by the name of the node (or EVERYONE) and of the old input."""
     outputs: dict[str, str]
     """New names of outputs, by old name: a graph output gives its name to the dequantizer."""
+    biases: dict[str, str]
+    """Biases of layers without one, by the name of the node."""
 
     def constant(self, name: str, value: Array) -> str:
         """Add a constant with this name or a similar one, and return the name."""
@@ -60,19 +63,28 @@ def write_qdq(
 ) -> onnx.ModelProto:
     """Return a model with Q/DQ at the planned activations and weights and, if `int_bias`, at biases."""
     result = copied(model)
-    edits = Edits(graph, {*graph.types, *graph.producers, *(node.name for node in graph.nodes)}, [], {}, {}, {}, {})
+    edits = Edits(graph, {*graph.types, *graph.producers, *(node.name for node in graph.nodes)}, [], {}, {}, {}, {}, {})
     for name, readers in plan.readers.items():
         _quantize_activation(edits, name, readers, grids[name])
     done: dict[tuple[object, ...], str] = {}
+    coarse: dict[str, int] = {}
     for node in (node for node in graph.nodes if node.name in plan.weights):
         axis, scale = plan.weights[node.name], float(_written_scale(graph, node.input[0], grids[node.input[0]]))
-        floor, weight = least_scales(graph, node, scale), graph.initializers[node.input[1]]
+        floor = 0.0 if axis is None else least_scales(graph, node, scale)
+        weight = graph.initializers[node.input[1]]
         found = quantize_weight(weight, axis, reduce_range=reduce_range, dead_channel=dead_channel, floor=floor)
+        if found.coarse:
+            coarse[node.name] = found.coarse
         _write_weight(edits, node, found, axis, done)
         if int_bias:
             _quantize_bias(edits, node, scale, found.scale)
+        if node.name in plan.biased:
+            _add_bias(edits, node)
     if int_bias:
         _keep_floats(edits, plan, grids)
+    if coarse:
+        channels = ", ".join(f"{number} of `{name}`" for name, number in coarse.items())
+        warn(f"biases far above the products that they are added to make weights coarser, in channels: {channels}")
     _apply(edits, result.graph)
     ONNXModel(result).clean_initializers()
     return result
@@ -155,6 +167,18 @@ def _quantize_bias(edits: Edits, node: onnx.NodeProto, input_scale: float, weigh
         edits.inputs[node.name, node.input[2]] = _dequantized(edits, node, node.input[2], found, axis=0)
 
 
+def _add_bias(edits: Edits, node: onnx.NodeProto) -> None:
+    """Add a bias that changes nothing, but is not removed as zeros would be; a correction may have added one."""
+    if len(node.input) > 2 and to_array(edits.graph.initializers[node.input[2]]).any():
+        return
+    weight = edits.graph.initializers[node.input[1]]
+    groups: Any = attribute(node, "group", 1)
+    channels = weight.dims[1] * groups if node.op_type == "ConvTranspose" else weight.dims[0]
+    dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
+    least = np.full(channels, np.finfo(dtype).smallest_subnormal if dtype == np.float16 else 1e-30, dtype)
+    edits.biases[node.name] = edits.constant(f"{node.name}_bias", least)
+
+
 def _dequantized(edits: Edits, node: onnx.NodeProto, name: str, found: Quantized, *, axis: int | None) -> str:
     """Insert integers and their dequantizer before a node, and return the name of the result."""
     integers = edits.constant(f"{name}_quantized", found.codes)
@@ -176,7 +200,11 @@ def _apply(edits: Edits, target: onnx.GraphProto) -> None:
     nodes = [new for name in edits.graph.inputs for new in edits.after.get(name, [])]
     for node in target.node:
         for k, name in enumerate(node.input):
-            node.input[k] = edits.inputs.get((node.name, name)) or edits.inputs.get((EVERYONE, name)) or name
+            addend = k == 2 and node.op_type in WEIGHTED and name not in edits.graph.initializers
+            own = None if addend else edits.inputs.get((node.name, name))
+            node.input[k] = own or edits.inputs.get((EVERYONE, name)) or name
+        if node.name in edits.biases:
+            node.input[2:] = [edits.biases[node.name]]
         following = [new for name in node.output for new in edits.after.get(name, [])]
         for k, name in enumerate(node.output):
             node.output[k] = edits.outputs.get(name, name)

@@ -25,6 +25,8 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
     "--include", multiple=True, metavar="PATTERN", help="Tensors to observe; may be repeated.  [default: all]"
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Tensors to leave out; may be repeated.")
+@click.option("--dead-channel", type=click.FloatRange(min=0), default=0.0, metavar="SIZE",
+              help="Zero channels whose weights are all below this.  [default: only those of zeros]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
               help="Samples per batch.  [default: as fixed in the model, or 32; one file of a folder]")  # fmt: skip
 @image_options

@@ -35,7 +35,7 @@ class Model:
 
     def rank(self, recipe, min_int8):
         order = sorted(self.costs, key=lambda name: -self.costs[name])
-        return order[: int((1 - min_int8) * len(order))]
+        return [(name,) for name in order[: int((1 - min_int8) * len(order))]]
 
 
 def costs(**worst):
@@ -74,7 +74,7 @@ def test_as_few_layers_as_needed_are_left_out():
 
 def test_what_was_left_out_in_vain_is_put_back():
     model = Model(costs(l3=1e-1))
-    model.rank = lambda recipe, min_int8: ["l0", "l1", "l2", "l3", "l4"]  # a poor ranking
+    model.rank = lambda recipe, min_int8: [(f"l{k}",) for k in range(5)]  # a poor ranking
     found = search(model, "37dB")
     assert found.best.recipe.exclude == ("l3",)
 
@@ -148,7 +148,7 @@ def test_the_trace_is_a_table_and_json():
     assert content["reached"]
     assert content["best"]["exclude"] == ["l3"]
     assert len(content["trials"]) == len(found.trials) == len(found.rows())
-    assert [row[0] for row in found.rows() if row[0].startswith("*")] == ["* without 1 layers"]
+    assert [row[0] for row in found.rows() if row[0].startswith("*")] == ["* 1 of the worst left out"]
     assert found.rows()[0][2] == "+0.0"
     assert "<td" in found._repr_html_()
 

@@ -61,10 +61,12 @@ def test_the_layer_that_costs_most_is_left_out(engine):
 def test_the_settings_make_the_model_again(tmp_path):
     found = tune(MODEL, X, engine="onnxruntime", target="28dB", min_int8=0.3)
     found.calibration.save(tmp_path / "calib.npz")
-    recipe = found.trace.best.recipe
-    again = quantize(MODEL, Calibration.load(tmp_path / "calib.npz"), engine="onnxruntime", exclude=recipe.exclude)
+    recipe, calibration = found.trace.best.recipe, Calibration.load(tmp_path / "calib.npz")
+    assert recipe.steps == ("correct_bias",)
+    options = {"exclude": recipe.exclude, "correct_bias": True, "batches": [X[k] for k in (0, 1, 2, 4, 5, 6)]}
+    again = quantize(MODEL, calibration, engine="onnxruntime", **options)
     assert again.model == found.quantized.model
-    assert {layer.criterion for layer in found.calibration.thresholds.values()} == {recipe.criterion}
+    assert {one.replaced or one.criterion for one in calibration.thresholds.values()} == {recipe.criterion}
     found.save(tmp_path / "int8.onnx")
     assert onnx.load(tmp_path / "int8.onnx") == found.quantized.model
     assert "<td" in found._repr_html_()

@@ -32,22 +32,28 @@ def main() -> None:
     chosen = arguments()
     packages.download(chosen.folder)
     known, missing = methods.peers(chosen.peers_python) if chosen.peers else ({}, [])
-    console = Console(stderr=True)
+    ways, console = methods.klquant_methods() | known, Console(stderr=True)
     for each in missing:
         console.print(each)
     rows: list[Row] = []
     for name in NETWORKS:
-        if not chosen.models or any(part.lower() in name.lower() for part in chosen.models):
-            rows += rows_of(chosen.folder, name, methods.klquant_methods() | known, console)
+        if matches(name, chosen.models):
+            wanted = {label: how for label, how in ways.items() if matches(label, chosen.methods)}
+            rows += rows_of(chosen.folder, name, wanted, console)
             if chosen.json:
                 chosen.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
     Console(width=130).print(table(rows))
+
+
+def matches(name: str, parts: list[str]) -> bool:
+    return not parts or any(part.lower() in name.lower() for part in parts)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the packages are or will be")
     parser.add_argument("--models", nargs="*", default=[], help="parts of names of networks")
+    parser.add_argument("--methods", nargs="*", default=[], help="parts of names of methods")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--peers-python", default=methods.this_python())
     parser.add_argument("--json", type=Path)

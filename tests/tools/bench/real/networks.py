@@ -22,6 +22,7 @@ class Network(NamedTuple):
     batch: int = 8
     make: Callable[[Path, Path], None] | None = None
     """Writes the ONNX file, for packages without one that can be used."""
+    transformer: bool = False
 
 
 class Loaded(NamedTuple):
@@ -30,6 +31,7 @@ class Loaded(NamedTuple):
     test: Feeds
     arrays: inputs.Inputs
     """The whole test part."""
+    transformer: bool = False
 
 
 def free_sizes(folder: Path, path: Path) -> None:
@@ -49,7 +51,7 @@ NETWORKS = {
     "PP-OCRv4 recognizer": Network("ch_PP-OCRv4_rec_infer.onnx", inputs.text_recognizer, judges.strings),
     "PP-OCR text direction": Network("ch_ppocr_mobile_v2.0_cls_infer.onnx", inputs.text_direction, judges.top1),
     "YOLOv8n (nudenet)": Network("320n.onnx", inputs.body_parts, judges.boxes(judges.yolov8)),
-    "MiniLM-L6": Network("minilm.onnx", inputs.tokens, judges.embeddings, make=exports.minilm),
+    "MiniLM-L6": Network("minilm.onnx", inputs.tokens, judges.embeddings, make=exports.minilm, transformer=True),
     "silero VAD": Network("silero_vad_16k_op15.onnx", inputs.voice, judges.decisions),
     "Magika": Network("model.onnx", inputs.files, judges.top1, 16),
     "MTCNN, second net": Network("rnet.onnx", inputs.face_cuts("input_2", 24), judges.top1, 16),
@@ -76,7 +78,7 @@ def load(folder: Path, name: str) -> Loaded:
         feeds = {part: carried(path, each["input"]) for part, each in parts.items()}
         return Loaded(path, feeds["calibration"], feeds["test"], parts["test"])
     feeds = {part: split(each, network.batch) for part, each in parts.items()}
-    return Loaded(path, feeds["calibration"], feeds["test"], parts["test"])
+    return Loaded(path, feeds["calibration"], feeds["test"], parts["test"], network.transformer)
 
 
 def split(arrays: inputs.Inputs, size: int) -> Feeds:

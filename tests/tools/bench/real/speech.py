@@ -10,7 +10,7 @@ WINDOW, CONTEXT, RATE = 512, 64, 16000
 
 
 def streams(folder: Path, part: str, count: int, seconds: float, seed: int) -> np.ndarray:
-    """Streams (count, windows, 576) of half a conversation: louder or softer, faster or slower, noisy, with pauses."""
+    """Streams (count, windows, 576) of half a conversation, at other loudness and speed, in noise, with pauses."""
     rate, recorded = wavfile.read(next((folder / "pyannote_audio").rglob("sample.wav")))
     sound = (recorded if recorded.ndim == 1 else recorded[:, 0]) / 32768
     half = np.array_split(sound, 2)[part == "test"]
