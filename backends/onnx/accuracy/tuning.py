@@ -19,7 +19,7 @@ from ...accuracy.comparison import Metric, Outputs, compare_outputs, worst
 from ...accuracy.latency import interleaved_medians
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
-from ...accuracy.trials import Measured, Recipe, Target, Trace
+from ...accuracy.trials import Measured, Recipe, Target, Tuned
 from ...accuracy.tuning import TuningOptions, split_options
 from ...accuracy.tuning import tune as tune_shared
 from ...batches import numbered, progress_bar
@@ -42,24 +42,6 @@ SECONDS = 0.5  # of a measurement of times
 SAMPLES = 4  # of the data, on which the costs of quantizers are measured
 
 
-class Tuned(NamedTuple):
-    """The result of :func:`tune`."""
-
-    quantized: QDQModel
-    calibration: Calibration
-    """With the thresholds of the chosen trial; ``quantize`` with the exclusions of its recipe makes the model again."""
-    trace: Trace
-    """All trials, and the one that was chosen: ``trace.best.recipe`` says how its model was made."""
-
-    def save(self, path: str | Path) -> None:
-        """Write the quantized model atomically."""
-        self.quantized.save(path)
-
-    def _repr_html_(self) -> str:
-        """Return a table of the trials for notebooks."""
-        return self.trace._repr_html_()
-
-
 def tune(
     model: onnx.ModelProto | str | Path | Prepared,
     batches: Iterable[Any],
@@ -71,7 +53,7 @@ def tune(
     progress: bool = False,
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
-) -> Tuned:
+) -> Tuned[QDQModel]:
     """Quantize a model in several ways, measure each on the engine, and stop at the first that reaches a target.
 
     Parameters

@@ -67,7 +67,7 @@ def test_the_settings_make_the_model_again(tmp_path):
     again = quantize(MODEL, calibration, engine="onnxruntime", **options)
     assert again.model == found.quantized.model
     assert {one.replaced or one.criterion for one in calibration.thresholds.values()} == {recipe.criterion}
-    found.save(tmp_path / "int8.onnx")
+    found.quantized.save(tmp_path / "int8.onnx")
     assert onnx.load(tmp_path / "int8.onnx") == found.quantized.model
     assert "<td" in found._repr_html_()
 

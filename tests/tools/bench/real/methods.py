@@ -6,16 +6,16 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx.version_converter
 
 from klquant import CalibrationWarning
-from klquant.backends.onnx import calibrate, quantize
+from klquant.backends.onnx import Calibration, Prepared, calibrate, prepare, quantize
 from tools.bench.real.networks import Loaded
 
 Method = Callable[[Loaded, Path], None]
@@ -23,12 +23,40 @@ CRITERIA = ("entropy", "mse", "max", "percentile", "auto")
 JOB = Path(__file__).with_name("nncf_job.py")
 
 
-def klquant_of(criterion: str, of_quantize: dict[str, Any], network: Loaded, target: Path) -> None:
-    """Calibrate and quantize for onnxruntime."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)
-        calibration = calibrate(network.path, network.calibration, criterion=criterion)
-        quantize(network.path, calibration, engine="onnxruntime", **of_quantize).save(target)
+class Klquant(NamedTuple):
+    """A setting of klquant; networks are observed once for all of them."""
+
+    criterion: str
+    guard: bool = True
+    correct_bias: bool = False
+
+    def __call__(self, network: Loaded, target: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            prepared, calibration = observed(str(network.path), self.criterion == "auto", Hidden(network.calibration))
+            if self.criterion != "auto":
+                found = calibration.search_thresholds(criterion=self.criterion, guard=self.guard)
+                calibration = calibration._replace(thresholds=found)
+            batches = network.calibration if self.correct_bias else None
+            quantize(prepared, calibration, engine="onnxruntime", batches=batches).save(target)
+
+
+class Hidden(NamedTuple):
+    """An argument that a cache does not look at."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=2)
+def observed(path: str, auto: bool, batches: Hidden) -> tuple[Prepared, Calibration]:
+    prepared = prepare(path)
+    return prepared, calibrate(prepared, batches.value, criterion="auto" if auto else "max")
 
 
 def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
@@ -63,7 +91,10 @@ def nncf(python: str, network: Loaded, target: Path) -> None:
 
 
 def klquant_methods() -> dict[str, Method]:
-    return {f"klquant {criterion}": partial(klquant_of, criterion, {}) for criterion in CRITERIA}
+    literal = {"klquant, literal entropy": Klquant("entropy", guard=False)}
+    criteria = {f"klquant, {name}": Klquant(name) for name in CRITERIA}
+    corrected = {f"klquant, {name}, bias correction": Klquant(name, correct_bias=True) for name in ("entropy", "auto")}
+    return literal | criteria | corrected
 
 
 def peers(python: str) -> tuple[dict[str, Method], list[str]]:
