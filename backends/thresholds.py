@@ -78,7 +78,7 @@ def search_thresholds(
         What the histograms do not show, by qualified name; see :class:`Hidden`.
     guard : bool
         Take the better one of mse and max where the entropy criterion clips too much: if ``T < amax / 2`` clips more
-        than 0.1 % of the values, if any T clips most of them, or if the expected SQNR is more than 2 dB lower. The
+        than 0.1 % of the values, if any T clips most of them, or if the expected SQNR is more than 3 dB lower. The
         result records it: `replaced` and `gain_db`. Layers whose own options name a criterion keep it. False is the
         literal algorithm, with a warning instead.
 

@@ -26,8 +26,8 @@ def test_a_loss_of_expected_sqnr_names_the_best_criterion():
     )
 
 
-@pytest.mark.parametrize(("sqnr_db", "warned"), [(39.0, False), (38.99, True), (50.0, False), (math.nan, False)])
-def test_the_limit_is_2_db(sqnr_db, warned):
+@pytest.mark.parametrize(("sqnr_db", "warned"), [(38.0, False), (37.99, True), (50.0, False), (math.nan, False)])
+def test_the_limit_is_3_db(sqnr_db, warned):
     assert bool(overclipped(**{**FINE, "sqnr_db": sqnr_db}).text) == warned
 
 
