@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
 
-from klquant.backends.onnx import calibrate, prepare, quantize
+import klquant
+from klquant.backends.onnx import calibrate, prepare, quantize, sensitivity
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs, rank_layers
 from klquant.backends.onnx.accuracy.switches import NONE, SELECT, switched
 from support.onnx_models import build, run
@@ -93,3 +96,19 @@ def test_the_ranking_leaves_enough_layers():
             ).skipped
         )
         assert len(skipped) == number
+
+
+def test_the_table_has_the_most_harmful_first(case):
+    prepared, calibration, quantized, engine = case
+    found = sensitivity(prepared, calibration, [X], engine=engine)
+    costs = quantizer_costs(prepared.graph, quantized, [{"x": X[:4]}])
+    decibels = [one.sqnr_db for one in found.costs]
+    assert decibels == sorted(decibels)
+    assert {one.name: one.sqnr_db for one in found.costs} == pytest.approx(
+        {name: -10 * np.log10(cost) for name, cost in costs.items()}
+    )
+    assert found.expected_sqnr_db == pytest.approx(-10 * np.log10(sum(costs.values())))
+    assert json.loads(found.as_json())["costs"][0]["name"] == found.costs[0].name
+    assert "<td" in found._repr_html_()
+    with pytest.raises(klquant.InvalidInputError, match="at least one batch"):
+        sensitivity(prepared, calibration, [], engine=engine)
