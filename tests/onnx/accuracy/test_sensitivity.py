@@ -82,6 +82,16 @@ def test_the_worst_layer_is_left_out_first():
     assert "r" not in without.thresholds
 
 
+@pytest.mark.parametrize(("cost", "first"), [(0.3, ("conv2",)), (0.6, ("r", "a"))])
+def test_the_ranking_weighs_noise_against_layers(cost, first):
+    """Without the second layer r is not quantized, and without the first one x is not: 1 / 2, or (1 + cost) / 3."""
+    prepared = prepare(network())
+    calibration = calibrate(prepared, [X], criterion="max")
+    costs = dict.fromkeys(calibration.thresholds, 0.0) | {"r": 1.0, "x": cost}
+    ranking = rank_layers(prepared.graph, calibration.thresholds, "openvino", (), costs, min_int8=0.0)
+    assert ranking[0] == first
+
+
 def test_the_ranking_leaves_enough_layers():
     prepared = prepare(network())
     calibration = calibrate(prepared, [X], criterion="max")
