@@ -26,7 +26,8 @@ except ImportError as error:
         "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
     ) from error
 
-from ..accuracy.comparison import Comparison, OutputComparison
+from ..accuracy.comparison import Comparison
+from ..accuracy.outputs import OutputComparison
 from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
