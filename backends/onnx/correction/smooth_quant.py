@@ -11,16 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from klquant.errors import InvalidInputError
 
 from ..feeds import Array
-from ..model.graph import Graph
+from ..model.graph import Graph, copied, read_graph
 from ..model.normal_form import all_nodes
-from ..model.operators import attribute, has_constant_weight
+from ..model.operators import attribute, has_constant_weight, observed_tensors
 from ..model.preparation import Prepared, prepare
+from ..qdq.plan import EVERYONE
+from ..qdq.rules import make_plan
 from .absorption import find_views, keep_body_inputs
 from .channel_flow import Constants, View, find_pairs
 from .channels import choose_factors, observe_channels
@@ -78,9 +81,9 @@ def smooth(
     Notes
     -----
     Constants take up 1 / s where they can: of a LayerNormalization, a Mul, or another MatMul or Gemm, also through Add
-    and ReLU. Where x has other readers or no such constant, a Mul by 1 / s is put before the products, if the expected
-    error halves at least. In front of a Conv only the layer before can take them up, through what :func:`equalize`
-    lists; a depthwise Conv then has the accuracy of a scale per channel of its input.
+    and ReLU. Where x has other readers or no such constant, a Mul by 1 / s is put before the products, if x is computed
+    in floating point and the expected error halves at least. In front of a Conv only the layer before can take them up,
+    through what :func:`equalize` lists; a depthwise Conv is then as accurate as with a scale per channel of its input.
 
     Source: Xiao et al., SmoothQuant, 2023.
     """
@@ -90,14 +93,15 @@ def smooth(
     graph = keep_body_inputs(prepared.graph)
     groups = [*_products(graph), *_convolutions(graph)]
     seen = observe_channels(prepared, {group.activation: group.axis for group in groups}, batches)
-    constants = Constants(graph)
+    constants, divisible = Constants(graph), _divisible(prepared, groups)
     divided: list[tuple[_Group, Array]] = []
     for group in groups:
         grouped = [(constants.grouped(view), view.axis) for view in group.weights]
         weights = [values if axis == 2 else values.swapaxes(1, 2) for values, axis in grouped]
         factors, ratio = choose_factors(weights, seen[group.activation], alpha)
         wanted = alpha is not None and group.before is not None
-        if not wanted and ratio > (WORTH if group.free else WORTH_A_NODE):
+        possible = group.free or group.activation in divisible
+        if not possible or (not wanted and ratio > (WORTH if group.free else WORTH_A_NODE)):
             continue
         constants.multiply(group.weights, factors)
         if group.free:
@@ -141,6 +145,20 @@ def _convolutions(graph: Graph) -> list[_Group]:
         for pair in pairs
         for second in (nodes[pair.second.node],)
     ]
+
+
+def _divisible(prepared: Prepared, groups: list[_Group]) -> set[str]:
+    """Return the activations that a Mul can read before they are quantized: where INT8 kernels compute them it cannot.
+
+    That is a question of the engine; onnxruntime quantizes the outputs of more operators than the others.
+    """
+    trial = _with_divisions(copied(prepared.model), [(group, np.ones(1)) for group in groups if not group.free])
+    graph = read_graph(trial)
+    new = [node for node in graph.nodes if node.output[0] not in prepared.graph.producers]
+    types = {node.output[0]: graph.types[node.input[0]] for node in new}
+    graph = graph._replace(types=graph.types | types)
+    readers = make_plan(graph, observed_tensors(graph), "onnxruntime").readers
+    return {node.input[0] for node in new if not readers.get(node.input[0], set()) & {EVERYONE, node.name}}
 
 
 def _with_divisions(model: onnx.ModelProto, divided: list[tuple[_Group, Array]]) -> onnx.ModelProto:
