@@ -212,8 +212,7 @@ def _fake_quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Arra
 def _levels(x: Array, steps: Array, qmax: int, *, xp: ModuleType) -> Array:
     wide = _working_dtype(x.dtype)
     steps = steps.astype(wide)
-    ratio = x.astype(wide) / xp.where(steps > 0, steps, 1)
-    levels = xp.clip(xp.rint(xp.where(xp.isnan(ratio), 0, ratio)), -qmax, qmax)
+    levels = xp.clip(xp.rint(x.astype(wide) / xp.where(steps > 0, steps, 1)), -qmax, qmax)
     return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest with -qmax .. qmax
 
 

@@ -27,12 +27,12 @@ except ImportError as error:
     ) from error
 
 from ..accuracy.comparison import Comparison, OutputComparison
-from ..accuracy.trials import Measured, Recipe, Trace, Trial
+from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .accuracy.comparison import compare
-from .accuracy.tuning import Tuned, tune
+from .accuracy.tuning import tune
 from .calibration import calibrate, empty_calibration, open_observer
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
