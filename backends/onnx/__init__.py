@@ -8,7 +8,8 @@ what they return.
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
 :func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
-operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules. :func:`verify` runs a
+operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules; :func:`slow_in_tensorrt` lists layers
+that gain no speed there. :func:`verify` runs a
 quantized model in its engine and returns a :class:`Verification` with a :class:`TensorCheck` of each tensor.
 :func:`sensitivity` returns a :class:`Sensitivity`, with the :class:`QuantizerCost` of each quantizer.
 :func:`compare` returns a :class:`Comparison` of a float model with its quantized form, with an
@@ -40,6 +41,7 @@ from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
+from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .model.preparation import Prepared, prepare
 from .quantization import QDQModel, quantizable_tensors, quantize
 from .tensor_checks import TensorCheck, Verification
@@ -77,6 +79,7 @@ __all__ = [
     "quantizable_tensors",
     "quantize",
     "sensitivity",
+    "slow_in_tensorrt",
     "smooth",
     "summarize",
     "tune",
