@@ -29,6 +29,7 @@ class Klquant(NamedTuple):
     criterion: str
     guard: bool = True
     correct_bias: bool = False
+    asymmetric: bool = True
 
     def __call__(self, network: Loaded, target: Path) -> None:
         with warnings.catch_warnings():
@@ -38,7 +39,8 @@ class Klquant(NamedTuple):
                 found = calibration.search_thresholds(criterion=self.criterion, guard=self.guard)
                 calibration = calibration._replace(thresholds=found)
             batches = network.calibration if self.correct_bias else None
-            quantize(prepared, calibration, engine="onnxruntime", batches=batches).save(target)
+            options = {"batches": batches, "asymmetric": self.asymmetric}
+            quantize(prepared, calibration, engine="onnxruntime", **options).save(target)
 
 
 class Hidden(NamedTuple):
@@ -91,7 +93,7 @@ def nncf(python: str, network: Loaded, target: Path) -> None:
 
 
 def klquant_methods() -> dict[str, Method]:
-    literal = {"klquant, literal entropy": Klquant("entropy", guard=False)}
+    literal = {"klquant, literal entropy, symmetric": Klquant("entropy", guard=False, asymmetric=False)}
     criteria = {f"klquant, {name}": Klquant(name) for name in CRITERIA}
     corrected = {f"klquant, {name}, bias correction": Klquant(name, correct_bias=True) for name in ("entropy", "auto")}
     return literal | criteria | corrected
