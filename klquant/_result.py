@@ -68,7 +68,7 @@ def describe(
     centre, qmax = (low + high) / 2, num_quantized_bins // 2
     step = wide / qmax
     noise = centre - xp.clip(xp.rint(centre / step), -qmax, qmax) * step
-    noise = xp.where(xp.abs(noise) > ROUNDING * xp.abs(centre), noise, 0.0)  # a fused product rounds differently
+    noise = xp.where(xp.abs(noise) <= ROUNDING * xp.abs(centre), 0.0, noise)  # a fused product rounds differently
     sqnr = 10 * xp.log10((counts * centre**2).sum() / (counts * noise**2).sum())
     exact = edges if edges.dtype.kind == "f" else edges_64
     return Threshold(

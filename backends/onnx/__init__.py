@@ -3,6 +3,8 @@
 :func:`calibrate` returns a :class:`Calibration` (with :class:`Settings`, :class:`LayerOptions` and
 :class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
 or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
+:func:`smooth` and :func:`equalize` change a float model so that it is more accurate in INT8; calibrate and quantize
+what they return.
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
 :func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
@@ -24,13 +26,15 @@ except ImportError as error:
     ) from error
 
 from ..accuracy.comparison import Comparison, OutputComparison
-from ..accuracy.trials import Measured, Recipe, Trace, Trial
+from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .accuracy.comparison import compare
-from .accuracy.tuning import Tuned, tune
+from .accuracy.tuning import tune
 from .calibration import calibrate, empty_calibration, open_observer
+from .correction.equalization import equalize
+from .correction.smooth_quant import smooth
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
@@ -61,11 +65,13 @@ __all__ = [
     "check_tensorrt",
     "compare",
     "empty_calibration",
+    "equalize",
     "inspect",
     "open_observer",
     "prepare",
     "quantizable_tensors",
     "quantize",
+    "smooth",
     "summarize",
     "tune",
     "verify",

@@ -78,7 +78,7 @@ def test_a_model_that_does_not_run_is_an_error():
 def test_quantize_refuses_what_its_engine_computes_otherwise(monkeypatch):
     model = prepare(convolutions())
     calibration = calibrate(model, [X], criterion="max")
-    monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
+    monkeypatch.setattr("klquant.backends.onnx.tensor_checks.LEVELS", -1)
     with pytest.raises(ModelError, match="the engine must compute what the quantized model says, got: onnxruntime: "):
         quantize(model, calibration, engine="onnxruntime", batches=[X])
 

@@ -10,18 +10,19 @@ the network and the data, so it is measured: the shifts come from every other ba
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 
 from ..execution import Feed, open_onnxruntime
-from ..feeds import Array, Input, make_feed, read_inputs
+from ..feeds import Array, read_inputs
 from ..model.preparation import Prepared
 from .biases import Bias, find_bias
+from .data import read_feeds
 from .output_error import output_errors
 from .parameters import with_parameters
 from .side_by_side import COUNT, NEW, SUM, join
@@ -46,7 +47,7 @@ def correct_biases(
     prepared: Prepared,
     write: Callable[[Prepared], onnx.ModelProto],
     layers: Collection[str],
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     *,
     always: bool,
     optimized: bool,
@@ -61,7 +62,7 @@ def correct_biases(
         Returns the model with Q/DQ.
     layers : collection of str
         Names of the nodes to correct.
-    batches : sequence
+    batches : iterable
         Some data. A single batch is halved.
     always : bool
         Correct the biases also if the error of the outputs grows by it, or if one sample is all there is.
@@ -77,10 +78,7 @@ def correct_biases(
     """
     found = (find_bias(prepared.graph, node) for node in prepared.graph.nodes if node.name in layers)
     biases = [bias for bias in found if bias is not None]
-    inputs = read_inputs(prepared.model, prepared.graph)
-    feeds = _halved([_feed(number, batch, inputs) for number, batch in enumerate(batches)], inputs)
-    if not feeds:
-        raise InvalidInputError("expected at least one batch to correct biases with, got none")
+    feeds = _halved(prepared, list(read_feeds(prepared, batches)))
     measuring, judging = feeds[::2], feeds[1::2]
     if not biases or not (judging or always):
         return Corrected(prepared, {})
@@ -101,21 +99,26 @@ def correct_biases(
     return Corrected(best.corrected(prepared), largest)
 
 
-def _feed(number: int, batch: Any, inputs: Sequence[Input]) -> dict[str, Array]:
-    try:
-        return make_feed(batch, inputs)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"batch {number}: {error}") from error
-
-
-def _halved(feeds: list[dict[str, Array]], inputs: Sequence[Input]) -> list[dict[str, Array]]:
-    """Return a single batch as two, if all inputs have as many samples and take any number of them."""
+def _halved(prepared: Prepared, feeds: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Return a single batch as two, if all inputs have as many samples and the model takes any number of them."""
+    inputs = read_inputs(prepared.model, prepared.graph)
     free = all(wanted.shape is None or isinstance((*wanted.shape, 1)[0], str) for wanted in inputs)
     sizes = {array.shape[:1] for feed in feeds for array in feed.values()}
     if len(feeds) != 1 or not free or len(sizes) != 1 or (*min(sizes), 1)[0] < 2:
         return feeds
     half = min(sizes)[0] // 2
-    return [{name: array[part] for name, array in feeds[0].items()} for part in (slice(half), slice(half, None))]
+    halves = [{name: array[part] for name, array in feeds[0].items()} for part in (slice(half), slice(half, None))]
+    return halves if _runs(prepared, halves[0]) else feeds
+
+
+def _runs(prepared: Prepared, feed: Feed) -> bool:
+    """Return whether the model takes a batch: constants inside may fix the number of samples."""
+    try:
+        with open_onnxruntime(prepared.model, optimized=False) as session:
+            session(prepared.graph.outputs, feed)
+    except ModelError:
+        return False
+    return True
 
 
 class _SideBySide:

@@ -34,7 +34,7 @@ def with_parameters(prepared: Prepared, values: Mapping[tuple[str, int], Array])
         old = node.input[position]
         if not old or uses[old] > 1:
             uses[old] -= 1
-            node.input[position] = _unused(old or f"{node.output[0]}_bias", taken)
+            node.input[position] = unused(old or f"{node.output[0]}_bias", taken)
             tensor = model.graph.initializer.add()
         else:
             tensor = constants[old]
@@ -42,7 +42,8 @@ def with_parameters(prepared: Prepared, values: Mapping[tuple[str, int], Array])
     return Prepared(model, read_graph(model))
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def unused(name: str, taken: set[str]) -> str:
+    """Return a name like this one that is not taken, and take it."""
     while name in taken:
         name += "_"
     taken.add(name)
