@@ -76,7 +76,7 @@ def describe(
     centre, qmax = (low + high) / 2, num_quantized_bins // 2
     step = wide / qmax
     noise = centre - xp.clip(xp.rint(centre / step), -qmax, qmax) * step
-    noise = xp.where(xp.abs(noise) > ROUNDING * xp.abs(centre), noise, 0.0)  # a fused product rounds differently
+    noise = xp.where(xp.abs(noise) <= ROUNDING * xp.abs(centre), 0.0, noise)  # a fused product rounds differently
     sqnr = 10 * xp.log10((counts * centre**2).sum() / (counts * noise**2).sum())
     exact = edges if edges.dtype.kind == "f" else edges_64
     return Threshold(
@@ -85,7 +85,7 @@ def describe(
         divergence[()],
         (counts * beyond).sum() / counts.sum(),
         sqnr,
-        *(tie.astype(exact.dtype)[()] for tie in tuple(ties) or (xp.asarray(xp.nan),) * 2),
+        *(tie.astype(exact.dtype)[()] for tie in tuple(ties) or (xp.asarray(xp.nan, xp.float64),) * 2),
     )
 
 

@@ -4,22 +4,31 @@ All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. ``_search/sq
 mse criterion.
 """
 
+import functools
 from types import ModuleType
+from typing import Any
 
-from klquant._namespace import Array, compiled, first_true, map_batch
+from klquant._namespace import Array, compiled, first_true, is_concrete, map_batch, scalar_argument
 from klquant._result import Threshold, check_found, describe
 from klquant._search.squared_errors import fold, least_error, squared_errors
-from klquant._validate import check_equal_bins, check_histogram
+from klquant._validate import check_equal_bins, check_inputs, check_number, is_sound
 from klquant.errors import InvalidInputError
 
 
-def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
+def max_threshold(
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
+) -> Threshold:
     """Return the largest observed value: T is the outer edge of the outermost non-empty bin.
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
-        As for :func:`klquant.optimal_threshold`.
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
+        As for :func:`klquant.optimal_threshold`, but 3 bins are enough.
 
     Returns
     -------
@@ -39,11 +48,18 @@ def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
     >>> float(klquant.max_threshold(np.array([0, 4, 9, 4, 1, 0, 0]), np.linspace(-7, 7, 8), num_quantized_bins=3))
     5.0
     """
-    return percentile_threshold(hist, edges, percentile=100.0, num_quantized_bins=num_quantized_bins)
+    levels: dict[str, Any] = {"num_quantized_bins": num_quantized_bins, "num_bits": num_bits}
+    return percentile_threshold(hist, edges, percentile=100.0, skip_zeros=skip_zeros, **levels)
 
 
 def percentile_threshold(
-    hist: Array, edges: Array, *, percentile: float = 99.99, num_quantized_bins: int = 255
+    hist: Array,
+    edges: Array,
+    *,
+    percentile: float = 99.99,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
 ) -> Threshold:
     """Return the T that `percentile` percent of the absolute values do not exceed.
 
@@ -51,9 +67,10 @@ def percentile_threshold(
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
-        As for :func:`klquant.optimal_threshold`.
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
+        As for :func:`klquant.optimal_threshold`, but 3 bins are enough.
     percentile : float, above 0 and at most 100
+        May be traced by JAX.
 
     Returns
     -------
@@ -74,19 +91,27 @@ def percentile_threshold(
     >>> float(klquant.percentile_threshold(hist, edges, percentile=75, num_quantized_bins=3))
     4.0
     """
-    check_histogram(hist, edges, num_quantized_bins)
-    if not 0 < percentile <= 100:
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros, fewest=3)
+    percent = check_number("percentile", percentile)
+    if is_concrete(percent) and not 0 < percent <= 100:
         raise InvalidInputError(f"`percentile` must be above 0 and at most 100, got {percentile}")
-    found = _percentile(hist, edges, percentile=float(percentile), num_quantized_bins=int(num_quantized_bins))
+    found = _percentile(hist, edges, scalar_argument("percentile", percent / 100, hist=hist), num_quantized_bins=levels)
     return check_found(found, "counts, got an empty histogram")
 
 
-def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
+def mse_threshold(
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
+) -> Threshold:
     """Return the edge T with the smallest expected squared error of rounding and clipping.
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
         As for :func:`klquant.optimal_threshold`; the bins must have equal widths.
 
     Returns
@@ -108,20 +133,27 @@ def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
     >>> print(f"{klquant.mse_threshold(hist, edges).value:.3f} of {edges[-1]:.3f}")
     10.145 of 11.949
     """
-    check_histogram(hist, edges, num_quantized_bins)
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
     check_equal_bins(edges, "the mse criterion")
-    found = _mse_search(hist, edges, num_quantized_bins=int(num_quantized_bins))
+    found = _mse_search(hist, edges, num_quantized_bins=levels)
     return check_found(found, "counts, got an empty histogram")
 
 
-def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Array:
+def mse_curve(
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
+) -> Array:
     """Return the expected squared error of rounding and clipping for every positive edge as T.
 
     All values of a bin are taken to lie at its centre.
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
         As for :func:`klquant.optimal_threshold`; the bins must have equal widths.
 
     Returns
@@ -145,38 +177,41 @@ def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Ar
     >>> klquant.mse_curve(np.array([1, 2, 0, 2, 1]), np.linspace(-5, 5, 6), num_quantized_bins=3).tolist()
     [3.6666666666666665, 1.0, 3.0]
     """
-    check_histogram(hist, edges, num_quantized_bins)
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
     check_equal_bins(edges, "the mse criterion")
-    return _mse_errors(hist, edges, num_quantized_bins=int(num_quantized_bins))
+    return _mse_errors(hist, edges, num_quantized_bins=levels)
 
 
-@compiled
-def _percentile(hist: Array, edges: Array, *, xp: ModuleType, percentile: float, num_quantized_bins: int) -> Threshold:
+@functools.partial(compiled, by_row=True)
+def _percentile(hist: Array, edges: Array, share: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
         folded, outer = fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
         below = xp.cumsum(folded)
-        target = xp.abs(percentile / 100 * below[-1])  # abs: or XLA may fuse the product into `below - target`
+        target = xp.abs(share.astype(xp.float64) * below[-1])  # abs: or XLA may fuse the product into `below - target`
         k = first_true(below >= target, xp=xp)
         inner = xp.where(k == 0, 0.0, outer[k - 1])
         value = outer[k] - xp.abs((below[k] - target) / folded[k] * (outer[k] - inner))
-        value = xp.where(below[-1] > 0, value, xp.nan)
-        nothing = xp.asarray(-1), xp.asarray(xp.nan)
+        sound = is_sound(hist, edges, xp=xp) & (share > 0) & (share <= 1)
+        value = xp.where(sound & (below[-1] > 0), value, xp.nan)
+        nothing = xp.asarray(-1), xp.asarray(xp.nan, xp.float64)
         return describe(hist, edges, value, *nothing, num_quantized_bins=num_quantized_bins, xp=xp)
 
     return map_batch(one, hist, edges, xp=xp)
 
 
-@compiled
+@functools.partial(compiled, by_row=True)
 def _mse_search(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
         errors = squared_errors(hist, edges, num_quantized_bins, xp=xp)
         index = xp.where(xp.isnan(errors[0]), -1, least_error(errors, hist, edges, xp=xp))
         value = xp.where(index < 0, xp.nan, edges[edges.shape[0] // 2 + index])
-        return describe(hist, edges, value, index, xp.asarray(xp.nan), num_quantized_bins=num_quantized_bins, xp=xp)
+        return describe(
+            hist, edges, value, index, xp.asarray(xp.nan, xp.float64), num_quantized_bins=num_quantized_bins, xp=xp
+        )
 
     return map_batch(one, hist, edges, xp=xp)
 
 
-@compiled
+@functools.partial(compiled, by_row=True)
 def _mse_errors(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Array:
     return map_batch(lambda h, e: squared_errors(h, e, num_quantized_bins, xp=xp), hist, edges, xp=xp)

@@ -33,6 +33,11 @@ def __dir__() -> list[str]:
 Vector = NDArray[np.float64]
 
 
+def _widened(hist: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the counts in 64 bits. Sums of narrower ones would wrap around."""
+    return hist.astype(np.float64 if hist.dtype.kind == "f" else np.int64)
+
+
 def smooth(values: Vector, eps: float = 1e-4) -> Vector | None:
     """Replace zeros by `eps` and subtract the cost evenly from the other entries; return None if that is infeasible."""
     zeros = int(np.sum(values == 0))
@@ -56,6 +61,7 @@ def kl_divergence(p: Vector, q: Vector) -> float:
 
 def reference_distribution(hist: NDArray[np.int64], start: int, stop: int) -> Vector:
     """Return P: the window of the histogram with the outliers added to its end bins."""
+    hist = _widened(hist)
     p = hist[start:stop].astype(np.float64)
     p[0] = hist[: start + 1].sum()
     p[-1] = hist[stop - 1] + hist[stop:].sum()
@@ -102,7 +108,7 @@ def one_sided_divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int 
 
     There are no outliers on the left, so S has the first bin too.
     """
-    centre, levels = len(hist) // 2, num_quantized_bins // 2 + 1
+    hist, centre, levels = _widened(hist), len(hist) // 2, num_quantized_bins // 2 + 1
     folded = np.array([hist[centre], *(hist[centre - k] + hist[centre + k] for k in range(1, centre + 1))])
     curve = []
     for width in range(levels, centre + 2):
@@ -116,20 +122,20 @@ def one_sided_divergence_curve(hist: NDArray[np.int64], num_quantized_bins: int 
 def squared_errors(hist: NDArray[np.int64], edges: Vector, num_quantized_bins: int = 255) -> Vector:
     """Return the mean squared error of quantization for each positive edge as T, with values at their bins' centres."""
     qmax, centre = num_quantized_bins // 2, len(hist) // 2
-    errors = []
+    errors, total = [], float(_widened(hist).sum())
     for threshold in edges[centre + 1 :]:
         step, error = threshold / qmax, 0.0
         for count, low, high in zip(hist.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             x = (low + high) / 2
             level = min(max(round(x / step), -qmax), qmax)
             error += count * (x - level * step) ** 2
-        errors.append(error / float(hist.sum()))
+        errors.append(error / total)
     return np.array(errors)
 
 
 def percentile(hist: NDArray[np.int64], edges: Vector, percent: float) -> float:
     """Return the T with `percent` of the mass of ``|x|`` below it, interpolated linearly inside its bin."""
-    centre = len(hist) // 2
+    hist, centre = _widened(hist), len(hist) // 2
     folded = [float(hist[centre]), *(float(hist[centre - k] + hist[centre + k]) for k in range(1, centre + 1))]
     target, below = percent / 100 * sum(folded), 0.0
     for k, count in enumerate(folded):

@@ -123,6 +123,16 @@ def histograms(draw, sizes=tuple(SIZES), shapes=tuple(SHAPES)):
     return Counted(draw(shape(num_bins), label="hist"), draw(edges(num_bins), label="edges"), levels)
 
 
+@st.composite
+def stored_otherwise(draw, hist):
+    """Draw the same counts in another integer type, byte order or memory layout."""
+    types = [t for t in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8") if hist.max() <= np.iinfo(t).max]
+    stored = hist.astype(draw(st.sampled_from("<>")) + draw(st.sampled_from(types)))
+    if draw(st.booleans()):
+        return np.repeat(stored, 2)[::2]
+    return np.frombuffer(b"." + stored.tobytes(), stored.dtype, offset=1) if draw(st.booleans()) else stored
+
+
 def vectors(min_size=1, max_size=40):
     """Counts or weights, some of them 0."""
     whole = st.one_of(st.just(0), st.integers(0, 20), st.integers(0, 2**50))

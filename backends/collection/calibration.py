@@ -90,7 +90,7 @@ def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics
     histograms = histograms_of(counts, blank.settings.max_amax or math.inf)
     return blank._replace(
         amax=seen.amax,
-        ranges={name: (one.low, one.high) for name, one in seen.tensors.items()},
+        ranges={name: (one.low, one.high) if one.low <= one.high else (0.0, 0.0) for name, one in seen.tensors.items()},
         calls={name: one.calls for name, one in seen.tensors.items()},
         histograms={name: histogram for name, (histogram, _) in histograms.items()},
         beyond={name: number for name, (_, number) in histograms.items() if number},

@@ -160,7 +160,8 @@ def _read(key: str, kept: Any, arrays: Mapping[str, Any]) -> Progress:
 
 def _check(key: str, seen: Observation) -> Observation:
     fine = {
-        "ranges": _is_finite(seen.low) and _is_finite(seen.high) and seen.low <= seen.high,
+        "ranges": (_is_finite(seen.low) and _is_finite(seen.high) and seen.low <= seen.high)
+        or (seen.low, seen.high) == (math.inf, -math.inf),
         "calls": type(seen.calls) is int and seen.calls > 0,
         "numbers": all(type(number) is int and number >= 0 for number in (seen.zeros, seen.beyond)),
         "bins": seen.bins is None or (_are_bins(seen.bins) and _are_counts(seen.counts, seen.bins)),

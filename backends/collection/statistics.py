@@ -25,7 +25,7 @@ class Observation(NamedTuple):
     low: float
     """Smallest value."""
     high: float
-    """Largest value."""
+    """Largest value; below `low`, both infinite, if all tensors so far were empty."""
     calls: int = 1
     """How often the model computed the tensor within one batch, at most."""
     counts: Counts | None = None
@@ -40,7 +40,12 @@ class Observation(NamedTuple):
     @property
     def amax(self) -> float:
         """Return the largest absolute value."""
-        return max(abs(self.low), abs(self.high))
+        return largest(self.low, self.high)
+
+
+def largest(low: float, high: float) -> float:
+    """Return the largest absolute value in a range; 0 for an empty one, NaN if a bound is."""
+    return 0.0 if low > high else max(abs(low), abs(high))
 
 
 class Statistics(NamedTuple):
@@ -93,7 +98,7 @@ def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Call
     ----------
     name : str
     low, high : float
-        Smallest and largest value; NaN if there is a NaN, 0 for an empty tensor.
+        Smallest and largest value; NaN if there is a NaN, `inf` and `-inf` for an empty tensor.
     bins_for : callable
         What the pass gave to :meth:`~klquant.backends.collection.ObservedModel.observe`.
     count_into : callable (Bins) -> Counted
@@ -109,7 +114,7 @@ def look(name: str, low: float, high: float, bins_for: BinsFor, count_into: Call
         For NaN or infinity, and what `bins_for` refuses.
     """
     low, high = float(low), float(high)
-    amax = max(abs(low), abs(high))
+    amax = largest(low, high)
     if not amax < math.inf:
         raise InvalidInputError(f"activations must be finite, got {amax}")
     bins = bins_for(name, amax)

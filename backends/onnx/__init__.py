@@ -3,11 +3,16 @@
 :func:`calibrate` returns a :class:`Calibration` (with :class:`Settings`, :class:`LayerOptions` and
 :class:`LayerThreshold`), and :func:`quantize` turns it into a :class:`QDQModel`. Both call :func:`prepare` first,
 or take the :class:`Prepared` model that it returned; tensors and nodes go by their names in that model.
+:func:`smooth` and :func:`equalize` change a float model so that it is more accurate in INT8; calibrate and quantize
+what they return.
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
 :func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
 operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules. :func:`verify` runs a
 quantized model in its engine and returns a :class:`Verification` with a :class:`TensorCheck` of each tensor.
+:func:`compare` returns a :class:`Comparison` of a float model with its quantized form, with an
+:class:`OutputComparison` of each output. :func:`tune` returns a :class:`Tuned` model, with a :class:`Trace` of every
+:class:`Trial`: its :class:`Recipe` and what was :class:`Measured`.
 """
 
 from klquant.errors import MissingDependencyError
@@ -20,37 +25,55 @@ except ImportError as error:
         "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
     ) from error
 
+from ..accuracy.comparison import Comparison, OutputComparison
+from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
+from .accuracy.comparison import compare
+from .accuracy.tuning import tune
 from .calibration import calibrate, empty_calibration, open_observer
+from .correction.equalization import equalize
+from .correction.smooth_quant import smooth
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .model.preparation import Prepared, prepare
 from .quantization import QDQModel, quantizable_tensors, quantize
-from .verification import TensorCheck, Verification, verify
+from .tensor_checks import TensorCheck, Verification
+from .verification import verify
 
 __all__ = [
     "Calibration",
+    "Comparison",
     "LayerOptions",
     "LayerThreshold",
+    "Measured",
     "NodeReport",
     "OperatorCount",
+    "OutputComparison",
     "Prepared",
     "QDQModel",
+    "Recipe",
     "Settings",
     "TensorCheck",
+    "Trace",
+    "Trial",
+    "Tuned",
     "Verification",
     "Violation",
     "calibrate",
     "check_tensorrt",
+    "compare",
     "empty_calibration",
+    "equalize",
     "inspect",
     "open_observer",
     "prepare",
     "quantizable_tensors",
     "quantize",
+    "smooth",
     "summarize",
+    "tune",
     "verify",
 ]
 

@@ -10,12 +10,14 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from .. import collection
+from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import EXCLUDED, Criterion, Settings, SettingsOptions
+from ..settings import EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions
 from ..thresholds import check_criterion
+from .accuracy.criterion_choice import auto_thresholds
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
 from .model.operators import observed_tensors
@@ -31,7 +33,7 @@ def calibrate(
     model: onnx.ModelProto | str | Path | Prepared,
     batches: Iterable[Any],
     *,
-    criterion: Criterion = "entropy",
+    criterion: CriterionOrAuto = "entropy",
     progress: bool = False,
     providers: Providers = CPU,
     process_group: Group = None,
@@ -49,8 +51,10 @@ def calibrate(
         Calibration data: a list of batches, a DataLoader, ... It is iterated twice, once with ``passes=1``. A batch is
         a mapping by input name, a tuple or list in the order of the inputs, or an array if there is one input; of NumPy
         or of what ``numpy.asarray`` takes, of any size where the model's is free.
-    criterion : {"entropy", "max", "percentile", "mse"}
-        How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`.
+    criterion : {"entropy", "max", "percentile", "mse", "auto"}
+        How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`. "auto" takes the best one for each
+        tensor: with the least error behind the nodes that read it, on the first 8 samples (or batches, where the
+        model fixes their size). That takes about as long as ten runs of the model on these.
     progress : bool
         Show bars on a terminal.
     providers : sequence
@@ -93,13 +97,21 @@ def calibrate(
     order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
     tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
     """
-    check_criterion(criterion)
+    if criterion != "auto":
+        check_criterion(criterion)
     prepared = prepare(model)
     blank = empty_calibration(prepared, **settings)
     identity = {name: layer.digest for name, layer in blank.model.items()}, blank.settings.as_json()
     run = Run(progress, process_group, open_checkpoint(resume, identity, process_group, checkpoint_seconds))
+    first: Criterion = "max" if criterion == "auto" else criterion  # its warnings are about the data alone
+    if criterion == "auto":
+        check_repeatable(batches, "pass a list or a DataLoader, or another criterion")
     with open_observer(prepared, providers=providers, **settings) as observer:
-        return collection.calibrate(observer, batches, blank, criterion=criterion, run=run)
+        found = collection.calibrate(observer, batches, blank, criterion=first, run=run)
+    if criterion != "auto":
+        return found
+    thresholds = auto_thresholds(prepared, found, batches, progress=progress, group=process_group)
+    return found._replace(thresholds=thresholds)
 
 
 def empty_calibration(

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
@@ -20,13 +21,14 @@ from .model.saving import write_model
 Feed: TypeAlias = Mapping[str, Array]
 Session: TypeAlias = Callable[[Sequence[str], Feed], dict[str, Array]]
 """From names of tensors and the inputs to the tensors; inputs that the model lacks are ignored."""
-_GIVEN = "/given"
+_GIVEN = "/given by the engine"
 
 
 @contextmanager
-def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool) -> Iterator[Session]:
-    """Yield a model as onnxruntime runs it by default, or node by node as it is written."""
+def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool, threads: int = 0) -> Iterator[Session]:
+    """Yield a model as onnxruntime runs it by default, or node by node as it is written; 0 threads are the default."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised
@@ -36,31 +38,41 @@ def open_onnxruntime(model: onnx.ModelProto, *, optimized: bool) -> Iterator[Ses
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a dozen, with no common base
-            raise ModelError(f"onnxruntime, {how}, cannot load the quantized model: {error}") from error
+            raise ModelError(f"onnxruntime, {how}, cannot load the model: {error}") from error
         inputs = {one.name for one in session.get_inputs()}
 
         def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:
             try:
                 outputs = session.run(list(names), {name: feed[name] for name in feed if name in inputs})
             except Exception as error:
-                raise ModelError(f"onnxruntime, {how}, cannot run the quantized model: {error}") from error
-            return dict(zip(names, outputs, strict=True))
+                raise ModelError(f"onnxruntime, {how}, cannot run the model: {error}") from error
+            return {name: _flat(value) for name, value in zip(names, outputs, strict=True)}
 
         yield run
 
 
+def _flat(value: Any) -> Array:
+    """Return an output as one array: of a sequence or a map all numbers."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        parts = [_flat(one).ravel() for one in value]
+        return np.concatenate(parts) if parts else np.zeros(0)
+    return np.asarray(value)
+
+
 @contextmanager
 def open_openvino(model: onnx.ModelProto) -> Iterator[Session]:
-    """Yield a model as OpenVINO runs it on this machine's CPU; only its outputs can be asked for."""
+    """Yield a model as OpenVINO runs it on this machine's CPU, in float32 outside of INT8; it returns outputs only."""
     with temporary_folder() as folder:
-        compiled = compile_model(write_model(copied(model), folder / "model.onnx"))
+        compiled = compile_model(write_model(copied(model), folder / "model.onnx"), INFERENCE_PRECISION_HINT="f32")
         order = [output.name for output in model.graph.output]
 
         def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:
             try:
                 found = compiled(dict(feed))
             except RuntimeError as error:
-                raise ModelError(f"OpenVINO cannot run the quantized model: {error}") from error
+                raise ModelError(f"OpenVINO cannot run the model: {error}") from error
             outputs = {name: found[k] for k, name in enumerate(order)}
             return {name: outputs[name] for name in names}
 

@@ -1,6 +1,7 @@
 """Batches of any form, as the arrays by input name that onnxruntime takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,3 +85,18 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...] | None) -> bool:
     return len(shape) == len(wanted) and all(
         isinstance(size, str) or size == given for given, size in zip(shape, wanted, strict=True)
     )
+
+
+def few_samples(feeds: Iterable[dict[str, Array]], inputs: Sequence[Input], limit: int) -> list[dict[str, Array]]:
+    """Return the first samples: parts of batches where all inputs have a free first axis of one length."""
+    found: list[dict[str, Array]] = []
+    number = 0
+    for feed in islice(feeds, limit):
+        lengths = {array.shape[0] if array.ndim else 0 for array in feed.values()}
+        free = all(one.shape and isinstance(one.shape[0], str) for one in inputs) and len(lengths) == 1
+        left = limit - number
+        found.append({name: array[:left] for name, array in feed.items()} if free else feed)
+        number += min(left, *lengths) if free else 1
+        if number >= limit:
+            break
+    return found

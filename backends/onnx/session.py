@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -56,7 +57,7 @@ class OnnxObserver(NamedTuple):
 
 
 def _look(name: str, tensor: Array, bins_for: BinsFor, number: int) -> Observation:
-    low, high = (float(tensor.min()), float(tensor.max())) if tensor.size else (0.0, 0.0)
+    low, high = (float(tensor.min()), float(tensor.max())) if tensor.size else (math.inf, -math.inf)
     with _located(f"tensor `{name}`, batch {number}"):
         return look(name, low, high, bins_for, functools.partial(count, tensor))
 

@@ -6,11 +6,10 @@ next quantizers, and its integers may differ from the engine's by one level. Thi
 the reference, and names the first node that differs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-import numpy as np
 import onnx
 
 from klquant.errors import InvalidInputError, ModelError
@@ -18,78 +17,26 @@ from klquant.errors import InvalidInputError, ModelError
 from ..batches import numbered, tracked
 from ..settings import Engine, check_engine
 from .engines.inspected_model import load
-from .engines.quantizer_nodes import QUANTIZE, label
 from .engines.tensorrt import check_tensorrt
-from .execution import Feed, Session, cut_at, given, open_onnxruntime, open_openvino, quantized_tensors, with_outputs
-from .feeds import Array, make_feed, read_inputs
+from .execution import Feed, cut_at, given, open_onnxruntime, open_openvino, quantized_tensors, with_outputs
+from .feeds import make_feed, read_inputs
 from .model.graph import Graph, read_graph
-
-LEVELS = 1  # by which integers may differ: a float32 sum next to a tie may round the other way
-RELATIVE = 2e-3  # of the largest value, by which floats may differ: kernels sum in another order
-NOISE = 0.1  # of the root mean square, by which outputs of a whole run may differ: 20 dB
-NUDGED = 3  # or so many times what half a level at the input changes them
-WHOLE_RUN = "the whole run"
+from .tensor_checks import Rows, Verification
 
 
-class TensorCheck(NamedTuple):
-    """One tensor of a quantized model, compared over all batches."""
-
-    tensor: str
-    node: str
-    """What computes it; of an output that was compared over a whole run, `the whole run`."""
-    op_type: str
-    difference: float
-    """In levels for integers, else in units of the tensor; of a whole run the root mean square."""
-    allowed: float
-    """The difference that rounding explains."""
-    got: float
-    """Value of the engine where the difference is largest."""
-    expected: float
-    """Value of the graph as written, there."""
-
+class _Result(Protocol):
     @property
-    def ok(self) -> bool:
-        """Return whether rounding explains the difference."""
-        return self.difference <= self.allowed
-
-
-class Verification(NamedTuple):
-    """How a quantized model runs in its engine."""
-
-    engine: Engine
-    ran: str
-    """What was run."""
-    checks: list[TensorCheck]
-    num_batches: int
-
-    @property
-    def wrong(self) -> list[TensorCheck]:
-        """Return the tensors that differ by more than rounding explains, in the order of the graph."""
-        return [check for check in self.checks if not check.ok]
-
-    def __str__(self) -> str:
-        """Return the result in one sentence."""
-        if not self.wrong:
-            return f"{self.ran}: {len(self.checks)} tensors are as the model says"
-        first = self.wrong[0]
-        where = (
-            f"`{first.tensor}` of {first.node}" if first.node == WHOLE_RUN else f"`{first.tensor}`, node `{first.node}`"
-        )
-        return (
-            f"{self.ran}: {len(self.wrong)} of {len(self.checks)} tensors are not as the model says, first {where}: "
-            f"expected {first.expected:.6g}, got {first.got:.6g} (differs by {first.difference:.3g}, rounding explains "
-            f"{first.allowed:.3g})"
-        )
+    def model(self) -> onnx.ModelProto: ...
 
 
 def verify(
-    model: onnx.ModelProto | str | Path, batches: Iterable[Any], engine: Engine, *, progress: bool = False
+    model: onnx.ModelProto | str | Path | _Result, batches: Iterable[Any], engine: Engine, *, progress: bool = False
 ) -> Verification:
     """Run a quantized model in its engine and compare every tensor with the graph as it is written.
 
     Parameters
     ----------
-    model : onnx.ModelProto, or path of one
+    model : QDQModel, onnx.ModelProto or path of one
         With Q/DQ, as :func:`quantize` returns it.
     batches : iterable
         Some data, in any form that :func:`calibrate` takes. One batch is usually enough.
@@ -116,11 +63,12 @@ def verify(
     -----
     onnxruntime gives all integers; they are compared from quantizer to quantizer and may differ by one level, floats by
     0.2 % of the largest value. OpenVINO gives its outputs only: their noise may be 20 dB below them, or three times
-    what half a level at the input causes. TensorRT needs a GPU: its documented rules are checked, and the graph as
-    written is run.
+    what half a level at the input causes. What is not INT8 runs in float32 there, not in bfloat16 as by default on some
+    CPUs. TensorRT needs a GPU and is not run: `verify` shows that its documented
+    rules hold, and that onnxruntime can run the graph as it is written. It compares nothing.
     """
     check_engine(engine)
-    loaded = load(model)
+    loaded = load(model if isinstance(model, onnx.ModelProto | str | Path) else model.model)
     graph = read_graph(loaded)
     inputs = read_inputs(loaded, graph)
     shown = tracked(batches, "verifying" if progress else "")
@@ -143,7 +91,7 @@ def _in_onnxruntime(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed])
     """Compare from quantizer to quantizer, and the outputs of a run that returns nothing else."""
     quantized = quantized_tensors(graph)
     names = list(dict.fromkeys([*quantized, *graph.outputs]))
-    rows = _Rows(graph)
+    rows = Rows(graph)
     with (
         open_onnxruntime(with_outputs(model, names), optimized=True) as engine,
         open_onnxruntime(cut_at(model, graph, quantized), optimized=False) as reference,
@@ -159,7 +107,7 @@ def _in_onnxruntime(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed])
 
 
 def _in_openvino(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed]) -> Verification:
-    rows = _Rows(graph)
+    rows = Rows(graph)
     with open_onnxruntime(model, optimized=False) as written, open_openvino(model) as engine:
         for rows.num_batches, feed in enumerate(feeds, start=1):
             rows.compare_whole(graph.outputs, engine, written, feed)
@@ -170,94 +118,9 @@ def _for_tensorrt(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed]) -
     """Check the rules, and that the graph as written runs at all."""
     if broken := check_tensorrt(model):
         raise ModelError(f"TensorRT must accept the model, got node `{broken[0].node}`: {broken[0].message}")
-    rows = _Rows(graph)
+    rows = Rows(graph)
     with open_onnxruntime(model, optimized=False) as written:
         for rows.num_batches, feed in enumerate(feeds, start=1):
             outputs = written(graph.outputs, feed)
-            rows.compare(graph.outputs, outputs, outputs)
-    return rows.result("tensorrt", "TensorRT (its rules; it was not run)")
-
-
-class _Rows:
-    """The comparisons so far: of each tensor the largest difference."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph, self.num_batches = graph, 0
-        self._rows: dict[tuple[str, str], TensorCheck] = {}
-
-    def compare(self, names: Sequence[str], found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-        """Compare tensors that were computed from the same integers."""
-        for name in names:
-            difference = _difference(found[name], expected[name])
-            allowed = LEVELS if found[name].dtype.kind in "iub" else RELATIVE * _largest(expected[name])
-            size = float(difference.max(initial=0.0))
-            self._add(*self._origin(name), size, allowed, *_worst(difference, found[name], expected[name]))
-
-    def compare_whole(self, names: Sequence[str], engine: Session, written: Session, feed: Feed) -> None:
-        """Compare the outputs of two whole runs, in which all roundings may differ."""
-        found, expected = engine(names, feed), written(names, feed)
-        nudged = written(names, {name: _nudge(array) for name, array in feed.items()})
-        for name in names:
-            difference, spread = _difference(found[name], expected[name]), _difference(nudged[name], expected[name])
-            allowed = max(NOISE * _rms(expected[name]), NUDGED * _rms(spread))
-            worst = _worst(difference, found[name], expected[name])
-            self._add(name, WHOLE_RUN, "", _rms(difference), allowed, *worst)
-
-    def result(self, engine: Engine, ran: str) -> Verification:
-        """Return all of them."""
-        return Verification(engine, ran, list(self._rows.values()), self.num_batches)
-
-    def _origin(self, name: str) -> tuple[str, str, str]:
-        """Return the tensor before its quantizer, and name and operator of the node that computes it."""
-        node = self._graph.producers.get(name)
-        if node is not None and node.op_type == QUANTIZE and node.input[0] in self._graph.producers:
-            name, node = node.input[0], self._graph.producers[node.input[0]]
-        return (name, name, "input") if node is None else (name, label(node), node.op_type)
-
-    def _add(self, tensor: str, node: str, *numbers: Any) -> None:
-        new, old = TensorCheck(tensor, node, *numbers), self._rows.get((tensor, node))
-        if old is None or new.difference - new.allowed > old.difference - old.allowed:
-            self._rows[tensor, node] = new
-
-
-def _difference(found: Array, expected: Array) -> Array:
-    """Return the absolute difference, float64; 0 where neither is finite in the same way, inf where only one is."""
-    if found.shape != expected.shape or found.dtype.kind not in "iubf":
-        return np.array([0.0 if np.array_equal(found, expected) else np.inf])
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        difference: Array = np.where(same, 0.0, np.abs(a - b))
-    return np.where(np.isnan(difference), np.inf, difference)
-
-
-def _worst(difference: Array, found: Array, expected: Array) -> tuple[float, float]:
-    if difference.shape != found.shape or not found.size:
-        return np.nan, np.nan
-    at = np.unravel_index(int(difference.argmax()), difference.shape)
-    return float(found[at]), float(expected[at])
-
-
-def _finite(values: Array) -> Array:
-    wide = values.astype(np.float64) if values.dtype.kind in "iubf" else np.zeros(0)
-    return wide[np.isfinite(wide)]
-
-
-def _largest(values: Array) -> float:
-    return float(np.abs(_finite(values)).max(initial=0.0))
-
-
-def _rms(values: Array) -> float:
-    if np.isinf(values).any() if values.dtype.kind == "f" else False:
-        return float("inf")
-    finite = _finite(values)
-    return float(np.sqrt((finite**2).mean())) if finite.size else 0.0
-
-
-def _nudge(array: Array) -> Array:
-    """Return an input that is half a level off, up and down by turns; integers and zeros stay."""
-    if array.dtype.kind != "f" or not array.size:
-        return array
-    signs = np.where(np.arange(array.size) % 2, 1, -1).reshape(array.shape)
-    nudged: Array = (array + signs * (_largest(array) / 255) * (array != 0)).astype(array.dtype)
-    return nudged
+            rows.compare(graph.outputs, outputs, outputs)  # lists the outputs
+    return rows.result("tensorrt", "TensorRT")

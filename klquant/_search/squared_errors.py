@@ -5,7 +5,8 @@ s(b) the sum of these values, and b_q the first bin that is rounded to level q. 
 
     sum h (x - q(x) step)^2 = sum h x^2 - 2 step sum_q s(b_q) + step^2 sum_q (2 q - 1) n(b_q)
 
-So the error of a candidate needs one look-up for each level, and no sum over the bins.
+So the error of a candidate needs one look-up for each level, and no sum over the bins. The levels are summed in blocks,
+so that memory grows with the number of bins only.
 """
 
 import functools
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, first_true
+from klquant._namespace import Array, add_up, first_true
+from klquant._validate import is_sound
 
+BLOCK_SIZE = 2**19  # entries of the temporary arrays of the squared errors
 TIE = 1e-13  # of the mean square: squared errors closer than this differ by rounding only, and the first wins
 
 
@@ -25,20 +28,35 @@ def squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: Mo
     num, qmax = folded.shape[0], num_quantized_bins // 2
     distance = xp.arange(num).astype(xp.float64)  # in bins
     from_outside = [xp.concatenate([xp.cumsum(v[::-1])[::-1], xp.zeros(1)]) for v in (folded, folded * distance)]
-    begin = xp.asarray(_level_begins(num, qmax))
-    counts, sums = (total[begin] for total in from_outside)  # (qmax, candidates)
+    rows = min(qmax, max(1, BLOCK_SIZE // num))
+
+    def add(block: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+        level = block * rows + xp.arange(1, rows + 1)
+        counted = (level <= qmax).astype(xp.float64)  # a last block reaches beyond
+        begins = xp.asarray(_all_begins(num, qmax)) if rows == qmax else _begins(level, num, qmax, xp=xp)
+        counts, sums = (total[begins] for total in from_outside)  # (rows, candidates)
+        return totals[0] + (counted * (2 * level - 1)) @ counts, totals[1] + counted @ sums
+
+    weighted, sums = add_up(add, -(-qmax // rows), xp.zeros_like(folded), xp=xp)
     step = (xp.arange(num) + 0.5) / qmax
-    odd = 2.0 * xp.arange(1, qmax + 1) - 1
-    squared = (folded * distance**2).sum() - 2 * step * sums.sum(axis=0) + step**2 * (odd @ counts)
+    squared = (folded * distance**2).sum() - 2 * step * sums + step**2 * weighted
     width = (edges[-1] - edges[0]).astype(xp.float64) / hist.shape[0]
-    return xp.maximum(squared, 0.0) / folded.sum() * width**2
+    errors = xp.maximum(squared, 0.0) / folded.sum() * width**2
+    return xp.where(is_sound(hist, edges, xp=xp), errors, xp.nan)
 
 
-@functools.lru_cache(maxsize=32)
-def _level_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the first bin (by distance from 0) that rounds to level q, for q = 1 .. qmax and each candidate T."""
-    halves = (2 * np.arange(1, qmax + 1)[:, None] - 1) * (2 * np.arange(num) + 1)  # (q - 1/2) T, unit 1 / (4 qmax) bins
-    begins: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(-(-halves // (4 * qmax)), num)
+def _begins(level: Array, num: int, qmax: int, *, xp: ModuleType) -> Array:
+    """Return the first bin (by distance from 0) that rounds to each level q, for each candidate T.
+
+    The limit between two levels is (q - 1/2) T / qmax, where T is an odd number of half bins.
+    """
+    halves = (2 * level[:, None] - 1) * (2 * xp.arange(num) + 1)  # in units of 1 / (4 qmax) bins
+    return xp.minimum((halves + (4 * qmax - 1)) // (4 * qmax), num)
+
+
+@functools.lru_cache(maxsize=8)
+def _all_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    begins: np.ndarray[Any, np.dtype[np.int64]] = _begins(np.arange(1, qmax + 1), num, qmax, xp=np)
     return begins
 
 
@@ -51,5 +69,5 @@ def fold(hist: Array, *, xp: ModuleType) -> Array:
 def least_error(errors: Array, hist: Array, edges: Array, *, xp: ModuleType) -> Array:
     """Return the index of the first least error, up to rounding."""
     centres = (edges[1:] + edges[:-1]).astype(xp.float64) / 2
-    square = (hist * centres**2).sum() / hist.astype(xp.float64).sum()
+    square = (hist.astype(xp.float64) * centres**2).sum() / hist.astype(xp.float64).sum()
     return first_true(errors <= errors.min() + TIE * square, xp=xp)

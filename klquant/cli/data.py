@@ -21,6 +21,7 @@ from .images import ImageOptions, load_image
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
 SOURCE = "FOLDER|FILE|MODULE:FUNCTION"
+FOLDERS = "folders"
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
@@ -92,14 +93,49 @@ def open_batches(
         raise InvalidInputError(f"{_EXPECTED}, got {source!r}, which does not exist")
     if batch_size:
         raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes its own batches")
-    return FunctionBatches(source, _import_function(source))
+    return FunctionBatches(source, import_function(source, "--data"))
+
+
+def open_labels(labels: str, source: str) -> Array:
+    """Return the class of each sample: from the folders of images, or from an .npy or .npz file.
+
+    Raises
+    ------
+    InvalidInputError
+        For another source, images outside of folders, and a file without one array of labels; naming it.
+    """
+    if labels == FOLDERS:
+        return _labels_of_folders(Path(source))
+    path = Path(labels)
+    if not path.is_file() or path.suffix not in ARRAYS:
+        raise InvalidInputError(f"`--labels` must be `{FOLDERS}` or an .npy or .npz file, got {labels!r}")
+    content = load_arrays(path)
+    if isinstance(content, dict):
+        content = content["labels"] if "labels" in content else next(iter(content.values()))
+    return np.asarray(content)
+
+
+def _labels_of_folders(folder: Path) -> Array:
+    """Return the number of each image's folder among the sorted folders."""
+    images = _files(folder, IMAGES) if folder.is_dir() else []
+    if not images or any(path.parent == folder for path in images):
+        raise InvalidInputError(f"`--labels {FOLDERS}` needs images in one folder for each class in `{folder}`")
+    classes = [path.relative_to(folder).parts[0] for path in images]
+    numbers = {name: k for k, name in enumerate(sorted(set(classes)))}
+    return np.array([numbers[name] for name in classes])
+
+
+def some_batches(source: str | None, graph: Any, images: ImageOptions) -> Iterable[Any] | None:
+    """Return the batches that `source` names; None without a source. `graph` is that of the model."""
+    if source is None:
+        return None
+    return open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images)
 
 
 def first_batch(source: str | None, graph: Any, images: ImageOptions) -> list[Any] | None:
     """Return the first batch that `source` names, in a list; None without a source. `graph` is that of the model."""
-    if source is None:
-        return None
-    return list(islice(open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images), 1))
+    batches = some_batches(source, graph, images)
+    return None if batches is None else list(islice(batches, 1))
 
 
 def fixed_batch_size(graph: Any) -> int:
@@ -191,8 +227,10 @@ def _stack_files(paths: Sequence[Path]) -> Any:
         ) from error
 
 
-def _import_function(source: str) -> Callable[[], Iterable[Any]]:
+def import_function(source: str, option: str) -> Callable[..., Any]:
     """Import a function from the current folder, as `python -m` does."""
+    if not _FUNCTION.fullmatch(source):
+        raise InvalidInputError(f"`{option}` must be module:function, got {source!r}")
     module_name, _, name = source.rpartition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -201,11 +239,13 @@ def _import_function(source: str) -> Callable[[], Iterable[Any]]:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise InvalidInputError(
-            f"`--data {source}`: `{module_name}` cannot be imported: {_last_line(error)}"
+            f"`{option} {source}`: `{module_name}` cannot be imported: {_last_line(error)}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise InvalidInputError(f"`--data {source}`: `{name}` must be a function of `{module_name}`, got {function!r}")
+        raise InvalidInputError(
+            f"`{option} {source}`: `{name}` must be a function of `{module_name}`, got {function!r}"
+        )
     return function  # type: ignore[no-any-return]
 
 

@@ -95,9 +95,11 @@ def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[
     return overrides
 
 
-def criterion_option(default: Criterion | None, what: str) -> Decorator:
+def criterion_option(default: Criterion | None, what: str, *, others: Iterable[str] = ()) -> Decorator:
     """Return the option `--criterion`."""
-    return click.option("--criterion", type=click.Choice(CRITERIA), default=default, show_default=True, help=what)
+    return click.option(
+        "--criterion", type=click.Choice([*CRITERIA, *others]), default=default, show_default=True, help=what
+    )
 
 
 override_option = click.option(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import click
@@ -12,14 +12,15 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from klquant.backends.text import THRESHOLD_COLUMNS, threshold_cells, without_nan
+from klquant.backends.ranges import Range
+from klquant.backends.text import THRESHOLD_COLUMNS, number, threshold_cells, without_nan
 from klquant.backends.thresholds import LayerThreshold
 
 from .errors import printable
 
 UNLIMITED = 10_000  # columns of a file or a pipe: names are not wrapped there
 _LONG = {"tensor", "node", "why", "packages", "install with"}
-_NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB"}
+_NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB", "low", "high"}
 
 
 def busy(what: str) -> Status:
@@ -48,10 +49,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     Console(width=None if sys.stdout.isatty() else UNLIMITED).print(table)
 
 
-def print_thresholds(title: str, thresholds: Iterable[tuple[str, LayerThreshold]]) -> None:
-    """Print a table of thresholds by tensor."""
-    rows = ((name, *threshold_cells(found, missing="").values()) for name, found in thresholds)
-    print_table(title, ("tensor", *THRESHOLD_COLUMNS), rows)
+def print_thresholds(
+    title: str, thresholds: Iterable[tuple[str, LayerThreshold]], ranges: Mapping[str, Range] | None = None
+) -> None:
+    """Print a table of thresholds by tensor, with the ends of quantized ranges if they are given."""
+    ends = {name: tuple(map(number, found)) for name, found in (ranges or {}).items()}
+    rows = ((name, *threshold_cells(found, missing="").values(), *ends.get(name, ())) for name, found in thresholds)
+    print_table(title, ("tensor", *THRESHOLD_COLUMNS, *(("low", "high") if ends else ())), rows)
 
 
 def threshold_record(name: str, found: LayerThreshold) -> dict[str, Any]:

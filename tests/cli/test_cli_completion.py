@@ -46,7 +46,7 @@ def test_completing_a_command_imports_none():
     [
         (["convert", "a", "b", "--to", ""], list(FORMATS)),
         (["convert", "a", "b", "--from", "cal"], ["calibration"]),
-        (["calibrate", "a", "--criterion", ""], ["entropy", "max", "percentile", "mse"]),
+        (["calibrate", "a", "--criterion", ""], ["entropy", "max", "percentile", "mse", "auto"]),
         (["inspect", "a", "--engine", "on"], ["onnxruntime"]),
         (["quantize", "a", "b", "--engine", ""], ["tensorrt", "onnxruntime", "openvino"]),
         (["quantize", "a", "b", "--red"], ["--reduce-range"]),

@@ -143,12 +143,15 @@ def test_a_fixed_batch_size_is_kept_to(images, tmp_path):
 
 def test_settings_reach_the_calibration(here, tmp_path):
     options = ["--num-bins", 501, "--criterion", "mse", "--override", "im*=max", "--exclude", "c"]
+    options += ["--dead-channel", "1e9"]
     arguments = ["--data", here / "images.npz", "--out", tmp_path / "c.npz", *options]
     assert run("calibrate", here / "model.onnx", *arguments).exit_code == 0
     calibration = Calibration.load(tmp_path / "c.npz")
     assert len(calibration.histograms["images"].hist) == 501
     assert calibration.thresholds["images"].criterion == "max"
     assert calibration.thresholds["r"].criterion == "mse"
+    assert calibration.settings.dead_channel == 1e9
+    assert not any(map(any, calibration.weight_scales.values()))
     assert "c" not in calibration.thresholds
 
 
@@ -220,6 +223,23 @@ def test_tensors_that_share_a_scale_show_the_one_that_is_written(here, tmp_path)
     assert found["p"]["threshold"] == found["logits"]["threshold"]
     assert {found["p"]["criterion"], found["logits"]["criterion"]} == {"shared", "max"}
     assert found["p"]["sqnr_db"] is None
+
+
+def test_ranges_are_shown_and_can_be_kept_symmetric(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    arguments += ["--engine", "onnxruntime", "--criterion", "max"]
+    assert re.search(r"SQNR dB +low +high\n", run(*arguments).stdout)
+    found, plain = (
+        {record["tensor"]: record for record in run_json(*arguments, *options)["tensors"]}
+        for options in ([], ["--symmetric"])
+    )
+    for name, one in plain.items():
+        assert one["low"] == (0 if name == "r" else pytest.approx(-one["threshold"] * 128 / 127))
+        assert one["high"] == pytest.approx(one["threshold"])
+    low, high = Calibration.load(here / "calib.npz").ranges["c"]  # p and logits lie within and share the grid
+    assert found["c"]["high"] - found["c"]["low"] == pytest.approx(high - low)
+    assert found["c"]["low"] == pytest.approx(low, abs=(high - low) / 255)
+    assert {name for name in plain if plain[name]["low"] != found[name]["low"]} == {"c", "p", "logits"}
 
 
 def test_a_cache_becomes_the_model_that_its_thresholds_make(here, images, tmp_path):
@@ -321,18 +341,42 @@ def test_options_that_cannot_be_meant_are_refused(here, tmp_path, options, messa
     assert (result.exit_code, message in result.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
-def test_quantize_verifies_on_data(here, tmp_path, engine):
+@pytest.mark.parametrize(
+    ("engine", "verdict"),
+    [
+        ("onnxruntime", r"onnxruntime: \d+ tensors are as the model says"),
+        ("tensorrt", "TensorRT was not run; its rules hold, and onnxruntime runs the model as it is written"),
+    ],
+)
+def test_quantize_verifies_on_data(here, tmp_path, engine, verdict):
     command = ["quantize", here / "model.onnx", here / "calib.npz", "--engine", engine, "-o", tmp_path / "q.onnx"]
     result = run(*command, "--verify", here / "images.npz")
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"^verified: .*: \d+ tensors are as the model says$", result.stdout, re.MULTILINE)
-    assert "tensors are as the model says" in run_json(*command, "--verify", here / "images.npz")["verified"]
+    assert re.search(f"^verified: {verdict}$", result.stdout, re.MULTILINE)
+    assert re.search(verdict, run_json(*command, "--verify", here / "images.npz")["verified"])
     assert run_json(*command)["verified"] is None
 
 
+def test_quantize_corrects_biases_with_data(here, tmp_path):
+    command = [
+        "quantize",
+        here / "model.onnx",
+        here / "calib.npz",
+        "--engine",
+        "onnxruntime",
+        "-o",
+        tmp_path / "q.onnx",
+    ]
+    data = ["--data", here / "images.npz"]
+    result = run(*command, *data, "--correct-bias")
+    assert re.search(r"^biases corrected: [1-9]\d* layers$", result.stdout, re.MULTILINE)
+    assert run_json(*command, *data, "--correct-bias")["corrections"]
+    assert run_json(*command, *data, "--no-correct-bias")["corrections"] == {}
+    assert run(*command, "--correct-bias").exit_code == 2
+
+
 def test_quantize_writes_nothing_if_the_engine_computes_something_else(here, tmp_path, monkeypatch):
-    monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
+    monkeypatch.setattr("klquant.backends.onnx.tensor_checks.LEVELS", -1)
     command = [
         "quantize",
         here / "model.onnx",
@@ -354,6 +398,6 @@ def test_inspect_runs_the_model_on_data(here, tmp_path, monkeypatch):
     result = run(*command)
     assert result.exit_code == 0
     assert "tensors are as the model says" in result.stdout
-    monkeypatch.setattr("klquant.backends.onnx.verification.LEVELS", -1)
+    monkeypatch.setattr("klquant.backends.onnx.tensor_checks.LEVELS", -1)
     assert run(*command).exit_code == 1
     assert len(run_json(*command, code=1)["verified"]["wrong"]) > 0

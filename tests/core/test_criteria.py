@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -73,6 +74,25 @@ def test_values_on_a_level_up_to_rounding_have_no_error(xp, width):
     hist[10] = 1
     found = call(xp, klquant.mse_threshold, hist, even_edges(33) * width, num_quantized_bins=15)
     assert float(found.sqnr_db) == np.inf
+
+
+@xp_all
+@pytest.mark.parametrize(("dtype", "count"), [("uint8", 200), ("int8", 100), ("int32", 2**30 + 1), ("float16", 4e4)])
+def test_folding_narrow_counts_does_not_overflow(xp, dtype, count):
+    hist = np.full(7, count)
+    expected = reference.one_sided_divergence_curve(hist, 3)
+    np.testing.assert_array_equal(reference.one_sided_divergence_curve(hist.astype(dtype), 3), expected)
+    curve = call(xp, klquant.divergence_curve, hist.astype(dtype), num_quantized_bins=3, one_sided=True)
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+    assert expected[0] == pytest.approx(0.0944, abs=1e-4) or dtype != "uint8"  # 0.1427 if the sums wrap around
+
+
+@xp_all
+@pytest.mark.parametrize("num_bins", [3, 5, 9])
+def test_two_levels_on_one_side_have_no_interior_group(xp, num_bins):
+    hist = np.random.default_rng(num_bins).integers(1, 9, num_bins)
+    curve = call(xp, klquant.divergence_curve, hist, num_quantized_bins=3, one_sided=True)
+    np.testing.assert_allclose(curve, reference.one_sided_divergence_curve(hist, 3), rtol=0, atol=1e-12)
 
 
 @xp_all
@@ -198,3 +218,26 @@ def test_bins_of_different_widths_are_refused_by_mse():
     edges[-1], edges[0] = 9, -9
     with pytest.raises(InvalidInputError, match="`edges` must be equally spaced"):
         call(NUMPY, klquant.mse_threshold, HIST, edges)
+
+
+@xp_all
+@pytest.mark.parametrize("levels", [255, 1023])
+def test_squared_errors_are_summed_in_blocks(xp, levels, monkeypatch):
+    """More levels than a block has rows give the same errors."""
+    hist, edges = np.random.default_rng(2).poisson(20, 1023), even_edges(1023)
+    expected = klquant.mse_curve(hist, edges, num_quantized_bins=levels)
+    monkeypatch.setattr("klquant._search.squared_errors.BLOCK_SIZE", 20 * 512 + 3)
+
+    def curve(h, e):  # a new function, so a new trace
+        return klquant.mse_curve(h, e, num_quantized_bins=levels)
+
+    np.testing.assert_allclose(xp.call(curve, xp.asarray(hist), xp.asarray(edges)), expected, rtol=1e-12)
+
+
+def test_memory_of_squared_errors_grows_with_the_bins_only():
+    hist, edges = np.random.default_rng(2).poisson(20, 8193), even_edges(8193)
+    tracemalloc.start()
+    klquant.mse_threshold(hist, edges, num_quantized_bins=2047)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20  # all levels at once take 96 MiB

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,8 @@ def test_a_kernel_may_divide_by_zero(xp):
 
 @needs_jax
 def test_jax_compiles_once_per_shape_and_static_value():
+    import jax
+
     traces = []
 
     @compiled
@@ -89,8 +93,33 @@ def test_jax_compiles_once_per_shape_and_static_value():
         return x + k
 
     for size, k in [(2, 1), (2, 1), (3, 1), (2, 5), (3, 1), (2, 5)]:
-        kernel(JAX.asarray(np.ones(size)), k=k)
+        jax.jit(functools.partial(kernel, k=k))(JAX.asarray(np.ones(size)))
     assert traces == [((2,), 1), ((3,), 1), ((2,), 5)]
+
+
+@needs_jax
+def test_jax_arrays_in_the_memory_of_the_cpu_are_not_compiled():
+    import jax
+
+    seen = []
+
+    @compiled
+    def kernel(x, *, xp):
+        seen.append(xp.__name__)
+        return x + 1, xp.float64(2)
+
+    x = jax.numpy.arange(3)
+    for argument in (x, jax.device_put(x, jax.devices("cpu")[0])):
+        first, second = kernel(argument)
+        assert JAX.owns(first, second)
+        assert (first.dtype, first.shape, second.dtype, second.shape) == (np.int32, (3,), np.float64, ())
+        assert first.tolist() == [1, 2, 3]
+        assert first.committed == second.committed == argument.committed
+    assert not first.weak_type
+    assert not second.weak_type
+    jax.jit(kernel)(x)
+    jax.vmap(kernel)(x[None, :2])
+    assert seen == ["numpy", "numpy", "jax.numpy", "jax.numpy"]
 
 
 @needs_jax

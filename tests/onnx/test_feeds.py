@@ -3,7 +3,7 @@ import pytest
 import torch
 from onnx import helper
 
-from klquant.backends.onnx.feeds import make_feed, read_inputs
+from klquant.backends.onnx.feeds import Input, few_samples, make_feed, read_inputs
 from klquant.backends.onnx.model.graph import read_graph
 from klquant.errors import InvalidInputError
 from support.namespaces import JAX, needs_jax
@@ -101,3 +101,10 @@ def test_a_fixed_batch_size_is_kept():
     assert make_feed(IMAGES, fixed)["images"].shape == (2, 3, 4)
     with pytest.raises(InvalidInputError, match=r"input `images` must have shape \(2, 3, 4\), got \(1, 3, 4\)"):
         make_feed(IMAGES[:1], fixed)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [(("n", 2), [3, 1]), ((3, 2), [3, 3, 3, 3])])
+def test_the_subset_is_four_samples_or_batches(shape, expected):
+    feeds = [{"x": np.zeros((3, 2))} for _ in range(9)]
+    found = few_samples(feeds, [Input("x", np.dtype("f"), shape)], 4)
+    assert [len(feed["x"]) for feed in found] == expected

@@ -68,7 +68,10 @@ def test_counts_near_two_to_the_62_are_searched_exactly(one_batch, library):
         jax = pytest.importorskip("jax")
         with enable_x64():
             arrays = tuple(map(jax.numpy.asarray, arrays))
-    found = klquant.optimal_threshold(*arrays)
+        with enable_x64():
+            found = jax.jit(klquant.optimal_threshold)(*arrays)
+    else:
+        found = klquant.optimal_threshold(*arrays)
     assert int(found.index) == int(np.argmin(curve))
     assert float(found.divergence) == pytest.approx(curve.min(), abs=1e-12)
 

@@ -21,6 +21,7 @@ _NUMBER = re.compile(r"#(\d+)#")
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _ALL_INPUTS = ("Subgraph", "Eltwise", "Concatenation")
 _AUXILIARY = ("Const", "Convert", "Input", "Output", "Reorder", "Reshape", "Transpose")
+_ORIGINAL = "_original"  # a layer before an output of the model, if the dequantizing node behind it takes its name
 _EIGHT_BITS = ("i8", "u8")
 
 
@@ -75,12 +76,12 @@ def runtime_nodes(path: Path) -> list[RuntimeNode]:
     return [_runtime_node(node) for node in compile_model(path).get_runtime_model().get_ordered_ops()]
 
 
-def compile_model(path: Path) -> Any:
+def compile_model(path: Path, **options: str) -> Any:
     """Return OpenVINO's compiled model for the CPU, on one thread."""
     openvino = _import_openvino()
     try:
         core = openvino.Core()
-        return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+        return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1, **options})
     except RuntimeError as error:
         raise ModelError(f"OpenVINO must be able to compile the model, got: {error}") from error
 
@@ -117,8 +118,8 @@ def _keys_of(graph: Graph, made: RuntimeNode) -> Iterator[str]:
         number = _NUMBER.match(name)
         if number is not None:
             yield node_key(graph.nodes[int(number[1])])
-        elif name in graph.producers:
-            yield node_key(graph.producers[name])
+        elif (output := name.removesuffix(_ORIGINAL)) in graph.producers:
+            yield node_key(graph.producers[output])
 
 
 def _float_input(graph: Graph, node: onnx.NodeProto, kernel: Kernel) -> str:

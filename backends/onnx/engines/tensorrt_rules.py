@@ -9,7 +9,7 @@ import onnx
 
 from ...settings import WEIGHTED
 from ..model.graph import MAX_CHAIN, Graph
-from ..model.operators import MOVING, RECTIFIERS
+from ..model.operators import MOVING, RECTIFIERS, sole_consumer
 from .quantizer_nodes import DEQUANTIZE, QUANTIZE, axes_of_scales, constant, dequantizer, follow, label, parameters
 from .tensorrt_quantizers import RULES as QUANTIZER_RULES
 
@@ -58,12 +58,15 @@ def residual_shortcut(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
         return
     quantized = {name: _quantized_from(graph, name) for name in node.input if is_dequantized(graph, name)}
     from_layers = [one for one in quantized.values() if one is not None and one.op_type in (*WEIGHTED, *FOLLOWERS[:1])]
+    if len(set(node.input)) < 2:
+        return
     branches = [name for name in node.input if layer_of(graph, name) is not None]
     if not branches and from_layers:
         yield f"the branch of {from_layers[-1].op_type} `{label(from_layers[-1])}` must not be quantized"
     shortcuts = [name for name in node.input if name not in branches[:1]]
-    int8 = any(is_dequantized(graph, layer.input[0]) for name in branches if (layer := layer_of(graph, name)))
-    if branches and int8 and not quantized and constant(graph, shortcuts[0]) is None:
+    alone = [name for name in branches if sole_consumer(graph, name) is not None]
+    int8 = any(is_dequantized(graph, layer.input[0]) for name in alone if (layer := layer_of(graph, name)))
+    if int8 and not quantized and constant(graph, shortcuts[0]) is None:
         yield f"its shortcut `{shortcuts[0]}` must be quantized"
 
 

@@ -1,5 +1,6 @@
 """The graph of a model, indexed by name: producers, consumers, constants and types."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ class Graph(NamedTuple):
     outputs: list[str]
     types: dict[str, int]
     """Element types of onnx.TensorProto, where known."""
+    ranks: Mapping[str, int] = {}
+    """Numbers of dimensions, where known."""
 
     def tensors(self) -> set[str]:
         """Return the names of all tensors."""
@@ -45,6 +48,7 @@ def read_graph(model: onnx.ModelProto) -> Graph:
             consumers.setdefault(name, []).append(node)
     values = [*graph.input, *graph.output, *graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
+    shapes = {value.name: value.type.tensor_type.shape for value in values if value.type.tensor_type.HasField("shape")}
     return Graph(
         nodes=list(graph.node),
         initializers=initializers,
@@ -53,6 +57,8 @@ def read_graph(model: onnx.ModelProto) -> Graph:
         inputs=[value.name for value in graph.input if value.name not in initializers],
         outputs=[value.name for value in graph.output],
         types=types | {name: tensor.data_type for name, tensor in initializers.items()},
+        ranks={name: len(shape.dim) for name, shape in shapes.items()}
+        | {name: len(tensor.dims) for name, tensor in initializers.items()},
     )
 
 

@@ -18,10 +18,11 @@ from .graph import Graph, copied, read_graph
 from .loading import check_graph, read_model, wanted
 from .normal_form import model_nodes, sort_values, tidy
 from .optimization import optimize
+from .repairs import drop_default_dilations, free_weights, make_dense, name_apart, rank_outputs, split_sums
 from .saving import write_model
+from .types import infer_types
 
 MIN_OPSET = 13  # the first with scales per channel
-MIN_IR = 7  # goes with that opset; since 4, initializers need not be inputs too
 _RENAMING = ("ConstantSharing", "TransposeOptimizer", "GeluFusionL1", "LayerNormFusionL1")  # or replacing operators
 
 
@@ -69,21 +70,25 @@ def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     with wanted(f"{name} must be a valid ONNX model"):
         given = _read(model)
     _refuse_quantized(name, given)
-    _free_weights(given)
+    with wanted(f"{name} must be a valid ONNX model"):
+        make_dense(given)
+        rank_outputs(given)
+    free_weights(given)
     with temporary_folder() as folder:
         with wanted(f"{name} must have opset {MIN_OPSET}, or one that onnx can raise to it"):
             given = _raise_opset(given)
-            _drop_default_dilations(given)
+            drop_default_dilations(given)
         with wanted(f"{name} must be a valid ONNX model"):
             if casts_halves(given):
                 fold_constants(given)
+            name_apart(given)
             path = write_model(given, folder / "given.onnx")
-            onnx.checker.check_model(str(path))
+            _check(given, path)
         with wanted(f"{name} must be a model that onnxruntime can run"):
-            optimized = given if casts_halves(given) else _optimized(path)
+            optimized = given if casts_halves(given) else split_sums(_optimized(path), given)
         tidy(optimized, like=given)
         with wanted(f"{name} must have consistent shapes and types"):
-            prepared = onnx.shape_inference.infer_shapes(optimized)
+            prepared = infer_types(optimized, folder)
             sort_values(prepared.graph)
         onnx.load_external_data_for_model(prepared, str(folder))
     for tensor in prepared.graph.initializer:
@@ -111,13 +116,17 @@ def _refuse_quantized(name: str, model: onnx.ModelProto) -> None:
             raise InvalidInputError(f"{name} must be a float model, got {kind} in node `{node.name}`")
 
 
-def _free_weights(model: onnx.ModelProto) -> None:
-    """Remove the initializers from the inputs, where a caller could replace them."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in [value for value in model.graph.input if value.name in weights]:
-        model.graph.input.remove(value)
-    if 0 < model.ir_version < MIN_IR:
-        model.ir_version = MIN_IR
+def _check(model: onnx.ModelProto, path: Path) -> None:
+    """Run onnx's checker; it demands the rank of outputs, which operators of other domains may leave open."""
+    kinds = [value.type for value in model.graph.output]
+    if all(kind.tensor_type.HasField("shape") for kind in kinds if kind.HasField("tensor_type")):
+        onnx.checker.check_model(str(path))
+        return
+    ranked = copied(model)
+    for value in ranked.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(str(write_model(ranked, path.with_name("ranked.onnx"))))
 
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,14 +135,6 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     onnx.checker.check_model(model)  # an invalid model may crash the converter
     return onnx.version_converter.convert_version(model, MIN_OPSET)
-
-
-def _drop_default_dilations(model: onnx.ModelProto) -> None:
-    """Leave out what means nothing and what onnxruntime's INT8 kernel does not know."""
-    for node in model_nodes(model):
-        for entry in [entry for entry in node.attribute if node.op_type == "AveragePool" and entry.name == "dilations"]:
-            if set(entry.ints) == {1}:
-                node.attribute.remove(entry)
 
 
 def _optimized(path: Path) -> onnx.ModelProto:

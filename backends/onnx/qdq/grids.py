@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import onnx
 
+from ...calibration import Calibration
+from ...ranges import STEPS, Candidate, Range, better_range, candidates
+from ...settings import WEIGHTED, Engine
+from ..model.graph import Graph
+from ..model.operators import attribute, has_constant_weight
 from .plan import Plan
 
 
@@ -18,6 +23,12 @@ class Grid(NamedTuple):
     zero_point: int
     dtype: int
     """INT8 or UINT8 of onnx.TensorProto."""
+
+    @property
+    def range(self) -> Range:
+        """Return the smallest and the largest value that the integers stand for."""
+        least = -128 if self.dtype == onnx.TensorProto.INT8 else 0
+        return Range((least - self.zero_point) * self.scale, (least + STEPS - self.zero_point) * self.scale)
 
 
 Rule: TypeAlias = Callable[[float, bool], Grid]
@@ -43,14 +54,31 @@ def unsigned(threshold: float, non_negative: bool) -> Grid:
 
 
 def make_grids(
-    plan: Plan, thresholds: Mapping[str, float], non_negative: AbstractSet[str], rule: Rule
+    plan: Plan,
+    thresholds: Mapping[str, float],
+    non_negative: AbstractSet[str],
+    rule: Rule,
+    known: Mapping[str, Candidate] | None = None,
 ) -> dict[str, Grid]:
-    """Return the grid of every planned activation; activations that share a grid use their largest threshold."""
+    """Return the grid of every planned activation.
+
+    Activations that share a grid use their largest threshold or, if all of them are candidates and it has less error,
+    the union of their ranges. Those that are never negative have all levels above 0 anyway.
+    """
     grids: dict[str, Grid] = {}
     for group in _groups(plan):
-        threshold = max(thresholds[name] for name in group if name in thresholds)
-        grids |= dict.fromkeys(group, rule(threshold, group <= non_negative))
+        names = [name for name in group if name in thresholds]
+        grid = rule(max(thresholds[name] for name in names), group <= non_negative)
+        if known and not group <= non_negative and known.keys() >= set(names):
+            grid = _shifted(grid, [known[name] for name in names])
+        grids |= dict.fromkeys(group, grid)
     return {name: grids[name] for name in plan.readers}
+
+
+def _shifted(grid: Grid, group: list[Candidate]) -> Grid:
+    """Return UINT8 over [low, high] if that has less error than a symmetric grid."""
+    found = better_range(group, grid.scale, 128)
+    return grid if found is None else Grid(grid.threshold, found.scale, found.zero_point, onnx.TensorProto.UINT8)
 
 
 def _groups(plan: Plan) -> Iterable[set[str]]:
@@ -60,3 +88,34 @@ def _groups(plan: Plan) -> Iterable[set[str]]:
         joined = set().union(*(group_of.get(name, {name}) for name in names))
         group_of |= dict.fromkeys(joined, joined)
     return {id(group): group for group in group_of.values()}.values()
+
+
+def shifted_candidates(
+    graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine
+) -> dict[str, Candidate]:
+    """Return the ranges that an engine can run at no loss of speed; thresholds alone have none."""
+    if engine == "tensorrt" or not isinstance(calibration, Calibration):
+        return {}
+    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    return {name: one for name, one in candidates(calibration).items() if one.range.low == 0 or name not in slow}
+
+
+def slow_with_zero_points(graph: Graph) -> set[str]:
+    """Return the activations that OpenVINO should read with zero point 0: other zero points are slower there.
+
+    Measured on OpenVINO 2026.4: a convolution with padding takes up to twice the time, because it corrects for the
+    padding; a product corrects in an operator behind it, or falls back to floating point. Other convolutions, and
+    depthwise ones, take the same time.
+    """
+    layers = [node for node in graph.nodes if node.op_type in WEIGHTED and not _is_free(graph, node)]
+    return {name for node in layers for name in node.input[:2]}
+
+
+def _is_free(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a layer is a convolution that takes no time for zero points."""
+    if node.op_type != "Conv" or not has_constant_weight(graph, node):
+        return False
+    pads: Any = attribute(node, "pads", ())
+    padded = any(pads) or attribute(node, "auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    depthwise = graph.initializers[node.input[1]].dims[1] == 1 and attribute(node, "group", 1) != 1
+    return depthwise or not padded

@@ -1,38 +1,15 @@
-"""Plan where quantizers go, by the rules of an engine. The model is not changed yet.
+"""What is quantized: the plan of an engine's rules. The model is not changed yet."""
 
-``explicit`` plans for TensorRT and OpenVINO, which quantize where the model says and fuse the rest themselves.
-``operators`` plans for onnxruntime, which runs an operator in INT8 only between dequantizers and a quantizer.
-"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import onnx
 
-from ...settings import EXCLUDED, WEIGHTED, Engine
-from ..model.graph import MAX_CHAIN, Graph
-from ..model.operators import (
-    COMBINING,
-    CURVES,
-    MOVING,
-    RECTIFIERS,
-    activations,
-    attribute,
-    channel_bias,
-    has_constant_weight,
-    is_excluded,
-    rectified,
-    sole_consumer,
-    weight_axis,
-)
-from ..model.signs import ONNX
-from .floats import float_layers
+from ...settings import EXCLUDED
+from ..model.graph import Graph
+from ..model.operators import MOVING, activations, has_constant_weight, is_excluded, weight_axis
 
 EVERYONE = "*"
-NO_KERNEL = ("ConvTranspose",)  # onnxruntime has no INT8 kernel for these
-FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's INT8 kernels for these can output floating point
-BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # these have INT8 kernels
-IDLE = ("Softmax", *(name for name in MOVING if name != "MaxPool"))  # INT8 only if an INT8 kernel reads the result
 
 
 class Plan(NamedTuple):
@@ -46,39 +23,13 @@ class Plan(NamedTuple):
     """Activations that must have one scale."""
     skipped: dict[str, str]
     """Why layers stay in floating point, by node name."""
+    biased: AbstractSet[str] = frozenset()
+    """Layers that get a bias that changes nothing, by node name."""
+    tables: AbstractSet[str] = frozenset()
+    """Names of Gather nodes that read integers from a table, which are dequantized behind them."""
 
 
-def make_plan(graph: Graph, thresholds: Iterable[str], engine: Engine, exclude: tuple[str, ...] = ()) -> Plan:
-    """Return the plan for an engine, given the names of the tensors with a threshold."""
-    if engine == "onnxruntime":
-        plan = operators(graph, thresholds, exclude)
-    else:
-        plan = explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
-    return plan._replace(skipped=plan.skipped | float_layers(graph, exclude))
-
-
-def explicit(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], *, layers_only: bool) -> Plan:
-    """Quantize the inputs of layers and, unless `layers_only`, residual shortcuts and concatenations."""
-    known = set(thresholds)
-    plan = Plan({}, {}, [], {})
-    for node in (node for node in graph.nodes if node.op_type in WEIGHTED and node.domain in ONNX):
-        if reason := _why_not(graph, node, known, exclude):
-            plan.skipped[node.name] = reason
-            continue
-        _add_layer(graph, plan, node)
-        for name in activations(graph, node):
-            plan.readers.setdefault(name, set()).add(node.name)
-    if not layers_only:
-        depth = _depths(graph)
-        for node in graph.nodes:
-            if not is_excluded(graph, node, exclude):
-                _add_sum(graph, plan, node, known, depth)
-                _add_concatenation(graph, plan, node, known)
-        _share_moved(graph, plan)
-    return plan
-
-
-def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple[str, ...]) -> str:
+def why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple[str, ...]) -> str:
     """Return why a layer cannot be quantized, or an empty string."""
     inputs = activations(graph, node)
     unknown = [name for name in inputs if name not in known]
@@ -94,169 +45,13 @@ def _why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple
     return f"its input `{wide[0]}` is neither float32 nor float16" if wide else ""
 
 
-def _add_layer(graph: Graph, plan: Plan, node: onnx.NodeProto) -> None:
+def add_layer(graph: Graph, plan: Plan, node: onnx.NodeProto) -> None:
+    """Quantize the weight of a layer, if that is a constant."""
     if has_constant_weight(graph, node):
         plan.weights[node.name] = weight_axis(graph, node)
 
 
-def _add_sum(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str], depth: Mapping[str, int]) -> None:
-    """Quantize the shortcut of a residual sum: the input that is not from a layer, or is from the shallower one."""
-    inputs = activations(graph, node)
-    if node.op_type != "Add" or len(inputs) != 2:
-        return
-    branches = [name for name in inputs if _is_branch(graph, plan, name)]
-    shortcuts = [name for name in inputs if name not in branches] or [min(inputs, key=lambda name: depth[name])]
-    if branches and shortcuts[0] in known:
-        plan.readers.setdefault(shortcuts[0], set()).add(node.name)
-
-
-def _is_branch(graph: Graph, plan: Plan, name: str) -> bool:
-    """Return whether this tensor comes from a quantized layer and only the sum reads it."""
-    producer = graph.producers.get(name)
-    quantized = producer is not None and producer.op_type in WEIGHTED and producer.name not in plan.skipped
-    return quantized and sole_consumer(graph, name) is not None
-
-
-def _depths(graph: Graph) -> dict[str, int]:
-    """Return the largest number of layers on a path to each tensor."""
-    depth = dict.fromkeys(graph.inputs, 0)
-    for node in graph.nodes:
-        deepest = max((depth.get(name, 0) for name in node.input), default=0)
-        depth |= dict.fromkeys(node.output, deepest + (node.op_type in WEIGHTED))
-    return depth
-
-
-def _add_concatenation(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
-    """Quantize the inputs of a concatenation with a quantized output, all with its scale."""
-    inputs = activations(graph, node)
-    if node.op_type == "Concat" and node.output[0] in plan.readers and known.issuperset(inputs):
-        plan.shared.append((*inputs, node.output[0]))
-        for name in inputs:
-            plan.readers.setdefault(name, set()).add(node.name)
-
-
-def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...]) -> Plan:
-    """Quantize inputs and output of each layer, and of the operators between layers that have INT8 kernels.
-
-    Nodes in floating point read a tensor before its quantizer, unless an INT8 kernel computes it: onnxruntime fuses
-    such a kernel only if the quantizer is the only reader of its output.
-    """
-    known = set(thresholds)
-    plan = Plan({}, {}, [], {})
-    int8: list[onnx.NodeProto] = []
-    for node in (node for node in graph.nodes if node.op_type in WEIGHTED and node.domain in ONNX):
-        reason = _why_not(graph, node, known, exclude) or _why_no_kernel(graph, node, known)
-        if reason:
-            plan.skipped[node.name] = reason
-        else:
-            _add_layer(graph, plan, node)
-            _quantize_around(graph, plan, node, known)
-            int8.append(node)
-    for node in (node for node in graph.nodes if node.op_type in BETWEEN):
-        possible = _all_quantized(plan, node) and _has_kernel(node) and rectified(graph, node.output[0]) in known
-        if possible and not is_excluded(graph, node, exclude):
-            _quantize_around(graph, plan, node, known)
-            int8.append(node)
-    names = {node.name for node in int8}
-    may = [
-        node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(plan, node))
-    ]
-    used = _readers(graph, plan, may)
-    plan = plan._replace(readers={name: used[name] for name in plan.readers if used.get(name)})
-    _share_moved(graph, plan)
-    return plan
-
-
-def _readers(graph: Graph, plan: Plan, int8: list[onnx.NodeProto]) -> dict[str, set[str]]:
-    """Return who reads each dequantized tensor, given the nodes that can compute in INT8, in their order."""
-    forced: set[str] = set()
-    for node in int8:
-        output = rectified(graph, node.output[0])
-        idle = node.op_type in IDLE and node.input[0] not in forced
-        if output in plan.readers and not idle and not _gives_floats(graph, node):
-            forced.add(output)
-    used: dict[str, set[str]] = {name: {EVERYONE} for name in forced}
-    for node in reversed(int8):
-        output = rectified(graph, node.output[0])
-        if node.op_type in IDLE and not _leads_to(graph, output, used):
-            continue
-        for name in activations(graph, node):
-            used.setdefault(name, set()).add(node.name)
-    given = {rectified(graph, node.output[0]) for node in int8}
-    return {
-        name: {EVERYONE} if name in forced | given or _all_read(graph, name, readers) else readers
-        for name, readers in used.items()
-    }
-
-
-def _leads_to(graph: Graph, name: str, used: Iterable[str]) -> bool:
-    """Return whether a tensor is quantized, perhaps behind nodes that move it: onnxruntime moves its quantizer up."""
-    for _ in range(MAX_CHAIN):
-        reader = sole_consumer(graph, name)
-        if name in used or reader is None or reader.op_type not in MOVING:
-            break
-        name = reader.output[0]
-    return name in used
-
-
-def _all_read(graph: Graph, name: str, readers: set[str]) -> bool:
-    """Return whether nothing else reads a tensor."""
-    return name not in graph.outputs and readers.issuperset(node.name for node in graph.consumers.get(name, []))
-
-
-def _gives_floats(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a product in INT8 can leave its output in floating point."""
-    bias = graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
-    fits = len(node.input) < 3 or (bias is not None and len(bias.dims) == 1)
-    return node.op_type in FLOAT_OUTPUT and fits and rectified(graph, node.output[0]) == node.output[0]
-
-
-def _quantize_around(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
-    """Quantize the inputs and the output of a node; a product that is a graph output stays in floating point."""
-    output = rectified(graph, node.output[0])
-    optional = node.op_type in FLOAT_OUTPUT and (output in graph.outputs or output not in known)
-    for name in (*activations(graph, node), *([] if optional else [output])):
-        plan.readers[name] = {EVERYONE}
-
-
-def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
-    output = rectified(graph, node.output[0])
-    if node.op_type in NO_KERNEL:
-        return f"onnxruntime has no INT8 kernel for {node.op_type}"
-    if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return "onnxruntime has no INT8 kernel for a Gemm with alpha or beta other than 1"
-    if len(node.input) > 2 and node.input[2] and has_constant_weight(graph, node) and channel_bias(graph, node) is None:
-        return (
-            f"onnxruntime has no INT8 kernel for its bias `{node.input[2]}`, which is not a constant per output channel"
-        )
-    if pools := [pool for name in activations(graph, node) if (pool := _after_no_kernel(graph, name))]:
-        return f"onnxruntime cannot load a quantizer behind `{pools[0]}`, an AveragePool with dilations"
-    unknown = output not in known and node.op_type not in FLOAT_OUTPUT
-    return f"no threshold is known for its output `{output}`" if unknown else ""
-
-
-def _has_kernel(node: onnx.NodeProto) -> bool:
-    """Return whether onnxruntime's INT8 kernel knows the attributes of a node."""
-    return node.op_type != "AveragePool" or attribute(node, "dilations", None) is None
-
-
-def _after_no_kernel(graph: Graph, name: str) -> str:
-    """Return which pool onnxruntime would join with a quantizer of this tensor, to a kernel that it does not have."""
-    for _ in range(MAX_CHAIN):
-        node = graph.producers.get(name)
-        if node is None or node.op_type not in (*MOVING, *RECTIFIERS):
-            return "" if node is None or _has_kernel(node) else node.name
-        name = node.input[0]
-    return ""
-
-
-def _all_quantized(plan: Plan, node: onnx.NodeProto) -> bool:
-    """Return whether all activations that a node reads are quantized already."""
-    inputs = node.input if node.op_type in COMBINING else node.input[:1]
-    return all(name in plan.readers for name in inputs)
-
-
-def _share_moved(graph: Graph, plan: Plan) -> None:
+def share_moved(graph: Graph, plan: Plan) -> None:
     """Share one scale between input and output of nodes that only move values, if both are quantized."""
     for node in graph.nodes:
         if node.op_type in MOVING and {node.input[0], node.output[0]} <= plan.readers.keys():

@@ -14,6 +14,7 @@ from ..model.operators import channel_bias, has_constant_weight, weight_axis
 
 Array = np.ndarray[Any, Any]
 MAX_BIAS = 2.0**30  # of a bias in INT32; the other half is for the sum of products
+COARSE = 4  # that is two bits less
 DEAD_SCALE = 1e-4 / 127  # of a channel of zeros without a bias: any positive scale will do
 
 
@@ -24,6 +25,8 @@ class Quantized(NamedTuple):
     """int8 or int32, in the shape of the constant."""
     scale: Array
     """Shape (channels,), or () where one scale holds for all values."""
+    coarse: int = 0
+    """How many channels have steps more than `COARSE` times as large as their weights need, to let the bias fit."""
 
 
 def quantize_weight(
@@ -54,7 +57,8 @@ def quantize_weight(
     scale = representable(np.maximum(wanted, floor), dtype)
     alive = np.where(dead, 0, scale).astype(np.float32)  # scale 0 gives zeros
     steps = alive if axis is not None else float(alive)
-    return Quantized(klquant.quantize(values, steps, axis=axis, num_quantized_bins=levels), scale)
+    codes = klquant.quantize(values, steps, axis=axis, num_quantized_bins=levels)
+    return Quantized(codes, scale, int(np.sum(~dead & (np.asarray(floor) > COARSE * wanted))))
 
 
 def representable(scale: Array | float, dtype: "np.dtype[Any]") -> Array:
@@ -103,11 +107,10 @@ def least_scales(graph: Graph, node: onnx.NodeProto, input_scale: float) -> Arra
     A bias is counted in steps of input scale x weight scale, and onnxruntime does that itself with a bias in floating
     point. The raised scale moves each product by at most 2**-24 of the bias, which is what float32 loses in the sum.
     """
+    if node.op_type == "ConvTranspose":  # always float in onnxruntime
+        return 0.0
     bias = channel_bias(graph, node)
     largest = np.zeros(()) if bias is None else np.abs(bias.astype(np.float64))
-    axis = weight_axis(graph, node)
-    if bias is not None and axis is not None:  # the groups of a ConvTranspose share their scales
-        largest = largest.reshape(-1, graph.initializers[node.input[1]].dims[axis]).max(0)
     needed = np.maximum(largest / MAX_BIAS, float(np.finfo(np.float32).tiny)) / input_scale
     return np.where(np.isfinite(needed), needed, 0.0)
 

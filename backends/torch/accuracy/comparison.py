@@ -1,6 +1,5 @@
 """Compare a model with its approximation: sums over tensors, hooks on calls, a model whose layers can be switched."""
 
-import math
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -8,41 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...accuracy.sums import Sums
 from ...thresholds import LayerThreshold
 from ..model.forward import Where
 from ..model.hooks import active
 from ..model.layers import weighted_layers
 from ..simulation import fake_quantize, simulate
-
-
-class Sums(NamedTuple):
-    """Sums over a tensor x and its approximation y; sums over parts of the data add up."""
-
-    signal: float = 0.0
-    """Sum of x^2."""
-    noise: float = 0.0
-    """Sum of (x - y)^2."""
-    product: float = 0.0
-    """Sum of x y."""
-    energy: float = 0.0
-    """Sum of y^2."""
-
-    def plus(self, other: "Sums") -> "Sums":
-        """Return the sums over the data of both."""
-        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to quantization noise ratio; +inf without noise, NaN without data."""
-        if self.noise == 0:
-            return math.inf if self.signal else math.nan
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
-
-    @property
-    def cosine(self) -> float:
-        """Cosine of the angle between x and y; NaN if either is 0."""
-        length = math.sqrt(self.signal) * math.sqrt(self.energy)
-        return self.product / length if length else math.nan
 
 
 def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:

@@ -1,28 +1,18 @@
 """Choose a criterion for each tensor by the error that its threshold causes on data."""
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from klquant.errors import InvalidInputError
 
+from ...accuracy.criterion_choice import Choice, check_candidates, choose_all, distinct_thresholds
 from ...batches import progress_bar
 from ...thresholds import LayerThreshold
 from ..model.forward import Forward, Where, call_model, check_eval, observed_at
 from .comparison import Call, SwitchableModel, compare, each_call, fake_quantize_at
-
-PREFERENCE = ("entropy", "mse", "percentile", "max")  # among equals
-
-
-class Choice(NamedTuple):
-    """The best criterion for one tensor."""
-
-    criterion: str
-    errors: dict[str, float]
-    """Squared error of the layer's output, summed over the data, by criterion."""
 
 
 def choose_criterion(
@@ -74,28 +64,11 @@ def choose_criterion(
     Sums are in float64, and sums over parts of the data add up, up to rounding. Memory: one copy of the model.
     """
     check_eval(model)
-    _check_candidates(candidates)
+    check_candidates(candidates)
     errors = _output_errors(
         model, weight_scales, candidates, batches, observe=observe, forward=forward, progress=progress
     )
-    return {name: choose(by_criterion) for name, by_criterion in errors.items()}
-
-
-def choose(errors: Mapping[str, float]) -> Choice:
-    """Return the criterion with the least error, the preferred one among equals."""
-    order = sorted(errors, key=lambda name: PREFERENCE.index(name) if name in PREFERENCE else len(PREFERENCE))
-    best = min(order, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
-    return Choice(best, dict(errors))
-
-
-def _check_candidates(candidates: Mapping[str, Mapping[str, LayerThreshold]]) -> None:
-    if not candidates:
-        raise InvalidInputError("`candidates` must hold the thresholds of at least one criterion, got none")
-    layers = set().union(*candidates.values())
-    if differing := {name for name in layers if not all(name in found for found in candidates.values())}:
-        raise InvalidInputError(
-            f"`candidates` must hold the same layers for each criterion, got some without {sorted(differing)}"
-        )
+    return choose_all(candidates, errors)
 
 
 def _output_errors(
@@ -107,11 +80,11 @@ def _output_errors(
     observe: Where,
     forward: Forward,
     progress: bool,
-) -> dict[str, dict[str, float]]:
-    """Return the squared error of each layer's output by criterion, summed over the data."""
+) -> dict[str, dict[float, float]]:
+    """Return the squared error of each layer's output by T, summed over the data."""
     layers = next(iter(candidates.values()))
     switchable = SwitchableModel(model, weight_scales, layers, observe)
-    distinct = {name: {found[name].threshold: found[name] for found in candidates.values()} for name in layers}
+    distinct = distinct_thresholds(candidates)
     errors = {name: dict.fromkeys(thresholds, 0.0) for name, thresholds in distinct.items()}
 
     def observer(call: Call) -> None:
@@ -134,7 +107,4 @@ def _output_errors(
             advance()
     if number < 0:
         raise InvalidInputError("expected at least one calibration batch, got none")
-    return {
-        name: {criterion: errors[name][found[name].threshold] for criterion, found in candidates.items()}
-        for name in layers
-    }
+    return errors

@@ -9,11 +9,12 @@ from torch import nn
 
 from klquant.errors import InvalidInputError
 
+from ...accuracy.sums import Sums
 from ...thresholds import LayerThreshold
 from ..model.dataflow import tensors_in
 from ..model.forward import Forward, Where, observed_at
 from ..model.layers import inner_layer
-from .comparison import Call, Sums, SwitchableModel, compare, each_call, fake_quantize_at
+from .comparison import Call, SwitchableModel, compare, each_call, fake_quantize_at
 
 NOTHING = Sums()
 

@@ -12,9 +12,11 @@ from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
 from ...onnx.model.operators import MOVING, has_constant_weight, observed_tensors, sole_consumer, weight_axis
 from ...onnx.model.preparation import Prepared, prepare
+from ...onnx.qdq.floats import float_layers
 from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
-from ...onnx.qdq.plan import EVERYONE, Plan, make_plan
+from ...onnx.qdq.plan import EVERYONE, Plan
+from ...onnx.qdq.rules import make_plan
 from ...onnx.quantization import QDQModel, quantize
 from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
@@ -48,7 +50,8 @@ def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
     grids = make_grids(plan, found.thresholds, set(), signed)
     written = write_qdq(model, graph, plan, grids, int_bias=False, reduce_range=False)
     onnx.checker.check_model(written)
-    return QDQModel(written, dict(found.thresholds), plan.skipped)
+    ranges = {name: grid.range for name, grid in grids.items()}
+    return QDQModel(written, dict(found.thresholds), plan.skipped, ranges=ranges)
 
 
 def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
@@ -80,7 +83,7 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
             plan.skipped[node.name] = UNROUNDED
         else:
             plan.weights[node.name] = weight_axis(graph, node)
-    return plan
+    return plan._replace(skipped=plan.skipped | float_layers(graph, ()))
 
 
 def _by_rules(

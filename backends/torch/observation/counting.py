@@ -1,5 +1,7 @@
 """Count a tensor on its device, bit for bit as :func:`klquant.histogram` counts on the host."""
 
+import math
+
 import torch
 
 from ...collection import Bins, Counted
@@ -10,9 +12,9 @@ _CHUNK = 2**24  # values of a temporary tensor, enough to be worth a kernel laun
 
 
 def extremes(tensor: torch.Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest value; NaN if there is one, 0 for an empty tensor."""
+    """Return the smallest and the largest value; NaN if there is one, an empty range for none."""
     if not tensor.numel():
-        return 0.0, 0.0
+        return math.inf, -math.inf
     low, high = torch.stack(tensor.aminmax()).tolist()
     return low, high
 

@@ -17,7 +17,7 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
 @click.option("--data", required=True, metavar=SOURCE, help="Calibration data, see above.",
               shell_complete=click.Path().shell_complete)  # fmt: skip
 @click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
-@criterion_option("entropy", "How to choose each threshold T.")
+@criterion_option("entropy", "How to choose each threshold T; auto: the best for each tensor.", others=["auto"])
 @guard_option
 @override_option
 @click.option("--num-bins", type=int, default=4001, show_default=True, help="Bins of each histogram, an odd number.")
@@ -25,6 +25,8 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
     "--include", multiple=True, metavar="PATTERN", help="Tensors to observe; may be repeated.  [default: all]"
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Tensors to leave out; may be repeated.")
+@click.option("--dead-channel", type=click.FloatRange(min=0), default=0.0, metavar="SIZE",
+              help="Zero channels whose weights are all below this.  [default: only those of zeros]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
               help="Samples per batch.  [default: as fixed in the model, or 32; one file of a folder]")  # fmt: skip
 @image_options

@@ -8,7 +8,7 @@ import click
 
 from klquant.backends.thresholds import LayerThreshold
 
-from ..data import SOURCE, first_batch
+from ..data import SOURCE, some_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import (
@@ -35,8 +35,12 @@ from ..output import busy, print_json, print_table, print_thresholds
 @criterion_option(None, "Choose T again from the saved histograms.  [default: as calibrated]")
 @guard_option
 @override_option
-@click.option("--verify", "data", metavar=SOURCE, help="Run the result on a first batch; write nothing if it is wrong.")
+@click.option("--data", "--verify", "data", metavar=SOURCE,
+              help="Correct biases with this data and verify the result.")  # fmt: skip
+@click.option("--correct-bias/--no-correct-bias", default=None,
+              help="Correct biases in any case, or not at all.  [default: if the error falls]")  # fmt: skip
 @image_options
+@click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
 @click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
 def quantize(
@@ -46,8 +50,12 @@ def quantize(
 
     CALIBRATION is the output of `klquant calibrate` for the same float MODEL. Its histograms are enough to try another
     criterion: for all tensors with --criterion, or for some with --override. The first table lists what was quantized;
-    the second lists what stays in floating point, and why. With --verify (data as for `klquant calibrate`), nothing is
-    written if the engine computes anything else than the quantized model says.
+    the second lists what stays in floating point, and why. `low` and `high` are the ends of the quantized range; the
+    other columns describe [-T, T].
+
+    With --data (as for `klquant calibrate`), biases are corrected on up to 32 batches if the error of the outputs falls
+    by it, and nothing is written if the engine computes anything else than the quantized model says. --verify is
+    another name of --data.
 
     \b
     Example:
@@ -61,18 +69,23 @@ def quantize(
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    batches = first_batch(data, prepared.model.graph, images)
+    options["asymmetric"] = not options.pop("symmetric")
+    batches = some_batches(data, prepared.model.graph, images)
     quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
     if as_json:
-        tensors = [{"tensor": name, **layer._asdict()} for name, layer in details]
+        ranges = quantized.ranges
+        tensors = [{"tensor": name, **layer._asdict(), **ranges[name]._asdict()} for name, layer in details]
         verified = None if quantized.verification is None else str(quantized.verification)
         skipped = quantized.skipped
-        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, "verified": verified})
+        more = {"verified": verified, "corrections": quantized.corrections}
+        print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, **more})
         return
-    print_thresholds(f"{model} for {engine}: quantized tensors", details)
+    print_thresholds(f"{model} for {engine}: quantized tensors", details, quantized.ranges)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
+    if quantized.corrections:
+        click.echo(f"biases corrected: {len(quantized.corrections)} layers")
     if quantized.verification is not None:
         click.echo(f"verified: {quantized.verification}")
     click.echo(f"wrote {out}")

@@ -49,6 +49,16 @@ def test_layers_in_floating_point(quantized, quantized_weight, bare):
     assert report.reason.endswith(f"; its input `{bare}` has no DequantizeLinear")
 
 
+@pytest.mark.parametrize("shape", [(16, 4), (2, 3, 4, 4)])
+def test_a_product_that_is_an_output_with_zero_points(shape):
+    """OpenVINO gives the name of the output to the operator that corrects for the zero point."""
+    build = Builder()
+    y = build.node("MatMul", build.qdq("x", (np.uint8, 20)), build.weight(4, 8, axis=1))
+    report = reports(build.model(y, shape=shape))["matmul0"]
+    assert report.int8
+    assert "FullyConnected" in report.reason
+
+
 def test_products_and_poolings():
     build = Builder()
     y = build.qdq(build.node("MaxPool", build.qdq("x"), kernel_shape=[2, 2]))

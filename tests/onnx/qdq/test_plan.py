@@ -4,7 +4,10 @@ import pytest
 
 from klquant.backends.onnx.model.graph import read_graph
 from klquant.backends.onnx.model.operators import observed_tensors, weight_axis
-from klquant.backends.onnx.qdq.plan import EVERYONE, explicit, make_plan, operators
+from klquant.backends.onnx.qdq.explicit import explicit
+from klquant.backends.onnx.qdq.kernels import operators
+from klquant.backends.onnx.qdq.plan import EVERYONE
+from klquant.backends.onnx.qdq.rules import make_plan
 from support.onnx_models import build
 
 IMAGE = "float[n, 3, 8, 8] x"

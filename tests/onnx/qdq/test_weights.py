@@ -47,6 +47,12 @@ def test_a_floor_raises_the_scale():
     assert found.scale[1] == 0.5
 
 
+def test_channels_that_lose_two_bits_are_counted():
+    floor = np.array([0.0, 2, 3, 4, 100]) * 4 * 2 / 127
+    weight = np.array([[1.0, -2.0]] * 4 + [[0.0, 0.0]])
+    assert quantize_weight(tensor(weight), 0, floor=floor / 2.5).coarse == 2
+
+
 def test_one_scale_for_a_whole_weight():
     found = quantize_weight(tensor(np.arange(8.0).reshape(2, 2, 2)), None)
     assert found.scale.shape == ()

@@ -222,7 +222,9 @@ def searching(function, library, hist, edges):
         return functools.partial(function, hist, edges)
     jax = importlib.import_module("jax")
     hist, edges = to_jax(hist, edges)
-    return lambda: jax.block_until_ready(function(hist, edges))
+    with enable_x64():
+        program = jax.jit(function).lower(hist, edges).compile()  # without jit, NumPy would do the work
+    return lambda: jax.block_until_ready(program(hist, edges))
 
 
 def to_jax(*arrays, kind="cpu"):

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import klquant
+from klquant.backends.accuracy.sums import Sums
 from klquant.backends.torch import LayerThreshold, quantize_weights
-from klquant.backends.torch.accuracy.comparison import Sums, SwitchableModel, compare, each_call, fake_quantize_at
+from klquant.backends.torch.accuracy.comparison import SwitchableModel, compare, each_call, fake_quantize_at
 from support.networks import Broken, Net, batch, fingerprint, is_same, num_hooks, outputs, ready
 
 X = batch(5, 4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from klquant.backends.accuracy.criterion_choice import choose
 from klquant.backends.torch import (
     LayerThreshold,
     collect_amax,
@@ -14,7 +15,7 @@ from klquant.backends.torch import (
     quantize_weights,
     search_thresholds,
 )
-from klquant.backends.torch.accuracy.criterion_choice import choose, choose_criterion
+from klquant.backends.torch.accuracy.criterion_choice import choose_criterion
 from klquant.errors import InvalidInputError
 from support.networks import Broken, Net, batch, fingerprint, ready
 

@@ -1,0 +1,1 @@
+"""What quantization costs an ONNX model on its engine, and how to spend less."""

@@ -1,0 +1,150 @@
+"""What each quantizer of a model costs in the model's own outputs, and which layers to leave out of INT8 first."""
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import onnx
+
+from ...settings import WEIGHTED, Engine
+from ..execution import Feed, open_onnxruntime, with_outputs
+from ..feeds import Array
+from ..model.graph import MAX_CHAIN, Graph
+from ..model.operators import MOVING, is_rectifier
+from ..qdq.plan import Plan
+from ..qdq.rules import make_plan
+from .switches import NONE, SELECT, switched
+
+Names: TypeAlias = tuple[str, ...]
+SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
+FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
+
+
+def quantizer_costs(
+    graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Feed], advance: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Return the noise in the outputs, as a share of the signal, that each quantizer causes alone.
+
+    It takes one run of the model for each quantizer and feed, and one more without any. Errors of several quantizers
+    add up almost like independent noise: the sum of these shares is close to that of the quantized model.
+    """
+    model, names = switched(graph, quantized)
+    costs, outputs = dict.fromkeys(names, 0.0), smooth_outputs(graph)
+    with open_onnxruntime(with_outputs(model, outputs), optimized=True) as session:
+        for feed in feeds:
+            floats = session(outputs, {**feed, SELECT: np.asarray(NONE, np.int64)})
+            for k, name in enumerate(names):
+                found = session(outputs, {**feed, SELECT: np.asarray(k, np.int64)})
+                costs[name] += output_noise(floats, found) / len(feeds)
+                advance()
+    return costs
+
+
+def smooth_outputs(graph: Graph) -> list[str]:
+    """Return the outputs of a model, or the tensors before a final softmax or sigmoid.
+
+    Behind it noise does not add up: it turns a few values over and leaves the others as they are.
+    """
+    return list(dict.fromkeys(_before_squashing(graph, name) for name in graph.outputs))
+
+
+def _before_squashing(graph: Graph, output: str) -> str:
+    name: str = output
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in (*MOVING, *SQUASHING):
+            break
+        name = node.input[0]
+        if node.op_type in SQUASHING:
+            return name
+    return output
+
+
+def output_noise(floats: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """Return the noise in the outputs of a model as a share of the signal, summed over the outputs."""
+    return sum(_noise(array, found[name]) for name, array in floats.items())
+
+
+def _noise(floats: Array, found: Array) -> float:
+    """Return the mean over the channels (axis 1) of an output of noise / signal; 0 for outputs that are no floats."""
+    if floats.dtype.kind != "f" or floats.shape != found.shape or not floats.size:
+        return 0.0
+    x, y = floats.astype(np.float64), found.astype(np.float64)
+    x, noise = np.where(np.isfinite(x), x, 0), np.where(np.isfinite(x), x - y, 0)
+    axes = tuple(k for k in range(x.ndim) if k != 1) if x.ndim > 2 else None
+    signals, noises = ((values**2).mean(axis=axes) for values in (x, noise))
+    share = np.mean(noises / np.maximum(signals, max(FLOOR * float(np.mean(signals)), 1e-30)))
+    return float(np.nan_to_num(share, nan=1e3))
+
+
+class _Left(NamedTuple):
+    """What stays in INT8 with some names excluded."""
+
+    cost: float
+    layers: int
+    """Layers with weights in INT8."""
+
+
+def rank_layers(
+    graph: Graph,
+    thresholds: Mapping[str, Any],
+    engine: Engine,
+    excluded: tuple[str, ...],
+    costs: Mapping[str, float],
+    *,
+    min_int8: float,
+) -> list[Names]:
+    """Return what to leave out, best first: what saves most noise for each layer that it costs.
+
+    That is a node, or a tensor with all that computes and reads it. The plan of the engine says what is no longer
+    quantized then. The ranking ends where less than `min_int8` of the layers would stay in INT8.
+    """
+    total = sum(node.op_type in WEIGHTED for node in graph.nodes)
+
+    def left(names: Names) -> _Left:
+        plan = make_plan(graph, thresholds, engine, excluded + names)
+        return _Left(sum(costs.get(one, 0.0) for one in (*plan.readers, *plan.weights)), _num_int8(graph, plan))
+
+    def worth(names: Names) -> float:
+        after = left(chosen + names)
+        return (now.cost - after.cost) / (1 + now.layers - after.layers)
+
+    chosen: Names = ()
+    now, ranking = left(()), list[Names]()
+    heap = [(-worth(names), k, names) for k, names in enumerate(_candidates(graph, thresholds, engine, excluded))]
+    heapq.heapify(heap)
+    while heap and total:
+        _, k, names = heapq.heappop(heap)
+        value = worth(names)
+        if value <= 0:
+            continue
+        if heap and value < -heap[0][0]:  # it was worth more before others were chosen
+            heapq.heappush(heap, (-value, k, names))
+            continue
+        after = left(chosen + names)
+        if after.layers / total >= min_int8:
+            chosen, now = chosen + names, after
+            ranking.append(names)
+    return ranking
+
+
+def _num_int8(graph: Graph, plan: Plan) -> int:
+    return sum(node.op_type in WEIGHTED and node.name not in plan.skipped for node in graph.nodes)
+
+
+def _candidates(graph: Graph, thresholds: Mapping[str, Any], engine: Engine, excluded: Names) -> list[Names]:
+    """Return the nodes that read quantized tensors, and these tensors with those before their rectifiers."""
+    quantized = make_plan(graph, thresholds, engine, excluded).readers
+    nodes = [(node.name,) for node in graph.nodes if not quantized.keys().isdisjoint(node.input)]
+    return [*nodes, *(_before_rectifiers(graph, name) for name in quantized)]
+
+
+def _before_rectifiers(graph: Graph, name: str) -> Names:
+    names = [name]
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(names[-1])
+        if node is None or not is_rectifier(graph, node):
+            break
+        names.append(node.input[0])
+    return tuple(names)

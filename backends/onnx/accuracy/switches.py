@@ -1,0 +1,97 @@
+"""A quantized model in which an input of the graph says which one of its quantizers rounds.
+
+One session then measures what each quantizer costs in the outputs; to build a session for each would take longer than
+to run it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..engines.quantizer_nodes import DEQUANTIZE, QUANTIZE
+from ..model.graph import Graph, copied
+
+SELECT = "klquant/select"
+NONE = -1
+
+
+class SwitchedModel(NamedTuple):
+    """A model with the additional input `SELECT`: the number of the only quantizer that rounds, or `NONE`."""
+
+    model: onnx.ModelProto
+    quantizers: list[str]
+    """By number: an activation, or the node with a quantized weight, by its name in the float model."""
+
+
+def switched(graph: Graph, quantized: onnx.ModelProto) -> SwitchedModel:
+    """Return a model with switches, from the graph of the float model and what ``quantize`` made of it."""
+    model = copied(quantized)
+    layers = {name: node.name for node in model.graph.node for name in node.input}
+    floats = {node.name: node for node in graph.nodes}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    edits = _Edits({}, [], set(), [])
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type == QUANTIZE:
+            edits.moved[node.output[0]] = node
+        elif node.op_type == DEQUANTIZE and node.input[0] in edits.moved:
+            quantizer = edits.moved[node.input[0]]
+            nodes += edits.switch(_activation(quantizer, node, graph), quantizer.input[0], [quantizer, node])
+        elif node.op_type == DEQUANTIZE:
+            layer = floats[layers[node.output[0]]]
+            is_bias = types[node.input[0]] == TensorProto.INT32
+            source = layer.input[2 if is_bias else 1]
+            edits.floats.add(source)
+            identity = helper.make_node("Identity", [source], [node.output[0]], f"{node.name}/float")
+            nodes += [identity] if is_bias else edits.switch(layer.name, source, [node])
+        else:
+            nodes.append(node)
+    _write(model.graph, nodes, edits, graph)
+    return SwitchedModel(model, edits.quantizers)
+
+
+class _Edits(NamedTuple):
+    """What was found and made so far."""
+
+    moved: dict[str, onnx.NodeProto]
+    """Quantizers, by their output."""
+    quantizers: list[str]
+    floats: set[str]
+    """Constants of the float model that are read again."""
+    constants: list[onnx.TensorProto]
+
+    def switch(self, name: str, source: str, rounding: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Return nodes that round the source if this quantizer is selected, and pass it on otherwise."""
+        number, output = len(self.quantizers), rounding[-1].output[0]
+        self.quantizers.append(name)
+        prefix = f"{SELECT}/{number}"
+        self.constants.append(numpy_helper.from_array(np.asarray(number, np.int64), prefix))
+        identity = helper.make_node("Identity", [source], [f"{prefix}/float"], f"{prefix}/Identity")
+        inner = [onnx.NodeProto.FromString(node.SerializeToString()) for node in rounding]
+        inner[-1].output[0] = f"{prefix}/rounded"
+        condition = helper.make_node("Equal", [SELECT, prefix], [f"{prefix}/selected"], f"{prefix}/Equal")
+        branches = {"then_branch": _branch(inner), "else_branch": _branch([identity])}
+        return [condition, helper.make_node("If", [f"{prefix}/selected"], [output], f"{prefix}/If", **branches)]
+
+
+def _branch(nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+    output = onnx.ValueInfoProto(name=nodes[-1].output[0])
+    return helper.make_graph(nodes, nodes[-1].name, [], [output])
+
+
+def _activation(quantizer: onnx.NodeProto, dequantizer: onnx.NodeProto, graph: Graph) -> str:
+    """Return the tensor in the float model: a graph output gives its name to the dequantizer."""
+    name: str = quantizer.input[0] if quantizer.input[0] in graph.types else dequantizer.output[0]
+    return name
+
+
+def _write(target: onnx.GraphProto, nodes: list[onnx.NodeProto], edits: _Edits, graph: Graph) -> None:
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del target.node[:]
+    target.node.extend(copies)
+    target.input.append(helper.make_tensor_value_info(SELECT, TensorProto.INT64, []))
+    known = {tensor.name for tensor in target.initializer}
+    target.initializer.extend(graph.initializers[name] for name in sorted(edits.floats - known))
+    target.initializer.extend(edits.constants)

@@ -1,0 +1,264 @@
+"""Tune an ONNX model on its engine."""
+
+import hashlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+import onnx
+
+from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
+
+from ...accuracy.comparison import Metric, Outputs, compare_outputs, worst
+from ...accuracy.latency import interleaved_medians
+from ...accuracy.splits import Split, hold_back
+from ...accuracy.trial_log import TrialLog
+from ...accuracy.trials import Measured, Recipe, Target, Tuned
+from ...accuracy.tuning import TuningOptions, split_options
+from ...accuracy.tuning import tune as tune_shared
+from ...batches import numbered, progress_bar
+from ...calibration import Calibration
+from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
+from ..calibration import calibrate
+from ..correction.equalization import equalize
+from ..correction.smooth_quant import smooth
+from ..execution import Feed, Session, open_onnxruntime
+from ..feeds import Array, few_samples
+from ..model.preparation import Prepared, prepare
+from ..quantization import QDQModel, quantize
+from .comparison import RunnableModel
+from .criterion_choice import auto_thresholds
+from .sensitivity import quantizer_costs, rank_layers
+
+CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
+    "smooth": smooth,
+    "equalize": lambda prepared, batches: equalize(prepared),
+}
+"""Steps that change the float model before it is calibrated, by name."""
+CORRECT_BIAS = "correct_bias"
+logger = logging.getLogger("klquant")
+SECONDS = 0.5  # of a measurement of times
+SAMPLES = 4  # of the data, on which the costs of quantizers are measured
+
+
+def tune(
+    model: onnx.ModelProto | str | Path | Prepared,
+    batches: Iterable[Any],
+    *,
+    engine: Engine,
+    target: str | float = 0.99,
+    metric: Metric | None = None,
+    validation: Iterable[Any] | None = None,
+    progress: bool = False,
+    resume: str | Path | None = None,
+    **options: Unpack[TuningOptions],
+) -> Tuned[QDQModel]:
+    """Quantize a model in several ways, measure each on the engine, and stop at the first that reaches a target.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, path or Prepared
+        A float model. It is not changed.
+    batches : iterable
+        Data in any form that :func:`calibrate` takes, to be iterated several times.
+    engine : {"tensorrt", "onnxruntime", "openvino"}
+        The engine that will run the model. For "tensorrt", which needs a GPU, onnxruntime runs the graph as written,
+        and times are not measured.
+    target : str or float
+        ``"30dB"``: the SQNR of the worst output; or a number: the metric, by default the agreement of the worst output
+        as :func:`compare` measures it, which is top-1 for scores and the cosine for other outputs.
+    metric : callable, optional
+        From the outputs of the float model and of the quantized one, each a list with one mapping of arrays by output
+        name for each batch, to a number: the larger, the better.
+    validation : iterable, optional
+        Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
+        than four, all serve both purposes.
+    progress : bool
+        Show bars on a terminal.
+    resume : path, optional
+        JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
+    **options
+        ``max_runs`` (40), the largest number of quantized models to try; ``min_int8`` (0.8), the least share of Conv,
+        ConvTranspose, Gemm and MatMul that stays in INT8; and the settings of :func:`calibrate`.
+
+    Returns
+    -------
+    Tuned
+        ``trace.reached`` says whether the target was reached. If not, the model is the most accurate one of all, so it
+        is never worse than the first: ``criterion="entropy"`` and nothing else.
+
+    Raises
+    ------
+    InvalidInputError
+        For a target, share or number of runs that is impossible, data that can be iterated only once, a `resume` file
+        of another tuning, and as :func:`calibrate` and :func:`quantize`.
+    ModelError
+        If the engine cannot load or run the model.
+    MissingDependencyError
+        For "openvino" without openvino.
+
+    Notes
+    -----
+    The order is: the criteria, by themselves; each step on top of the best so far; then layers are left out, those
+    first that cost the outputs most for each layer lost. How many is found by doubling and bisection, so it takes about
+    2 log2(layers) trials. What turns out not to be needed is put back.
+
+    The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
+    the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`
+    of one quantized model.
+    """
+    check_engine(engine)
+    limits, settings = split_options(options)
+    wanted, split = Target.parse(target), hold_back(batches, validation)
+    prepared = prepare(model)
+    with _reference(prepared, split, engine, metric) as reference:
+        tuner = _OnnxTuner(prepared, split, settings, reference)
+        log = TrialLog(resume, None if resume is None else tuner.identity())
+        with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
+            trace = tune_shared(tuner, wanted, limits, log, advance)
+        calibration, quantized = tuner.make(trace.best.recipe)
+    return Tuned(quantized, calibration, trace)
+
+
+class _Reference(NamedTuple):
+    """The float model, open in the engine to be timed, and its outputs on the data to measure on."""
+
+    engine: Engine
+    model: RunnableModel
+    run: Session
+    feeds: list[Feed]
+    outputs: list[Outputs]
+    metric: Metric | None
+
+
+@contextmanager
+def _reference(prepared: Prepared, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
+    model = RunnableModel.of("model", prepared.model)
+    with _running(model, engine) as run:
+        feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
+        if not feeds:
+            raise InvalidInputError("expected at least one batch to measure on, got none")
+        with model.exact() as exact:
+            outputs: list[Outputs] = [exact(model.outputs, feed) for feed in feeds]
+        yield _Reference(engine, model, run, feeds, outputs, metric)
+
+
+@contextmanager
+def _running(model: RunnableModel, engine: Engine) -> Iterator[Session]:
+    if engine == "tensorrt":
+        with open_onnxruntime(model.model, optimized=False) as session:
+            yield session
+    else:
+        with model.running(engine) as session:
+            yield session
+
+
+class _Base(NamedTuple):
+    """A float model to quantize, and its calibration without thresholds."""
+
+    prepared: Prepared
+    calibration: Calibration
+
+
+class _OnnxTuner:
+    """A model that can be quantized in several ways and measured: a ``Tunable``."""
+
+    criteria = (*CRITERIA, "auto")
+    steps = (*CHANGES, CORRECT_BIAS)
+
+    def __init__(self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: _Reference) -> None:
+        self._prepared, self._split, self._settings, self._reference = prepared, split, settings, reference
+        self._bases: dict[tuple[str, ...], _Base] = {}
+
+    def measure(self, recipe: Recipe) -> Measured:
+        """Quantize the model and compare it with the float model; one that the engine cannot run has no numbers."""
+        try:
+            return self._measured(self.make(recipe)[1])
+        except ModelError as error:
+            if recipe == Recipe(self.criteria[0]):
+                raise
+            logger.info("%s failed: %s", recipe, error)
+            return Measured(math.nan, math.nan, math.nan, 0.0)
+
+    def _measured(self, quantized: QDQModel) -> Measured:
+        reference, names = self._reference, self._reference.model.outputs
+        with _running(reference.model._replace(model=quantized.model), reference.engine) as session:
+            found: list[Outputs] = [session(names, feed) for feed in reference.feeds]
+            ratio = self._time_ratio(session)
+        outputs = compare_outputs(zip(reference.outputs, found, strict=True))
+        agreement = worst([output.agreement for output in outputs])
+        value = agreement if reference.metric is None else float(reference.metric(reference.outputs, found))
+        return Measured(worst([one.sqnr_db for one in outputs]), value, ratio, self._int8_share(quantized))
+
+    def _time_ratio(self, session: Session) -> float:
+        reference, names = self._reference, self._reference.model.outputs
+        if reference.engine == "tensorrt":
+            return math.nan
+        runs = [lambda run=run: run(names, reference.feeds[0]) for run in (reference.run, session)]
+        float_ms, int8_ms = interleaved_medians(runs, seconds=SECONDS)
+        return int8_ms / float_ms
+
+    def _int8_share(self, quantized: QDQModel) -> float:
+        layers = [node.name for node in self._prepared.graph.nodes if node.op_type in WEIGHTED]
+        return sum(name not in quantized.skipped for name in layers) / max(len(layers), 1)
+
+    def make(self, recipe: Recipe) -> tuple[Calibration, QDQModel]:
+        """Return the calibration and the model of a recipe; what warnings would say is measured here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            prepared, found = self._base(recipe)
+            if recipe.criterion == "auto":
+                thresholds = auto_thresholds(prepared, found, self._split.calibration)
+            else:
+                thresholds = found.search_thresholds(criterion=recipe.criterion)  # type: ignore[arg-type]
+            calibration = found._replace(thresholds=thresholds)
+            corrected: dict[str, Any] = {}
+            if CORRECT_BIAS in recipe.steps:
+                corrected = {"correct_bias": True, "batches": self._split.calibration}
+            engine = self._reference.engine
+            return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **corrected)
+
+    def _base(self, recipe: Recipe) -> _Base:
+        """Return the float model after the steps that change it, and its calibration."""
+        names = tuple(name for name in recipe.steps if name in CHANGES)
+        if names not in self._bases:
+            prepared, data = self._prepared, self._split.calibration
+            for name in names:
+                prepared = prepare(CHANGES[name](prepared, data))
+            self._bases[names] = _Base(prepared, calibrate(prepared, data, **self._settings))
+        return self._bases[names]
+
+    def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
+        """Return what to leave out of INT8, what costs most first."""
+        plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
+        graph = self._base(plain).prepared.graph
+        calibration, quantized = self.make(plain)
+        feeds = few_samples(self._feeds(), self._reference.model.inputs, SAMPLES)
+        costs = quantizer_costs(graph, quantized.model, feeds)
+        skipped = tuple(calibration.skipped)
+        return rank_layers(graph, calibration.thresholds, self._reference.engine, skipped, costs, min_int8=min_int8)
+
+    def _feeds(self) -> Iterator[dict[str, Array]]:
+        """Yield the data of the calibration."""
+        model = self._reference.model
+        return (model.feed(batch, f"batch {k}") for k, batch in numbered(self._split.calibration))
+
+    def identity(self) -> object:
+        """Return what the trials depend on."""
+        digest = hashlib.sha256(self._prepared.model.SerializeToString())
+        for feed in chain(self._feeds(), self._reference.feeds):
+            for name, array in feed.items():
+                digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return (
+            digest.hexdigest(),
+            self._reference.engine,
+            sorted(map(repr, self._settings.items())),
+            self._reference.metric is None,
+        )

@@ -1,0 +1,93 @@
+"""Cross-layer equalization: scale the channels between two layers so that both are easier to quantize.
+
+After M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, Data-Free Quantization Through Weight Equalization and
+Bias Correction, ICCV 2019. With s_c = sqrt(r1_c / r2_c) both ranges of a channel become sqrt(r1_c r2_c). A layer in the
+middle of a chain is second of one pair and first of the next, so sweeps over all pairs are repeated until no factor
+changes. Factors are powers of two, which change nothing in floating point.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ..feeds import Array
+from ..model.graph import Graph, to_array
+from ..model.preparation import Prepared, prepare
+from .absorption import keep_body_inputs
+from .channel_flow import Pair, find_pairs, multiplied, ranges
+from .parameters import with_parameters
+
+MAX_SWEEPS = 100  # in case rounded factors keep changing
+MAX_EXPONENT = 8  # of a factor in one sweep and in all: float16 must hold what it divides
+logger = logging.getLogger("klquant")
+
+
+def equalize(model: onnx.ModelProto | str | Path | Prepared) -> onnx.ModelProto:
+    """Equalize the ranges of the weights on both sides of every channel between two layers.
+
+    ``s_c = sqrt(r1_c / r2_c)``, rounded to a power of two, where r1_c is the largest absolute weight of the first
+    layer's output channel c and r2_c that of the second layer's input channel c. The new parameters are ``W1_c / s_c``,
+    ``b1_c / s_c`` and ``W2_c * s_c``; sweeps over all pairs are repeated until nothing changes. No data are needed.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, path or Prepared
+        A float model. It is not changed.
+
+    Returns
+    -------
+    onnx.ModelProto
+        A model that computes the same, to be calibrated and quantized in its place.
+
+    Raises
+    ------
+    InvalidInputError
+        For a model that :func:`prepare` rejects.
+
+    Notes
+    -----
+    A pair is two of Conv, ConvTranspose, Gemm and MatMul with constant weights, between which lies nothing but ReLU,
+    leaky ReLU, PReLU, pooling, Dropout, an Add of a constant, and Flatten, each the only reader of its input. A channel
+    whose weights are all 0 on one side keeps s = 1. Activations change their ranges, for better or worse, and weights
+    have one scale per output channel anyway: measure whether it helps. :func:`smooth` looks at the activations.
+
+    Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019.
+    """
+    prepared = prepare(model)
+    pairs = find_pairs(keep_body_inputs(prepared.graph))
+    values = _constants(prepared.graph, pairs)
+    before = dict(values)
+    totals = [np.zeros(len(ranges(values[pair.first.node, 1], pair.first))) for pair in pairs]
+    for _ in range(MAX_SWEEPS):
+        steps = [_equalize_pair(values, pair, total) for pair, total in zip(pairs, totals, strict=True)]
+        totals = [total + step for total, step in zip(totals, steps, strict=True)]
+        if not any(step.any() for step in steps):
+            break
+    changed = [total for total in totals if total.any()]
+    logger.info("%d of %d pairs of layers equalized", len(changed), len(pairs))
+    return with_parameters(prepared, {key: new for key, new in values.items() if (new != before[key]).any()}).model
+
+
+def _constants(graph: Graph, pairs: list[Pair]) -> dict[tuple[str, int], Array]:
+    nodes = {node.name: node for node in graph.nodes}
+    views = [view for pair in pairs for view in (pair.first, *pair.added, pair.second)]
+    return {
+        (one.node, one.position): to_array(graph.initializers[nodes[one.node].input[one.position]]) for one in views
+    }
+
+
+def _equalize_pair(values: dict[tuple[str, int], Array], pair: Pair, total: Array) -> Array:
+    """Scale both layers once; return log2 of the factors, one for each channel."""
+    first, second = (ranges(values[one.node, one.position], one) for one in (pair.first, pair.second))
+    used = (first > 0) & (second > 0)
+    exponents = np.zeros(len(first))
+    exponents[used] = np.round(np.log2(first[used] / second[used]) / 2)
+    exponents = np.clip(total + exponents, -MAX_EXPONENT, MAX_EXPONENT) - total
+    for view in (pair.first, *pair.added):
+        key = view.node, view.position
+        values[key] = multiplied(values[key], view, np.exp2(-exponents))
+    key = pair.second.node, pair.second.position
+    values[key] = multiplied(values[key], pair.second, np.exp2(exponents))
+    return exponents

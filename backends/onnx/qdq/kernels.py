@@ -1,0 +1,151 @@
+"""Rules of onnxruntime, which runs an operator in INT8 only between dequantizers and a quantizer."""
+
+from collections.abc import Iterable
+
+import onnx
+
+from ...settings import WEIGHTED
+from ..model.graph import MAX_CHAIN, Graph
+from ..model.operators import (
+    COMBINING,
+    CURVES,
+    MOVING,
+    RECTIFIERS,
+    activations,
+    attribute,
+    channel_bias,
+    has_constant_weight,
+    is_excluded,
+    rectified,
+    sole_consumer,
+)
+from ..model.signs import ONNX
+from .plan import EVERYONE, Plan, add_layer, share_moved, why_not
+
+NO_KERNEL = ("ConvTranspose",)  # onnxruntime has no INT8 kernel for these
+FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's INT8 kernels for these can output floating point
+BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # these have INT8 kernels
+IDLE = ("Softmax", *(name for name in MOVING if name != "MaxPool"))  # INT8 only if an INT8 kernel reads the result
+
+
+def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...]) -> Plan:
+    """Quantize inputs and output of each layer, and of the operators between layers that have INT8 kernels.
+
+    Nodes in floating point read a tensor before its quantizer, unless an INT8 kernel computes it: onnxruntime fuses
+    such a kernel only if the quantizer is the only reader of its output.
+    """
+    known = set(thresholds)
+    plan = Plan({}, {}, [], {})
+    int8: list[onnx.NodeProto] = []
+    for node in (node for node in graph.nodes if node.op_type in WEIGHTED and node.domain in ONNX):
+        reason = why_not(graph, node, known, exclude) or _why_no_kernel(graph, node, known)
+        if reason:
+            plan.skipped[node.name] = reason
+        else:
+            add_layer(graph, plan, node)
+            _quantize_around(graph, plan, node, known)
+            int8.append(node)
+    for node in (node for node in graph.nodes if node.op_type in BETWEEN):
+        possible = _all_quantized(plan, node) and _has_kernel(node) and rectified(graph, node.output[0]) in known
+        if possible and not is_excluded(graph, node, exclude):
+            _quantize_around(graph, plan, node, known)
+            int8.append(node)
+    names = {node.name for node in int8}
+    may = [
+        node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(plan, node))
+    ]
+    used = _readers(graph, plan, may)
+    plan = plan._replace(readers={name: used[name] for name in plan.readers if used.get(name)})
+    share_moved(graph, plan)
+    return plan
+
+
+def _readers(graph: Graph, plan: Plan, int8: list[onnx.NodeProto]) -> dict[str, set[str]]:
+    """Return who reads each dequantized tensor, given the nodes that can compute in INT8, in their order."""
+    forced: set[str] = set()
+    for node in int8:
+        output = rectified(graph, node.output[0])
+        idle = node.op_type in IDLE and node.input[0] not in forced
+        if output in plan.readers and not idle and not _gives_floats(graph, node):
+            forced.add(output)
+    used: dict[str, set[str]] = {name: {EVERYONE} for name in forced}
+    for node in reversed(int8):
+        output = rectified(graph, node.output[0])
+        if node.op_type in IDLE and not _leads_to(graph, output, used):
+            continue
+        for name in activations(graph, node):
+            used.setdefault(name, set()).add(node.name)
+    given = {rectified(graph, node.output[0]) for node in int8}
+    return {
+        name: {EVERYONE} if name in forced | given or _all_read(graph, name, readers) else readers
+        for name, readers in used.items()
+    }
+
+
+def _leads_to(graph: Graph, name: str, used: Iterable[str]) -> bool:
+    """Return whether a tensor is quantized, perhaps behind nodes that move it: onnxruntime moves its quantizer up."""
+    for _ in range(MAX_CHAIN):
+        reader = sole_consumer(graph, name)
+        if name in used or reader is None or reader.op_type not in MOVING:
+            break
+        name = reader.output[0]
+    return name in used
+
+
+def _all_read(graph: Graph, name: str, readers: set[str]) -> bool:
+    """Return whether nothing else reads a tensor."""
+    return name not in graph.outputs and readers.issuperset(node.name for node in graph.consumers.get(name, []))
+
+
+def _gives_floats(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a product in INT8 can leave its output in floating point."""
+    bias = graph.initializers.get(node.input[2]) if len(node.input) > 2 else None
+    fits = len(node.input) < 3 or (bias is not None and len(bias.dims) == 1)
+    return node.op_type in FLOAT_OUTPUT and fits and rectified(graph, node.output[0]) == node.output[0]
+
+
+def _quantize_around(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
+    """Quantize the inputs and the output of a node; a product that is a graph output stays in floating point."""
+    output = rectified(graph, node.output[0])
+    optional = node.op_type in FLOAT_OUTPUT and (output in graph.outputs or output not in known)
+    for name in (*activations(graph, node), *([] if optional else [output])):
+        plan.readers[name] = {EVERYONE}
+
+
+def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
+    output = rectified(graph, node.output[0])
+    if halves := [name for name in activations(graph, node) if graph.types[name] == onnx.TensorProto.FLOAT16]:
+        return f"onnxruntime has no INT8 kernel for its input `{halves[0]}` of float16; convert the model to float32"
+    if node.op_type in NO_KERNEL:
+        return f"onnxruntime has no INT8 kernel for {node.op_type}"
+    if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        return "onnxruntime has no INT8 kernel for a Gemm with alpha or beta other than 1"
+    if len(node.input) > 2 and node.input[2] and has_constant_weight(graph, node) and channel_bias(graph, node) is None:
+        return (
+            f"onnxruntime has no INT8 kernel for its bias `{node.input[2]}`, which is not a constant per output channel"
+        )
+    if pools := [pool for name in activations(graph, node) if (pool := _after_no_kernel(graph, name))]:
+        return f"onnxruntime cannot load a quantizer behind `{pools[0]}`, an AveragePool with dilations"
+    unknown = output not in known and node.op_type not in FLOAT_OUTPUT
+    return f"no threshold is known for its output `{output}`" if unknown else ""
+
+
+def _has_kernel(node: onnx.NodeProto) -> bool:
+    """Return whether onnxruntime's INT8 kernel knows the attributes of a node."""
+    return node.op_type != "AveragePool" or attribute(node, "dilations", None) is None
+
+
+def _after_no_kernel(graph: Graph, name: str) -> str:
+    """Return which pool onnxruntime would join with a quantizer of this tensor, to a kernel that it does not have."""
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in (*MOVING, *RECTIFIERS):
+            return "" if node is None or _has_kernel(node) else node.name
+        name = node.input[0]
+    return ""
+
+
+def _all_quantized(plan: Plan, node: onnx.NodeProto) -> bool:
+    """Return whether all activations that a node reads are quantized already."""
+    inputs = node.input if node.op_type in COMBINING else node.input[:1]
+    return all(name in plan.readers for name in inputs)

@@ -1,0 +1,88 @@
+"""``klquant tune``: quantize in several ways, on the engine itself, until the result is accurate enough."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klquant.backends.accuracy.trials import COLUMNS
+from klquant.backends.settings import ENGINES
+
+from ..data import SOURCE, fixed_batch_size, import_function, open_batches
+from ..group import needed
+from ..images import ImageOptions, image_options
+from ..options import NEW, ONNX_MODEL, json_option
+from ..output import busy, print_table
+
+
+@click.command()
+@click.argument("model", type=ONNX_MODEL)
+@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, as for `klquant calibrate`.",
+              shell_complete=click.Path().shell_complete)  # fmt: skip
+@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Engine that will run the model.")
+@click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
+@click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",
+              help="SQNR of the worst output, or a value of the metric.")  # fmt: skip
+@click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, as for `klquant compare`.")
+@click.option("--validation", metavar=SOURCE, help="Data to measure on.  [default: every fourth batch of --data]")
+@click.option("--max-runs", type=click.IntRange(min=1), default=40, show_default=True, help="Models to try at most.")
+@click.option("--min-int8", type=click.FloatRange(0, 1), default=0.8, show_default=True,
+              help="Share of Conv, ConvTranspose, Gemm and MatMul that stay in INT8.")  # fmt: skip
+@click.option("--resume", type=NEW, help="File that keeps the trials; if it exists, they are not made again.")
+@click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
+              help="Samples per batch.  [default: as fixed in the model, or 8; one file of a folder]")  # fmt: skip
+@image_options
+@json_option
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    /,
+    model: Path,
+    out: Path,
+    calibration: Path | None,
+    batch_size: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Quantize an ONNX model in several ways until it is accurate enough.
+
+    Each trial is run on the engine and compared with the float MODEL: first the criteria, then with some layers left in
+    floating point, those first that cost the outputs most. The table has what each trial gains and costs; `*` marks the
+    model that is written. If none reaches the target, that is the most accurate one, and the exit code is 1.
+
+    Without --metric a target such as 0.99 is the agreement of the worst output with the float model: of scores how
+    often the best class is the same, of other outputs the cosine. For TensorRT, which needs a GPU, onnxruntime runs the
+    graph as written.
+
+    \b
+    Example:
+      klquant tune model.onnx --data samples.npz --engine onnxruntime \\
+        --target 30dB -o int8.onnx
+      klquant tune model.onnx --data photos/ --image-size 640x640 \\
+        --engine openvino --metric mytask:f1 --resume trials.json -o int8.onnx
+    """  # noqa: D301
+    images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
+    with busy("loading onnxruntime"):
+        backend = needed("klquant.backends.onnx", "onnx")
+        prepared = backend.prepare(str(model))
+    size = fixed_batch_size(prepared.model.graph) or 8
+    for name in ("data", "validation"):
+        if options[name] is not None:
+            options[name] = open_batches(options[name], batch_size=batch_size, default_size=size, images=images)
+    if options["metric"] is not None:
+        options["metric"] = import_function(options["metric"], "--metric")
+    tuned = backend.tune(prepared, options.pop("data"), progress=True, **options)
+    tuned.quantized.save(out)
+    if calibration is not None:
+        tuned.calibration.save(calibration)
+    if as_json:
+        click.echo(tuned.trace.as_json())
+    else:
+        print_table(f"{model} on {options['engine']}", COLUMNS, tuned.trace.rows())
+        click.echo(str(tuned.trace))
+        click.echo(f"settings: {json.dumps(tuned.trace.best.recipe._asdict())}")
+        click.echo(f"wrote {out}")
+    if not tuned.trace.reached:
+        ctx.exit(1)

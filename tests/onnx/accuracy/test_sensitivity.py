@@ -1,0 +1,95 @@
+import numpy as np
+import onnx
+import pytest
+
+from klquant.backends.onnx import calibrate, prepare, quantize
+from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs, rank_layers
+from klquant.backends.onnx.accuracy.switches import NONE, SELECT, switched
+from support.onnx_models import build, run
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(8, 3, 8, 8)).astype(np.float32)
+BODY = """
+    a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+    r = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (r, w2)
+    s = Add (c, r)
+    p = GlobalAveragePool (s)
+    f = Flatten (p)
+    y = Gemm (f, w3)
+"""
+
+
+def network(spread=0.0):
+    """Return a model whose first layer has channels of very different ranges if `spread` is large."""
+    w1 = RNG.normal(size=(4, 3, 3, 3)) * np.exp(spread * np.arange(4)).reshape(4, 1, 1, 1)
+    return build("float[n, 3, 8, 8] x", "float[n, 5] y", BODY, w1=w1.astype(np.float32), b1=np.ones(4, np.float32),
+                 w2=(4, 4, 3, 3), w3=(4, 5))  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tensorrt"])
+def case(request):
+    prepared = prepare(network())
+    calibration = calibrate(prepared, [X], criterion="max")
+    return prepared, calibration, quantize(prepared, calibration, engine=request.param).model, request.param
+
+
+def test_no_quantizer_rounds_unless_it_is_selected(case):
+    prepared, _, quantized, _ = case
+    model, names = switched(prepared.graph, quantized)
+    onnx.checker.check_model(model)
+    floats = run(prepared.model, x=X)["y"]
+    np.testing.assert_array_equal(run(model, x=X, **{SELECT: np.array(NONE)})["y"], floats)
+    others = [run(model, x=X, **{SELECT: np.array(k)})["y"] for k in range(len(names))]
+    assert all(not np.array_equal(other, floats) for other in others)
+
+
+def test_a_selected_quantizer_rounds_as_in_the_quantized_model(case):
+    """Of the input, whose quantizer comes first, and of the weight of the last layer."""
+    prepared, _, quantized, _ = case
+    model, names = switched(prepared.graph, quantized)
+    assert len(set(names)) == len(names)
+    scale, zero = (
+        onnx.numpy_helper.to_array(next(t for t in quantized.graph.initializer if t.name == f"x_{what}"))
+        for what in ("scale", "zero_point")
+    )
+    limits = np.iinfo(zero.dtype)
+    codes = np.clip(np.rint(X / scale) + zero, limits.min, limits.max)
+    rounded = ((codes - zero) * scale).astype(np.float32)
+    expected = run(prepared.model, x=rounded)["y"]
+    np.testing.assert_allclose(run(model, x=X, **{SELECT: np.array(names.index("x"))})["y"], expected, rtol=1e-5)
+
+
+def test_costs_add_up_to_that_of_the_quantized_model(case):
+    prepared, _, quantized, _ = case
+    costs = quantizer_costs(prepared.graph, quantized, [{"x": X[k : k + 1]} for k in range(8)])
+    floats, found = (run(model, x=X)["y"] for model in (prepared.model, quantized))
+    noise = np.mean([((a - b) ** 2).sum() / (a**2).sum() for a, b in zip(floats, found, strict=True)])
+    assert abs(10 * np.log10(sum(costs.values()) / noise)) < 4
+    assert all(cost > 0 for cost in costs.values())
+
+
+def test_the_worst_layer_is_left_out_first():
+    """With one scale for a weight whose channels differ, rounding it costs most."""
+    prepared = prepare(network(spread=3.0))
+    calibration = calibrate(prepared, [X], criterion="max")
+    costs = dict.fromkeys([*calibration.thresholds, *(node.name for node in prepared.graph.nodes)], 1e-6)
+    ranking = rank_layers(prepared.graph, calibration.thresholds, "tensorrt", (), costs | {"r": 1.0}, min_int8=0.0)
+    without = quantize(prepared, calibration, engine="tensorrt", exclude=ranking[0])
+    assert "r" not in without.thresholds
+
+
+def test_the_ranking_leaves_enough_layers():
+    prepared = prepare(network())
+    calibration = calibrate(prepared, [X], criterion="max")
+    costs = dict.fromkeys(calibration.thresholds, 1.0)
+    for min_int8, number in ((0.0, 3), (0.5, 1), (0.9, 0)):
+        ranking = rank_layers(prepared.graph, calibration.thresholds, "openvino", (), costs, min_int8=min_int8)
+        skipped = (
+            {}
+            if not ranking
+            else quantize(
+                prepared, calibration, engine="openvino", exclude=[name for names in ranking for name in names]
+            ).skipped
+        )
+        assert len(skipped) == number

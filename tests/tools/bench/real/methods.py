@@ -1,0 +1,114 @@
+"""Ways to quantize a network for onnxruntime: klquant's, and those of its peers. Each writes an ONNX file."""
+
+import contextlib
+import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx.version_converter
+
+from klquant import CalibrationWarning
+from klquant.backends.onnx import Calibration, Prepared, calibrate, prepare, quantize
+from tools.bench.real.networks import Loaded
+
+Method = Callable[[Loaded, Path], None]
+CRITERIA = ("entropy", "mse", "max", "percentile", "auto")
+JOB = Path(__file__).with_name("nncf_job.py")
+
+
+class Klquant(NamedTuple):
+    """A setting of klquant; networks are observed once for all of them."""
+
+    criterion: str
+    guard: bool = True
+    correct_bias: bool = False
+
+    def __call__(self, network: Loaded, target: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            prepared, calibration = observed(str(network.path), self.criterion == "auto", Hidden(network.calibration))
+            if self.criterion != "auto":
+                found = calibration.search_thresholds(criterion=self.criterion, guard=self.guard)
+                calibration = calibration._replace(thresholds=found)
+            batches = network.calibration if self.correct_bias else None
+            quantize(prepared, calibration, engine="onnxruntime", batches=batches).save(target)
+
+
+class Hidden(NamedTuple):
+    """An argument that a cache does not look at."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=2)
+def observed(path: str, auto: bool, batches: Hidden) -> tuple[Prepared, Calibration]:
+    prepared = prepare(path)
+    return prepared, calibrate(prepared, batches.value, criterion="auto" if auto else "max")
+
+
+def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
+    """Quantize by onnxruntime's ``quantize_static``, after the preparation that it recommends."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        feeds = iter(network.calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    source, prepared = target.with_suffix(".float.onnx"), target.with_suffix(".prepared.onnx")
+    model = onnx.load(network.path)
+    if next(each.version for each in model.opset_import if not each.domain) < 13:  # the first with scales per channel
+        model = onnx.version_converter.convert_version(model, 13)
+    onnx.save(model, source)
+    with contextlib.redirect_stdout(io.StringIO()):
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(str(prepared), str(target), Reader(), **options)
+
+
+def nncf(python: str, network: Loaded, target: Path) -> None:
+    """Quantize by NNCF's defaults (for transformers those that it has for them), in the Python that has it."""
+    data = target.with_suffix(".npz")
+    np.savez(data, **{f"{k}/{name}": each for k, feed in enumerate(network.calibration) for name, each in feed.items()})
+    command = [python, JOB, network.path, data, target, *(["transformer"] if network.transformer else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+
+
+def klquant_methods() -> dict[str, Method]:
+    literal = {"klquant, literal entropy": Klquant("entropy", guard=False)}
+    criteria = {f"klquant, {name}": Klquant(name) for name in CRITERIA}
+    corrected = {f"klquant, {name}, bias correction": Klquant(name, correct_bias=True) for name in ("entropy", "auto")}
+    return literal | criteria | corrected
+
+
+def peers(python: str) -> tuple[dict[str, Method], list[str]]:
+    """The peers that can be imported, and what is missing."""
+    from onnxruntime.quantization import QuantType
+
+    advised = {"activation_type": QuantType.QUInt8, "per_channel": True}
+    found = {"quantize_static": partial(static, {}), "quantize_static, per channel": partial(static, advised)}
+    known = subprocess.run([python, "-c", "import nncf"], capture_output=True, check=False).returncode == 0
+    if known:
+        found["NNCF"] = partial(nncf, python)
+    where = f"nncf is not in {python}; pass --peers-python PYTHON of an environment with nncf and onnxruntime"
+    return found, [] if known else [where]
+
+
+def this_python() -> str:
+    return sys.executable
