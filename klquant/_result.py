@@ -85,7 +85,7 @@ def describe(
         divergence[()],
         (counts * beyond).sum() / counts.sum(),
         sqnr,
-        *(tie.astype(exact.dtype)[()] for tie in tuple(ties) or (xp.asarray(xp.nan),) * 2),
+        *(tie.astype(exact.dtype)[()] for tie in tuple(ties) or (xp.asarray(xp.nan, xp.float64),) * 2),
     )
 
 
