@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,10 @@ def array_namespace(**arrays: Array) -> ModuleType:
 
 
 def _namespace_of(name: str, array: Array) -> ModuleType:
+    if isinstance(array, (np.ma.MaskedArray, np.matrix)):
+        hint = "array.compressed() or array.filled(...)" if isinstance(array, np.ma.MaskedArray) else "np.asarray(...)"
+        kind = type(array).__name__
+        raise ArrayTypeError(f"`{name}` must be a plain NumPy array, got numpy.{kind}; convert it with {hint}")
     if isinstance(array, (np.ndarray, np.generic)):
         return np
     if "jax" in sys.modules and isinstance(array, sys.modules["jax"].Array):
@@ -46,15 +50,22 @@ def _namespace_of(name: str, array: Array) -> ModuleType:
     raise ArrayTypeError(f"`{name}` must be a NumPy or JAX array, got {kind}; {hint}")
 
 
+def is_array(value: object) -> bool:
+    """Return whether `value` is a NumPy or JAX array."""
+    return isinstance(value, np.ndarray) or ("jax" in sys.modules and isinstance(value, sys.modules["jax"].Array))
+
+
 def is_concrete(*arrays: Array) -> bool:
     """Return whether the values are known: those of tracers inside ``jax.jit`` or ``jax.vmap`` are not."""
     return "jax" not in sys.modules or not any(isinstance(a, sys.modules["jax"].core.Tracer) for a in arrays)
 
 
-def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
+def compiled(kernel: Callable[..., _Result], *, by_row: bool = False) -> Callable[..., _Result]:
     """Return a function ``(*arrays, **static)`` that calls ``kernel(*arrays, xp=..., **static)``.
 
-    ``static`` must be hashable. Where JAX compiles, it does so once for each value of it and each shape.
+    ``static`` must be hashable. Where JAX compiles, it does so once for each value of it and each shape. A kernel that
+    works `by_row` gives a result for each row of its first array. If the rows are spread over several devices, each
+    device computes its own rows.
     """
 
     def on_numpy(*arrays: Array, **static: Any) -> _Result:
@@ -62,10 +73,13 @@ def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
             return kernel(*arrays, xp=np, **static)
 
     @functools.cache
-    def jitted(static: tuple[tuple[str, Any], ...]) -> Callable[..., _Result]:
+    def jitted(static: tuple[tuple[str, Any], ...], rows: _Rows | None) -> Callable[..., _Result]:
         jax = sys.modules["jax"]
-        function: Callable[..., _Result] = jax.jit(functools.partial(kernel, xp=jax.numpy, **dict(static)))
-        return function
+        function = functools.partial(kernel, xp=jax.numpy, **dict(static))
+        if rows:
+            function = jax.shard_map(function, mesh=rows.mesh, in_specs=rows.arguments, out_specs=rows.results)
+        wrapped: Callable[..., _Result] = jax.jit(function)
+        return wrapped
 
     @functools.wraps(kernel)
     def call(*arrays: Array, **static: Any) -> _Result:
@@ -73,10 +87,28 @@ def compiled(kernel: Callable[..., _Result]) -> Callable[..., _Result]:
             return on_numpy(*arrays, **static)
         if (cpu := _only_cpu(arrays)) is not None:
             return _to_jax(on_numpy(*map(np.asarray, arrays), **static), arrays, cpu)
-        with enable_x64():
-            return jitted(tuple(sorted(static.items())))(*arrays)
+        jax = sys.modules["jax"]
+        with enable_x64(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return jitted(tuple(sorted(static.items())), _spread_rows(arrays) if by_row else None)(*arrays)
 
     return call
+
+
+class _Rows(NamedTuple):
+    """How the rows of a batch are spread over devices."""
+
+    mesh: Any
+    arguments: tuple[Any, ...]
+    results: Any
+
+
+def _spread_rows(arrays: tuple[Array, ...]) -> _Rows | None:
+    first = arrays[0]
+    spec = getattr(first.sharding, "spec", None) if is_concrete(*arrays) and first.ndim > 1 else None
+    if not spec or (len(spec) == first.ndim and spec[-1] is not None) or not any(spec):
+        return None
+    rows = type(spec)(*spec[: first.ndim - 1])
+    return _Rows(first.sharding.mesh, tuple(rows if a.ndim == first.ndim else type(spec)() for a in arrays), rows)
 
 
 def _only_cpu(arrays: tuple[Array, ...]) -> Any:
@@ -101,6 +133,14 @@ def enable_x64() -> Any:
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     return __import__("jax.experimental").experimental.enable_x64()
+
+
+def scalar_argument(name: str, value: Array | float, **array: Array) -> Array:
+    """Return a checked number for a kernel with this array: a float as float64, and a tracer as it is."""
+    if is_concrete(value):
+        return from_numpy(np.asarray(value, np.float64), xp=array_namespace(**array))
+    array_namespace(**array, **{name: value})
+    return value
 
 
 def from_numpy(array: np.ndarray, *, xp: ModuleType) -> Array:
@@ -135,6 +175,13 @@ def count_truncated(x: Array, factor: Array, limit: int, *, clip: bool, xp: Modu
         np.add(whole[part], limit, out=index[part])
         total += np.bincount(index[part], minlength=length)
     return total
+
+
+def each_row(function: Callable[..., Array], *tables: Array, xp: ModuleType) -> Array:
+    """Return ``function(*rows)`` for the first row of each table, the second and so on, stacked."""
+    if xp is np or tables[0].shape[0] == 1:
+        return xp.stack([function(*rows) for rows in zip(*tables, strict=True)])
+    return sys.modules["jax"].vmap(function)(*tables)
 
 
 def running_sums(columns: tuple[Array, ...], *, xp: ModuleType) -> tuple[Array, ...]:
@@ -173,6 +220,16 @@ def _sums_along_rows(tables: list[Array], *, xp: ModuleType) -> list[Array]:
     return sums
 
 
+def add_up(add: Callable[[Array, Any], Any], number: int, zero: Array, *, xp: ModuleType) -> Any:
+    """Return two totals that ``add(k, totals)`` increases for k = 0, 1 ... number - 1, in turn."""
+    totals: Any = (zero, zero)
+    if xp is not np and number > 1:
+        totals, number = sys.modules["jax"].lax.fori_loop(0, number, add, totals), 0
+    for k in range(number):
+        totals = add(k, totals)
+    return totals
+
+
 def slice_at(values: Array, begin: Array, length: int, *, xp: ModuleType) -> Array:
     """Return ``values[begin : begin + length]``, where `begin` may be traced."""
     return (
@@ -190,8 +247,6 @@ def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *
     if xp is np:
         table = np.concatenate(columns).reshape(len(columns), -1, stride)  # twice as fast as np.stack
         return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(columns), -1)[:, :count]
-    if length == 0:
-        return xp.zeros((len(columns), count))
     lax, unrolled = sys.modules["jax"].lax, 8
     columns = lax.optimization_barrier(columns)  # or XLA recomputes them for every j
 
@@ -202,10 +257,12 @@ def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *
         return totals
 
     rest = length % unrolled
-    start = add(0, [xp.zeros(count, column.dtype) for column in columns], rest)
-    return xp.stack(
-        lax.fori_loop(0, length // unrolled, lambda k, totals: add(rest + k * unrolled, totals, unrolled), start)
-    )
+    zero = [xp.zeros_like(column, shape=count) for column in columns]  # under shard_map: as varying as the column
+    totals = add(0, zero, rest)
+    if length >= unrolled:
+        steps = length // unrolled
+        totals = lax.fori_loop(0, steps, lambda k, totals: add(rest + k * unrolled, totals, unrolled), totals)
+    return xp.stack(totals)
 
 
 @functools.lru_cache(maxsize=256)
@@ -257,7 +314,8 @@ def where_needed(needed: Array, function: Callable[[], Array], shape: tuple[int,
     """Return ``function()`` (float64, of this shape) if `needed`, else zeros without calling it."""
     if xp is np:
         return function() if needed else np.zeros(shape)
-    return sys.modules["jax"].lax.cond(needed, function, lambda: xp.zeros(shape, xp.float64))
+    zeros = xp.broadcast_to((needed & False).astype(xp.float64), shape)  # under shard_map: as varying as the result
+    return sys.modules["jax"].lax.cond(needed, function, lambda: zeros)
 
 
 def map_selected(function: Callable[[Array], Array], selected: Array, rows: int, *, xp: ModuleType) -> Array:

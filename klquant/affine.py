@@ -10,22 +10,31 @@ from typing import Any
 import numpy as np
 
 from klquant._namespace import Array, array_namespace, compiled, from_numpy, is_concrete
-from klquant._validate import check_odd, check_real
+from klquant._result import Threshold
+from klquant._validate import MAX_LEVELS, check_int, check_levels, check_real, is_floating
 from klquant.errors import ArrayTypeError, InvalidInputError
 
+WIDE_ENOUGH = "float16, bfloat16 and wider types are accepted"
 
-def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array | float:
+
+def scale(
+    threshold: Array | Threshold | float, *, num_quantized_bins: int | None = None, num_bits: int | None = None
+) -> Array | float:
     """Return the step between two quantized levels: ``threshold / 127`` for INT8.
 
     Parameters
     ----------
-    threshold : float or array of any shape, in units of the activation
+    threshold : float, Threshold, or array of any shape, in units of the activation
         The clipping value T. For weights it is the largest absolute value per channel. A T of 0 gives scale 0.
     num_quantized_bins : int, odd, at least 3
+        255 by default.
+    num_bits : int, 2 to 32
+        In place of `num_quantized_bins`: ``2**num_bits - 1`` levels.
 
     Returns
     -------
-    float or array, as `threshold`
+    float or array, as `threshold`, or as the `value` of a Threshold
+        Under ``jax.jit``, NaN for a negative threshold.
 
     Raises
     ------
@@ -40,17 +49,26 @@ def scale(threshold: Array | float, *, num_quantized_bins: int = 255) -> Array |
     >>> klquant.scale(254.0)
     2.0
     """
-    check_odd("num_quantized_bins", num_quantized_bins)
-    if not isinstance(threshold, (int, float)):
+    qmax = check_levels(num_quantized_bins, num_bits) // 2
+    threshold = threshold.value if isinstance(threshold, Threshold) else threshold
+    if not _is_number(threshold):
         array_namespace(threshold=threshold)
         check_real("threshold", threshold)
     if is_concrete(threshold):
         _check_scale("threshold", threshold)
-    qmax = int(num_quantized_bins) // 2
-    return threshold / qmax if isinstance(threshold, (int, float)) else _scale(threshold, qmax=qmax)
+    if _is_number(threshold):
+        return threshold / qmax
+    return _scale(threshold, qmax=qmax)
 
 
-def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
+def quantize(
+    x: Array,
+    scale: Array | float,
+    *,
+    axis: int | None = None,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+) -> Array:
     """Round `x` to quantized levels: ``clamp(round_half_even(x / scale), -qmax, qmax)``.
 
     Parameters
@@ -62,15 +80,21 @@ def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_qua
     axis : int, optional
         Channel axis of `x`. By default the whole tensor has one scale.
     num_quantized_bins : int, odd, at least 3
+        255 by default. At most ``2**25 + 1`` where the computation is in float32, and ``2**32 - 1`` in float64.
+    num_bits : int, 2 to 32
+        In place of `num_quantized_bins`: ``2**num_bits - 1`` levels.
 
     Returns
     -------
     array, shape of `x`, int8 (int16 or int32 if the levels need it), in the library of `x`
+        Under ``jax.jit``, NaN becomes level 0, because integers have no NaN. So does everything where the scale is not
+        valid.
 
     Raises
     ------
     InvalidInputError
-        If `x` contains NaN, or a scale is negative, not finite or does not fit `axis`.
+        If `x` contains NaN, there are too many levels, or a scale is negative, not finite, does not fit `axis`, or
+        would become 0 or infinite in the dtype of the computation.
     ArrayTypeError
         If `x` is not a NumPy or JAX array of floating-point numbers, or `scale` comes from a different library.
 
@@ -84,16 +108,11 @@ def quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_qua
     >>> klquant.quantize(np.array([-9.0, 0.25, 0.75, 1.0]), 0.5)
     array([-18,   0,   2,   2], dtype=int8)
     """
-    check_odd("num_quantized_bins", num_quantized_bins)
-    xp = array_namespace(x=x)
-    if not _is_float(x.dtype):
-        raise ArrayTypeError(f"`x` must be floating point, got dtype {x.dtype}")
-    if is_concrete(x) and (bad := int(_count_nan(x))):
-        raise InvalidInputError(f"`x` must not hold NaN, got {bad} of {x.size} values")
-    return _quantize(x, _steps(x, scale, axis, xp=xp), qmax=int(num_quantized_bins) // 2)
+    steps, qmax = _check(x, scale, axis, num_quantized_bins, num_bits)
+    return _quantize(x, steps, qmax=qmax)
 
 
-def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype: str = "float32") -> Array:
+def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype: Any = "float32") -> Array:
     """Return the real values of quantized levels: ``q * scale``.
 
     Parameters
@@ -103,12 +122,13 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
         Step between two levels.
     axis : int, optional
         Channel axis of `q`. By default the whole tensor has one scale.
-    dtype : str
-        Floating-point dtype of the result.
+    dtype : dtype, or its name
+        Floating-point dtype of the result, such as ``"float32"`` or ``np.float32``.
 
     Returns
     -------
     array, shape of `q`, `dtype`, in the library of `q`
+        Under ``jax.jit``, NaN where a scale is not valid.
 
     Raises
     ------
@@ -127,24 +147,30 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
     xp = array_namespace(q=q)
     if q.dtype.kind not in "iu":
         raise ArrayTypeError(f"`q` must hold integers, got dtype {q.dtype}")
-    if not _is_float(dtype):
-        raise ArrayTypeError(f"`dtype` must be floating point, got {dtype}")
-    return _dequantize(q, _steps(q, scale, axis, xp=xp), dtype=str(dtype))
+    kind = _floating_dtype(dtype)
+    return _dequantize(q, _steps(q, scale, axis, _working_dtype(kind), xp=xp), dtype=kind)
 
 
-def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, num_quantized_bins: int = 255) -> Array:
+def fake_quantize(
+    x: Array,
+    scale: Array | float,
+    *,
+    axis: int | None = None,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+) -> Array:
     """Quantize and dequantize `x`: return the values that an INT8 engine would compute with, in the dtype of `x`.
 
     Parameters
     ----------
-    x, scale, axis, num_quantized_bins
+    x, scale, axis, num_quantized_bins, num_bits
         As for :func:`quantize`.
 
     Returns
     -------
     array, shape and dtype of `x`
         At most ``scale / 2`` away from `x` inside ``[-T, T]``, and T or -T outside. The function is monotone and
-        idempotent.
+        idempotent. Under ``jax.jit``, NaN where `x` is NaN or a scale is not valid.
 
     Raises
     ------
@@ -157,27 +183,44 @@ def fake_quantize(x: Array, scale: Array | float, *, axis: int | None = None, nu
     >>> klquant.fake_quantize(np.array([-100.0, 0.3, 0.8]), 0.5)
     array([-63.5,   0.5,   1. ])
     """
-    levels = quantize(x, scale, axis=axis, num_quantized_bins=num_quantized_bins)
-    return dequantize(levels, scale, axis=axis, dtype=x.dtype)
+    steps, qmax = _check(x, scale, axis, num_quantized_bins, num_bits)
+    return _fake_quantize(x, steps, qmax=qmax)
 
 
 @compiled
 def _scale(threshold: Array, *, xp: ModuleType, qmax: int) -> Array:
-    return threshold / qmax
+    step = threshold / qmax
+    return xp.where(threshold >= 0, step, xp.asarray(xp.nan, step.dtype))[()]
 
 
 @compiled
 def _quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Array:
+    return _levels(x, steps, qmax, xp=xp)
+
+
+@compiled
+def _dequantize(q: Array, steps: Array, *, xp: ModuleType, dtype: Any) -> Array:
+    return _real_values(q, steps, dtype, xp=xp)
+
+
+@compiled
+def _fake_quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Array:
+    real = _real_values(_levels(x, steps, qmax, xp=xp), steps, x.dtype, xp=xp)
+    return xp.where(xp.isnan(x), x, real)[()]
+
+
+def _levels(x: Array, steps: Array, qmax: int, *, xp: ModuleType) -> Array:
     wide = _working_dtype(x.dtype)
     steps = steps.astype(wide)
     levels = xp.clip(xp.rint(x.astype(wide) / xp.where(steps > 0, steps, 1)), -qmax, qmax)
     return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest with -qmax .. qmax
 
 
-@compiled
-def _dequantize(q: Array, steps: Array, *, xp: ModuleType, dtype: str) -> Array:
-    wide = _working_dtype(xp.dtype(dtype))
-    return (q.astype(wide) * steps.astype(wide)).astype(dtype)
+def _real_values(q: Array, steps: Array, dtype: Any, *, xp: ModuleType) -> Array:
+    narrow = steps.astype(_working_dtype(dtype))
+    valid = (steps >= 0) & xp.isfinite(narrow) & ((narrow > 0) | (steps == 0))
+    steps = xp.where(valid, narrow, xp.asarray(xp.nan, narrow.dtype))
+    return (q.astype(narrow.dtype) * steps).astype(dtype)
 
 
 @compiled
@@ -185,38 +228,67 @@ def _count_nan(x: Array, *, xp: ModuleType) -> Array:
     return xp.isnan(x).sum()
 
 
-def _is_float(dtype: Any) -> bool:
-    return str(dtype) == "bfloat16" or np.dtype(dtype).kind == "f"
+def _check(
+    x: Array, scale: Array | float, axis: int | None, num_quantized_bins: int | None, num_bits: int | None
+) -> tuple[Array, int]:
+    """Return the scale as an array that broadcasts, and the highest level."""
+    xp = array_namespace(x=x)
+    if not is_floating(x.dtype):
+        raise ArrayTypeError(f"`x` must be floating point, got dtype {x.dtype}; {WIDE_ENOUGH}")
+    wide = _working_dtype(x.dtype)
+    levels = check_levels(num_quantized_bins, num_bits, MAX_LEVELS if wide == "float64" else 2**25 + 1)
+    if is_concrete(x) and (bad := int(_count_nan(x))):
+        raise InvalidInputError(f"`x` must not hold NaN, got {bad} of {x.size} values")
+    return _steps(x, scale, axis, wide, xp=xp), levels // 2
+
+
+def _floating_dtype(dtype: Any) -> Any:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as error:
+        raise ArrayTypeError(f"`dtype` must be floating point, got {dtype!r}") from error
+    if not is_floating(kind):
+        raise ArrayTypeError(f"`dtype` must be floating point, got {kind}; {WIDE_ENOUGH}")
+    return kind
 
 
 def _working_dtype(dtype: Any) -> str:
     return "float64" if dtype.itemsize > 4 else "float32"
 
 
-def _steps(x: Array, scale: Array | float, axis: int | None, *, xp: ModuleType) -> Array:
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _steps(x: Array, scale: Array | float, axis: int | None, wide: str, *, xp: ModuleType) -> Array:
     """Return the scale as an array that broadcasts along `axis` of `x`."""
-    if isinstance(scale, (int, float)):
+    if _is_number(scale):
         steps = from_numpy(np.asarray(scale, dtype=np.float64), xp=xp)
     else:
         array_namespace(x=x, scale=scale)
         check_real("scale", scale)
         steps = scale
     if is_concrete(steps):
-        _check_scale("scale", scale)
+        _check_scale("scale", scale, wide)
     if axis is None:
         if steps.ndim:
             raise InvalidInputError(
                 f"`scale` must be a scalar when `axis` is not given, got shape {tuple(steps.shape)}"
             )
         return steps
-    if not -x.ndim <= axis < x.ndim or steps.shape != (x.shape[axis],):
+    if not -x.ndim <= check_int("axis", axis) < x.ndim or steps.shape != (x.shape[axis],):
         raise InvalidInputError(
             f"`scale` must have shape (x.shape[axis],), got {tuple(steps.shape)} for {tuple(x.shape)} and axis {axis}"
         )
     return steps.reshape([-1 if k == axis % x.ndim else 1 for k in range(x.ndim)])
 
 
-def _check_scale(name: str, value: Array | float) -> None:
+def _check_scale(name: str, value: Array | float, wide: str = "float64") -> None:
     numbers = np.asarray(value, dtype=np.float64)
     if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise InvalidInputError(f"`{name}` must be finite and not negative, got {value}")
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = numbers.astype(wide)
+    lost = (numbers > 0) & ((narrow == 0) | np.isinf(narrow))
+    if lost.any():
+        raise InvalidInputError(f"`{name}` must be 0 or within the range of {wide}, got {numbers[lost].flat[0]}")

@@ -1,35 +1,34 @@
 """Other criteria for T: max, percentile, mse. They take the same arguments as :func:`klquant.optimal_threshold`.
 
-All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. The mse criterion folds the histogram to |x| and
-sums it from the outside inwards. Let n(b) be the number of values in bin b or beyond, s(b) the sum of these values,
-and b_q the first bin that is rounded to level q. Then::
-
-    sum h (x - q(x) step)^2 = sum h x^2 - 2 step sum_q s(b_q) + step^2 sum_q (2 q - 1) n(b_q)
-
-So the error of a candidate needs one look-up for each level, and no sum over the bins.
+All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. ``_search/squared_errors.py`` has the formula of the
+mse criterion.
 """
 
 import functools
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from klquant._namespace import Array, compiled, first_true, is_concrete, map_batch
+from klquant._namespace import Array, compiled, first_true, is_concrete, map_batch, scalar_argument
 from klquant._result import Threshold, check_found, describe
-from klquant._validate import check_histogram
+from klquant._search.squared_errors import fold, least_error, squared_errors
+from klquant._validate import check_equal_bins, check_inputs, check_number, is_sound
 from klquant.errors import InvalidInputError
 
-TIE = 1e-13  # of the mean square: squared errors closer than this differ by rounding only, and the first wins
 
-
-def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
+def max_threshold(
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
+) -> Threshold:
     """Return the largest observed value: T is the outer edge of the outermost non-empty bin.
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
-        As for :func:`klquant.optimal_threshold`.
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
+        As for :func:`klquant.optimal_threshold`, but 3 bins are enough.
 
     Returns
     -------
@@ -49,11 +48,18 @@ def max_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
     >>> float(klquant.max_threshold(np.array([0, 4, 9, 4, 1, 0, 0]), np.linspace(-7, 7, 8), num_quantized_bins=3))
     5.0
     """
-    return percentile_threshold(hist, edges, percentile=100.0, num_quantized_bins=num_quantized_bins)
+    levels: dict[str, Any] = {"num_quantized_bins": num_quantized_bins, "num_bits": num_bits}
+    return percentile_threshold(hist, edges, percentile=100.0, skip_zeros=skip_zeros, **levels)
 
 
 def percentile_threshold(
-    hist: Array, edges: Array, *, percentile: float = 99.99, num_quantized_bins: int = 255
+    hist: Array,
+    edges: Array,
+    *,
+    percentile: float = 99.99,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
 ) -> Threshold:
     """Return the T that `percentile` percent of the absolute values do not exceed.
 
@@ -61,9 +67,10 @@ def percentile_threshold(
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
-        As for :func:`klquant.optimal_threshold`.
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
+        As for :func:`klquant.optimal_threshold`, but 3 bins are enough.
     percentile : float, above 0 and at most 100
+        May be traced by JAX.
 
     Returns
     -------
@@ -84,19 +91,27 @@ def percentile_threshold(
     >>> float(klquant.percentile_threshold(hist, edges, percentile=75, num_quantized_bins=3))
     4.0
     """
-    check_histogram(hist, edges, num_quantized_bins)
-    if not 0 < percentile <= 100:
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros, fewest=3)
+    percent = check_number("percentile", percentile)
+    if is_concrete(percent) and not 0 < percent <= 100:
         raise InvalidInputError(f"`percentile` must be above 0 and at most 100, got {percentile}")
-    found = _percentile(hist, edges, percentile=float(percentile), num_quantized_bins=int(num_quantized_bins))
+    found = _percentile(hist, edges, scalar_argument("percentile", percent / 100, hist=hist), num_quantized_bins=levels)
     return check_found(found, "counts, got an empty histogram")
 
 
-def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Threshold:
+def mse_threshold(
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
+) -> Threshold:
     """Return the edge T with the smallest expected squared error of rounding and clipping.
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
         As for :func:`klquant.optimal_threshold`; the bins must have equal widths.
 
     Returns
@@ -118,19 +133,27 @@ def mse_threshold(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -
     >>> print(f"{klquant.mse_threshold(hist, edges).value:.3f} of {edges[-1]:.3f}")
     10.145 of 11.949
     """
-    _check_equal_bins(hist, edges, num_quantized_bins)
-    found = _mse_search(hist, edges, num_quantized_bins=int(num_quantized_bins))
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
+    check_equal_bins(edges, "the mse criterion")
+    found = _mse_search(hist, edges, num_quantized_bins=levels)
     return check_found(found, "counts, got an empty histogram")
 
 
-def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Array:
+def mse_curve(
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    skip_zeros: bool = False,
+) -> Array:
     """Return the expected squared error of rounding and clipping for every positive edge as T.
 
     All values of a bin are taken to lie at its centre.
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins
+    hist, edges, num_quantized_bins, num_bits, skip_zeros
         As for :func:`klquant.optimal_threshold`; the bins must have equal widths.
 
     Returns
@@ -154,78 +177,41 @@ def mse_curve(hist: Array, edges: Array, *, num_quantized_bins: int = 255) -> Ar
     >>> klquant.mse_curve(np.array([1, 2, 0, 2, 1]), np.linspace(-5, 5, 6), num_quantized_bins=3).tolist()
     [3.6666666666666665, 1.0, 3.0]
     """
-    _check_equal_bins(hist, edges, num_quantized_bins)
-    return _mse_errors(hist, edges, num_quantized_bins=int(num_quantized_bins))
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
+    check_equal_bins(edges, "the mse criterion")
+    return _mse_errors(hist, edges, num_quantized_bins=levels)
 
 
-def _check_equal_bins(hist: Array, edges: Array, num_quantized_bins: int) -> None:
-    check_histogram(hist, edges, num_quantized_bins)
-    if is_concrete(edges):
-        bounds = np.asarray(edges, dtype=np.float64)
-        drift = np.abs(np.diff(bounds) * (bounds.shape[-1] - 1) / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
-        if drift > 1e-2:
-            raise InvalidInputError(
-                f"`edges` must be equally spaced for the mse criterion, got widths up to {drift:.1%} off the mean"
-            )
-
-
-@compiled
-def _percentile(hist: Array, edges: Array, *, xp: ModuleType, percentile: float, num_quantized_bins: int) -> Threshold:
+@functools.partial(compiled, by_row=True)
+def _percentile(hist: Array, edges: Array, share: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
-        folded, outer = _fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
+        folded, outer = fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
         below = xp.cumsum(folded)
-        target = xp.abs(percentile / 100 * below[-1])  # abs: or XLA may fuse the product into `below - target`
+        target = xp.abs(share.astype(xp.float64) * below[-1])  # abs: or XLA may fuse the product into `below - target`
         k = first_true(below >= target, xp=xp)
         inner = xp.where(k == 0, 0.0, outer[k - 1])
         value = outer[k] - xp.abs((below[k] - target) / folded[k] * (outer[k] - inner))
-        value = xp.where(below[-1] > 0, value, xp.nan)
-        nothing = xp.asarray(-1), xp.asarray(xp.nan)
+        sound = is_sound(hist, edges, xp=xp) & (share > 0) & (share <= 1)
+        value = xp.where(sound & (below[-1] > 0), value, xp.nan)
+        nothing = xp.asarray(-1), xp.asarray(xp.nan, xp.float64)
         return describe(hist, edges, value, *nothing, num_quantized_bins=num_quantized_bins, xp=xp)
 
     return map_batch(one, hist, edges, xp=xp)
 
 
-@compiled
+@functools.partial(compiled, by_row=True)
 def _mse_search(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
-        errors = _squared_errors(hist, edges, num_quantized_bins, xp=xp)
-        centres = (edges[1:] + edges[:-1]).astype(xp.float64) / 2
-        square = (hist * centres**2).sum() / hist.astype(xp.float64).sum()
-        index = xp.where(xp.isnan(errors[0]), -1, first_true(errors <= errors.min() + TIE * square, xp=xp))
+        errors = squared_errors(hist, edges, num_quantized_bins, xp=xp)
+        index = xp.where(xp.isnan(errors[0]), -1, least_error(errors, hist, edges, xp=xp))
         value = xp.where(index < 0, xp.nan, edges[edges.shape[0] // 2 + index])
-        return describe(hist, edges, value, index, xp.asarray(xp.nan), num_quantized_bins=num_quantized_bins, xp=xp)
+        return describe(
+            hist, edges, value, index, xp.asarray(xp.nan, xp.float64), num_quantized_bins=num_quantized_bins, xp=xp
+        )
 
     return map_batch(one, hist, edges, xp=xp)
 
 
-@compiled
+@functools.partial(compiled, by_row=True)
 def _mse_errors(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Array:
-    return map_batch(lambda h, e: _squared_errors(h, e, num_quantized_bins, xp=xp), hist, edges, xp=xp)
-
-
-def _squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: ModuleType) -> Array:
-    folded = _fold(hist, xp=xp)
-    num, qmax = folded.shape[0], num_quantized_bins // 2
-    distance = xp.arange(num).astype(xp.float64)  # in bins
-    from_outside = [xp.concatenate([xp.cumsum(v[::-1])[::-1], xp.zeros(1)]) for v in (folded, folded * distance)]
-    begin = xp.asarray(_level_begins(num, qmax))
-    counts, sums = (total[begin] for total in from_outside)  # (qmax, candidates)
-    step = (xp.arange(num) + 0.5) / qmax
-    odd = 2.0 * xp.arange(1, qmax + 1) - 1
-    squared = (folded * distance**2).sum() - 2 * step * sums.sum(axis=0) + step**2 * (odd @ counts)
-    width = (edges[-1] - edges[0]).astype(xp.float64) / hist.shape[0]
-    return xp.maximum(squared, 0.0) / folded.sum() * width**2
-
-
-@functools.lru_cache(maxsize=32)
-def _level_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the first bin (by distance from 0) that rounds to level q, for q = 1 .. qmax and each candidate T."""
-    halves = (2 * np.arange(1, qmax + 1)[:, None] - 1) * (2 * np.arange(num) + 1)  # (q - 1/2) T, unit 1 / (4 qmax) bins
-    begins: np.ndarray[Any, np.dtype[np.int64]] = np.minimum(-(-halves // (4 * qmax)), num)
-    return begins
-
-
-def _fold(hist: Array, *, xp: ModuleType) -> Array:
-    """Return the counts by distance from the centre bin, float64, shape (num_bins // 2 + 1,)."""
-    counts, centre = hist.astype(xp.float64), hist.shape[-1] // 2
-    return xp.concatenate([counts[centre : centre + 1], counts[centre + 1 :] + counts[centre - 1 :: -1]])
+    return map_batch(lambda h, e: squared_errors(h, e, num_quantized_bins, xp=xp), hist, edges, xp=xp)

@@ -4,8 +4,8 @@ from types import ModuleType
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, compiled, is_concrete
-from klquant._validate import check_positive, check_vector
+from klquant._namespace import Array, array_namespace, compiled, is_concrete, scalar_argument
+from klquant._validate import check_positive, check_vector, is_sound
 from klquant.errors import InfeasibleError, InvalidInputError
 
 EPS = 1e-4  # counts: smoothing replaces a zero by this
@@ -48,8 +48,8 @@ def smooth(values: Array, *, eps: float = EPS) -> Array:
     """
     array_namespace(values=values)
     check_vector("values", values)
-    check_positive("eps", eps)
-    smoothed = _smooth(values, eps=float(eps))
+    number = check_positive("eps", eps)
+    smoothed = _smooth(values, scalar_argument("eps", number, values=values))
     if is_concrete(smoothed) and np.isnan(smoothed[0]):
         raise InfeasibleError(f"`values` cannot be smoothed with eps = {eps}: too few or too small non-zero entries")
     return smoothed
@@ -98,25 +98,26 @@ def kl_divergence(p: Array, q: Array) -> Array:
     return divergence
 
 
-def smoothing_loss(num_nonzero: Array, num_total: Array, eps: float, *, xp: ModuleType) -> Array:
+def smoothing_loss(num_nonzero: Array, num_total: Array, eps: Array, *, xp: ModuleType) -> Array:
     """Return eps1, the amount that every non-zero loses; +inf if there is no non-zero."""
     paying = xp.maximum(num_nonzero, 1)
     return xp.where(num_nonzero > 0, eps * (num_total - num_nonzero) / paying, xp.inf)
 
 
 @compiled
-def _smooth(values: Array, *, xp: ModuleType, eps: float) -> Array:
-    values = values.astype(xp.float64)
+def _smooth(values: Array, eps: Array, *, xp: ModuleType) -> Array:
+    values, eps = values.astype(xp.float64), eps.astype(xp.float64)
+    sound = is_sound(values, xp=xp) & (eps > 0)
     nonzero = values > 0
     loss = smoothing_loss(nonzero.sum(), values.shape[0], eps, xp=xp)
     smoothed = xp.where(nonzero, values - loss, eps)
-    return xp.where((loss < 1) & (smoothed > 0).all(), smoothed, xp.nan)
+    return xp.where(sound & (loss < 1) & (smoothed > 0).all(), smoothed, xp.nan)
 
 
 @compiled
 def _kl_divergence(p: Array, q: Array, *, xp: ModuleType) -> Array:
     p, q = p.astype(xp.float64), q.astype(xp.float64)
-    defined = (p.sum() > 0) & (q.sum() > 0)
+    defined = (p.sum() > 0) & (q.sum() > 0) & is_sound(p, xp=xp) & is_sound(q, xp=xp)
     p, q = p / p.sum(), q / q.sum()
     terms = xp.where(p > 0, p * xp.log(xp.where(p > 0, p / q, 1.0)), 0.0)
     return xp.where(defined, xp.maximum(terms.sum(), 0.0), xp.nan)[()]  # rounding may give -1e-17 for equal p and q

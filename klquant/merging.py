@@ -7,8 +7,8 @@ import numpy as np
 
 from klquant._namespace import Array, array_namespace, compiled
 from klquant._search.prefix_sums import counts_between, filled_between, sum_up
-from klquant._validate import check_odd, check_vector
-from klquant.errors import ArrayTypeError, InvalidInputError
+from klquant._validate import check_int, check_odd, check_vector, is_sound
+from klquant.errors import InvalidInputError
 
 
 def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
@@ -44,9 +44,7 @@ def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
     [0, 2, 4, 6, 8, 11]
     """
     check_odd("num_quantized_bins", num_quantized_bins)
-    if isinstance(num_bins, bool) or not isinstance(num_bins, (int, np.integer)):
-        raise ArrayTypeError(f"`num_bins` must be an int, got {type(num_bins).__name__}")
-    if num_bins < num_quantized_bins:
+    if check_int("num_bins", num_bins) < num_quantized_bins:
         raise InvalidInputError(
             f"`num_bins` must be at least num_quantized_bins = {num_quantized_bins}, got {num_bins}"
         )
@@ -106,4 +104,5 @@ def _quantized_distribution(values: Array, support: Array, *, xp: ModuleType, nu
     total = counts_between(sum_up(values, 0, xp=xp), bounds[:-1], bounds[1:], xp=xp)
     filled = filled_between(sum_up(support > 0, 0, xp=xp), bounds[:-1], bounds[1:])
     group = np.repeat(np.arange(num_quantized_bins), np.diff(bounds))
-    return xp.where(support > 0, (total / xp.maximum(filled, 1))[group], 0.0)
+    merged = xp.where(support > 0, (total / xp.maximum(filled, 1))[group], 0.0)
+    return xp.where(is_sound(values, xp=xp) & is_sound(support, xp=xp), merged, xp.nan)

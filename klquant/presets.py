@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from klquant._namespace import array_namespace
 from klquant._validate import check_histogram, check_real, check_vector
 from klquant.errors import ArrayTypeError, InfeasibleError, InvalidInputError
 
@@ -352,6 +353,7 @@ def _check_numpy(**arrays: object) -> None:
         if not isinstance(array, np.ndarray):
             kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
             raise ArrayTypeError(f"`{name}` must be a NumPy array, got {kind}; convert it with np.asarray(...)")
+        array_namespace(**{name: array})  # no masked array
 
 
 def _check_int(name: str, value: int, minimum: int, maximum: float) -> None:

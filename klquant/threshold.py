@@ -1,18 +1,29 @@
 """The threshold search: all candidates in closed form, then the best ones again bin by bin."""
 
+import functools
+import math
 from types import ModuleType
 
-import numpy as np
-
-from klquant._namespace import Array, at_most, compiled, first_true, from_numpy, map_batch, while_loop
+from klquant._namespace import (
+    Array,
+    at_most,
+    compiled,
+    first_true,
+    is_concrete,
+    map_batch,
+    scalar_argument,
+    while_loop,
+)
 from klquant._result import Threshold, check_found, describe
 from klquant._search.bin_by_bin import Search, direct_divergence
 from klquant._search.closed_form import closed_form_curve, prepare
-from klquant._validate import check_histogram, check_positive
+from klquant._search.squared_errors import least_error, squared_errors
+from klquant._validate import check_equal_bins, check_flag, check_inputs, check_number, check_positive, is_sound
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 
 _NEAR = 1e-12  # nats: well above the error of the closed form (`klquant._search` has its budget)
+NEAR_TIE = 0.01  # of the least divergence, for `tie_low` and `tie_high` where there is no `tie_width`
 _GAIN = 2.0**-52  # nats: a smaller gain is only rounding, and the earlier candidate stays
 
 
@@ -20,10 +31,13 @@ def optimal_threshold(
     hist: Array,
     edges: Array,
     *,
-    num_quantized_bins: int = 255,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
     eps: float = EPS,
     min_ratio: float = 0.0,
     one_sided: bool = False,
+    skip_zeros: bool = False,
+    tie_width: float = 0.0,
 ) -> Threshold:
     """Find the clipping threshold T that loses the least information when [-T, T] becomes `num_quantized_bins` levels.
 
@@ -35,24 +49,33 @@ def optimal_threshold(
     ----------
     hist : array, shape (..., num_bins), integer counts (or weights) >= 0
         The number of bins must be odd and at least `num_quantized_bins`. Leading dimensions are a batch of
-        histograms. To ignore exact zeros, as engines do, set the centre bin to 0 first.
+        histograms.
     edges : array, shape (..., num_bins + 1) or (num_bins + 1,), in units of the activation
         Strictly increasing and symmetric about 0. Pass one set of edges for each histogram, or one for all.
     num_quantized_bins : int, odd, at least 3
-        Number of levels: 255 for INT8 (-127 .. 127), 15 for INT4.
+        Number of levels: 255 (the default) for INT8 (-127 .. 127), 15 for INT4.
+    num_bits : int, 2 to 32
+        In place of `num_quantized_bins`: ``2**num_bits - 1`` levels.
     eps : float
         The value that replaces a zero when P and Q are smoothed, > 0, in counts.
     min_ratio : float, 0 to 1
         Consider only ``T >= min_ratio * edges[-1]``. This limits the clipping of heavy tails. 0 means no limit.
     one_sided : bool
         Search the histogram of ``|x|`` with ``num_quantized_bins // 2 + 1`` levels. Use it for tensors that are never
-        negative.
+        negative, with `skip_zeros`: if half of the values are zeros, T may clip a tenth of the others.
+    skip_zeros : bool
+        Ignore the counts of the centre bin, as engines do. Zeros are exact at any T.
+    tie_width : float, at least 0
+        Of the candidates with a divergence up to ``(1 + tie_width)`` times the least, take the one with the least
+        expected squared error. The minimum is flat, so T may change a lot with little data: candidates within 1 % often
+        span a tenth of T. 0 takes the least divergence itself. Other values need bins of equal width.
 
     Returns
     -------
     Threshold
-        `value` is one of the edges. The fields are scalars, or arrays of the batch shape, in the library of `hist`.
-        Under ``jax.jit``, if no candidate is feasible, `value` and `divergence` are NaN and `index` is -1.
+        `value` is one of the edges. `tie_low` and `tie_high` say how flat the minimum is. The fields are scalars, or
+        arrays of the batch shape, in the library of `hist`. Under ``jax.jit``, if no candidate is feasible, or an input
+        or option is not valid, `value` and `divergence` are NaN and `index` is -1.
 
     Raises
     ------
@@ -67,7 +90,8 @@ def optimal_threshold(
 
     Notes
     -----
-    Integer counts are summed exactly. Divergences are computed in float64, also on JAX with 64-bit types off.
+    Integer counts are summed exactly. Divergences are computed in float64, also on JAX with 64-bit types off. `eps` and
+    `min_ratio` may be traced by JAX.
     Near-ties are computed again bin by bin; of candidates that are equal within the rounding of float64, the first
     wins.
 
@@ -85,17 +109,24 @@ def optimal_threshold(
     >>> print(f"{threshold.value:.3f} of {edges[-1]:.3f}")
     10.360 of 11.949
     """
-    xp = check_histogram(hist, edges, num_quantized_bins)
-    check_positive("eps", eps)
-    if not 0 <= min_ratio <= 1:
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
+    eps, ratio = check_positive("eps", eps), check_number("min_ratio", min_ratio)
+    if is_concrete(ratio) and not 0 <= ratio <= 1:
         raise InvalidInputError(f"`min_ratio` must lie between 0 and 1, got {min_ratio}")
+    if not 0 <= (tie_width := check_number("tie_width", tie_width)) < math.inf:
+        raise InvalidInputError(f"`tie_width` must be 0 or positive, and finite, got {tie_width}")
+    if tie_width:
+        check_equal_bins(edges, "`tie_width`")
     threshold = _search(
         hist,
         edges,
-        from_numpy(np.asarray(float(min_ratio)), xp=xp),
-        num_quantized_bins=int(num_quantized_bins),
-        eps=float(eps),
-        one_sided=bool(one_sided),
+        scalar_argument("eps", eps, hist=hist),
+        scalar_argument("min_ratio", ratio, hist=hist),
+        scalar_argument("tie_width", tie_width or NEAR_TIE, hist=hist),
+        resolve_ties=tie_width > 0,
+        num_quantized_bins=levels,
+        most_eps=_bound(eps),
+        one_sided=check_flag("one_sided", one_sided),
     )
     return check_found(
         threshold,
@@ -105,7 +136,14 @@ def optimal_threshold(
 
 
 def divergence_curve(
-    hist: Array, edges: Array, *, num_quantized_bins: int = 255, eps: float = EPS, one_sided: bool = False
+    hist: Array,
+    edges: Array,
+    *,
+    num_quantized_bins: int | None = None,
+    num_bits: int | None = None,
+    eps: float = EPS,
+    one_sided: bool = False,
+    skip_zeros: bool = False,
 ) -> Array:
     """Return the divergence of every candidate threshold, from the narrowest to the widest.
 
@@ -113,13 +151,13 @@ def divergence_curve(
 
     Parameters
     ----------
-    hist, edges, num_quantized_bins, eps, one_sided
+    hist, edges, num_quantized_bins, num_bits, eps, one_sided, skip_zeros
         As for :func:`optimal_threshold`.
 
     Returns
     -------
     array, shape (..., num_bins // 2 - num_quantized_bins // 2 + 1), float64, in nats, in the library of `hist`
-        +inf for an infeasible candidate.
+        +inf for an infeasible candidate. Under ``jax.jit`` all are NaN if an input or option is not valid.
 
     Raises
     ------
@@ -137,40 +175,70 @@ def divergence_curve(
     >>> klquant.divergence_curve(hist, np.linspace(-7, 7, 8), num_quantized_bins=3).round(3).tolist()
     [5.353, 1.601, 0.044]
     """
-    check_histogram(hist, edges, num_quantized_bins)
-    check_positive("eps", eps)
-    return _curve(hist, edges, num_quantized_bins=int(num_quantized_bins), eps=float(eps), one_sided=bool(one_sided))
+    hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
+    eps = check_positive("eps", eps)
+    one_sided = check_flag("one_sided", one_sided)
+    traced = scalar_argument("eps", eps, hist=hist)
+    return _curve(hist, edges, traced, num_quantized_bins=levels, most_eps=_bound(eps), one_sided=one_sided)
 
 
-@compiled
+def _bound(eps: Array | float) -> float:
+    """Return an upper bound of eps, of few different ones: JAX compiles once for each."""
+    return next((bound for bound in (EPS, 10 * EPS, 100 * EPS) if is_concrete(eps) and eps <= bound), math.inf)
+
+
+@functools.partial(compiled, by_row=True)
 def _search(
     hist: Array,
     edges: Array,
+    eps: Array,
     min_ratio: Array,
+    tie_width: Array,
     *,
     xp: ModuleType,
+    resolve_ties: bool,
     num_quantized_bins: int,
-    eps: float,
+    most_eps: float,
     one_sided: bool,
 ) -> Threshold:
+    eps = xp.where((min_ratio >= 0) & (min_ratio <= 1), eps.astype(xp.float64), xp.nan)
+
     def search_one(hist: Array, edges: Array) -> Threshold:
-        search = prepare(hist, num_quantized_bins, eps, one_sided, xp=xp)
-        curve = closed_form_curve(search, xp=xp)
+        search = prepare(hist, num_quantized_bins, eps, one_sided, most_eps=most_eps, xp=xp)
+        curve = _sound_curve(search, hist, edges, xp=xp)
         candidates = edges[edges.shape[0] - curve.shape[0] :]
         curve = xp.where(candidates < min_ratio * edges[-1], xp.inf, curve)
         index, divergence = _first_minimum(curve, search, xp=xp)
-        value = xp.where(index < 0, xp.nan, candidates[index])
-        return describe(hist, edges, value, index, divergence, num_quantized_bins=num_quantized_bins, xp=xp)
+        near = xp.isfinite(curve) & (curve <= divergence * (1 + tie_width) + _NEAR)
+        if resolve_ties:
+            errors = squared_errors(hist, edges, num_quantized_bins, xp=xp)[-curve.shape[0] :]
+            best = least_error(xp.where(near, errors, xp.inf), hist, edges, xp=xp)
+            divergence = xp.where((index < 0) | (best == index), divergence, curve[best])
+            index = xp.where(index < 0, index, best)
+        ends = xp.where(near, candidates, xp.inf).min(), xp.where(near, candidates, -xp.inf).max()
+        value, *ties = (xp.where(index < 0, xp.nan, T) for T in (candidates[index], *ends))
+        return describe(hist, edges, value, index, divergence, num_quantized_bins=num_quantized_bins, ties=ties, xp=xp)
 
     return map_batch(search_one, hist, edges, xp=xp)
 
 
-@compiled
-def _curve(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int, eps: float, one_sided: bool) -> Array:
-    def one_curve(hist: Array, _: Array) -> Array:
-        return closed_form_curve(prepare(hist, num_quantized_bins, eps, one_sided, xp=xp), xp=xp)
+@functools.partial(compiled, by_row=True)
+def _curve(
+    hist: Array, edges: Array, eps: Array, *, xp: ModuleType, num_quantized_bins: int, most_eps: float, one_sided: bool
+) -> Array:
+    eps = eps.astype(xp.float64)
+
+    def one_curve(hist: Array, edges: Array) -> Array:
+        search = prepare(hist, num_quantized_bins, eps, one_sided, most_eps=most_eps, xp=xp)
+        return _sound_curve(search, hist, edges, xp=xp)
 
     return map_batch(one_curve, hist, edges, xp=xp)
+
+
+def _sound_curve(search: Search, hist: Array, edges: Array, *, xp: ModuleType) -> Array:
+    """Return the curve; NaN for counts, edges or an eps that the checks would have refused if they were not traced."""
+    sound = is_sound(hist, edges, xp=xp) & (search.eps > 0) & (search.eps < xp.inf)
+    return xp.where(sound, closed_form_curve(search, xp=xp), xp.nan)
 
 
 def _first_minimum(curve: Array, search: Search, *, xp: ModuleType) -> tuple[Array, Array]:

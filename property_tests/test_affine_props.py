@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -164,3 +166,48 @@ def test_every_library_finds_the_same_levels(xp, data):
     real = xp.call(klquant.fake_quantize, *arrays)
     np.testing.assert_array_equal(real, np.asarray(q) * np.float32(scale))
     assert x.tobytes() == before
+
+
+def exact(x):
+    return [Fraction(value) for value in np.asarray(x, np.float64).ravel().tolist()]
+
+
+@given(cases(np.float64))
+def test_every_value_is_rounded_to_its_nearest_level(case):
+    x, scale, levels = case
+    step, qmax = Fraction(scale), levels // 2
+    for value, level in zip(exact(x), klquant.quantize(x, scale, num_quantized_bins=levels).tolist(), strict=True):
+        assert -qmax <= level <= qmax
+        error = abs(value / step - level) - Fraction(1, 2**40)
+        assert all(error <= abs(value / step - other) for other in (level - 1, level + 1) if abs(other) <= qmax)
+
+
+@given(cases(np.float64), st.integers(2, 10))
+def test_bits_are_an_odd_number_of_levels(case, bits):
+    x, scale, _ = case
+    expected = klquant.quantize(x, scale, num_quantized_bins=2**bits - 1)
+    np.testing.assert_array_equal(klquant.quantize(x, scale, num_bits=bits), expected)
+    assert klquant.fake_quantize(x, scale, num_bits=bits).tobytes() == fake(x, scale, 2**bits - 1).tobytes()
+    assert klquant.scale(scale, num_bits=bits) == klquant.scale(scale, num_quantized_bins=2**bits - 1)
+
+
+@given(st.sampled_from([3, 255, 257, 65535, 65537, 2**25 + 1, 2**32 - 1]), scales())
+def test_the_smallest_integers_hold_the_levels(levels, scale):
+    dtype = np.float32 if levels <= 2**25 + 1 else np.float64
+    ends = klquant.quantize(np.array([-1e38, 1e38], dtype), scale, num_quantized_bins=levels)
+    assert ends.tolist() == [-(levels // 2), levels // 2]
+    smaller = {1: None, 2: np.int8, 4: np.int16}[ends.dtype.itemsize]
+    assert smaller is None or levels // 2 > np.iinfo(smaller).max
+
+
+@given(st.sampled_from([np.float16, np.float32, np.float64]), st.floats(1e-60, 1e-30) | st.floats(1e30, 1e60))
+def test_extreme_scales_are_right_or_refused(dtype, scale):
+    x = np.array([1, -1], dtype)
+    try:
+        real = klquant.fake_quantize(x, scale)
+    except klquant.InvalidInputError:
+        assert not 1e-45 < scale < 3.4e38
+        assert dtype != np.float64
+        return
+    largest = 127 * scale if scale < 1 else 0.0
+    np.testing.assert_allclose(real.astype(np.float64), [largest, -largest], rtol=1e-3, atol=1e-7)

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 import klquant
 from klquant import Histogram, reference
+from klquant._namespace import CHUNK
 from klquant.histogram import symmetric_edges
 from strategies import data as reals
 from strategies import fewer
@@ -165,3 +167,40 @@ def test_every_library_counts_the_same_bit_for_bit(xp, dtype, data):
     merged = xp.call(klquant.merge, found, found)
     np.testing.assert_array_equal(merged.hist, 2 * expected.hist)
     assert x.tobytes() == before
+
+
+@fewer()
+@given(reals(max_size=20), st.integers(-2, 2 * CHUNK + 2), NUM_BINS, AMAX)
+def test_inputs_above_the_chunk_size_are_counted_completely(x, more, num_bins, amax):
+    x = np.append(x, 0.25 * amax)
+    repeats, rest = divmod(CHUNK + more, x.size)
+    whole = count(np.resize(x, repeats * x.size + rest), num_bins, amax).hist
+    np.testing.assert_array_equal(whole, repeats * count(x, num_bins, amax).hist + count(x[:rest], num_bins, amax).hist)
+
+
+@given(st.data(), NUM_BINS)
+def test_an_axis_counts_each_slice_alone(data, num_bins):
+    shape = data.draw(npst.array_shapes(min_dims=1, max_dims=3, max_side=4))
+    x = data.draw(npst.arrays(np.float64, shape, elements=st.floats(-10, 10)))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    ranges = data.draw(npst.arrays(np.float64, shape[axis], elements=st.floats(0.1, 20)))
+    found = klquant.histogram(x, num_bins=num_bins, amax=ranges, axis=axis)
+    for k, amax in enumerate(ranges.tolist()):
+        alone = count(np.take(x, k, axis), num_bins, amax)
+        assert same(klquant.Histogram(found.hist[k], found.edges[k]), alone)
+
+
+@given(st.lists(reals(max_size=20).map(lambda x: np.append(x, 1.0)), min_size=1, max_size=4), NUM_BINS)
+def test_slices_have_the_ranges_of_their_own_data(rows, num_bins):
+    x = np.stack([np.resize(row, 20) for row in rows])
+    found = klquant.histogram(x, num_bins=num_bins, axis=0)
+    np.testing.assert_array_equal(found.edges[:, -1], np.abs(x).max(axis=1))
+    np.testing.assert_array_equal(found.hist, [klquant.histogram(row, num_bins=num_bins).hist for row in x])
+
+
+@given(histograms_to_merge(1), st.sampled_from(["i1", "u1", ">i2", "u4", "f4"]))
+def test_narrow_counts_are_added_without_overflow(one, dtype):
+    (a,) = one
+    most = np.array(np.finfo(dtype).maxexp if dtype == "f4" else np.iinfo(dtype).max).astype(dtype)
+    narrow = Histogram(np.full(len(a.hist), most), a.edges)
+    assert klquant.merge(narrow, narrow).hist.tolist() == [2 * int(most)] * len(a.hist)

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import klquant
 from klquant._namespace import array_namespace, compiled, count_truncated, from_numpy, map_selected
 from strategies import fewer
 from support.namespaces import EAGER, JAX, JIT, READ_ONLY, params
@@ -43,3 +44,37 @@ def test_every_number_is_counted_once(xp, numbers):
 def test_only_selected_values_are_computed(xp, values, selected):
     result = xp.call(doubled_where_selected, xp.asarray(values), xp.asarray(selected))
     np.testing.assert_array_equal(result, 2 * values * selected)
+
+
+COUNT_DTYPES = st.sampled_from(["i1", "u2", "i4", "i8", "u8", "f2", "f4", "f8"])
+FUNCTIONS = [klquant.optimal_threshold, klquant.max_threshold, klquant.percentile_threshold, klquant.mse_threshold]
+
+
+@pytest.mark.parametrize("xp", EAGER)
+@pytest.mark.parametrize("criterion", FUNCTIONS)
+@given(dtype=COUNT_DTYPES, edge_dtype=st.sampled_from(["f2", "f4", "f8", "i4"]), batch=st.booleans())
+def test_dtypes_of_thresholds(xp, criterion, dtype, edge_dtype, batch):
+    hist, edges = xp.asarray(np.ones((2, 7) if batch else 7, dtype)), xp.asarray(np.arange(-7, 8, 2).astype(edge_dtype))
+    found = criterion(hist, edges, num_quantized_bins=3)
+    assert found.value.dtype == ("float64" if edge_dtype == "i4" else edge_dtype)
+    assert found.index.dtype == "int32"
+    assert found.divergence.dtype == found.clipped.dtype == found.sqnr_db.dtype == "float64"
+    assert found.value.shape == found.index.shape == found.divergence.shape == ((2,) if batch else ())
+    assert klquant.divergence_curve(hist, edges, num_quantized_bins=3).dtype == "float64"
+    assert klquant.mse_curve(hist, edges, num_quantized_bins=3).dtype == "float64"
+
+
+@pytest.mark.parametrize("xp", EAGER)
+@given(dtype=COUNT_DTYPES, floating=st.sampled_from(["f2", "f4", "f8"]))
+def test_dtypes_of_the_other_functions(xp, dtype, floating):
+    values, x = xp.asarray(np.arange(1, 8).astype(dtype)), xp.asarray(np.linspace(-2, 2, 7).astype(floating))
+    for hist, edges in (klquant.histogram(values, num_bins=3), klquant.histogram(x[None], num_bins=3, axis=0)):
+        assert (hist.dtype, edges.dtype) == ("int64", "float64")
+    assert klquant.smooth(values).dtype == klquant.kl_divergence(values, values).dtype == "float64"
+    assert klquant.quantized_distribution(values, values, num_quantized_bins=3).dtype == "float64"
+    assert klquant.quantize(x, 0.5).dtype == "int8"
+    assert klquant.quantize(x, 0.5, num_bits=16).dtype == "int16"
+    assert klquant.fake_quantize(x, 0.5).dtype == floating
+    assert klquant.scale(x * x).dtype == floating
+    assert klquant.dequantize(klquant.quantize(x, 0.5), 0.5).dtype == "float32"
+    assert klquant.dequantize(klquant.quantize(x, 0.5), 0.5, dtype=np.dtype(floating)).dtype == floating

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import klquant
 from klquant import InfeasibleError, reference
-from strategies import EPS, INTEGER_SHAPES, JAX_SIZES, fewer, histograms, real_weights, weights
+from strategies import EPS, INTEGER_SHAPES, JAX_SIZES, even_edges, fewer, histograms, real_weights, weights
 from support.namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
 
 
@@ -133,4 +133,100 @@ def test_inputs_stay_bit_for_bit_and_may_be_read_only(case):
     assert (case.hist.tobytes(), case.edges.tobytes()) == before
     assert curve_of(case, READ_ONLY).tobytes() == curve.tobytes()
     again = threshold_of(case, READ_ONLY)
-    assert found is again is None or np.array(found).tobytes() == np.array(again).tobytes()
+    fields = ("value", "index", "divergence", "clipped", "sqnr_db")
+    assert (found is None) == (again is None)
+    assert found is None or all(getattr(found, f).tobytes() == getattr(again, f).tobytes() for f in fields)
+
+
+@given(histograms(), st.integers(1, 5), st.booleans())
+def test_empty_outer_bins_change_no_inner_candidate(case, more, one_sided):
+    width, levels = 2.0 / len(case.hist), case.num_quantized_bins
+    assume(levels > 3 or not one_sided)
+    edges = [even_edges(len(case.hist) + 2 * k, 1 + k * width) for k in (0, more)]
+    options = {"num_quantized_bins": levels, "one_sided": one_sided}
+    curve = klquant.divergence_curve(case.hist, edges[0], **options)
+    padded = klquant.divergence_curve(np.pad(case.hist, more), edges[1], **options)[: len(curve)]
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(padded))
+    np.testing.assert_allclose(padded, curve, rtol=0, atol=1e-12)
+
+
+@given(histograms())
+def test_a_one_sided_search_does_not_see_the_sign(case):
+    options = {"num_quantized_bins": case.num_quantized_bins, "one_sided": True}
+    edges = even_edges(len(case.hist), 1.0)
+    curve, mirrored = (klquant.divergence_curve(h, edges, **options) for h in (case.hist, case.hist[::-1]))
+    np.testing.assert_array_equal(curve, mirrored)
+
+
+@given(histograms(sizes=[(15, 3), (33, 3), (33, 15)]), st.data())
+def test_of_candidates_without_any_loss_the_first_wins(case, data):
+    """All mass lies in one bin near the centre, so P = Q for several candidates."""
+    hist, half = np.zeros(len(case.hist), np.int64), case.num_quantized_bins // 2
+    hist[len(hist) // 2 + data.draw(st.integers(1 - half, half))] = data.draw(st.integers(1, 1000))
+    lossless = np.flatnonzero(reference.divergence_curve(hist, case.num_quantized_bins) == 0)
+    assume(lossless.size)
+    found = klquant.optimal_threshold(hist, case.edges, num_quantized_bins=case.num_quantized_bins)
+    assert (int(found.index), float(found.divergence)) == (lossless[0], 0)
+
+
+@given(histograms(shapes=INTEGER_SHAPES), st.data())
+def test_a_floor_on_an_edge_admits_that_edge(case, data):
+    curve = reference.divergence_curve(case.hist, case.num_quantized_bins)
+    first = data.draw(st.integers(0, len(curve) - 1))
+    assume(np.isfinite(curve[first:]).any())
+    candidates = case.edges[-len(curve) :]
+    ratio = float(candidates[first] / case.edges[-1])
+    assume(ratio * case.edges[-1] == candidates[first])
+    found = klquant.optimal_threshold(
+        case.hist, case.edges, num_quantized_bins=case.num_quantized_bins, min_ratio=ratio
+    )
+    assert int(found.index) >= first
+    assert curve[int(found.index)] - curve[first:].min() <= 1e-15
+
+
+@given(histograms(shapes=INTEGER_SHAPES), st.lists(st.floats(0, 1), min_size=2, max_size=4).map(sorted))
+def test_higher_floors_give_wider_thresholds(case, ratios):
+    found = []
+    for ratio in ratios:
+        try:
+            options = {"num_quantized_bins": case.num_quantized_bins, "min_ratio": ratio}
+            found.append(float(klquant.optimal_threshold(case.hist, case.edges, **options)))
+        except InfeasibleError:
+            break
+    assert found == sorted(found)
+
+
+@given(histograms(sizes=[(15, 5), (33, 5), (33, 15)]))
+def test_the_one_sided_minimum_is_that_of_the_reference(case):
+    curve = reference.one_sided_divergence_curve(case.hist, case.num_quantized_bins)
+    assume(np.isfinite(curve).any())
+    options = {"num_quantized_bins": case.num_quantized_bins, "one_sided": True}
+    found = klquant.optimal_threshold(case.hist, case.edges, **options)
+    assert_found_like_the_reference(found, curve)
+    assert float(found.value) == case.edges[len(case.edges) - len(curve) + int(found.index)]
+
+
+@pytest.mark.parametrize("xp", params(NUMPY, JAX))
+@fewer()
+@given(case=histograms(JAX_SIZES), tie_width=st.sampled_from([0.0, 0.01, 0.5]))
+def test_near_ties_are_those_of_the_reference(xp, case, tie_width):
+    """Compare by regret: candidates at the limit may be in or out."""
+    levels = case.num_quantized_bins
+    curve = reference.divergence_curve(case.hist, levels)
+    assume(np.isfinite(curve).any())
+    arrays = xp.asarray(case.hist), xp.asarray(case.edges)
+    found = klquant.optimal_threshold(*arrays, num_quantized_bins=levels, tie_width=tie_width)
+    limit = curve.min() * (1 + (tie_width or 0.01))
+    sure, possible = (np.flatnonzero(curve <= limit + slack) for slack in (-1e-11, 1e-11))
+    candidates = case.edges[-len(curve) :]
+    within = [*sure, int(np.argmin(curve))]
+    assert candidates[possible[0]] <= found.tie_low <= candidates[min(within)] or curve.min() < 1e-11
+    assert candidates[max(within)] <= found.tie_high <= candidates[possible[-1]] or curve.min() < 1e-11
+    assert found.tie_low <= found.value <= found.tie_high
+    if tie_width:
+        errors = reference.squared_errors(case.hist, case.edges, levels)[-len(curve) :]
+        square = (case.hist * (case.edges[1:] + case.edges[:-1]) ** 2).sum() / 4 / case.hist.sum()
+        assert int(found.index) in possible
+        assert errors[int(found.index)] <= errors[within].min() + 1e-9 * square
+    else:
+        assert_found_like_the_reference(found, curve)

@@ -4,14 +4,16 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from klquant.errors import InvalidInputError
 
+from ..calibration import Calibration
 from ..html_tables import html_table
 from ..text import number, percent, without_nan
 
 COLUMNS = ("trial", "SQNR dB", "gain dB", "metric", "time", "int8 layers")
+Quantized = TypeVar("Quantized")
 _DECIBELS = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*dB\s*", re.IGNORECASE)
 
 
@@ -146,6 +148,21 @@ class Trace(NamedTuple):
     def _repr_html_(self) -> str:
         """Return a table of the trials for notebooks."""
         return html_table(str(self), COLUMNS, self.rows())
+
+
+class Tuned(NamedTuple, Generic[Quantized]):
+    """The result of ``tune``."""
+
+    quantized: Quantized
+    """What ``quantize`` returned for the chosen trial."""
+    calibration: Calibration
+    """With the thresholds of the chosen trial."""
+    trace: Trace
+    """All trials, and the one that was chosen: ``trace.best.recipe`` says how its model was made."""
+
+    def _repr_html_(self) -> str:
+        """Return a table of the trials for notebooks."""
+        return self.trace._repr_html_()
 
 
 def best_of(trials: Sequence[Trial], target: Target) -> Trial:

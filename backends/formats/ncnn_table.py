@@ -15,6 +15,7 @@ from .parsing import (
     is_number,
     malformed,
     name_problem,
+    printed_number,
     read_text,
     to_float32,
     unique,
@@ -139,7 +140,7 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, tuple[floa
     for word in words:
         if not is_number(word):
             raise malformed(path, number, f"numbers as scales for {name!r}", word)
-    values = [float(word) for word in words]
+    values = [printed_number(word) for word in words]
     source = f"`{path}`, line {number}"
     return number, name, tuple(v if v == 0 or not math.isfinite(v) else _single(source, name, v) for v in values)
 

@@ -16,6 +16,7 @@ from .parsing import (
     malformed,
     numbered_lines,
     parse_json,
+    printed_number,
     read_text,
     to_float32,
     unique,
@@ -163,7 +164,7 @@ def _parse(path: PathLike, number: int, line: str) -> tuple[int, str, float]:
         raise malformed(path, number, "a name without a final colon, a space and T", line)
     if not is_number(value):
         raise malformed(path, number, f"a number as T for tensor {name!r}", value)
-    return number, name, float(value)
+    return number, name, printed_number(value)
 
 
 def _tensor_data(name: str, threshold: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ LINE_ENDS = "\n\r"
 QMAX = 127  # quantized levels on each side of 0 in INT8: scale = T / 127
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+_ON_WINDOWS = re.compile(r"([+-]?)(1\.#(INF|IND|[QS]NAN)0*|nan\((ind|snan)\))", re.ASCII | re.IGNORECASE)
 
 
 def malformed(path: PathLike, line: int, expected: str, got: str) -> InvalidInputError:
@@ -96,7 +97,14 @@ def to_float(text: str) -> float:
 
 def is_number(text: str) -> bool:
     """Return whether C's printf may have written this: decimal digits, or what it calls infinity and NaN."""
-    return bool(_NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text))
+    return any(pattern.fullmatch(text) for pattern in (_NUMBER, _NOT_FINITE, _ON_WINDOWS))
+
+
+def printed_number(text: str) -> float:
+    """Return what C's printf has written, perhaps on Windows."""
+    if found := _ON_WINDOWS.fullmatch(text):
+        return float(f"{found[1]}inf") if "INF" in text.upper() else math.nan
+    return float(text)
 
 
 def is_positive(value: object) -> bool:

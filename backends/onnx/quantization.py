@@ -13,7 +13,7 @@ from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
 from ..html_tables import html_skipped, html_table
-from ..ranges import Candidate, Range, candidates
+from ..ranges import Range
 from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..text import number
 from ..warning import warn_of_floats
@@ -25,7 +25,7 @@ from .model.preparation import Prepared, prepare
 from .model.saving import save_model
 from .model.signs import non_negative
 from .qdq.floats import body_layers
-from .qdq.grids import Rule, by_sign, make_grids, signed, slow_with_zero_points, unsigned
+from .qdq.grids import Rule, by_sign, make_grids, shifted_candidates, signed, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -100,7 +100,7 @@ def quantize(
         corrections do not come from.
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
-        Needs a Calibration; TensorRT has no such grid. See Notes.
+        Needs a Calibration. No effect for "tensorrt", which has no zero points.
 
     Returns
     -------
@@ -125,6 +125,9 @@ def quantize(
     For every engine, weights are INT8 per output channel, with scale max |w| / 127, or more where INT32 could not hold
     the bias otherwise. A weight of MatMul that is not a matrix has one scale.
 
+    For "onnxruntime" and "openvino", large tables of embeddings (Gather) are INT8 too, with one scale for each element
+    of a vector.
+
     "tensorrt" quantizes the inputs of Conv, ConvTranspose, Gemm and MatMul, the shortcut (not the residual branch) of
     a residual sum, and the inputs of a concatenation, which share one scale. All are INT8 with zero point 0. Biases
     stay in floating point.
@@ -135,6 +138,12 @@ def quantize(
     "onnxruntime" quantizes the inputs and outputs of every operator that has an INT8 kernel on CPUs. All are UINT8:
     over [0, T] with zero point 0 for tensors that cannot be negative, over [-T, T] with zero point 128 otherwise.
     Biases are INT32 where they fit.
+
+    With `asymmetric`, the range is the part of [-T, T] between the smallest and the largest value of the calibration
+    data, and 0, where that has less expected error. It gains most behind SiLU, GELU, HardSwish and LeakyRelu, whose
+    negative values are small. Activations that share a scale get the union of their ranges. OpenVINO gets zero points
+    other than 0 only at convolutions without padding, or depthwise ones; others are slower with them. An activation
+    with a given threshold stays symmetric.
 
     Biases are corrected after Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
     2019. Conv, ConvTranspose and Gemm get a bias if they have none; a MatMul has one in an Add of a constant behind it.
@@ -156,7 +165,7 @@ def quantize(
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, excluded)
     _check_types(prepared, plan)
-    candidates = _candidates(graph, calibration, engine) if asymmetric else {}
+    candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
     grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
 
@@ -179,7 +188,7 @@ def quantize(
         )
     written = write(prepared)
     _report(plan)
-    thresholds = {name: grid.threshold for name, grid in grids.items()}
+    thresholds = {name: grid.threshold for name, grid in grids.items() if name in thresholds}
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     ranges = {name: grid.range for name, grid in grids.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
@@ -214,7 +223,9 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     """
     check_engine(engine)
     graph = prepare(model).graph
-    return list(make_plan(graph, observed_tensors(graph), engine).readers)
+    observed = observed_tensors(graph)
+    readers = make_plan(graph, observed, engine).readers
+    return [name for name in readers if name in observed]
 
 
 def _check_types(prepared: Prepared, plan: Plan) -> None:
@@ -241,15 +252,6 @@ def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, flo
         if not 0 < value < float("inf"):
             raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
     return found
-
-
-def _candidates(graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine) -> dict[str, Candidate]:
-    """Return the asymmetric ranges that an engine can run without loss of speed."""
-    if engine == "tensorrt" or not isinstance(calibration, Calibration):
-        return {}
-    found = candidates(calibration)
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
-    return {name: one for name, one in found.items() if one.range.low == 0 or name not in slow}
 
 
 def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:

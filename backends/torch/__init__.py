@@ -13,6 +13,10 @@ saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions`
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
 - :func:`simulate`, which rounds by :func:`fake_quantize`; :func:`correct_bias`
 - :func:`diagnose` (a :class:`Diagnosis`, with a :class:`LayerDiagnosis` for each layer)
+
+:func:`compare` returns a :class:`Comparison` of a module with its quantized form, with an :class:`OutputComparison` of
+each output. :func:`tune` returns a :class:`Tuned` model, with a :class:`Trace` of every :class:`Trial`: its
+:class:`Recipe` and what was :class:`Measured`.
 """
 
 from klquant.errors import MissingDependencyError
@@ -22,12 +26,17 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.backends.torch needs PyTorch: pip install 'klquant[torch]'") from error
 
+from ..accuracy.comparison import Comparison
 from ..accuracy.criterion_choice import Choice
+from ..accuracy.outputs import OutputComparison
+from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+from .accuracy.outputs import compare
+from .accuracy.tuning import tune
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
@@ -42,6 +51,7 @@ from .stages import QuantizedModel, Stage
 __all__ = [
     "Calibration",
     "Choice",
+    "Comparison",
     "Diagnosis",
     "Equalized",
     "Examination",
@@ -49,15 +59,22 @@ __all__ = [
     "LayerDiagnosis",
     "LayerOptions",
     "LayerThreshold",
+    "Measured",
+    "OutputComparison",
     "QuantizedModel",
     "Quantizer",
+    "Recipe",
     "Settings",
     "Stage",
+    "Trace",
+    "Trial",
+    "Tuned",
     "apply_equalization",
     "apply_folds",
     "choose_criterion",
     "collect_amax",
     "collect_histograms",
+    "compare",
     "correct_bias",
     "diagnose",
     "equalize",
@@ -72,6 +89,7 @@ __all__ = [
     "saturate_like_engines",
     "search_thresholds",
     "simulate",
+    "tune",
 ]
 
 

@@ -34,7 +34,7 @@ def quantize(
         and `correct_bias`. An iterator or generator needs ``passes=1``.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`search_thresholds`. "auto" takes the best one for each tensor: with the least error
-        of its layer's output.
+        of its layer's output on the first 8 batches.
     equalize : bool
         Start by equalizing the ranges of neighbouring layers. It helps if channels have very different ranges.
     correct_bias : bool

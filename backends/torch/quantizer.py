@@ -1,7 +1,8 @@
 """The stages of a calibration in their order: a class that knows which one a model has reached."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,7 +16,7 @@ from ..calibration import Calibration, checked
 from ..collection import Run, collect_counts, collect_growing, collect_ranges, resolve_outliers, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
-from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions
+from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions, matching
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -33,6 +34,7 @@ from .simulation import quantize_weights, simulate_in_place
 from .stages import NEVER_CALLED, QuantizedModel, Stage, check_layers, check_stage, warn_of_skipped
 
 logger = logging.getLogger("klquant")
+AUTO_BATCHES = 8  # on which criterion="auto" chooses
 
 
 class Quantizer:
@@ -162,8 +164,8 @@ class Quantizer:
     ) -> dict[str, LayerThreshold]:
         """Choose T for every observed tensor. It can be called again with another criterion, number of bits or guard.
 
-        ``criterion="auto"`` chooses the best one for each tensor: with the least error of its layer's output on
-        `batches`, see :func:`choose_criterion`.
+        ``criterion="auto"`` chooses the best one for each tensor: with the least error of its layer's output on the
+        first 8 of `batches`, see :func:`choose_criterion`.
         """
         self._need(Stage.HISTOGRAMS_COLLECTED)
         settings = self._found.settings.with_bits(num_bits)
@@ -184,10 +186,15 @@ class Quantizer:
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
 
-    def simulate(self) -> QuantizedModel:
-        """Return a model that simulates INT8 inference, with everything that was found."""
+    def simulate(self, *, exclude: Iterable[str] | str = ()) -> QuantizedModel:
+        """Return a model that simulates INT8 inference, with everything that was found.
+
+        Layers whose names match `exclude` stay in floating point.
+        """
         self._need(Stage.CALIBRATED)
-        return self._quantized(copy_model(self._folded))
+        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        Settings.make(exclude=patterns).check_patterns(self._found.thresholds)
+        return self._quantized(copy_model(self._folded), matching(self._found.thresholds, patterns))
 
     def correct_bias(self, quantized: QuantizedModel, batches: Iterable[Any]) -> QuantizedModel:
         """Return a result of :meth:`simulate` with biases corrected for rounding; see :func:`correct_bias`."""
@@ -236,9 +243,13 @@ class Quantizer:
         """Do what :meth:`simulate` does, without a copy: no stage can follow."""
         return self._quantized(self._folded)
 
-    def _quantized(self, model: nn.Module) -> QuantizedModel:
+    def _quantized(self, model: nn.Module, left_out: Collection[str] = ()) -> QuantizedModel:
         """Return the result with `model`, which is the folded one or a copy of it, quantized in place."""
         found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
+        found = found._replace(
+            thresholds={name: layer for name, layer in found.thresholds.items() if name not in left_out},
+            skipped={**found.skipped, **dict.fromkeys(left_out, EXCLUDED)},
+        )
         warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
         return QuantizedModel(
@@ -259,7 +270,8 @@ class Quantizer:
         with failing_together(self._run.group):
             if batches is not None:
                 candidates = candidate_thresholds(self._found.amax, self._found.histograms, options, self._found.hidden)
-                found = choose_criterion(self._folded, scales, candidates, batches, **self._how_to_run())
+                some = list(islice(batches, AUTO_BATCHES))
+                found = choose_criterion(self._folded, scales, candidates, some, **self._how_to_run())
                 chosen = {name: choice.criterion for name, choice in found.items()}
         chosen = share(chosen, self._run.group)
         if chosen is None:

@@ -26,9 +26,11 @@ class Search(NamedTuple):
     total: Array
     """C, the sum of the counts."""
     layout: Layout
-    eps: float
+    eps: Array
     filled: Array
     """The positions of the non-empty bins, in order."""
+    most_eps: float
+    """An upper bound of eps, which may be traced."""
 
 
 def direct_divergence(search: Search, candidates: Array, room: int, *, xp: ModuleType) -> Array:
@@ -37,7 +39,7 @@ def direct_divergence(search: Search, candidates: Array, room: int, *, xp: Modul
     `room` is an upper bound for the number of non-empty bins between the two end bins of each window. Row by row, the
     terms are those bins, then P[0], then P[w - 1]. Empty bins need no term: they add their share of log(U / C) only.
     """
-    values, sums, window, total, _, eps, filled = search
+    values, sums, window, total, _, eps, filled, _ = search
     chosen = _columns(window, candidates)
     rank = sums.filled[chosen.start + 1] + xp.arange(room)
     inside = rank < sums.filled[chosen.stop - 1]

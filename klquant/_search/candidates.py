@@ -130,7 +130,7 @@ class Windows(NamedTuple):
     """The last group, with P[w - 1]."""
 
 
-def all_windows(sums: Sums, layout: Layout, eps: float, *, xp: ModuleType) -> Windows:
+def all_windows(sums: Sums, layout: Layout, eps: Array, *, xp: ModuleType) -> Windows:
     """Return the windows of all candidates.
 
     Interior groups have P = S, so A = 0 there only if N = 0. That leaves the two end groups where Q can be zero and P

@@ -28,12 +28,15 @@ from klquant._search.prefix_sums import counts_between, filled_between, sum_up
 
 P_TERMS = 10  # of the series in e_p: the rest is below 1.1e-17 of h
 P_LIMIT = 1 / 32  # the largest e_p / h for which the series is used
+WEIGHTLESS = 1e-25  # of the total: of smaller weights, only the first two terms of the series are added
 SMALLEST = 1e-300  # of the total: h / unit of a smaller weight may underflow to 0
 SMALLEST_CLASS = 8  # bins: for JAX, smaller classes are not worth their compilation
 BLOCK_SIZE = 2**16  # entries of the temporary arrays of the bin-by-bin evaluation
 
 
-def prepare(hist: Array, num_quantized_bins: int, eps: float, one_sided: bool, *, xp: ModuleType) -> Search:
+def prepare(
+    hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *, most_eps: float = math.inf, xp: ModuleType
+) -> Search:
     """Sum up the histogram and describe all candidates.
 
     A one-sided search folds the histogram to |x| first, and puts an empty bin in front as the first bin of each window.
@@ -48,7 +51,7 @@ def prepare(hist: Array, num_quantized_bins: int, eps: float, one_sided: bool, *
     window = all_windows(sums, layout, eps, xp=xp)
     total = counts_between(sums, 0, layout.num_bins, xp=xp)
     filled = nonzero_positions(hist, sums.filled[: layout.num_bins], xp=xp)
-    return Search(hist.astype(xp.float64), sums, window, total, layout, eps, filled)
+    return Search(hist.astype(xp.float64), sums, window, total, layout, eps, filled, most_eps)
 
 
 def _without_centre(half: Array, *, xp: ModuleType) -> Array:
@@ -161,7 +164,8 @@ def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> A
 
     So each power of e has a running sum over the bins, and a candidate takes one difference of each: O(1). The first
     term left out, k = 10, is h (e / h)^10 / 90 < 1e-17 h. NumPy takes fewer terms when all e / h are smaller (`ratio`).
-    The two end bins hold outliers too, and are added directly.
+    The two end bins hold outliers too, and are added directly. The powers of h are in units of a power of two near the
+    mean count. They are left out for weights so small that they add nothing, and would leave the range of float64.
     """
     window, loss = search.window, search.window.loss_p
     filled = (search.values > 0) & (search.values >= tiny)
@@ -169,13 +173,18 @@ def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> A
     log = xp.log(counts / unit)
     ratio, k = P_LIMIT * tiny / counts.min(), xp.arange(2, P_TERMS)
     terms = at_most(P_TERMS, 2 + (ratio**k / k**2 > 1e-17).sum(), xp=xp)
-    powers = itertools.accumulate([1.0 / counts] * (terms - 2), operator.mul)
-    coefficients = [counts * log, -(log + 1.0)] + [power / (k * (k - 1)) for k, power in enumerate(powers, 2)]
+    exponent = xp.maximum(xp.frexp(unit)[1], -900)
+    inverse = xp.where(counts > WEIGHTLESS * search.total, 1.0 / xp.ldexp(counts, -exponent), 0.0)
+    powers = itertools.accumulate([inverse] * (terms - 2), operator.mul)
+    coefficients = [xp.ldexp(counts, -exponent) * log, -(log + 1.0)]
+    coefficients += [power / (k * (k - 1)) for k, power in enumerate(powers, 2)]
     columns = tuple(xp.where(filled, coefficient, 0.0) for coefficient in coefficients)
-    between = 0.0
+    between, scaled_loss = 0.0, xp.ldexp(loss, -exponent)
     for running in reversed(running_sums(columns, xp=xp)):
-        between = between * loss + (running[window.stop - 2] - running[window.start])
-    return between + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
+        between = between * scaled_loss + (running[window.stop - 2] - running[window.start])
+    return (
+        xp.ldexp(between, exponent) + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
+    )
 
 
 def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
@@ -191,10 +200,8 @@ def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleT
     """
     values, sums, window = search[:3]
     filled = xp.where(coarse, filled_between(sums, window.start + 1, window.stop - 1), 0)
-    bound = (
-        values.shape[0] if sums.unit is not None else math.ceil(values.shape[0] * search.eps / (0.99 * SERIES_LIMIT))
-    )
-    most = min(bound, values.shape[0])
+    share = 1.0 if sums.unit is not None else min(1.0, search.most_eps / (0.99 * SERIES_LIMIT))
+    most = math.ceil(values.shape[0] * share)
     parts = (part for part in (most // 16, most // 4) if part >= SMALLEST_CLASS)
     for low, high in itertools.pairwise((-1, *parts, most)):
         selected = coarse & (filled > low) & (filled <= high)

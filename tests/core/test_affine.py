@@ -249,3 +249,66 @@ def test_even_and_tiny_numbers_of_levels_are_refused(levels):
         klquant.scale(1.0, num_quantized_bins=levels)
     with pytest.raises(InvalidInputError, match=message):
         klquant.quantize(np.ones(2), 0.5, num_quantized_bins=levels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.dtype("float64"), "float32", float])
+def test_dequantize_takes_every_way_to_name_a_dtype(eager, dtype):
+    real = klquant.dequantize(eager.asarray([1, -2], np.int8), 0.5, dtype=dtype)
+    assert real.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(real, [0.5, -1.0])
+
+
+@needs_jax
+def test_dequantize_gives_bfloat16():
+    import jax
+
+    for dtype in (jax.numpy.bfloat16, "bfloat16"):
+        real = klquant.dequantize(JAX.asarray([1, -2], np.int8), 0.5, dtype=dtype)
+        assert real.dtype == jax.numpy.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["junk", object(), np.complex64, bool])
+def test_dequantize_refuses_what_is_no_floating_point_dtype(dtype):
+    with pytest.raises(ArrayTypeError, match="`dtype` must be floating point, got "):
+        klquant.dequantize(np.array([1], np.int8), 0.5, dtype=dtype)
+
+
+def test_scale_takes_the_value_of_a_threshold(eager):
+    hist, edges = np.arange(1, 8) % 5 + np.eye(2, 7, dtype=int), np.linspace(-7, 7, 8)
+    for counts in (hist, hist[0]):
+        threshold = klquant.mse_threshold(eager.asarray(counts), eager.asarray(edges), num_quantized_bins=3)
+        scales = klquant.scale(threshold, num_quantized_bins=3)
+        assert eager.owns(scales)
+        np.testing.assert_array_equal(scales, threshold.value)
+
+
+@pytest.mark.parametrize("bad", [True, "1", None])
+def test_a_scale_is_a_number(bad):
+    with pytest.raises(ArrayTypeError, match="`threshold` must be "):
+        klquant.scale(bad)
+    with pytest.raises(ArrayTypeError, match="`scale` must be "):
+        klquant.quantize(np.ones(2), bad)
+
+
+@pytest.mark.parametrize("scale", [1e-50, 1e39])
+def test_scales_that_leave_the_working_dtype_are_refused(eager, scale):
+    for function in (klquant.quantize, klquant.fake_quantize):
+        with pytest.raises(InvalidInputError, match="`scale` must be 0 or within the range of float32, got 1e"):
+            function(eager.asarray([1.0], F32), scale)
+        function(eager.asarray([1.0], np.float64), scale)
+    with pytest.raises(InvalidInputError, match="within the range of float32"):
+        klquant.dequantize(eager.asarray([1], np.int8), scale)
+    with pytest.raises(InvalidInputError, match="within the range of float32"):
+        klquant.quantize(eager.asarray([1.0, 1.0], F32), eager.asarray([scale, 1.0], np.float64), axis=0)
+
+
+def test_levels_are_exact_or_refused(eager):
+    x = eager.asarray([1e12, -1e12], np.float64)
+    assert klquant.quantize(x, 0.5, num_bits=32).tolist() == [2**31 - 1, 1 - 2**31]
+    narrow = eager.asarray([1e12, -1e12], F32)
+    assert klquant.quantize(narrow, 0.5, num_quantized_bins=2**25 + 1).tolist() == [2**24, -(2**24)]
+    with pytest.raises(InvalidInputError, match=f"`num_quantized_bins` must be at most {2**25 + 1}, got {2**25 + 3}"):
+        klquant.quantize(narrow, 0.5, num_quantized_bins=2**25 + 3)
+    for function in (klquant.scale, lambda t, **levels: klquant.quantize(x, 0.5, **levels)):
+        with pytest.raises(InvalidInputError, match=f"must be at most {2**32 - 1}, got {2**32 + 1}"):
+            function(1.0, num_quantized_bins=2**32 + 1)

@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -217,3 +218,26 @@ def test_bins_of_different_widths_are_refused_by_mse():
     edges[-1], edges[0] = 9, -9
     with pytest.raises(InvalidInputError, match="`edges` must be equally spaced"):
         call(NUMPY, klquant.mse_threshold, HIST, edges)
+
+
+@xp_all
+@pytest.mark.parametrize("levels", [255, 1023])
+def test_squared_errors_are_summed_in_blocks(xp, levels, monkeypatch):
+    """More levels than a block has rows give the same errors."""
+    hist, edges = np.random.default_rng(2).poisson(20, 1023), even_edges(1023)
+    expected = klquant.mse_curve(hist, edges, num_quantized_bins=levels)
+    monkeypatch.setattr("klquant.criteria.BLOCK_SIZE", 20 * 512 + 3)
+
+    def curve(h, e):  # a new function, so a new trace
+        return klquant.mse_curve(h, e, num_quantized_bins=levels)
+
+    np.testing.assert_allclose(xp.call(curve, xp.asarray(hist), xp.asarray(edges)), expected, rtol=1e-12)
+
+
+def test_memory_of_squared_errors_grows_with_the_bins_only():
+    hist, edges = np.random.default_rng(2).poisson(20, 8193), even_edges(8193)
+    tracemalloc.start()
+    klquant.mse_threshold(hist, edges, num_quantized_bins=2047)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20  # all levels at once take 96 MiB

@@ -7,7 +7,7 @@ import klquant
 from klquant import ArrayTypeError, Histogram, InvalidInputError, reference
 from klquant._namespace import CHUNK
 from klquant.histogram import symmetric_edges
-from support.namespaces import JAX, JIT, NUMPY, needs_jax, params
+from support.namespaces import JAX, JIT, NUMPY, enable_x64, needs_jax, params
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,75 @@ def test_counting_goes_on_beyond_single_precision(xp):
     many = Histogram(xp.asarray([2**24, 2**40, 2**53]), xp.asarray([-3.0, -1.0, 1.0, 3.0]))
     one = xp.call(klquant.histogram, xp.asarray([-2.0, 0.0, 2.0]), num_bins=3, amax=3.0)
     np.testing.assert_array_equal(xp.call(klquant.merge, many, one).hist, [2**24 + 1, 2**40 + 1, 2**53 + 1])
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("int8", 100), ("uint8", 200), ("int32", 2**31 - 1), ("uint32", 2**31)])
+def test_narrow_counts_are_merged_in_64_bits(xp, dtype, count):
+    narrow = Histogram(xp.asarray([count] * 3, dtype), xp.asarray([-3.0, -1.0, 1.0, 3.0]))
+    merged = xp.call(klquant.merge, narrow, narrow).hist
+    assert merged.dtype == np.int64
+    assert np.asarray(merged).tolist() == [2 * count] * 3
+
+
+def test_merge_takes_histograms_only():
+    a = klquant.histogram(np.ones(1), num_bins=3)
+    with pytest.raises(ArrayTypeError, match="`b` must be a Histogram, got tuple"):
+        klquant.merge(a, tuple(a))
+    with pytest.raises(ArrayTypeError, match="`a` must be a Histogram, got ndarray"):
+        klquant.merge(a.hist, a)
+
+
+def slices_of(x, axis):
+    return [np.take(x, k, axis) for k in range(x.shape[axis])]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_an_axis_gives_a_histogram_for_each_slice(eager, axis):
+    x = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    found = klquant.histogram(eager.asarray(x), num_bins=7, axis=axis)
+    alone = [klquant.histogram(part, num_bins=7) for part in slices_of(x, axis)]
+    assert eager.owns(*found)
+    np.testing.assert_array_equal(found.hist, [one.hist for one in alone])
+    np.testing.assert_array_equal(found.edges, [one.edges for one in alone])
+
+
+@pytest.mark.parametrize("amax", [1.5, [0.5, 1.0, 4.0]])
+def test_slices_share_a_range_or_have_one_each(xp, amax):
+    x = np.random.default_rng(0).normal(size=(3, 40))
+    ranges = amax if isinstance(amax, float) else xp.asarray(amax)
+    if xp.is_traced and not isinstance(amax, float):
+        found = xp.call(lambda x, a: klquant.histogram(x, num_bins=7, axis=0, amax=a), xp.asarray(x), ranges)
+    else:
+        found = xp.call(klquant.histogram, xp.asarray(x), num_bins=7, axis=0, amax=ranges)
+    for row, limit, hist, edges in zip(x, np.broadcast_to(amax, 3), *found, strict=True):
+        np.testing.assert_array_equal(hist, reference.histogram(row, limit, 7))
+        np.testing.assert_array_equal(edges, symmetric_edges(limit, 7))
+    merged = xp.call(klquant.merge, found, found)
+    np.testing.assert_array_equal(merged.hist, 2 * np.asarray(found.hist))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"axis": 2}, r"`axis` must be an axis of `x`, got 2 for shape \(2, 3\)"),
+        ({"axis": 0, "amax": np.ones(3)}, r"`amax` must be a number, or of shape \(2,\), got shape \(3,\)"),
+        ({"amax": np.ones(1)}, r"`amax` must be a number, got shape \(1,\)"),
+        ({"axis": 0, "amax": np.array([1.0, 0.0])}, r"`amax` must be positive and finite, got 0.0"),
+        ({"axis": 0}, r"`x` must have a value other than 0, got 3 zeros at \[1\] of the axis; or pass `amax`"),
+    ],
+)
+def test_slices_without_a_range_are_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        klquant.histogram(np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), num_bins=3, **options)
+
+
+@needs_jax
+def test_vmap_counts_with_a_range_for_each_row():
+    import jax
+
+    x, amax = np.random.default_rng(0).normal(size=(3, 40)), np.array([0.5, 1.0, 4.0])
+    with enable_x64():
+        found = jax.vmap(lambda x, a: klquant.histogram(x, num_bins=7, amax=a))(JAX.asarray(x), JAX.asarray(amax))
+    expected = klquant.histogram(x, num_bins=7, amax=amax, axis=0)
+    np.testing.assert_array_equal(found.hist, expected.hist)
+    np.testing.assert_array_equal(found.edges, expected.edges)

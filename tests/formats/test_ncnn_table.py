@@ -81,7 +81,7 @@ def test_an_activation_has_no_infinite_scale(tmp_path):
         NcnnTable({}, {"a": math.inf}).save(tmp_path / "t")
 
 
-@pytest.mark.parametrize("scale", ["inf", "-nan", "0.000000", "-1"])
+@pytest.mark.parametrize("scale", ["inf", "-nan", "0.000000", "-1", "1.#INF00", "-1.#IND00", "-nan(ind)"])
 def test_a_layer_without_a_usable_scale_is_left_out_and_named(tmp_path, scale):
     """ncnn2table writes inf for a layer whose input was always 0."""
     (tmp_path / "t").write_text(f"a_param_0 1.0 inf\na {scale}\nb 2.0\n")

@@ -244,7 +244,7 @@ def test_a_fingerprint_has_all_weights_of_a_node():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"criterion": "auto"}, "`criterion` must be one of entropy, max, percentile, mse, got 'auto'"),
+        ({"criterion": "kl"}, "`criterion` must be one of entropy, max, percentile, mse"),
         ({"passes": 3}, "`passes` must be 1 or 2, got 3"),
         ({"observe": "outputs"}, "`observe` has no meaning for ONNX models"),
         ({"overrides": {"x": {"observe": "inputs"}}}, "`observe` has no meaning for ONNX models"),

@@ -17,12 +17,12 @@ LAYERS = [
     {"errors"},
     {"_namespace"},
     {"_validate"},
-    {"affine", "divergence", "histogram", "_search.prefix_sums"},
+    {"affine", "divergence", "histogram", "_search.prefix_sums", "_search.squared_errors"},
     {"merging", "_search.candidates"},
     {"_search.bin_by_bin"},
     {"_search.chains", "_result"},
     {"_search.closed_form"},
-    {"threshold", "criteria", "presets"},
+    {"affine", "threshold", "criteria", "presets"},
     {"__init__"},
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in sorted(names)}

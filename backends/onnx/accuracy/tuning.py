@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -15,17 +16,20 @@ import onnx
 
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 
-from ...accuracy.comparison import Metric, Outputs, compare_outputs, worst
+from ...accuracy.comparison import Metric, worst
 from ...accuracy.latency import interleaved_medians
+from ...accuracy.outputs import Outputs, compare_outputs
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
-from ...accuracy.trials import Measured, Recipe, Target, Trace
+from ...accuracy.trials import Measured, Recipe, Target, Tuned
 from ...accuracy.tuning import TuningOptions, split_options
 from ...accuracy.tuning import tune as tune_shared
 from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..calibration import calibrate
+from ..correction.equalization import equalize
+from ..correction.smooth_quant import smooth
 from ..execution import Feed, Session, open_onnxruntime
 from ..feeds import Array, few_samples
 from ..model.preparation import Prepared, prepare
@@ -34,30 +38,15 @@ from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
 from .sensitivity import quantizer_costs, rank_layers
 
-CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {}
+CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
+    "smooth": smooth,
+    "equalize": lambda prepared, batches: equalize(prepared),
+}
 """Steps that change the float model before it is calibrated, by name."""
 CORRECT_BIAS = "correct_bias"
 logger = logging.getLogger("klquant")
 SECONDS = 0.5  # of a measurement of times
 SAMPLES = 4  # of the data, on which the costs of quantizers are measured
-
-
-class Tuned(NamedTuple):
-    """The result of :func:`tune`."""
-
-    quantized: QDQModel
-    calibration: Calibration
-    """With the thresholds of the chosen trial; ``quantize`` with the exclusions of its recipe makes the model again."""
-    trace: Trace
-    """All trials, and the one that was chosen: ``trace.best.recipe`` says how its model was made."""
-
-    def save(self, path: str | Path) -> None:
-        """Write the quantized model atomically."""
-        self.quantized.save(path)
-
-    def _repr_html_(self) -> str:
-        """Return a table of the trials for notebooks."""
-        return self.trace._repr_html_()
 
 
 def tune(
@@ -71,7 +60,7 @@ def tune(
     progress: bool = False,
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
-) -> Tuned:
+) -> Tuned[QDQModel]:
     """Quantize a model in several ways, measure each on the engine, and stop at the first that reaches a target.
 
     Parameters
@@ -213,7 +202,7 @@ class _OnnxTuner:
         reference, names = self._reference, self._reference.model.outputs
         if reference.engine == "tensorrt":
             return math.nan
-        runs = [lambda run=run: run(names, reference.feeds[0]) for run in (reference.run, session)]
+        runs = [partial(run, names, reference.feeds[0]) for run in (reference.run, session)]
         float_ms, int8_ms = interleaved_medians(runs, seconds=SECONDS)
         return int8_ms / float_ms
 

@@ -10,16 +10,16 @@ the network and the data, so it is measured: the shifts come from every other ba
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 
 from ..execution import Feed, open_onnxruntime
-from ..feeds import Array, Input, read_inputs
+from ..feeds import Array, read_inputs
 from ..model.preparation import Prepared
 from .biases import Bias, find_bias
 from .data import read_feeds
@@ -78,7 +78,7 @@ def correct_biases(
     """
     found = (find_bias(prepared.graph, node) for node in prepared.graph.nodes if node.name in layers)
     biases = [bias for bias in found if bias is not None]
-    feeds = _halved(list(read_feeds(prepared, batches)), read_inputs(prepared.model, prepared.graph))
+    feeds = _halved(prepared, list(read_feeds(prepared, batches)))
     measuring, judging = feeds[::2], feeds[1::2]
     if not biases or not (judging or always):
         return Corrected(prepared, {})
@@ -99,14 +99,26 @@ def correct_biases(
     return Corrected(best.corrected(prepared), largest)
 
 
-def _halved(feeds: list[dict[str, Array]], inputs: Sequence[Input]) -> list[dict[str, Array]]:
-    """Return a single batch as two, if all inputs have as many samples and take any number of them."""
+def _halved(prepared: Prepared, feeds: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Return a single batch as two, if all inputs have as many samples and the model takes any number of them."""
+    inputs = read_inputs(prepared.model, prepared.graph)
     free = all(wanted.shape is None or isinstance((*wanted.shape, 1)[0], str) for wanted in inputs)
     sizes = {array.shape[:1] for feed in feeds for array in feed.values()}
     if len(feeds) != 1 or not free or len(sizes) != 1 or (*min(sizes), 1)[0] < 2:
         return feeds
     half = min(sizes)[0] // 2
-    return [{name: array[part] for name, array in feeds[0].items()} for part in (slice(half), slice(half, None))]
+    halves = [{name: array[part] for name, array in feeds[0].items()} for part in (slice(half), slice(half, None))]
+    return halves if _runs(prepared, halves[0]) else feeds
+
+
+def _runs(prepared: Prepared, feed: Feed) -> bool:
+    """Return whether the model takes a batch: constants inside may fix the number of samples."""
+    try:
+        with open_onnxruntime(prepared.model, optimized=False) as session:
+            session(prepared.graph.outputs, feed)
+    except ModelError:
+        return False
+    return True
 
 
 class _SideBySide:

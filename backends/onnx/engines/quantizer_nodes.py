@@ -142,13 +142,19 @@ def follow(graph: Graph, name: str, passed: Collection[str]) -> Tail:
 
 
 def quantized_inputs(graph: Graph) -> set[str]:
-    """Return the inputs that take quantized values; other inputs of 8 bits, such as images, are cast to floats."""
+    """Return the inputs and tables of quantized values; other inputs of 8 bits, such as images, are cast to floats."""
     wanted = {name for name in graph.outputs if graph.types.get(name) in (INT8, UINT8)}
     for node in reversed(graph.nodes):
         integer = node.op_type == DEQUANTIZE or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer")
         if integer or (node.op_type in MOVING and node.output[0] in wanted):
             wanted.update(node.input)
-    return {name for name in graph.inputs if name in wanted and graph.types.get(name) in (INT8, UINT8)}
+    tables = {node.input[0] for node in graph.nodes if node.op_type == "Gather" and _is_dequantized(graph, node)}
+    known = {*graph.inputs, *(tables & graph.initializers.keys())}
+    return {name for name in known if name in wanted | tables and graph.types.get(name) in (INT8, UINT8)}
+
+
+def _is_dequantized(graph: Graph, node: onnx.NodeProto) -> bool:
+    return any(reader.op_type == DEQUANTIZE for reader in graph.consumers.get(node.output[0], []))
 
 
 def behind_quantizers(graph: Graph) -> set[str]:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import onnx
 
-from ...ranges import STEPS, Candidate, Range, better_range
-from ...settings import WEIGHTED
+from ...calibration import Calibration
+from ...ranges import STEPS, Candidate, Range, better_range, candidates
+from ...settings import WEIGHTED, Engine
 from ..model.graph import Graph
 from ..model.operators import attribute, has_constant_weight
 from .plan import Plan
@@ -57,7 +58,7 @@ def make_grids(
     thresholds: Mapping[str, float],
     non_negative: AbstractSet[str],
     rule: Rule,
-    candidates: Mapping[str, Candidate] | None = None,
+    known: Mapping[str, Candidate] | None = None,
 ) -> dict[str, Grid]:
     """Return the grid of every planned activation.
 
@@ -66,10 +67,10 @@ def make_grids(
     """
     grids: dict[str, Grid] = {}
     for group in _groups(plan):
-        known = [name for name in group if name in thresholds]
-        grid = rule(max(thresholds[name] for name in known), group <= non_negative)
-        if candidates and not group <= non_negative and candidates.keys() >= set(known):
-            grid = _shifted(grid, [candidates[name] for name in known])
+        names = [name for name in group if name in thresholds]
+        grid = rule(max(thresholds[name] for name in names), group <= non_negative)
+        if known and not group <= non_negative and known.keys() >= set(names):
+            grid = _shifted(grid, [known[name] for name in names])
         grids |= dict.fromkeys(group, grid)
     return {name: grids[name] for name in plan.readers}
 
@@ -87,6 +88,16 @@ def _groups(plan: Plan) -> Iterable[set[str]]:
         joined = set().union(*(group_of.get(name, {name}) for name in names))
         group_of |= dict.fromkeys(joined, joined)
     return {id(group): group for group in group_of.values()}.values()
+
+
+def shifted_candidates(
+    graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine
+) -> dict[str, Candidate]:
+    """Return the ranges that an engine can run at no loss of speed; thresholds alone have none."""
+    if engine == "tensorrt" or not isinstance(calibration, Calibration):
+        return {}
+    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    return {name: one for name, one in candidates(calibration).items() if one.range.low == 0 or name not in slow}
 
 
 def slow_with_zero_points(graph: Graph) -> set[str]:

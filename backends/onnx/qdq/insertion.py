@@ -80,6 +80,8 @@ def write_qdq(
             _quantize_bias(edits, node, scale, found.scale)
         if node.name in plan.biased:
             _add_bias(edits, node)
+    for node in (node for node in graph.nodes if node.name in plan.tables):
+        _quantize_table(edits, node, done)
     if int_bias:
         _keep_floats(edits, plan, grids)
     if coarse:
@@ -165,6 +167,22 @@ def _quantize_bias(edits: Edits, node: onnx.NodeProto, input_scale: float, weigh
         return
     if (found := quantize_bias(bias, input_scale, weight_scale)) is not None:
         edits.inputs[node.name, node.input[2]] = _dequantized(edits, node, node.input[2], found, axis=0)
+
+
+def _quantize_table(edits: Edits, node: onnx.NodeProto, done: dict[tuple[object, ...], str]) -> None:
+    """Gather integers, and dequantize them with one scale for each element of a vector."""
+    name, output = node.input[0], node.output[0]
+    found = quantize_weight(edits.graph.initializers[name], len(edits.graph.initializers[name].dims) - 1)
+    scale = edits.constant(f"{output}_scale", found.scale)
+    zero = edits.constant(f"{output}_zero_point", np.zeros(found.scale.shape, found.codes.dtype))
+    if (key := (name, "table")) not in done:
+        done[key] = edits.constant(f"{name}_quantized", found.codes)
+    edits.inputs[node.name, name] = done[key]
+    result, integers = edits.outputs.get(output, output), edits.new_name(f"{output}_gathered")
+    edits.outputs[output] = integers
+    edits.after.setdefault(output, []).insert(
+        0, _node(edits, "DequantizeLinear", [integers, scale, zero], result, axis=-1)
+    )
 
 
 def _add_bias(edits: Edits, node: onnx.NodeProto) -> None:

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     """Why layers stay in floating point, by node name."""
     biased: AbstractSet[str] = frozenset()
     """Layers that get a bias that changes nothing, by node name."""
+    tables: AbstractSet[str] = frozenset()
+    """Names of Gather nodes that read integers from a table, which are dequantized behind them."""
 
 
 def why_not(graph: Graph, node: onnx.NodeProto, known: set[str], exclude: tuple[str, ...]) -> str:

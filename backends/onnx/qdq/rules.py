@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from ...settings import Engine
 from ..model.graph import Graph
+from .embeddings import embeddings
 from .explicit import explicit
 from .floats import float_layers
 from .kernels import operators
@@ -19,4 +20,6 @@ def make_plan(graph: Graph, thresholds: Iterable[str], engine: Engine, exclude: 
         plan = explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
     if engine == "openvino":
         plan = adapted(graph, plan)
-    return plan._replace(skipped=plan.skipped | float_layers(graph, exclude))
+    tables = set() if engine == "tensorrt" else embeddings(graph, exclude)
+    floats = {name: reason for name, reason in float_layers(graph, exclude).items() if name not in tables}
+    return plan._replace(skipped=plan.skipped | floats, tables=tables)

@@ -14,8 +14,11 @@ from ...batches import progress_bar
 from ...html_tables import html_table
 from ...text import number, without_nan
 from ...thresholds import LayerThreshold
+from ..model.dataflow import tensors_in
 from ..model.forward import Forward, Where, call_model, check_eval
 from .measurement import NOTHING, LayerSums, Measurements, Run
+
+TRIED_SAMPLES = 64  # on which layers are quantized one at a time
 
 
 class LayerDiagnosis(NamedTuple):
@@ -101,8 +104,8 @@ def diagnose(
     progress : bool
         Show a bar over layers and batches on a terminal.
     sensitivity : bool
-        Also quantize one layer at a time, and all but one. Otherwise these numbers are NaN, and the SQNR of the layers'
-        outputs ranks them.
+        Also quantize one layer at a time, and all but one, on the first 64 samples. Otherwise these numbers are NaN,
+        and the SQNR of the layers' outputs ranks them.
 
     Returns
     -------
@@ -118,23 +121,35 @@ def diagnose(
 
     Notes
     -----
-    Cost: two runs of the model for each batch, and with `sensitivity` two more for each layer. Memory: one copy of the
-    model, float64 sums, and the outputs of all layers on one batch; if they do not fit, use smaller batches. How the
-    data are split changes the numbers only by rounding.
+    Cost: two runs of the model for each batch, and with `sensitivity` two more for each layer and batch, up to the
+    batch that brings the number of samples to 64. With 128 samples or more that is at most (layers + 2) runs over all
+    data. Memory: one copy of the model, float64 sums, and the outputs of all layers on one batch; if they do not fit,
+    use smaller batches. How the data are split changes the numbers only by rounding, as long as the 64 samples are the
+    same.
     """
     check_eval(model)
     measured = Measurements(model, weight_scales, thresholds, observe)
-    steps, number = 2 + (2 * len(thresholds) if sensitivity else 0), -1
-    with torch.no_grad(), progress_bar("diagnosis" if progress else "", batches, steps=steps) as advance:
+    number, samples = -1, 0
+    tried = 2 * len(thresholds) if sensitivity else 0
+    with torch.no_grad(), progress_bar("diagnosis" if progress else "", batches, steps=2 + tried) as advance:
         for number, batch in enumerate(batches):
             run = Run(batch, number, forward, advance)
             measured.compare_layers(run)
-            if sensitivity:
+            if sensitivity and samples < TRIED_SAMPLES:
                 measured.try_each_layer(run)
+            else:
+                for _ in range(tried):
+                    advance()
+            samples += _num_samples(batch)
     if number < 0:
         raise InvalidInputError("expected at least one batch, got none")
     layers = [_describe(name, sums, sensitivity) for name, sums in measured.layers.items()]
     return Diagnosis(sorted(layers, key=_harm), measured.model.sqnr_db, measured.model.cosine)
+
+
+def _num_samples(batch: Any) -> int:
+    """Return the length of the first tensor of a batch."""
+    return next((tensor.shape[0] for tensor in tensors_in(batch) if tensor.ndim), 1)
 
 
 def _describe(name: str, sums: LayerSums, sensitivity: bool) -> LayerDiagnosis:

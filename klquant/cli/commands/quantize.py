@@ -44,14 +44,7 @@ from ..output import busy, print_json, print_table, print_thresholds
 @click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
 def quantize(
-    model: Path,
-    calibration: Path,
-    out: Path,
-    engine: str,
-    data: str | None,
-    symmetric: bool,
-    as_json: bool,
-    **options: Any,
+    model: Path, calibration: Path, out: Path, engine: str, data: str | None, as_json: bool, **options: Any
 ) -> None:
     """Quantize an ONNX model to INT8 with Q/DQ nodes.
 
@@ -76,19 +69,20 @@ def quantize(
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
+    options["asymmetric"] = not options.pop("symmetric")
     batches = some_batches(data, prepared.model.graph, images)
-    quantized = backend.quantize(prepared, found, engine=engine, batches=batches, asymmetric=not symmetric, **options)
+    quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
-    ranges = quantized.ranges
     if as_json:
+        ranges = quantized.ranges
         tensors = [{"tensor": name, **layer._asdict(), **ranges[name]._asdict()} for name, layer in details]
         verified = None if quantized.verification is None else str(quantized.verification)
         skipped = quantized.skipped
         more = {"verified": verified, "corrections": quantized.corrections}
         print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, **more})
         return
-    print_thresholds(f"{model} for {engine}: quantized tensors", details, ranges)
+    print_thresholds(f"{model} for {engine}: quantized tensors", details, quantized.ranges)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
     if quantized.corrections:
         click.echo(f"biases corrected: {len(quantized.corrections)} layers")

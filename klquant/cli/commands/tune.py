@@ -74,7 +74,7 @@ def tune(
     if options["metric"] is not None:
         options["metric"] = import_function(options["metric"], "--metric")
     tuned = backend.tune(prepared, options.pop("data"), progress=True, **options)
-    tuned.save(out)
+    tuned.quantized.save(out)
     if calibration is not None:
         tuned.calibration.save(calibration)
     if as_json:

@@ -15,6 +15,7 @@ from torch import nn
 from klquant.backends import batches as progress
 from klquant.backends.torch import LayerThreshold, fold_relu, quantize_weights
 from klquant.backends.torch.accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+from klquant.backends.torch.accuracy.measurement import Measurements
 from klquant.backends.torch.model.layers import weighted_layers
 from klquant.errors import InvalidInputError
 from support.networks import Broken, Net, batch, fingerprint, num_hooks, outputs, ready
@@ -494,3 +495,11 @@ def test_json_has_null_for_what_is_not_finite():
     assert again.as_json() == text
     assert again.layers[0].note == "why"
     assert math.isnan(again.model_sqnr_db)
+
+
+def test_layers_are_tried_on_the_first_64_samples(monkeypatch):
+    """Batches of 20: the fourth one brings them to 80, and no other is used."""
+    runs = []
+    monkeypatch.setattr(Measurements, "try_each_layer", lambda self, run: runs.append(run.number))
+    diagnosed(chain(), [X[:20]] * 7)
+    assert runs == [0, 1, 2, 3]

@@ -8,27 +8,67 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx.version_converter
 
 from klquant import CalibrationWarning
-from klquant.backends.onnx import calibrate, quantize
+from klquant.backends.onnx import Calibration, Prepared, calibrate, equalize, prepare, quantize, smooth, tune
 from tools.bench.real.networks import Loaded
 
 Method = Callable[[Loaded, Path], None]
-CRITERIA = ("entropy", "mse", "max", "percentile", "auto")
+CRITERIA = ("mse", "max", "percentile", "auto")
 JOB = Path(__file__).with_name("nncf_job.py")
 
 
-def klquant_of(criterion: str, of_quantize: dict[str, Any], network: Loaded, target: Path) -> None:
-    """Calibrate and quantize for onnxruntime."""
+class Klquant(NamedTuple):
+    """A setting of klquant; a network is observed once for all of its criteria."""
+
+    criterion: str = "entropy"
+    guard: bool = True
+    asymmetric: bool = True
+    correct_bias: bool = False
+    step: str = ""
+
+    def __call__(self, network: Loaded, target: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            prepared, calibration = observed(network, self.step, self.criterion == "auto")
+            if self.criterion != "auto":
+                found = calibration.search_thresholds(criterion=self.criterion, guard=self.guard)
+                calibration = calibration._replace(thresholds=found)
+            batches = network.calibration if self.correct_bias else None
+            options = {"batches": batches, "asymmetric": self.asymmetric}
+            quantize(prepared, calibration, engine="onnxruntime", **options).save(target)
+
+
+KNOWN: dict[tuple[Path, str, bool], tuple[Prepared, Calibration]] = {}
+
+
+def observed(network: Loaded, step: str, auto: bool) -> tuple[Prepared, Calibration]:
+    key = network.path, step, auto
+    if key not in KNOWN:
+        for other in [other for other in KNOWN if other[0] != network.path]:
+            del KNOWN[other]
+        prepared = prepare(STEPS[step](network))
+        KNOWN[key] = prepared, calibrate(prepared, network.calibration, criterion="auto" if auto else "max")
+    return KNOWN[key]
+
+
+STEPS: dict[str, Callable[[Loaded], Any]] = {
+    "": lambda network: network.path,
+    "equalized": lambda network: equalize(network.path),
+    "SmoothQuant": lambda network: smooth(network.path, network.calibration),
+}
+
+
+def tuned(network: Loaded, target: Path) -> None:
+    """Tune to the agreement that :func:`klquant.backends.onnx.compare` measures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        calibration = calibrate(network.path, network.calibration, criterion=criterion)
-        quantize(network.path, calibration, engine="onnxruntime", **of_quantize).save(target)
+        tune(network.path, network.calibration, engine="onnxruntime", target=0.999, max_runs=20).save(target)
 
 
 def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
@@ -63,7 +103,15 @@ def nncf(python: str, network: Loaded, target: Path) -> None:
 
 
 def klquant_methods() -> dict[str, Method]:
-    return {f"klquant {criterion}": partial(klquant_of, criterion, {}) for criterion in CRITERIA}
+    return {
+        "klquant, literal entropy, symmetric": Klquant(guard=False, asymmetric=False),
+        "klquant, default": Klquant(),
+        **{f"klquant, {name}": Klquant(name) for name in CRITERIA},
+        "klquant, bias correction": Klquant(correct_bias=True),
+        **{f"klquant, {step}": Klquant(step=step) for step in STEPS if step},
+        "klquant, SmoothQuant, auto, bias correction": Klquant("auto", correct_bias=True, step="SmoothQuant"),
+        "klquant, tune": tuned,
+    }
 
 
 def peers(python: str) -> tuple[dict[str, Method], list[str]]:

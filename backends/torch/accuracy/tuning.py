@@ -1,0 +1,173 @@
+"""Tune a module in the simulation of INT8."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+
+from klquant.errors import CalibrationWarning, InvalidInputError
+
+from ...accuracy.comparison import Metric, worst
+from ...accuracy.outputs import Outputs, compare_outputs
+from ...accuracy.splits import Split, hold_back
+from ...accuracy.trial_log import TrialLog
+from ...accuracy.trials import Measured, Recipe, Target, Tuned
+from ...accuracy.tuning import TuningOptions, split_options
+from ...accuracy.tuning import tune as tune_shared
+from ...batches import progress_bar
+from ...settings import CRITERIA, SettingsOptions
+from ..model.dataflow import tensors_in
+from ..model.forward import Forward, call_model, check_eval
+from ..model.layers import fingerprint, weighted_layers
+from ..quantizer import Quantizer
+from ..stages import QuantizedModel
+from .outputs import named_outputs
+
+RANKING_BATCHES = 1  # on which layers are quantized one at a time
+
+
+def tune(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    target: str | float = 0.99,
+    forward: Forward = call_model,
+    metric: Metric | None = None,
+    validation: Iterable[Any] | None = None,
+    progress: bool = False,
+    resume: str | Path | None = None,
+    **options: Unpack[TuningOptions],
+) -> Tuned[QuantizedModel]:
+    """Quantize a module in several ways, measure each simulation, and stop at the first that reaches a target.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, in eval mode
+        It is not changed.
+    batches : iterable
+        Data to be iterated several times.
+    target : str or float
+        ``"30dB"``: the SQNR of the worst output; or a number: the metric, by default the agreement of the worst output
+        as :func:`compare` measures it.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch.
+    metric : callable, optional
+        As for :func:`compare`: the larger, the better.
+    validation : iterable, optional
+        Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
+        than four, all serve both purposes.
+    progress : bool
+        Show a bar on a terminal.
+    resume : path, optional
+        JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
+    **options
+        ``max_runs`` (40), the largest number of quantized models to try; ``min_int8`` (0.8), the least share of layers
+        that stays in INT8; and the settings of :class:`Quantizer`.
+
+    Returns
+    -------
+    Tuned
+        ``trace.reached`` says whether the target was reached. If not, the model is the most accurate one of all.
+
+    Raises
+    ------
+    InvalidInputError
+        For a target, share or number of runs that is impossible, data that can be iterated only once, a `resume` file
+        of another tuning, and as :func:`quantize`.
+
+    Notes
+    -----
+    The trials are the criteria, then equalization and bias correction on top of the best, then layers left out: those
+    first whose rounding alone costs the outputs most on one batch, see :func:`diagnose`. Times are not measured: the
+    simulation says nothing about them.
+    """
+    limits, settings = split_options(options)
+    wanted, split = Target.parse(target), hold_back(batches, validation)
+    check_eval(model)
+    tuner = _TorchTuner(model, split, settings, forward, metric)
+    log = TrialLog(resume, None if resume is None else tuner.identity())
+    with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
+        trace = tune_shared(tuner, wanted, limits, log, advance)
+    quantized = tuner.make(trace.best.recipe)
+    return Tuned(quantized, quantized.calibration, trace)
+
+
+class _TorchTuner:
+    """A module that can be quantized in several ways and measured: a ``Tunable``."""
+
+    criteria = (*CRITERIA, "auto")
+    steps = ("equalize", "correct_bias")
+
+    def __init__(
+        self, model: nn.Module, split: Split, settings: SettingsOptions, forward: Forward, metric: Metric | None
+    ) -> None:
+        self._model, self._split, self._settings = model, split, settings
+        self._forward, self._metric = forward, metric
+        self._reference: list[Outputs] = [named_outputs(model, batch, forward) for batch in split.validation]
+        if not self._reference:
+            raise InvalidInputError("expected at least one batch to measure on, got none")
+        self._quantizers: dict[bool, Quantizer] = {}
+
+    def measure(self, recipe: Recipe) -> Measured:
+        """Quantize the model and compare it with the float model."""
+        quantized = self.make(recipe)
+        found: list[Outputs] = [
+            named_outputs(quantized.model, batch, self._forward) for batch in self._split.validation
+        ]
+        outputs = compare_outputs(zip(self._reference, found, strict=True))
+        agreement = worst([output.agreement for output in outputs])
+        value = agreement if self._metric is None else float(self._metric(self._reference, found))
+        share = len(quantized.thresholds) / max(sum(1 for _ in weighted_layers(self._model)), 1)
+        return Measured(worst([one.sqnr_db for one in outputs]), value, math.nan, share)
+
+    def make(self, recipe: Recipe) -> QuantizedModel:
+        """Return the model of a recipe; what warnings would say is measured here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            quantizer = self._searched(recipe)
+            quantized = quantizer.simulate(exclude=recipe.exclude)
+            if "correct_bias" in recipe.steps:
+                quantized = quantizer.correct_bias(quantized, self._split.calibration)
+        return quantized
+
+    def _searched(self, recipe: Recipe) -> Quantizer:
+        """Return a calibrated quantizer with the thresholds of a recipe."""
+        key, data = "equalize" in recipe.steps, self._split.calibration
+        if key not in self._quantizers:
+            quantizer = Quantizer(self._model, forward=self._forward, **self._settings)
+            first = next(iter(data))
+            quantizer.fold(first)
+            if key:
+                quantizer.equalize(first)
+            quantizer.quantize_weights()
+            if self._settings.get("passes", 2) == 2:
+                quantizer.collect_amax(data)
+            quantizer.collect_histograms(data)
+            self._quantizers[key] = quantizer
+        self._quantizers[key].search_thresholds(criterion=recipe.criterion, batches=data)  # type: ignore[arg-type]
+        return self._quantizers[key]
+
+    def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
+        """Return the layers to leave out of INT8, what costs most first."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            found = self._searched(recipe).diagnose(list(islice(self._split.calibration, RANKING_BATCHES)))
+        total = sum(1 for _ in weighted_layers(self._model))
+        most = len(found.layers) - math.ceil(min_int8 * total - 1e-9)
+        return [(layer.name,) for layer in found.layers[: max(most, 0)]]
+
+    def identity(self) -> object:
+        """Return what the trials depend on."""
+        digest = hashlib.sha256()
+        for batch in (*self._split.calibration, *self._split.validation):
+            for tensor in tensors_in(batch):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        layers = sorted(fingerprint(self._model).items())
+        return digest.hexdigest(), layers, sorted(map(repr, self._settings.items())), self._metric is None

@@ -1,0 +1,47 @@
+"""Searches histograms that are spread over four devices, and compares the thresholds with those of NumPy."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import klquant
+
+LEVELS = 15
+HISTS, EDGES = np.random.default_rng(0).integers(0, 9, (8, 101)), np.linspace(-1, 1, 102)
+HISTS[3, 52:] = 0
+MESH = Mesh(np.array(jax.devices()), "i")
+SEARCHES = {
+    "entropy": functools.partial(klquant.optimal_threshold, num_quantized_bins=LEVELS),
+    "one-sided": functools.partial(klquant.optimal_threshold, num_quantized_bins=LEVELS, one_sided=True),
+    "percentile": functools.partial(klquant.percentile_threshold, num_quantized_bins=LEVELS),
+    "mse": functools.partial(klquant.mse_threshold, num_quantized_bins=LEVELS),
+}
+
+
+def main():
+    jax.config.update("jax_enable_x64", True)
+    sharding = NamedSharding(MESH, P("i"))
+    hists, edges = jax.device_put(HISTS, sharding), jnp.asarray(EDGES)
+    for name, search in SEARCHES.items():
+        expected = search(HISTS, EDGES).value
+        mapped = jax.jit(jax.shard_map(search, mesh=MESH, in_specs=(P("i"), P()), out_specs=P("i")))(hists, edges)
+        np.testing.assert_array_equal(mapped.value, expected)
+        assert mapped.value.sharding.is_equivalent_to(sharding, 1)
+        print(name, "shard_map")  # noqa: T201
+        found = search(hists, edges)
+        np.testing.assert_array_equal(found.value, expected)
+        assert found.value.sharding.is_equivalent_to(sharding, 1)
+        print(name, "sharded batch")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
