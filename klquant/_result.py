@@ -44,6 +44,9 @@ class Threshold:
             raise TypeError("this Threshold belongs to one histogram; only that of a batch has a length")
         return int(self.value.shape[0])
 
+    def __bool__(self) -> bool:
+        return True
+
     def __getitem__(self, index: Any) -> "Threshold":
         """Return the threshold of a histogram, or of a part of the batch."""
         if np.ndim(self.value) == 0:

@@ -39,6 +39,7 @@ def test_a_batch_iterates_over_its_histograms(eager):
 
 def test_a_single_threshold_is_no_batch(eager):
     alone = search(eager, HISTS[0, 0])
+    assert alone
     for use in (len, list, lambda threshold: threshold[0]):
         with pytest.raises(TypeError, match="this Threshold belongs to one histogram"):
             use(alone)
