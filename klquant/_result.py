@@ -1,6 +1,7 @@
 """The result of every search: the threshold, and its effect on the histogram."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,10 @@ class Threshold:
     """Share of the counts beyond T (float64)."""
     sqnr_db: Array
     """Expected signal-to-quantization-noise ratio at T, in dB (float64), with all values at their bins' centres."""
+    tie_low: Array = math.nan
+    """Smallest T among candidates with a divergence at most 1 % above the least, or `tie_width` above it if given."""
+    tie_high: Array = math.nan
+    """Largest T of these candidates; NaN for other criteria, like `tie_low`."""
 
     def __float__(self) -> float:
         """Return the clipping value."""
@@ -51,7 +56,7 @@ class Threshold:
         """Return the threshold of a histogram, or of a part of the batch."""
         if np.ndim(self.value) == 0:
             raise TypeError("this Threshold belongs to one histogram; its fields are named: `value`, `index` ...")
-        return Threshold(*(part_of(field, index) for field in fields_of(self)))
+        return Threshold(*(part_of(field, index) if np.ndim(field) else field for field in fields_of(self)))
 
     def __iter__(self) -> "Iterator[Threshold]":
         return (self[k] for k in range(len(self)))
@@ -80,7 +85,8 @@ class Threshold:
         """Return a table for notebooks, with a row for each histogram; None while JAX traces."""
         if not is_concrete(*fields_of(self)):
             return None
-        numbers = np.stack([np.asarray(column, dtype=np.float64).reshape(-1) for column in fields_of(self)], axis=1)
+        shown = fields_of(self)[: len(_COLUMNS)]
+        numbers = np.stack([np.asarray(column, dtype=np.float64).reshape(-1) for column in shown], axis=1)
         where = np.ndindex(np.shape(self.value))
         rows = [
             [f"Threshold{list(index) or ''}", *map(format, row, _COLUMNS.values())]
@@ -104,9 +110,10 @@ def describe(
     divergence: Array,
     *,
     num_quantized_bins: int,
+    ties: Iterable[Array] = (),
     xp: ModuleType,
 ) -> Threshold:
-    """Return the threshold with its clipped share and expected SQNR, for one histogram."""
+    """Return the threshold with its clipped share and expected SQNR, for one histogram; `ties` are a range of T."""
     counts, edges_64 = hist.astype(xp.float64), edges.astype(xp.float64)
     low, high, wide = edges_64[:-1], edges_64[1:], value.astype(xp.float64)
     beyond = xp.clip((high - wide) / (high - low), 0, 1) + xp.clip((-wide - low) / (high - low), 0, 1)
@@ -122,6 +129,7 @@ def describe(
         divergence[()],
         (counts * beyond).sum() / counts.sum(),
         sqnr,
+        *(tie.astype(exact.dtype)[()] for tie in tuple(ties) or (xp.asarray(xp.nan, xp.float64),) * 2),
     )
 
 

@@ -3,6 +3,7 @@
 import functools
 import math
 from types import ModuleType
+from typing import NamedTuple
 
 from klquant._namespace import (
     Array,
@@ -17,15 +18,17 @@ from klquant._namespace import (
 from klquant._result import Threshold, check_found, describe
 from klquant._search.bin_by_bin import Search, direct_divergence
 from klquant._search.closed_form import closed_form_curve, prepare
-from klquant._validate import check_flag, check_inputs, check_number, check_positive, is_sound
+from klquant._search.squared_errors import least_error, squared_errors
+from klquant._validate import check_equal_bins, check_flag, check_inputs, check_number, check_positive, is_sound
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 
 _NEAR = 1e-12  # nats: well above the error of the closed form (`klquant._search` has its budget)
+NEAR_TIE = 0.01  # of the least divergence, for `tie_low` and `tie_high` where there is no `tie_width`
 _GAIN = 2.0**-52  # nats: a smaller gain is only rounding, and the earlier candidate stays
 
 
-def optimal_threshold(
+def optimal_threshold(  # noqa: PLR0913 the options of the search
     hist: Array,
     edges: Array,
     *,
@@ -35,6 +38,7 @@ def optimal_threshold(
     min_ratio: float = 0.0,
     one_sided: bool = False,
     skip_zeros: bool = False,
+    tie_width: float = 0.0,
 ) -> Threshold:
     """Find the clipping threshold T that loses the least information when [-T, T] becomes `num_quantized_bins` levels.
 
@@ -62,13 +66,17 @@ def optimal_threshold(
         negative, with `skip_zeros`: if half of the values are zeros, T may clip a tenth of the others.
     skip_zeros : bool
         Ignore the counts of the centre bin, as engines do. Zeros are exact at any T.
+    tie_width : float, at least 0, not traced
+        Of the candidates with a divergence up to ``(1 + tie_width)`` times the least, take the one with the least
+        expected squared error. The minimum is flat, so T may change a lot with little data: candidates within 1 % often
+        span a tenth of T. 0 takes the least divergence itself. Other values need bins of equal width.
 
     Returns
     -------
     Threshold
-        `value` is one of the edges. The fields are scalars, or arrays of the batch shape, in the library of `hist`.
-        Under ``jax.jit``, if no candidate is feasible, or an input or option is not valid, `value` and `divergence`
-        are NaN and `index` is -1.
+        `value` is one of the edges. `tie_low` and `tie_high` say how flat the minimum is. The fields are scalars, or
+        arrays of the batch shape, in the library of `hist`. Under ``jax.jit``, if no candidate is feasible, or an input
+        or option is not valid, `value` and `divergence` are NaN and `index` is -1.
 
     Raises
     ------
@@ -106,14 +114,17 @@ def optimal_threshold(
     eps, ratio = check_positive("eps", eps), check_number("min_ratio", min_ratio)
     if is_concrete(ratio) and not 0 <= ratio <= 1:
         raise InvalidInputError(f"`min_ratio` must lie between 0 and 1, got {min_ratio}")
+    width = float(check_number("tie_width", tie_width))
+    if not 0 <= width < math.inf:
+        raise InvalidInputError(f"`tie_width` must be 0 or positive, and finite, got {tie_width}")
+    if width:
+        check_equal_bins(edges, "`tie_width`")
     threshold = _search(
         hist,
         edges,
         scalar_argument("eps", eps, hist=hist),
         scalar_argument("min_ratio", ratio, hist=hist),
-        num_quantized_bins=levels,
-        most_eps=_bound(eps),
-        one_sided=check_flag("one_sided", one_sided),
+        options=_Options(levels, _bound(eps), check_flag("one_sided", one_sided), width),
     )
     return check_found(
         threshold,
@@ -174,6 +185,15 @@ def _bound(eps: Array | float) -> float:
     return next((bound for bound in (EPS, 10 * EPS, 100 * EPS) if is_concrete(eps) and eps <= bound), math.inf)
 
 
+class _Options(NamedTuple):
+    """What JAX compiles a search for."""
+
+    num_quantized_bins: int
+    most_eps: float
+    one_sided: bool
+    tie_width: float
+
+
 @functools.partial(compiled, by_row=True)
 def _search(
     hist: Array,
@@ -182,20 +202,26 @@ def _search(
     min_ratio: Array,
     *,
     xp: ModuleType,
-    num_quantized_bins: int,
-    most_eps: float,
-    one_sided: bool,
+    options: _Options,
 ) -> Threshold:
+    levels, most_eps, one_sided, tie_width = options
     eps = xp.where((min_ratio >= 0) & (min_ratio <= 1), eps.astype(xp.float64), xp.nan)
 
     def search_one(hist: Array, edges: Array) -> Threshold:
-        search = prepare(hist, num_quantized_bins, eps, one_sided, most_eps=most_eps, xp=xp)
+        search = prepare(hist, levels, eps, one_sided, most_eps=most_eps, xp=xp)
         curve = _sound_curve(search, hist, edges, xp=xp)
         candidates = edges[edges.shape[0] - curve.shape[0] :]
         curve = xp.where(candidates < min_ratio * edges[-1], xp.inf, curve)
         index, divergence = _first_minimum(curve, search, xp=xp)
-        value = xp.where(index < 0, xp.nan, candidates[index])
-        return describe(hist, edges, value, index, divergence, num_quantized_bins=num_quantized_bins, xp=xp)
+        near = xp.isfinite(curve) & (curve <= divergence * (1 + (tie_width or NEAR_TIE)) + _NEAR)
+        if tie_width:
+            errors = squared_errors(hist, edges, levels, xp=xp)[-curve.shape[0] :]
+            best = least_error(xp.where(near, errors, xp.inf), hist, edges, xp=xp)
+            divergence = xp.where((index < 0) | (best == index), divergence, curve[best])
+            index = xp.where(index < 0, index, best)
+        ends = xp.where(near, candidates, xp.inf).min(), xp.where(near, candidates, -xp.inf).max()
+        value, *ties = (xp.where(index < 0, xp.nan, T) for T in (candidates[index], *ends))
+        return describe(hist, edges, value, index, divergence, num_quantized_bins=levels, ties=ties, xp=xp)
 
     return map_batch(search_one, hist, edges, xp=xp)
 

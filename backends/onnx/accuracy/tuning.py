@@ -26,6 +26,8 @@ from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..calibration import calibrate
+from ..correction.equalization import equalize
+from ..correction.smooth_quant import smooth
 from ..execution import Feed, Session, open_onnxruntime
 from ..feeds import Array, few_samples
 from ..model.preparation import Prepared, prepare
@@ -34,7 +36,10 @@ from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
 from .sensitivity import quantizer_costs, rank_layers
 
-CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {}
+CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
+    "smooth": smooth,
+    "equalize": lambda prepared, batches: equalize(prepared),
+}
 """Steps that change the float model before it is calibrated, by name."""
 CORRECT_BIAS = "correct_bias"
 logger = logging.getLogger("klquant")

@@ -25,6 +25,7 @@ FIRST = {
     "_search/candidates": "threshold",
     "_search/bin_by_bin": "threshold",
     "_search/prefix_sums": "merging",
+    "_search/squared_errors": "criteria",
 }
 FAULTS = [  # file, code, and what it becomes
     # histograms
@@ -37,7 +38,7 @@ FAULTS = [  # file, code, and what it becomes
     ("_namespace", "for begin in range(0, x.shape[0], CHUNK):", "for begin in range(0, x.shape[0] - 1, CHUNK):"),
     # the search
     ("_search/closed_form", "hist.astype(xp.int64 if hist", "hist.astype(hist.dtype if hist"),
-    ("_search/closed_form", "P_LIMIT = 1 / 32", "P_LIMIT = 1 / 2"),
+    ("_search/closed_form", "P_TERMS = 10", "P_TERMS = 4"),
     ("_search/closed_form", "_without_centre(hist[centre::-1], xp=xp)", "hist[centre::-1]"),
     ("_search/closed_form", "for k in range(1, terms + 2):", "for k in range(1, terms + 1):"),
     ("_search/chains", "levels - 2, columns", "levels - 3, columns"),
@@ -55,9 +56,9 @@ FAULTS = [  # file, code, and what it becomes
     # criteria and their description
     ("criteria", "first_true(below >= target, xp=xp)", "first_true(below > target, xp=xp)"),
     ("criteria", "inner = xp.where(k == 0, 0.0, outer[k - 1])", "inner = outer[k - 1]"),
-    ("criteria", "counted * (2 * level - 1)", "counted * (2 * level + 1)"),
-    ("criteria", "TIE = 1e-13", "TIE = 1e-3"),
-    ("criteria", "(xp.arange(num) + 0.5) / qmax", "(xp.arange(num) + 1.0) / qmax"),
+    ("_search/squared_errors", "counted * (2 * level - 1)", "counted * (2 * level + 1)"),
+    ("_search/squared_errors", "TIE = 1e-13", "TIE = 1e-3"),
+    ("_search/squared_errors", "(xp.arange(num) + 0.5) / qmax", "(xp.arange(num) + 1.0) / qmax"),
     ("_result", "xp.clip((-wide - low) / (high - low), 0, 1)", "xp.clip((-wide - low) / (high - low), 0, 0)"),
     ("_result", "centre, qmax = (low + high) / 2", "centre, qmax = low"),
     ("_result", "index.astype(xp.int32)", "index.astype(xp.int64)"),
