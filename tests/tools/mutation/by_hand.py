@@ -38,7 +38,7 @@ FAULTS = [  # file, code, and what it becomes
     ("_namespace", "for begin in range(0, x.shape[0], CHUNK):", "for begin in range(0, x.shape[0] - 1, CHUNK):"),
     # the search
     ("_search/closed_form", "hist.astype(xp.int64 if hist", "hist.astype(hist.dtype if hist"),
-    ("_search/closed_form", "P_TERMS = 10", "P_TERMS = 4"),
+    ("_search/closed_form", "P_LIMIT = 1 / 32", "P_LIMIT = 1 / 2"),
     ("_search/closed_form", "_without_centre(hist[centre::-1], xp=xp)", "hist[centre::-1]"),
     ("_search/closed_form", "for k in range(1, terms + 2):", "for k in range(1, terms + 1):"),
     ("_search/chains", "levels - 2, columns", "levels - 3, columns"),
