@@ -137,7 +137,7 @@ def test_a_batch_gives_what_its_histograms_give_alone(xp, criterion):
     assert together.value.shape == together.clipped.shape == (2, 3)
     for where in np.ndindex(2, 3):
         alone = call(xp, criterion, batch[where], edges[where])
-        for name, field in together._asdict().items():
+        for name, field in vars(together).items():
             np.testing.assert_array_equal(np.asarray(field)[where], getattr(alone, name), err_msg=name)
         np.testing.assert_array_equal(np.asarray(shared.index)[where], alone.index)
 
