@@ -401,3 +401,9 @@ def test_a_missing_or_old_package_is_named(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.8.0+cu129")
     with pytest.raises(MissingDependencyError, match=r"needs torch 2.9 or later, got 2.8.0\+cu129"):
         export_onnx(model, x)
+
+
+def test_operators_that_no_plan_covers_are_named():
+    model, batches = zoo.load("text", torch.float32)
+    found = export_onnx(simulated(model, batches), batches[0]).skipped
+    assert sorted(reason.split()[0] for reason in found.values()) == ["Gather", "LSTM"]
