@@ -23,7 +23,7 @@ TIE = 1e-13  # of the mean square: squared errors closer than this differ by rou
 
 
 def squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: ModuleType) -> Array:
-    """Return the mean squared error for every positive edge as T; NaN for an empty histogram."""
+    """Return the mean squared error for every positive edge as T; NaN for one that is empty or not sound."""
     folded = fold(hist, xp=xp)
     num, qmax = folded.shape[0], num_quantized_bins // 2
     distance = xp.arange(num).astype(xp.float64)  # in bins

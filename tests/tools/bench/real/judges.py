@@ -64,11 +64,14 @@ def embeddings(expected: Outputs, got: Outputs, inputs: dict[str, Array]) -> Sco
     return Score(float(cosines.mean()), sqnr(expected[0] * mask, got[0] * mask))
 
 
-def boxes(decode: Callable[[Outputs], list[Boxes]]) -> Judge:
-    """F1 of boxes: those of FP32 are the truth, a box of the same class with IoU of 0.5 or more is a hit."""
+def boxes(decode: Callable[[Outputs], list[Boxes]], scores: slice = slice(None)) -> Judge:
+    """F1 of boxes: those of FP32 are the truth, a box of the same class with IoU of 0.5 or more is a hit.
+
+    The SQNR is that of the `scores`, given by their place on the second axis of the first output.
+    """
 
     def judge(expected: Outputs, got: Outputs, inputs: dict[str, Array]) -> Score:
-        return Score(f1(decode(got), decode(expected)), sqnr(expected[0], got[0]))
+        return Score(f1(decode(got), decode(expected)), sqnr(expected[0][:, scores], got[0][:, scores]))
 
     return judge
 

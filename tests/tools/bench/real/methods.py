@@ -6,7 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,48 +15,60 @@ import onnx
 import onnx.version_converter
 
 from klquant import CalibrationWarning
-from klquant.backends.onnx import Calibration, Prepared, calibrate, prepare, quantize
+from klquant.backends.onnx import Calibration, Prepared, calibrate, equalize, prepare, quantize, smooth, tune
 from tools.bench.real.networks import Loaded
 
 Method = Callable[[Loaded, Path], None]
-CRITERIA = ("entropy", "mse", "max", "percentile", "auto")
+CRITERIA = ("mse", "max", "percentile", "auto")
 JOB = Path(__file__).with_name("nncf_job.py")
 
 
 class Klquant(NamedTuple):
-    """A setting of klquant; networks are observed once for all of them."""
+    """A setting of klquant; a network is observed once for all of its criteria."""
 
-    criterion: str
+    criterion: str = "entropy"
     guard: bool = True
+    asymmetric: bool = True
     correct_bias: bool = False
+    step: str = ""
 
     def __call__(self, network: Loaded, target: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            prepared, calibration = observed(str(network.path), self.criterion == "auto", Hidden(network.calibration))
+            prepared, calibration = observed(network, self.step, self.criterion == "auto")
             if self.criterion != "auto":
                 found = calibration.search_thresholds(criterion=self.criterion, guard=self.guard)
                 calibration = calibration._replace(thresholds=found)
             batches = network.calibration if self.correct_bias else None
-            quantize(prepared, calibration, engine="onnxruntime", batches=batches).save(target)
+            options = {"batches": batches, "asymmetric": self.asymmetric}
+            quantize(prepared, calibration, engine="onnxruntime", **options).save(target)
 
 
-class Hidden(NamedTuple):
-    """An argument that a cache does not look at."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hidden)
-
-    def __hash__(self) -> int:
-        return 0
+KNOWN: dict[tuple[Path, str, bool], tuple[Prepared, Calibration]] = {}
 
 
-@lru_cache(maxsize=2)
-def observed(path: str, auto: bool, batches: Hidden) -> tuple[Prepared, Calibration]:
-    prepared = prepare(path)
-    return prepared, calibrate(prepared, batches.value, criterion="auto" if auto else "max")
+def observed(network: Loaded, step: str, auto: bool) -> tuple[Prepared, Calibration]:
+    key = network.path, step, auto
+    if key not in KNOWN:
+        for other in [other for other in KNOWN if other[0] != network.path]:
+            del KNOWN[other]
+        prepared = prepare(STEPS[step](network))
+        KNOWN[key] = prepared, calibrate(prepared, network.calibration, criterion="auto" if auto else "max")
+    return KNOWN[key]
+
+
+STEPS: dict[str, Callable[[Loaded], Any]] = {
+    "": lambda network: network.path,
+    "equalized": lambda network: equalize(network.path),
+    "SmoothQuant": lambda network: smooth(network.path, network.calibration),
+}
+
+
+def tuned(network: Loaded, target: Path) -> None:
+    """Tune to the agreement that :func:`klquant.backends.onnx.compare` measures."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        tune(network.path, network.calibration, engine="onnxruntime", target=0.999, max_runs=20).save(target)
 
 
 def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
@@ -91,10 +103,15 @@ def nncf(python: str, network: Loaded, target: Path) -> None:
 
 
 def klquant_methods() -> dict[str, Method]:
-    literal = {"klquant, literal entropy": Klquant("entropy", guard=False)}
-    criteria = {f"klquant, {name}": Klquant(name) for name in CRITERIA}
-    corrected = {f"klquant, {name}, bias correction": Klquant(name, correct_bias=True) for name in ("entropy", "auto")}
-    return literal | criteria | corrected
+    return {
+        "klquant, literal entropy, symmetric": Klquant(guard=False, asymmetric=False),
+        "klquant, default": Klquant(),
+        **{f"klquant, {name}": Klquant(name) for name in CRITERIA},
+        "klquant, bias correction": Klquant(correct_bias=True),
+        **{f"klquant, {step}": Klquant(step=step) for step in STEPS if step},
+        "klquant, SmoothQuant, auto, bias correction": Klquant("auto", correct_bias=True, step="SmoothQuant"),
+        "klquant, tune": tuned,
+    }
 
 
 def peers(python: str) -> tuple[dict[str, Method], list[str]]:

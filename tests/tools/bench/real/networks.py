@@ -50,7 +50,7 @@ NETWORKS = {
     "PP-OCRv4 text detector": Network("ch_PP-OCRv4_det_infer.onnx", inputs.text_detector, judges.regions, 4),
     "PP-OCRv4 recognizer": Network("ch_PP-OCRv4_rec_infer.onnx", inputs.text_recognizer, judges.strings),
     "PP-OCR text direction": Network("ch_ppocr_mobile_v2.0_cls_infer.onnx", inputs.text_direction, judges.top1),
-    "YOLOv8n (nudenet)": Network("320n.onnx", inputs.body_parts, judges.boxes(judges.yolov8)),
+    "YOLOv8n (nudenet)": Network("320n.onnx", inputs.body_parts, judges.boxes(judges.yolov8, slice(4, None))),
     "MiniLM-L6": Network("minilm.onnx", inputs.tokens, judges.embeddings, make=exports.minilm, transformer=True),
     "silero VAD": Network("silero_vad_16k_op15.onnx", inputs.voice, judges.decisions),
     "Magika": Network("model.onnx", inputs.files, judges.top1, 16),
