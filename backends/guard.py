@@ -8,6 +8,16 @@ MIN_RATIO = 0.5  # of T / amax
 MAX_CLIPPED = 1e-3
 MOST = 0.5  # of the values: a T that clips more is not the end of a tail but a failed search
 MAX_LOSS_DB = 3.0
+"""How far the expected SQNR may be below that of another criterion.
+
+On 12 trained models in onnxruntime (text, faces, orientation, captchas) the mean output SQNR is 18.4 dB without the
+guard, 19.7 dB with mse everywhere, and 20.2, 20.0, 20.2 and 20.4 dB with a limit of 1, 2, 3 and 5 dB. Text recognizers
+read 58, 65, 65, 69 and 40 % of 48 lines as in FP32 (PP-OCRv4), and 80, 75, 83, 83 and 85 % of 40 (PP-OCRv5), with 1, 2,
+3, 5 and 10 dB; 4 and 0 % without the guard. A page orientation model falls from 14.1 dB without the guard to 12.8 and
+11.0 with 1 and 2 dB, but not with 3 (13.6) and 5 (15.3). On 27 small architectures with random weights a low limit is
+best: in the mean they are 6.5 dB below the best criterion without the guard, and 0.5, 0.5, 1.0, 1.7 and 2.2 dB with
+1, 2, 3, 5 and 10 dB. So 3 dB.
+"""
 CROWDED = 0.5  # of the non-zero values in the centre bin: with more, no threshold can resolve them
 
 

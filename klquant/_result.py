@@ -1,5 +1,7 @@
 """The result of every search: the threshold, and its effect on the histogram."""
 
+import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -29,6 +31,10 @@ class Threshold(NamedTuple):
     """Share of the counts beyond T (float64)."""
     sqnr_db: Array
     """Expected signal-to-quantization-noise ratio at T, in dB (float64), with all values at their bins' centres."""
+    tie_low: Array = math.nan
+    """Smallest T among candidates with a divergence at most 1 % above the least, or `tie_width` above it if given."""
+    tie_high: Array = math.nan
+    """Largest T of these candidates; NaN for other criteria, like `tie_low`."""
 
     def __float__(self) -> float:
         """Return the clipping value."""
@@ -38,7 +44,8 @@ class Threshold(NamedTuple):
         """Return a table for notebooks, with a row for each histogram; None while JAX traces."""
         if not is_concrete(*self):
             return None
-        numbers = np.stack([np.asarray(column, dtype=np.float64).reshape(-1) for column in self], axis=1)
+        shown = self[: len(_COLUMNS)]
+        numbers = np.stack([np.asarray(column, dtype=np.float64).reshape(-1) for column in shown], axis=1)
         where = np.ndindex(np.shape(self.value))
         rows = [
             [f"Threshold{list(index) or ''}", *map(format, row, _COLUMNS.values())]
@@ -59,9 +66,10 @@ def describe(
     divergence: Array,
     *,
     num_quantized_bins: int,
+    ties: Iterable[Array] = (),
     xp: ModuleType,
 ) -> Threshold:
-    """Return the threshold with its clipped share and expected SQNR, for one histogram."""
+    """Return the threshold with its clipped share and expected SQNR, for one histogram; `ties` are a range of T."""
     counts, edges_64 = hist.astype(xp.float64), edges.astype(xp.float64)
     low, high, wide = edges_64[:-1], edges_64[1:], value.astype(xp.float64)
     beyond = xp.clip((high - wide) / (high - low), 0, 1) + xp.clip((-wide - low) / (high - low), 0, 1)
@@ -77,6 +85,7 @@ def describe(
         divergence[()],
         (counts * beyond).sum() / counts.sum(),
         sqnr,
+        *(tie.astype(exact.dtype)[()] for tie in tuple(ties) or (xp.asarray(xp.nan),) * 2),
     )
 
 

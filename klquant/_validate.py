@@ -173,6 +173,17 @@ def check_histogram(hist: Array, edges: Array, num_quantized_bins: int, *, fewes
     return xp
 
 
+def check_equal_bins(edges: Array, what: str) -> None:
+    """Raise InvalidInputError unless all bins have nearly the same width; `what` needs that."""
+    if is_concrete(edges):
+        bounds = np.asarray(edges, dtype=np.float64)
+        drift = np.abs(np.diff(bounds) * (bounds.shape[-1] - 1) / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
+        if drift > 1e-2:
+            raise InvalidInputError(
+                f"`edges` must be equally spaced for {what}, got widths up to {drift:.1%} off the mean"
+            )
+
+
 def _check_counts(name: str, counts: "np.ndarray[Any, Any]") -> Any:
     for what, wrong in (("be finite", ~np.isfinite(counts)), ("not be negative", counts < 0)):
         if wrong.any():

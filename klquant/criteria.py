@@ -1,28 +1,18 @@
 """Other criteria for T: max, percentile, mse. They take the same arguments as :func:`klquant.optimal_threshold`.
 
-All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. The mse criterion folds the histogram to |x| and
-sums it from the outside inwards. Let n(b) be the number of values in bin b or beyond, s(b) the sum of these values,
-and b_q the first bin that is rounded to level q. Then::
-
-    sum h (x - q(x) step)^2 = sum h x^2 - 2 step sum_q s(b_q) + step^2 sum_q (2 q - 1) n(b_q)
-
-So the error of a candidate needs one look-up for each level, and no sum over the bins. The levels are summed in blocks,
-so that memory grows with the number of bins only.
+All take ``(hist, edges)`` and return a :class:`klquant.Threshold`. ``_search/squared_errors.py`` has the formula of the
+mse criterion.
 """
 
 import functools
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from klquant._namespace import Array, add_up, compiled, first_true, is_concrete, map_batch, scalar_argument
+from klquant._namespace import Array, compiled, first_true, is_concrete, map_batch, scalar_argument
 from klquant._result import Threshold, check_found, describe
-from klquant._validate import check_inputs, check_number, is_sound
+from klquant._search.squared_errors import fold, least_error, squared_errors
+from klquant._validate import check_equal_bins, check_inputs, check_number, is_sound
 from klquant.errors import InvalidInputError
-
-BLOCK_SIZE = 2**19  # entries of the temporary arrays of the squared errors
-TIE = 1e-13  # of the mean square: squared errors closer than this differ by rounding only, and the first wins
 
 
 def max_threshold(
@@ -144,7 +134,7 @@ def mse_threshold(
     10.145 of 11.949
     """
     hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
-    _check_equal_bins(edges)
+    check_equal_bins(edges, "the mse criterion")
     found = _mse_search(hist, edges, num_quantized_bins=levels)
     return check_found(found, "counts, got an empty histogram")
 
@@ -188,24 +178,14 @@ def mse_curve(
     [3.6666666666666665, 1.0, 3.0]
     """
     hist, levels = check_inputs(hist, edges, num_quantized_bins, num_bits, skip_zeros)
-    _check_equal_bins(edges)
+    check_equal_bins(edges, "the mse criterion")
     return _mse_errors(hist, edges, num_quantized_bins=levels)
-
-
-def _check_equal_bins(edges: Array) -> None:
-    if is_concrete(edges):
-        bounds = np.asarray(edges, dtype=np.float64)
-        drift = np.abs(np.diff(bounds) * (bounds.shape[-1] - 1) / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
-        if drift > 1e-2:
-            raise InvalidInputError(
-                f"`edges` must be equally spaced for the mse criterion, got widths up to {drift:.1%} off the mean"
-            )
 
 
 @functools.partial(compiled, by_row=True)
 def _percentile(hist: Array, edges: Array, share: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
-        folded, outer = _fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
+        folded, outer = fold(hist, xp=xp), edges.astype(xp.float64)[edges.shape[0] // 2 :]
         below = xp.cumsum(folded)
         target = xp.abs(share.astype(xp.float64) * below[-1])  # abs: or XLA may fuse the product into `below - target`
         k = first_true(below >= target, xp=xp)
@@ -222,10 +202,8 @@ def _percentile(hist: Array, edges: Array, share: Array, *, xp: ModuleType, num_
 @functools.partial(compiled, by_row=True)
 def _mse_search(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
-        errors = _squared_errors(hist, edges, num_quantized_bins, xp=xp)
-        centres = (edges[1:] + edges[:-1]).astype(xp.float64) / 2
-        square = (hist.astype(xp.float64) * centres**2).sum() / hist.astype(xp.float64).sum()
-        index = xp.where(xp.isnan(errors[0]), -1, first_true(errors <= errors.min() + TIE * square, xp=xp))
+        errors = squared_errors(hist, edges, num_quantized_bins, xp=xp)
+        index = xp.where(xp.isnan(errors[0]), -1, least_error(errors, hist, edges, xp=xp))
         value = xp.where(index < 0, xp.nan, edges[edges.shape[0] // 2 + index])
         return describe(
             hist, edges, value, index, xp.asarray(xp.nan, xp.float64), num_quantized_bins=num_quantized_bins, xp=xp
@@ -236,47 +214,4 @@ def _mse_search(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins
 
 @functools.partial(compiled, by_row=True)
 def _mse_errors(hist: Array, edges: Array, *, xp: ModuleType, num_quantized_bins: int) -> Array:
-    return map_batch(lambda h, e: _squared_errors(h, e, num_quantized_bins, xp=xp), hist, edges, xp=xp)
-
-
-def _squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: ModuleType) -> Array:
-    folded = _fold(hist, xp=xp)
-    num, qmax = folded.shape[0], num_quantized_bins // 2
-    distance = xp.arange(num).astype(xp.float64)  # in bins
-    from_outside = [xp.concatenate([xp.cumsum(v[::-1])[::-1], xp.zeros(1)]) for v in (folded, folded * distance)]
-    rows = min(qmax, max(1, BLOCK_SIZE // num))
-
-    def add(block: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
-        level = block * rows + xp.arange(1, rows + 1)
-        counted = (level <= qmax).astype(xp.float64)  # a last block reaches beyond
-        begins = xp.asarray(_all_begins(num, qmax)) if rows == qmax else _begins(level, num, qmax, xp=xp)
-        counts, sums = (total[begins] for total in from_outside)  # (rows, candidates)
-        return totals[0] + (counted * (2 * level - 1)) @ counts, totals[1] + counted @ sums
-
-    weighted, sums = add_up(add, -(-qmax // rows), xp.zeros_like(folded), xp=xp)
-    step = (xp.arange(num) + 0.5) / qmax
-    squared = (folded * distance**2).sum() - 2 * step * sums + step**2 * weighted
-    width = (edges[-1] - edges[0]).astype(xp.float64) / hist.shape[0]
-    errors = xp.maximum(squared, 0.0) / folded.sum() * width**2
-    return xp.where(is_sound(hist, edges, xp=xp), errors, xp.nan)
-
-
-def _begins(level: Array, num: int, qmax: int, *, xp: ModuleType) -> Array:
-    """Return the first bin (by distance from 0) that rounds to each level q, for each candidate T.
-
-    The limit between two levels is (q - 1/2) T / qmax, where T is an odd number of half bins.
-    """
-    halves = (2 * level[:, None] - 1) * (2 * xp.arange(num) + 1)  # in units of 1 / (4 qmax) bins
-    return xp.minimum((halves + (4 * qmax - 1)) // (4 * qmax), num)
-
-
-@functools.lru_cache(maxsize=8)
-def _all_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    begins: np.ndarray[Any, np.dtype[np.int64]] = _begins(np.arange(1, qmax + 1), num, qmax, xp=np)
-    return begins
-
-
-def _fold(hist: Array, *, xp: ModuleType) -> Array:
-    """Return the counts by distance from the centre bin, float64, shape (num_bins // 2 + 1,)."""
-    counts, centre = hist.astype(xp.float64), hist.shape[-1] // 2
-    return xp.concatenate([counts[centre : centre + 1], counts[centre + 1 :] + counts[centre - 1 :: -1]])
+    return map_batch(lambda h, e: squared_errors(h, e, num_quantized_bins, xp=xp), hist, edges, xp=xp)

@@ -15,6 +15,7 @@ __all__ = [
     "divergence_curve",
     "histogram",
     "kl_divergence",
+    "near_ties",
     "one_sided_divergence_curve",
     "optimal_threshold",
     "percentile",
@@ -145,14 +146,30 @@ def percentile(hist: NDArray[np.int64], edges: Vector, percent: float) -> float:
     raise InfeasibleError("`hist` must have counts, got an empty histogram")
 
 
+def near_ties(curve: Vector, width: float) -> list[int]:
+    """Return the candidates whose divergence is at most `width` of the least above it."""
+    least = min(curve)
+    return [k for k, divergence in enumerate(curve) if math.isfinite(divergence) and divergence <= least * (1 + width)]
+
+
 def optimal_threshold(
-    hist: NDArray[np.int64], edges: Vector, num_quantized_bins: int = 255, eps: float = 1e-4
+    hist: NDArray[np.int64],
+    edges: Vector,
+    num_quantized_bins: int = 255,
+    eps: float = 1e-4,
+    tie_width: float = 0.0,
 ) -> tuple[float, int]:
-    """Return the threshold and the index of the first candidate that minimises the divergence."""
+    """Return the threshold and the index of the first candidate that minimises the divergence.
+
+    With a `tie_width`, return the candidate with the least squared error among the near-ties.
+    """
     curve = divergence_curve(hist, num_quantized_bins, eps)
     index = int(np.argmin(curve))
     if math.isinf(curve[index]):
         raise InfeasibleError(f"`hist` must have a feasible candidate, got none among {len(curve)}")
+    if tie_width:
+        errors = squared_errors(hist, edges, num_quantized_bins)[-len(curve) :]
+        index = min(near_ties(curve, tie_width), key=lambda k: errors[k])
     return float(edges[len(hist) // 2 + num_quantized_bins // 2 + index + 1]), index
 
 

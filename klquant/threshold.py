@@ -17,11 +17,13 @@ from klquant._namespace import (
 from klquant._result import Threshold, check_found, describe
 from klquant._search.bin_by_bin import Search, direct_divergence
 from klquant._search.closed_form import closed_form_curve, prepare
-from klquant._validate import check_flag, check_inputs, check_number, check_positive, is_sound
+from klquant._search.squared_errors import least_error, squared_errors
+from klquant._validate import check_equal_bins, check_flag, check_inputs, check_number, check_positive, is_sound
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 
 _NEAR = 1e-12  # nats: well above the error of the closed form (`klquant._search` has its budget)
+NEAR_TIE = 0.01  # of the least divergence, for `tie_low` and `tie_high` where there is no `tie_width`
 _GAIN = 2.0**-52  # nats: a smaller gain is only rounding, and the earlier candidate stays
 
 
@@ -35,6 +37,7 @@ def optimal_threshold(
     min_ratio: float = 0.0,
     one_sided: bool = False,
     skip_zeros: bool = False,
+    tie_width: float = 0.0,
 ) -> Threshold:
     """Find the clipping threshold T that loses the least information when [-T, T] becomes `num_quantized_bins` levels.
 
@@ -62,13 +65,17 @@ def optimal_threshold(
         negative, with `skip_zeros`: if half of the values are zeros, T may clip a tenth of the others.
     skip_zeros : bool
         Ignore the counts of the centre bin, as engines do. Zeros are exact at any T.
+    tie_width : float, at least 0
+        Of the candidates with a divergence up to ``(1 + tie_width)`` times the least, take the one with the least
+        expected squared error. The minimum is flat, so T may change a lot with little data: candidates within 1 % often
+        span a tenth of T. 0 takes the least divergence itself. Other values need bins of equal width.
 
     Returns
     -------
     Threshold
-        `value` is one of the edges. The fields are scalars, or arrays of the batch shape, in the library of `hist`.
-        Under ``jax.jit``, if no candidate is feasible, or an input or option is not valid, `value` and `divergence`
-        are NaN and `index` is -1.
+        `value` is one of the edges. `tie_low` and `tie_high` say how flat the minimum is. The fields are scalars, or
+        arrays of the batch shape, in the library of `hist`. Under ``jax.jit``, if no candidate is feasible, or an input
+        or option is not valid, `value` and `divergence` are NaN and `index` is -1.
 
     Raises
     ------
@@ -106,11 +113,17 @@ def optimal_threshold(
     eps, ratio = check_positive("eps", eps), check_number("min_ratio", min_ratio)
     if is_concrete(ratio) and not 0 <= ratio <= 1:
         raise InvalidInputError(f"`min_ratio` must lie between 0 and 1, got {min_ratio}")
+    if not 0 <= (tie_width := check_number("tie_width", tie_width)) < math.inf:
+        raise InvalidInputError(f"`tie_width` must be 0 or positive, and finite, got {tie_width}")
+    if tie_width:
+        check_equal_bins(edges, "`tie_width`")
     threshold = _search(
         hist,
         edges,
         scalar_argument("eps", eps, hist=hist),
         scalar_argument("min_ratio", ratio, hist=hist),
+        scalar_argument("tie_width", tie_width or NEAR_TIE, hist=hist),
+        resolve_ties=tie_width > 0,
         num_quantized_bins=levels,
         most_eps=_bound(eps),
         one_sided=check_flag("one_sided", one_sided),
@@ -180,8 +193,10 @@ def _search(
     edges: Array,
     eps: Array,
     min_ratio: Array,
+    tie_width: Array,
     *,
     xp: ModuleType,
+    resolve_ties: bool,
     num_quantized_bins: int,
     most_eps: float,
     one_sided: bool,
@@ -194,8 +209,15 @@ def _search(
         candidates = edges[edges.shape[0] - curve.shape[0] :]
         curve = xp.where(candidates < min_ratio * edges[-1], xp.inf, curve)
         index, divergence = _first_minimum(curve, search, xp=xp)
-        value = xp.where(index < 0, xp.nan, candidates[index])
-        return describe(hist, edges, value, index, divergence, num_quantized_bins=num_quantized_bins, xp=xp)
+        near = xp.isfinite(curve) & (curve <= divergence * (1 + tie_width) + _NEAR)
+        if resolve_ties:
+            errors = squared_errors(hist, edges, num_quantized_bins, xp=xp)[-curve.shape[0] :]
+            best = least_error(xp.where(near, errors, xp.inf), hist, edges, xp=xp)
+            divergence = xp.where((index < 0) | (best == index), divergence, curve[best])
+            index = xp.where(index < 0, index, best)
+        ends = xp.where(near, candidates, xp.inf).min(), xp.where(near, candidates, -xp.inf).max()
+        value, *ties = (xp.where(index < 0, xp.nan, T) for T in (candidates[index], *ends))
+        return describe(hist, edges, value, index, divergence, num_quantized_bins=num_quantized_bins, ties=ties, xp=xp)
 
     return map_batch(search_one, hist, edges, xp=xp)
 

@@ -204,3 +204,29 @@ def test_the_one_sided_minimum_is_that_of_the_reference(case):
     found = klquant.optimal_threshold(case.hist, case.edges, **options)
     assert_found_like_the_reference(found, curve)
     assert float(found.value) == case.edges[len(case.edges) - len(curve) + int(found.index)]
+
+
+@pytest.mark.parametrize("xp", params(NUMPY, JAX))
+@fewer()
+@given(case=histograms(JAX_SIZES), tie_width=st.sampled_from([0.0, 0.01, 0.5]))
+def test_near_ties_are_those_of_the_reference(xp, case, tie_width):
+    """Compare by regret: candidates at the limit may be in or out."""
+    levels = case.num_quantized_bins
+    curve = reference.divergence_curve(case.hist, levels)
+    assume(np.isfinite(curve).any())
+    arrays = xp.asarray(case.hist), xp.asarray(case.edges)
+    found = klquant.optimal_threshold(*arrays, num_quantized_bins=levels, tie_width=tie_width)
+    limit = curve.min() * (1 + (tie_width or 0.01))
+    sure, possible = (np.flatnonzero(curve <= limit + slack) for slack in (-1e-11, 1e-11))
+    candidates = case.edges[-len(curve) :]
+    within = [*sure, int(np.argmin(curve))]
+    assert candidates[possible[0]] <= found.tie_low <= candidates[min(within)] or curve.min() < 1e-11
+    assert candidates[max(within)] <= found.tie_high <= candidates[possible[-1]] or curve.min() < 1e-11
+    assert found.tie_low <= found.value <= found.tie_high
+    if tie_width:
+        errors = reference.squared_errors(case.hist, case.edges, levels)[-len(curve) :]
+        square = (case.hist * (case.edges[1:] + case.edges[:-1]) ** 2).sum() / 4 / case.hist.sum()
+        assert int(found.index) in possible
+        assert errors[int(found.index)] <= errors[within].min() + 1e-9 * square
+    else:
+        assert_found_like_the_reference(found, curve)

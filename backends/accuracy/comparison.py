@@ -2,46 +2,18 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
-from klquant.errors import InvalidInputError
-
 from ..html_tables import html_table
-from ..text import number, percent, without_nan
-from .classes import Array, has_scores, top_classes
-from .sums import Sums, compare_arrays
+from ..text import number, without_nan
+from .classes import Array
+from .latency import interleaved_medians
+from .outputs import COLUMNS, OutputComparison, Outputs, check_labels, compare_outputs
 
-Outputs: TypeAlias = Mapping[str, Array]
-"""The outputs of one batch by name."""
 Metric: TypeAlias = Callable[[Sequence[Outputs], Sequence[Outputs]], float]
 """From the outputs of the float and of the quantized model, one mapping for each batch, to a number; 1 is perfect."""
-COLUMNS = ("output", "SQNR dB", "cosine", "top-1", "float accuracy", "int8 accuracy")
-
-
-class OutputComparison(NamedTuple):
-    """One output of a float model against that of its quantized form."""
-
-    name: str
-    sqnr_db: float
-    cosine: float
-    top1: float
-    """Share of samples in which both have the same best class; NaN if the output does not look like scores."""
-    float_accuracy: float = math.nan
-    """Share of samples in which the best class is the label; NaN without labels."""
-    int8_accuracy: float = math.nan
-
-    @property
-    def agreement(self) -> float:
-        """Return the top-1 agreement of scores, and the cosine of other outputs."""
-        return self.cosine if math.isnan(self.top1) else self.top1
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the cells of a table with `COLUMNS`."""
-        shares = (percent(value) for value in (self.top1, self.float_accuracy, self.int8_accuracy))
-        return self.name, number(self.sqnr_db, ".1f"), number(self.cosine, ".4f"), *shares
 
 
 class Comparison(NamedTuple):
@@ -108,111 +80,54 @@ def _megabytes(size: int) -> str:
     return number(size / 1e6, ".3g")
 
 
-class _Tally(NamedTuple):
-    """Sums and counts of one output over the batches so far."""
-
-    sums: Sums
-    samples: int = 0
-    same: int = 0
-    float_hits: int = 0
-    int8_hits: int = 0
-
-
-def compare_outputs(pairs: Iterable[tuple[Outputs, Outputs]], labels: Array | None = None) -> list[OutputComparison]:
-    """Compare the floating point outputs of two models.
+def compare_models(
+    functions: tuple[Callable[[Any], Outputs], Callable[[Any], Outputs]],
+    feeds: Iterable[Any],
+    *,
+    timed: Sequence[Callable[[Any], object]],
+    sizes: tuple[int, int],
+    labels: Array | None,
+    metric: Metric | None,
+) -> Comparison:
+    """Return the comparison of two models.
 
     Parameters
     ----------
-    pairs : iterable
-        The outputs of the float model and of the other, for each batch.
-    labels : array, shape (samples,), integers, optional
-        The true class of each sample, in the order of the batches.
+    functions : pair of callables
+        From the data of a batch to the outputs of the float model, and of the other.
+    feeds : iterable
+        The data of each batch.
+    timed : pair of callables
+        What to time, in turns, on the first batch.
+    sizes : pair of int
+        In bytes.
+    labels, metric
+        Of the user.
 
     Returns
     -------
-    list of OutputComparison
+    Comparison
 
     Raises
     ------
     InvalidInputError
-        For outputs of other names or shapes, no floating point output, no batches, and labels that do not fit.
+        As for :func:`compare_outputs`.
     """
-    tallies: dict[str, _Tally] = {}
-    scored: set[str] = set()
-    rows = 0
-    for k, (floats, others) in enumerate(pairs):
-        expected = {name: array for name, array in floats.items() if array.dtype.kind == "f"}
-        _check_shapes(k, expected, others)
-        scored = {name for name, array in expected.items() if has_scores(array)} if not k else scored
-        truth, rows = _truth(labels, expected, scored, rows)
-        for name, array in expected.items():
-            other = others[name]
-            tally = tallies.get(name, _Tally(Sums()))
-            tally = tally._replace(sums=tally.sums.plus(compare_arrays(array, other)))
-            tallies[name] = _count(tally, array, other, truth) if name in scored else tally
-    if not tallies:
-        raise InvalidInputError("expected at least one batch with a floating point output, got none")
-    if labels is not None and rows != len(labels):
-        raise InvalidInputError(f"`labels` must have one label for each of {rows} samples, got {len(labels)}")
-    return [_described(name, tally, name in scored, labels is not None) for name, tally in tallies.items()]
+    kept: list[tuple[Outputs, Outputs]] = []
+    first: list[Any] = []
+    num_batches = 0
 
+    def pairs() -> Iterator[tuple[Outputs, Outputs]]:
+        nonlocal num_batches
+        for feed in feeds:
+            first[:] = first or [feed]
+            num_batches += 1
+            pair = functions[0](feed), functions[1](feed)
+            if metric is not None:
+                kept.append(pair)
+            yield pair
 
-def check_labels(labels: Any) -> Array | None:
-    """Return labels as an array; raise InvalidInputError for anything but one integer for each sample."""
-    if labels is None:
-        return None
-    found = np.asarray(labels)
-    if found.ndim != 1 or found.dtype.kind not in "iub" or not found.size:
-        raise InvalidInputError(
-            f"`labels` must be integers of shape (samples,), got {found.dtype} of shape {found.shape}"
-        )
-    return found.astype(np.int64)
-
-
-def _check_shapes(batch: int, expected: Outputs, others: Outputs) -> None:
-    for name, array in expected.items():
-        other = others.get(name)
-        if other is None or other.shape != array.shape:
-            got = "none" if other is None else other.shape
-            raise InvalidInputError(
-                f"batch {batch}: output `{name}` must have shape {array.shape} in both models, got {got}"
-            )
-
-
-def _truth(labels: Array | None, outputs: Outputs, scored: set[str], rows: int) -> tuple[Array | None, int]:
-    """Return the labels of this batch and the number of samples up to it."""
-    if labels is None:
-        return None, rows
-    lengths = {len(outputs[name]) for name in scored if outputs[name].ndim == 2}
-    if len(lengths) != 1:
-        raise InvalidInputError("`labels` need an output of shape (samples, classes), got none")
-    length = lengths.pop()
-    return labels[rows : rows + length], rows + length
-
-
-def _count(tally: _Tally, array: Array, other: Array, truth: Array | None) -> _Tally:
-    mine, its = top_classes(array), top_classes(other)
-    hits = [0, 0]
-    if truth is not None and array.ndim == 2 and len(truth) == len(mine):
-        hits = [int((found == truth).sum()) for found in (mine, its)]
-    return tally._replace(
-        samples=tally.samples + mine.size,
-        same=tally.same + int((mine == its).sum()),
-        float_hits=tally.float_hits + hits[0],
-        int8_hits=tally.int8_hits + hits[1],
-    )
-
-
-def _described(name: str, tally: _Tally, scored: bool, labelled: bool) -> OutputComparison:
-    def share(count: int, known: bool) -> float:
-        return count / tally.samples if known and tally.samples else math.nan
-
-    broken = math.isnan(tally.sums.noise)  # NaN or infinity where the float model has numbers
-    return OutputComparison(
-        name,
-        -math.inf if broken else tally.sums.sqnr_db,
-        0.0 if broken else tally.sums.cosine,
-        share(tally.same, scored),
-        share(tally.float_hits, scored and labelled),
-        share(tally.int8_hits, scored and labelled),
-    )
+    outputs = compare_outputs(pairs(), check_labels(labels))
+    float_ms, int8_ms = interleaved_medians([partial(run, first[0]) for run in timed])
+    value = math.nan if metric is None else float(metric([a for a, _ in kept], [b for _, b in kept]))
+    return Comparison(outputs, value, float_ms, int8_ms, *sizes, num_batches)

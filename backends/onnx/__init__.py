@@ -8,8 +8,10 @@ what they return.
 :func:`open_observer` and :func:`empty_calibration` serve passes over parts of the data.
 :func:`quantizable_tensors` lists the tensors that an engine needs thresholds for.
 :func:`inspect` returns a :class:`NodeReport` for each node, :func:`summarize` an :class:`OperatorCount` for each
-operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules. :func:`verify` runs a
+operator, and :func:`check_tensorrt` each :class:`Violation` of TensorRT's rules; :func:`slow_in_tensorrt` lists layers
+that gain no speed there. :func:`verify` runs a
 quantized model in its engine and returns a :class:`Verification` with a :class:`TensorCheck` of each tensor.
+:func:`sensitivity` returns a :class:`Sensitivity`, with the :class:`QuantizerCost` of each quantizer.
 :func:`compare` returns a :class:`Comparison` of a float model with its quantized form, with an
 :class:`OutputComparison` of each output. :func:`tune` returns a :class:`Tuned` model, with a :class:`Trace` of every
 :class:`Trial`: its :class:`Recipe` and what was :class:`Measured`.
@@ -25,18 +27,21 @@ except ImportError as error:
         "klquant.backends.onnx needs onnx and onnxruntime: pip install 'klquant[onnx]'"
     ) from error
 
-from ..accuracy.comparison import Comparison, OutputComparison
+from ..accuracy.comparison import Comparison
+from ..accuracy.outputs import OutputComparison
 from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .accuracy.comparison import compare
+from .accuracy.ranking import QuantizerCost, Sensitivity, sensitivity
 from .accuracy.tuning import tune
 from .calibration import calibrate, empty_calibration, open_observer
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
+from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .model.preparation import Prepared, prepare
 from .quantization import QDQModel, quantizable_tensors, quantize
 from .tensor_checks import TensorCheck, Verification
@@ -53,7 +58,9 @@ __all__ = [
     "OutputComparison",
     "Prepared",
     "QDQModel",
+    "QuantizerCost",
     "Recipe",
+    "Sensitivity",
     "Settings",
     "TensorCheck",
     "Trace",
@@ -71,6 +78,8 @@ __all__ = [
     "prepare",
     "quantizable_tensors",
     "quantize",
+    "sensitivity",
+    "slow_in_tensorrt",
     "smooth",
     "summarize",
     "tune",

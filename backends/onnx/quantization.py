@@ -188,7 +188,7 @@ def quantize(
         )
     written = write(prepared)
     _report(plan)
-    thresholds = {name: grid.threshold for name, grid in grids.items()}
+    thresholds = {name: grid.threshold for name, grid in grids.items() if name in thresholds}
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     ranges = {name: grid.range for name, grid in grids.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
@@ -223,7 +223,9 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     """
     check_engine(engine)
     graph = prepare(model).graph
-    return list(make_plan(graph, observed_tensors(graph), engine).readers)
+    observed = observed_tensors(graph)
+    readers = make_plan(graph, observed, engine).readers
+    return [name for name in readers if name in observed]
 
 
 def _check_types(prepared: Prepared, plan: Plan) -> None:

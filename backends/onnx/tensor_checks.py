@@ -14,6 +14,7 @@ from .model.graph import Graph
 LEVELS = 1  # by which integers may differ: a float32 sum next to a tie may round the other way
 RELATIVE = 2e-3  # of the largest value, by which floats may differ: kernels sum in another order
 NOISE = 0.1  # of the root mean square, by which outputs of a whole run may differ: 20 dB
+SILENT = 1e-3  # for the root mean square of outputs that are all 0, as where a LayerNormalization sees constants
 NUDGED = 3  # or so many times what half a level at the input changes them
 WHOLE_RUN = "the whole run"
 
@@ -92,7 +93,7 @@ class Rows:
         nudged = written(names, {name: _nudge(array) for name, array in feed.items()})
         for name in names:
             difference, spread = _difference(found[name], expected[name]), _difference(nudged[name], expected[name])
-            allowed = max(NOISE * _rms(expected[name]), NUDGED * _rms(spread))
+            allowed = max(NOISE * (_rms(expected[name]) or SILENT), NUDGED * _rms(spread))
             worst = _worst(difference, found[name], expected[name])
             self._add(name, WHOLE_RUN, "", _rms(difference), allowed, *worst)
 

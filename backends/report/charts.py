@@ -1,5 +1,6 @@
 """Histograms and divergence curves, reduced to what a screen can show."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,6 +11,7 @@ import klquant
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_BARS = 400  # on each side of 0; a screen cannot show more
 MAX_POINTS = 400
+NEAR_TIE = 0.01  # of the least divergence
 
 
 class Bars(NamedTuple):
@@ -36,6 +38,10 @@ class Curve(NamedTuple):
     """T of the feasible candidates, in units of the activation."""
     divergences: list[float]
     """In nats."""
+    tie_low: float
+    """Smallest T among all candidates with a divergence at most 1 % above the least; NaN if none is feasible."""
+    tie_high: float
+    """Largest T among them. A wide range means that little data may move T a lot."""
 
 
 def sum_bars(histogram: klquant.Histogram) -> Bars:
@@ -57,7 +63,9 @@ def thin_curve(histogram: klquant.Histogram, *, num_quantized_bins: int) -> Curv
     thresholds, each = edges[-len(curve) :], -(-len(curve) // MAX_POINTS)
     lowest = [start + int(curve[start : start + each].argmin()) for start in range(0, len(curve), each)]
     kept = [k for k in lowest if np.isfinite(curve[k])]
-    return Curve(each, short(thresholds[kept]), short(curve[kept]))
+    near = thresholds[np.isfinite(curve) & (curve <= curve.min() * (1 + NEAR_TIE))]
+    ends = short(near[[0, -1]]) if len(near) else [math.nan] * 2
+    return Curve(each, short(thresholds[kept]), short(curve[kept]), *ends)
 
 
 def sparkline(bars: Bars, *, width: int = 80, height: int = 18, steps: int = 40) -> str:

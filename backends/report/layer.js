@@ -61,6 +61,9 @@
       : `At ${number(x)}: ${values}; ${beyond} in bars beyond ±${number(Math.abs(x))}${divergenceAt(curve, Math.abs(x))}`;
   };
 
+  const nearTies = ({ tie_low: low, tie_high: high }) =>
+    low === null ? "" : ` Candidates within 1 % of the least divergence: T from ${number(low)} to ${number(high)}.`;
+
   const describeCharts = () => {
     const { bars, curve, name, amax, chosen: found } = chosen;
     const marks = thresholdsOf(chosen).map((one) => `${one.criterion} ${number(one.threshold)}`).join(", ");
@@ -73,7 +76,7 @@
     at("divergence").ariaLabel =
       `Divergence of ${name} by candidate threshold: at least ${lowest} nats; chosen T ${number(found.threshold)}`;
     at("divergence-caption").textContent = curve
-      ? `Divergence by candidate T.${each > 1 ? ` Each point is the lowest of ${each} neighbours.` : ""}`
+      ? `Divergence by candidate T.${each > 1 ? ` Each point is the lowest of ${each} neighbours.` : ""}` + nearTies(curve)
       : "No divergence curve: there are more levels than bins.";
   };
 

@@ -26,8 +26,9 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.backends.torch needs PyTorch: pip install 'klquant[torch]'") from error
 
-from ..accuracy.comparison import Comparison, OutputComparison
+from ..accuracy.comparison import Comparison
 from ..accuracy.criterion_choice import Choice
+from ..accuracy.outputs import OutputComparison
 from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings

@@ -19,6 +19,7 @@ from .errors import debug_option, failing_in_one_line, printable
 COMMANDS = {
     "calibrate": "Calibrate an ONNX model on sample data",
     "quantize": "Quantize an ONNX model to INT8 with Q/DQ nodes",
+    "smooth": "Change the weights of an ONNX model so that INT8 is more accurate",
     "tune": "Quantize an ONNX model in several ways until it is accurate enough",
     "compare": "Compare an INT8 model with its float model: outputs, time and size",
     "inspect": "Show which nodes of an ONNX model an engine runs in INT8",

@@ -47,7 +47,7 @@ def test_the_threshold_is_that_of_the_core_without_the_zeros(laplace):
 
 def test_the_number_of_zeros_changes_the_share_and_not_the_threshold(laplace):
     few, many = search(laplace), search(np.concatenate([laplace, np.zeros(180_000)]))
-    assert few[:3] == many[:3]
+    assert repr(few[:3]) == repr(many[:3])  # NaN is equal to NaN here
     assert many.clipped == pytest.approx(few.clipped / 10)
 
 
@@ -120,7 +120,7 @@ def test_one_warning_for_each_layer_and_the_others_are_still_searched(laplace):
         warnings.simplefilter("always")
         found = search_thresholds({"a": 0.0, "fc": amax, "b": 0.0}, {"fc": histogram})
     assert [str(warning.message)[:9] for warning in caught] == ["layer `a`", "layer `b`"]
-    assert found["fc"] == search(laplace)
+    assert repr(found["fc"]) == repr(search(laplace))  # NaN is equal to NaN here
 
 
 def test_a_layer_without_a_histogram_is_refused_by_name():

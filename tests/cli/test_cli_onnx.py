@@ -375,6 +375,19 @@ def test_quantize_corrects_biases_with_data(here, tmp_path):
     assert run(*command, "--correct-bias").exit_code == 2
 
 
+def test_smooth_writes_a_float_model(here, tmp_path):
+    command = ["smooth", here / "model.onnx", "--data", here / "images.npz", "-o", tmp_path / "s.onnx"]
+    result = run(*command, "--alpha", "0.5")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"wrote {tmp_path / 's.onnx'}")
+    found = run_json(*command, "--alpha", "0.5", "--equalize")
+    assert found["changed"] > 0
+    assert found["added"] == 0
+    images = np.load(here / "images.npz")["images"]
+    np.testing.assert_allclose(
+        infer(tmp_path / "s.onnx", images), infer(here / "model.onnx", images), rtol=1e-3, atol=1e-4
+    )
+
+
 def test_quantize_writes_nothing_if_the_engine_computes_something_else(here, tmp_path, monkeypatch):
     monkeypatch.setattr("klquant.backends.onnx.tensor_checks.LEVELS", -1)
     command = [

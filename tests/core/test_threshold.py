@@ -78,7 +78,7 @@ def test_the_result_is_in_the_library_of_the_histogram(xp):
     threshold = search(xp, [1, 0, 2, 2, 2, 1, 1], num_quantized_bins=3)
     assert isinstance(threshold, Threshold)
     assert xp.owns(*threshold)
-    assert [field.dtype for field in threshold] == ["float64", "int32", "float64", "float64", "float64"]
+    assert [field.dtype for field in threshold] == ["float64", "int32", *["float64"] * 5]
     assert all(field.shape == () for field in threshold)
     assert tuple(map(float, threshold)) == pytest.approx(
         tuple(map(float, search(NUMPY, [1, 0, 2, 2, 2, 1, 1], num_quantized_bins=3))), abs=1e-14
@@ -100,6 +100,10 @@ def test_nothing_feasible_is_an_error_or_nan_under_jit(xp):
     assert isnan(threshold.value)
     assert isnan(threshold.divergence)
     assert int(threshold.index) == -1
+    assert isnan(threshold.tie_low)
+    assert isnan(threshold.tie_high)
+    resolved = search(xp, np.zeros(7, int), num_quantized_bins=3, tie_width=0.1)
+    assert (isnan(resolved.value), int(resolved.index)) == (True, -1)
 
 
 @pytest.mark.parametrize("hist", [[0, 0, 0, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0, 0]])
@@ -270,3 +274,59 @@ def test_small_bins_behind_a_huge_one_keep_their_digits(xp):
     hist[200] = 2**58
     curve = xp.call(klquant.divergence_curve, xp.asarray(hist), xp.asarray(even_edges(1001)), num_quantized_bins=15)
     np.testing.assert_allclose(curve, reference.divergence_curve(hist, 15), rtol=0, atol=5e-14)
+
+
+def laplace(num_bins, seed=0):
+    hist, edges = klquant.histogram(np.random.default_rng(seed).laplace(size=20_000), num_bins=num_bins)
+    hist[num_bins // 2] = 0
+    return hist, edges
+
+
+@pytest.mark.parametrize("tie_width", [0.0, 0.02, 0.5])
+def test_near_ties_are_those_of_the_reference(xp, tie_width):
+    hist, edges = laplace(257)
+    found = search(xp, hist, edges, num_quantized_bins=63, tie_width=tie_width)
+    curve, candidates = reference.divergence_curve(hist, 63), edges[257 // 2 + 63 // 2 + 1 :]
+    near = candidates[reference.near_ties(curve, tie_width or 0.01)]
+    assert (float(found.tie_low), float(found.tie_high)) == (near.min(), near.max())
+    assert len(near) > 1
+    value, index = reference.optimal_threshold(hist, edges, 63, tie_width=tie_width)
+    assert (float(found.value), int(found.index)) == (value, index)
+    assert float(found.divergence) == pytest.approx(curve[index], abs=1e-12)
+    assert (index == int(np.argmin(curve))) == (tie_width == 0)
+
+
+def test_each_histogram_of_a_batch_has_its_own_near_ties(xp):
+    hists, edges = zip(*(laplace(101, seed) for seed in range(3)), strict=True)
+    options = {"num_quantized_bins": 15, "tie_width": 0.1}
+    batch = search(xp, np.stack(hists), np.stack(edges), **options)
+    for k in range(3):
+        one = search(NUMPY, hists[k], edges[k], **options)
+        assert [float(field[k]) for field in batch] == pytest.approx(list(map(float, one)), abs=1e-12)
+
+
+def test_a_lower_bound_holds_for_near_ties():
+    hist, edges = laplace(257)
+    free = search(NUMPY, hist, edges, num_quantized_bins=15, tie_width=5.0)
+    bounded = search(NUMPY, hist, edges, num_quantized_bins=15, tie_width=5.0, min_ratio=0.5)
+    assert free.tie_low < 0.5 * edges[-1] <= bounded.tie_low <= bounded.value
+
+
+@pytest.mark.parametrize("criterion", [klquant.max_threshold, klquant.mse_threshold, klquant.percentile_threshold])
+def test_other_criteria_have_no_near_ties(criterion):
+    found = criterion(*laplace(257))
+    assert (isnan(found.tie_low), isnan(found.tie_high)) == (True, True)
+
+
+@pytest.mark.parametrize("tie_width", [-0.1, np.inf, np.nan])
+def test_an_impossible_tie_width_is_refused(tie_width):
+    with pytest.raises(klquant.InvalidInputError, match="`tie_width` must be 0 or positive, and finite, got"):
+        search(NUMPY, *laplace(257), tie_width=tie_width)
+
+
+def test_near_ties_need_equal_bins_only_to_be_resolved():
+    hist, edges = laplace(257)
+    edges = np.sign(edges) * np.abs(edges) ** 1.5
+    assert search(NUMPY, hist, edges).tie_low > 0
+    with pytest.raises(klquant.InvalidInputError, match="equally spaced for `tie_width`"):
+        search(NUMPY, hist, edges, tie_width=0.01)

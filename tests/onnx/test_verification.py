@@ -6,6 +6,8 @@ import pytest
 from onnx import numpy_helper
 
 from klquant.backends.onnx import calibrate, inspect, prepare, quantize, verify
+from klquant.backends.onnx.model.graph import read_graph
+from klquant.backends.onnx.tensor_checks import Rows
 from klquant.backends.settings import ENGINES
 from klquant.errors import InvalidInputError, ModelError
 from support import onnx_networks
@@ -163,3 +165,15 @@ def test_verify_takes_the_result_of_quantize():
     model = prepare(convolutions())
     found = quantize(model, calibrate(model, [X], criterion="max"), engine="onnxruntime")
     assert verify(found, [X], "onnxruntime").wrong == []
+
+
+@pytest.mark.parametrize(("noise", "fine"), [(6e-6, True), (1e-3, False)])
+def test_silence_may_have_the_noise_of_float32(noise, fine):
+    """A LayerNormalization of constants gives 0, or what the sum of its inputs was off by, enlarged."""
+    rows = Rows(read_graph(convolutions()))
+
+    def outputs(value):
+        return lambda names, feed: {"y": np.full(8, value, np.float32)}
+
+    rows.compare_whole(["y"], outputs(noise), outputs(0), {"x": X})
+    assert rows.result("openvino", "OpenVINO").checks[0].ok == fine

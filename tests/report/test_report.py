@@ -150,6 +150,7 @@ def test_the_curve_keeps_the_minimum_and_invents_nothing():
     assert curve.thresholds[lowest] == pytest.approx(best.value, rel=1e-5)
     assert curve.divergences[lowest] == pytest.approx(best.divergence, rel=1e-5)
     assert np.all(np.diff(curve.thresholds) > 0)
+    assert (curve.tie_low, curve.tie_high) == pytest.approx((float(best.tie_low), float(best.tie_high)), rel=1e-5)
 
 
 def test_a_sparkline_is_as_high_as_the_logarithm_of_the_counts():

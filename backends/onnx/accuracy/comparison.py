@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -10,10 +11,9 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from ...accuracy.classes import Array
-from ...accuracy.comparison import Comparison, Metric, Outputs, check_labels, compare_outputs
-from ...accuracy.latency import interleaved_medians
+from ...accuracy.comparison import Comparison, Metric, compare_models
 from ...batches import numbered, tracked
-from ..execution import Feed, Session, open_onnxruntime, open_openvino
+from ..execution import Session, open_onnxruntime, open_openvino
 from ..feeds import Input, make_feed, read_inputs
 from ..model.graph import read_graph
 from ..model.loading import check_graph, read_model, wanted
@@ -119,30 +119,20 @@ def compare(
     """
     if engine not in ("onnxruntime", "openvino"):
         raise InvalidInputError(f"`engine` must be one of onnxruntime, openvino, got {engine!r}")
-    known = check_labels(labels)
     first, second = RunnableModel.of("float_model", float_model), RunnableModel.of("int8_model", int8_model)
     _check_alike(first, second)
-    kept: list[tuple[Outputs, Outputs]] = []
-    feeds: list[Feed] = []
-    num_batches = 0
-
-    def pairs() -> Iterator[tuple[Outputs, Outputs]]:
-        nonlocal num_batches
-        for k, batch in numbered(tracked(batches, "comparing" if progress else "")):
-            feed = first.feed(batch, f"batch {k}")
-            feeds[:] = feeds or [feed]
-            num_batches = k + 1
-            pair = reference(first.outputs, feed), other(first.outputs, feed)
-            if metric is not None:
-                kept.append(pair)
-            yield pair
-
+    shown = numbered(tracked(batches, "comparing" if progress else ""))
+    feeds = (first.feed(batch, f"batch {k}") for k, batch in shown)
     with first.exact() as reference, first.running(engine) as one, second.running(engine) as other:
-        outputs = compare_outputs(pairs(), known)
-        runs = [lambda session=session: session(first.outputs, feeds[0]) for session in (one, other)]
-        float_ms, int8_ms = interleaved_medians(runs)
-    value = float("nan") if metric is None else float(metric([a for a, _ in kept], [b for _, b in kept]))
-    return Comparison(outputs, value, float_ms, int8_ms, first.size, second.size, num_batches)
+        exact, float_run, int8_run = (partial(session, first.outputs) for session in (reference, one, other))
+        return compare_models(
+            (exact, int8_run),
+            feeds,
+            timed=(float_run, int8_run),
+            sizes=(first.size, second.size),
+            labels=labels,
+            metric=metric,
+        )
 
 
 def _check_alike(first: RunnableModel, second: RunnableModel) -> None:

@@ -1,7 +1,7 @@
 """What each quantizer of a model costs in the model's own outputs, and which layers to leave out of INT8 first."""
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,9 +21,7 @@ SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
 
 
-def quantizer_costs(
-    graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Feed], advance: Callable[[], None] = lambda: None
-) -> dict[str, float]:
+def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
     """Return the noise in the outputs, as a share of the signal, that each quantizer causes alone.
 
     It takes one run of the model for each quantizer and feed, and one more without any. Errors of several quantizers
@@ -37,7 +35,6 @@ def quantizer_costs(
             for k, name in enumerate(names):
                 found = session(outputs, {**feed, SELECT: np.asarray(k, np.int64)})
                 costs[name] += output_noise(floats, found) / len(feeds)
-                advance()
     return costs
 
 

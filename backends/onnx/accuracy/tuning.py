@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -15,8 +16,9 @@ import onnx
 
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 
-from ...accuracy.comparison import Metric, Outputs, compare_outputs, worst
+from ...accuracy.comparison import Metric, worst
 from ...accuracy.latency import interleaved_medians
+from ...accuracy.outputs import Outputs, compare_outputs
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned
@@ -200,7 +202,7 @@ class _OnnxTuner:
         reference, names = self._reference, self._reference.model.outputs
         if reference.engine == "tensorrt":
             return math.nan
-        runs = [lambda run=run: run(names, reference.feeds[0]) for run in (reference.run, session)]
+        runs = [partial(run, names, reference.feeds[0]) for run in (reference.run, session)]
         float_ms, int8_ms = interleaved_medians(runs, seconds=SECONDS)
         return int8_ms / float_ms
 

@@ -4,6 +4,7 @@ If f(s x) = s f(x) for every s > 0 (ReLU, pooling, Flatten, ...), then dividing 
 and multiplying the input channels of the next by s changes nothing. Each tensor on the way must have one reader only.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ class View(NamedTuple):
     shape: tuple[int, int, int, int]
     """To reshape the constant to. Its channels are the first axis (groups) together with `axis`."""
     axis: int
+    inverse: bool = False
+    """Whether it divides."""
 
 
 class Pair(NamedTuple):
@@ -149,16 +152,32 @@ def _entered(graph: Graph, node: onnx.NodeProto, name: str, channels: int, last:
     return View(node.name, 1, (1, channels, size // channels, 1), 1)
 
 
-def ranges(values: Array, view: View) -> Array:
-    """Return the largest absolute value of each channel."""
-    grouped = np.abs(values.astype(np.float64)).reshape(view.shape)
-    largest: Array = grouped.max((3 - view.axis, 3)).ravel()
-    return largest
+class Constants:
+    """The constants of a graph, while their channels are multiplied."""
 
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._nodes = graph, {node.name: node for node in graph.nodes}
+        self.changed: dict[tuple[str, int], Array] = {}
 
-def multiplied(values: Array, view: View, factors: Array) -> Array:
-    """Return a constant with its channels multiplied."""
-    shape = [view.shape[0], 1, 1, 1]
-    shape[view.axis] = view.shape[view.axis]
-    grouped = values.astype(np.float64).reshape(view.shape) * factors.reshape(shape)
-    return grouped.reshape(values.shape).astype(values.dtype)
+    def grouped(self, view: View) -> Array:
+        """Return a constant in float64, in the shape of the view."""
+        return self._values(view).astype(np.float64).reshape(view.shape)
+
+    def ranges(self, view: View) -> Array:
+        """Return the largest absolute value of each channel."""
+        largest: Array = np.abs(self.grouped(view)).max((3 - view.axis, 3)).ravel()
+        return largest
+
+    def multiply(self, views: Iterable[View], factors: Array) -> None:
+        """Multiply the channels of constants."""
+        for view in views:
+            shape = [view.shape[0], 1, 1, 1]
+            shape[view.axis] = view.shape[view.axis]
+            wide = self.grouped(view) * (1 / factors if view.inverse else factors).reshape(shape)
+            old = self._values(view)
+            self.changed[view.node, view.position] = wide.reshape(old.shape).astype(old.dtype)
+
+    def _values(self, view: View) -> Array:
+        name = self._nodes[view.node].input[view.position]
+        found = self.changed.get((view.node, view.position))
+        return to_array(self._graph.initializers[name]) if found is None else found

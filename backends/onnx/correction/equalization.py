@@ -13,10 +13,9 @@ import numpy as np
 import onnx
 
 from ..feeds import Array
-from ..model.graph import Graph, to_array
 from ..model.preparation import Prepared, prepare
 from .absorption import keep_body_inputs
-from .channel_flow import Pair, find_pairs, multiplied, ranges
+from .channel_flow import Constants, Pair, find_pairs
 from .parameters import with_parameters
 
 MAX_SWEEPS = 100  # in case rounded factors keep changing
@@ -56,38 +55,26 @@ def equalize(model: onnx.ModelProto | str | Path | Prepared) -> onnx.ModelProto:
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019.
     """
     prepared = prepare(model)
-    pairs = find_pairs(keep_body_inputs(prepared.graph))
-    values = _constants(prepared.graph, pairs)
-    before = dict(values)
-    totals = [np.zeros(len(ranges(values[pair.first.node, 1], pair.first))) for pair in pairs]
+    graph = keep_body_inputs(prepared.graph)
+    pairs, constants = find_pairs(graph), Constants(graph)
+    totals = [np.zeros(len(constants.ranges(pair.first))) for pair in pairs]
     for _ in range(MAX_SWEEPS):
-        steps = [_equalize_pair(values, pair, total) for pair, total in zip(pairs, totals, strict=True)]
+        steps = [_equalize_pair(constants, pair, total) for pair, total in zip(pairs, totals, strict=True)]
         totals = [total + step for total, step in zip(totals, steps, strict=True)]
         if not any(step.any() for step in steps):
             break
-    changed = [total for total in totals if total.any()]
-    logger.info("%d of %d pairs of layers equalized", len(changed), len(pairs))
-    return with_parameters(prepared, {key: new for key, new in values.items() if (new != before[key]).any()}).model
+    logger.info("%d of %d pairs of layers equalized", sum(bool(total.any()) for total in totals), len(pairs))
+    return with_parameters(prepared, constants.changed).model
 
 
-def _constants(graph: Graph, pairs: list[Pair]) -> dict[tuple[str, int], Array]:
-    nodes = {node.name: node for node in graph.nodes}
-    views = [view for pair in pairs for view in (pair.first, *pair.added, pair.second)]
-    return {
-        (one.node, one.position): to_array(graph.initializers[nodes[one.node].input[one.position]]) for one in views
-    }
-
-
-def _equalize_pair(values: dict[tuple[str, int], Array], pair: Pair, total: Array) -> Array:
+def _equalize_pair(constants: Constants, pair: Pair, total: Array) -> Array:
     """Scale both layers once; return log2 of the factors, one for each channel."""
-    first, second = (ranges(values[one.node, one.position], one) for one in (pair.first, pair.second))
+    first, second = constants.ranges(pair.first), constants.ranges(pair.second)
     used = (first > 0) & (second > 0)
     exponents = np.zeros(len(first))
     exponents[used] = np.round(np.log2(first[used] / second[used]) / 2)
     exponents = np.clip(total + exponents, -MAX_EXPONENT, MAX_EXPONENT) - total
-    for view in (pair.first, *pair.added):
-        key = view.node, view.position
-        values[key] = multiplied(values[key], view, np.exp2(-exponents))
-    key = pair.second.node, pair.second.position
-    values[key] = multiplied(values[key], pair.second, np.exp2(exponents))
+    if exponents.any():
+        constants.multiply([pair.first, *pair.added], np.exp2(-exponents))
+        constants.multiply([pair.second], np.exp2(exponents))
     return exponents

@@ -4,15 +4,12 @@ After G. Xiao, J. Lin, M. Seznec, H. Wu, J. Demouth and S. Han, SmoothQuant: Acc
 Quantization for Large Language Models, ICML 2023. Dividing channel j of x by s_j > 0 and multiplying row j of W by s_j
 changes nothing in x W. One scale holds for all channels of x, so a few large channels leave few levels to all others;
 s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) makes them alike. alpha = 0 evens out the weights, alpha = 1 the activation.
-
-With x in steps of d and column o of W in steps of e_o, rounding adds d^2 / 12 sum_j W_jo^2 + e_o^2 / 12 sum_j E x_j^2
-to output o: no run of the model is needed to choose alpha for each layer.
 """
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -21,23 +18,35 @@ from onnx import helper, numpy_helper
 from klquant.errors import InvalidInputError
 
 from ..feeds import Array
+from ..model.graph import Graph, copied, read_graph
 from ..model.normal_form import all_nodes
-from ..model.operators import attribute
+from ..model.operators import attribute, has_constant_weight, observed_tensors
 from ..model.preparation import Prepared, prepare
-from .absorption import Parameter, find_parameters, keep_body_inputs, multiply
+from ..qdq.plan import EVERYONE
+from ..qdq.rules import make_plan
+from .absorption import find_views, keep_body_inputs
+from .channel_flow import Constants, View, find_pairs
+from .channels import choose_factors, observe_channels
 from .parameters import unused, with_parameters
-from .products import Channels, Products, find_products, observe_channels, read_by_only
 
-GRID = tuple(k / 20 for k in range(21))
-"""Values of alpha to try."""
 WORTH = 0.9
 """The expected error must fall to this part of what it was."""
 WORTH_A_NODE = 0.5
 """The same where it takes a Mul more, which costs time."""
-MAX_LOG = 7.0
-"""Of a factor: about 1000, which float16 can hold."""
-TINY = float(np.finfo(np.float64).tiny)
 logger = logging.getLogger("klquant")
+
+
+class _Group(NamedTuple):
+    """Layers that read the channels of one activation."""
+
+    activation: str
+    axis: int
+    layers: list[onnx.NodeProto]
+    weights: list[View]
+    before: list[View] | None
+    """Constants that can take up the inverse factors; None if there are none."""
+    free: bool
+    """Whether they can, because nothing else reads the activation."""
 
 
 def smooth(
@@ -45,9 +54,9 @@ def smooth(
 ) -> onnx.ModelProto:
     """Move the differences between the channels of activations into the weights that they are multiplied by.
 
-    ``s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)``; x_j is divided by it and row j of W multiplied, for all MatMul and
-    Gemm with a constant matrix that read x. The result computes the same as the model, up to rounding, and is to be
-    calibrated and quantized in its place.
+    ``s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)``; x_j is divided by it and W_j multiplied, for all MatMul and Gemm
+    with a constant matrix that read x, and for a Conv behind another layer. The result computes the same as the model,
+    up to rounding; calibrate and quantize it in the model's place.
 
     Parameters
     ----------
@@ -72,8 +81,9 @@ def smooth(
     Notes
     -----
     Constants take up 1 / s where they can: of a LayerNormalization, a Mul, or another MatMul or Gemm, also through Add
-    and ReLU. Where x has other readers or no such constant, a Mul by 1 / s is put before the products, if the expected
-    error halves at least.
+    and ReLU. Where x has other readers or no such constant, a Mul by 1 / s is put before the products, if x is computed
+    in floating point and the expected error halves at least. In front of a Conv only the layer before can take them up,
+    through what :func:`equalize` lists; a depthwise Conv is then as accurate as with a scale per channel of its input.
 
     Source: Xiao et al., SmoothQuant, 2023.
     """
@@ -81,58 +91,77 @@ def smooth(
         raise InvalidInputError(f"`alpha` must be in 0 .. 1, got {alpha}")
     prepared = prepare(model)
     graph = keep_body_inputs(prepared.graph)
-    groups = find_products(graph)
-    seen = observe_channels(prepared, groups, batches)
-    values: dict[tuple[str, int], Array] = {}
-    divided: list[tuple[Products, Array]] = []
+    groups = [*_products(graph), *_convolutions(graph)]
+    seen = observe_channels(prepared, {group.activation: group.axis for group in groups}, batches)
+    constants, divisible = Constants(graph), _divisible(prepared, groups)
+    divided: list[tuple[_Group, Array]] = []
     for group in groups:
-        factors, ratio = _choose(group, seen[group.activation], alpha)
-        parameters = find_parameters(graph, group.activation, len(factors))
-        free = parameters is not None and read_by_only(graph, group)
-        wanted = alpha is not None and parameters is not None
-        if not wanted and ratio > (WORTH if free else WORTH_A_NODE):
+        grouped = [(constants.grouped(view), view.axis) for view in group.weights]
+        weights = [values if axis == 2 else values.swapaxes(1, 2) for values, axis in grouped]
+        factors, ratio = choose_factors(weights, seen[group.activation], alpha)
+        wanted = alpha is not None and group.before is not None
+        possible = group.free or group.activation in divisible
+        if not possible or (not wanted and ratio > (WORTH if group.free else WORTH_A_NODE)):
             continue
-        rows = [Parameter(node.name, 1, 1 if attribute(node, "transB", 0) else 0) for node in group.layers]
-        multiply(graph, values, rows, factors)
-        if free:
-            multiply(graph, values, parameters or [], 1 / factors)
+        constants.multiply(group.weights, factors)
+        if group.free:
+            constants.multiply(group.before or [], 1 / factors)
         else:
             divided.append((group, factors))
-    logger.info("smoothed by %d constants and %d nodes", len(values), len(divided))
-    return _with_divisions(with_parameters(prepared, values).model, divided)
+    logger.info("smoothed by %d constants and %d nodes", len(constants.changed), len(divided))
+    return _with_divisions(with_parameters(prepared, constants.changed).model, divided)
 
 
-def _choose(group: Products, channels: Channels, alpha: float | None) -> tuple[Array, float]:
-    """Return the factors, and the error that is expected with them relative to that without."""
-    before = expected_error(group, channels, np.ones(len(channels.amax)))
-    tried = [_factors(group, channels, one) for one in (GRID if alpha is None else [alpha])]
-    errors = [expected_error(group, channels, factors) for factors in tried]
-    best = int(np.argmin(errors))
-    return tried[best], errors[best] / before
+def _products(graph: Graph) -> list[_Group]:
+    """Return the MatMul and Gemm nodes with a constant matrix, by the activation whose last axis they multiply."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in (one for one in graph.nodes if one.op_type in ("MatMul", "Gemm")):
+        constant = has_constant_weight(graph, node) and len(graph.initializers[node.input[1]].dims) == 2
+        if constant and not attribute(node, "transA", 0):
+            found.setdefault(node.input[0], []).append(node)
+    return [_group(graph, name, layers) for name, layers in found.items()]
 
 
-def expected_error(group: Products, channels: Channels, factors: Array) -> float:
-    """Return the error that rounding to 8 bits adds to the products, relative to their power, as a sum over layers."""
-    step, power = (channels.amax / factors).max() / 127, channels.power / factors**2
-    total = 0.0
-    for weight in group.weights:
-        scaled = weight * factors[:, None]
-        noise = step**2 * np.square(scaled).sum() + np.square(np.abs(scaled).max(0) / 127).sum() * power.sum()
-        total += noise / max(12 * (power @ np.square(scaled)).sum(), TINY)
-    return float(total)
+def _group(graph: Graph, name: str, layers: list[onnx.NodeProto]) -> _Group:
+    shapes = [(list(graph.initializers[node.input[1]].dims), attribute(node, "transB", 0)) for node in layers]
+    views = [
+        View(node.name, 1, (1, *shape, 1) if transposed else (1, shape[0], shape[1], 1), 2 if transposed else 1)
+        for node, (shape, transposed) in zip(layers, shapes, strict=True)
+    ]
+    before = find_views(graph, name, views[0].shape[views[0].axis])
+    others = {node.name for node in graph.consumers[name]} - {node.name for node in layers}
+    once = all(list(node.input).count(name) == 1 for node in layers)
+    return _Group(
+        name, -1, layers, views, before, before is not None and once and not others and name not in graph.outputs
+    )
 
 
-def _factors(group: Products, channels: Channels, alpha: float) -> Array:
-    """Return s for each channel, with a geometric mean of 1; 1 for channels without values."""
-    largest = np.max([np.abs(weight).max(1, initial=0.0) for weight in group.weights], 0)
-    used = (channels.amax > 0) & (largest > 0)
-    logs = np.zeros(len(used))
-    logs[used] = alpha * np.log(channels.amax[used]) - (1 - alpha) * np.log(largest[used])
-    logs[used] -= logs[used].mean() if used.any() else 0.0
-    return np.exp(np.clip(logs, -MAX_LOG, MAX_LOG))
+def _convolutions(graph: Graph) -> list[_Group]:
+    """Return the Conv nodes that can be scaled together with the layer before."""
+    nodes = {node.name: node for node in graph.nodes}
+    pairs = [pair for pair in find_pairs(graph) if nodes[pair.second.node].op_type == "Conv"]
+    return [
+        _Group(second.input[0], 1, [second], [pair.second], [pair.first, *pair.added], free=True)
+        for pair in pairs
+        for second in (nodes[pair.second.node],)
+    ]
 
 
-def _with_divisions(model: onnx.ModelProto, divided: list[tuple[Products, Array]]) -> onnx.ModelProto:
+def _divisible(prepared: Prepared, groups: list[_Group]) -> set[str]:
+    """Return the activations that a Mul can read before they are quantized: where INT8 kernels compute them it cannot.
+
+    That is a question of the engine; onnxruntime quantizes the outputs of more operators than the others.
+    """
+    trial = _with_divisions(copied(prepared.model), [(group, np.ones(1)) for group in groups if not group.free])
+    graph = read_graph(trial)
+    new = [node for node in graph.nodes if node.output[0] not in prepared.graph.producers]
+    types = {node.output[0]: graph.types[node.input[0]] for node in new}
+    graph = graph._replace(types=graph.types | types)
+    readers = make_plan(graph, observed_tensors(graph), "onnxruntime").readers
+    return {node.input[0] for node in new if not readers.get(node.input[0], set()) & {EVERYONE, node.name}}
+
+
+def _with_divisions(model: onnx.ModelProto, divided: list[tuple[_Group, Array]]) -> onnx.ModelProto:
     """Put a Mul by the inverse factors before the products of each group, in place."""
     names = {text for node in all_nodes(model.graph) for text in (*node.input, *node.output, node.name)}
     dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

@@ -25,6 +25,8 @@ from .plan import EVERYONE, Plan, add_layer, share_moved, why_not
 NO_KERNEL = ("ConvTranspose",)  # onnxruntime has no INT8 kernel for these
 FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime's INT8 kernels for these can output floating point
 BETWEEN = (*MOVING, "AveragePool", "GlobalAveragePool", *CURVES, *COMBINING)  # these have INT8 kernels
+SELECTING = ("Slice", "Split", "Gather", "DepthToSpace", "Resize", "Tile", "ReduceMax", "ReduceMin")
+"""Operators that select values or repeat them, in INT8 behind INT8 kernels: their results are on the same grid."""
 IDLE = ("Softmax", *(name for name in MOVING if name != "MaxPool"))  # INT8 only if an INT8 kernel reads the result
 
 
@@ -45,11 +47,15 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
             add_layer(graph, plan, node)
             _quantize_around(graph, plan, node, known)
             int8.append(node)
-    for node in (node for node in graph.nodes if node.op_type in BETWEEN):
-        possible = _all_quantized(plan, node) and _has_kernel(node) and rectified(graph, node.output[0]) in known
-        if possible and not is_excluded(graph, node, exclude):
+    computed = {name for node in int8 if not _gives_floats(graph, node) for name in _outputs(graph, node)}
+    for node in (node for node in graph.nodes if node.op_type in (*BETWEEN, *SELECTING)):
+        possible = _all_quantized(plan, node) and _has_kernel(node) and not is_excluded(graph, node, exclude)
+        selects = node.op_type in SELECTING  # then it needs no thresholds of its own
+        if possible and (node.input[0] in computed if selects else _outputs(graph, node)[0] in known):
             _quantize_around(graph, plan, node, known)
             int8.append(node)
+            if node.op_type not in (*IDLE, *SELECTING) or node.input[0] in computed:
+                computed.update(_outputs(graph, node))
     names = {node.name for node in int8}
     may = [
         node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(plan, node))
@@ -57,6 +63,8 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
     used = _readers(graph, plan, may)
     plan = plan._replace(readers={name: used[name] for name in plan.readers if used.get(name)})
     share_moved(graph, plan)
+    for node in (node for node in int8 if node.op_type in SELECTING and node.input[0] in plan.readers):
+        plan.shared.append((node.input[0], *(name for name in node.output if name in plan.readers)))
     return plan
 
 
@@ -64,22 +72,26 @@ def _readers(graph: Graph, plan: Plan, int8: list[onnx.NodeProto]) -> dict[str, 
     """Return who reads each dequantized tensor, given the nodes that can compute in INT8, in their order."""
     forced: set[str] = set()
     for node in int8:
-        output = rectified(graph, node.output[0])
-        idle = node.op_type in IDLE and node.input[0] not in forced
-        if output in plan.readers and not idle and not _gives_floats(graph, node):
-            forced.add(output)
+        idle = node.op_type in (*IDLE, *SELECTING) and node.input[0] not in forced
+        if not idle and not _gives_floats(graph, node):
+            forced.update(output for output in _outputs(graph, node) if output in plan.readers)
     used: dict[str, set[str]] = {name: {EVERYONE} for name in forced}
     for node in reversed(int8):
         output = rectified(graph, node.output[0])
-        if node.op_type in IDLE and not _leads_to(graph, output, used):
+        if node.op_type in SELECTING or (node.op_type in IDLE and not _leads_to(graph, output, used)):
             continue
         for name in activations(graph, node):
             used.setdefault(name, set()).add(node.name)
-    given = {rectified(graph, node.output[0]) for node in int8}
+    given = {rectified(graph, node.output[0]) for node in int8 if node.op_type not in SELECTING}
     return {
         name: {EVERYONE} if name in forced | given or _all_read(graph, name, readers) else readers
         for name, readers in used.items()
     }
+
+
+def _outputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
+    """Return the results of a node that an engine would quantize."""
+    return list(filter(None, node.output)) if node.op_type in SELECTING else [rectified(graph, node.output[0])]
 
 
 def _leads_to(graph: Graph, name: str, used: Iterable[str]) -> bool:
@@ -106,9 +118,9 @@ def _gives_floats(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _quantize_around(graph: Graph, plan: Plan, node: onnx.NodeProto, known: set[str]) -> None:
     """Quantize the inputs and the output of a node; a product that is a graph output stays in floating point."""
-    output = rectified(graph, node.output[0])
-    optional = node.op_type in FLOAT_OUTPUT and (output in graph.outputs or output not in known)
-    for name in (*activations(graph, node), *([] if optional else [output])):
+    outputs = _outputs(graph, node)
+    optional = node.op_type in FLOAT_OUTPUT and (outputs[0] in graph.outputs or outputs[0] not in known)
+    for name in (*activations(graph, node), *([] if optional else outputs)):
         plan.readers[name] = {EVERYONE}
 
 
@@ -132,6 +144,8 @@ def _why_no_kernel(graph: Graph, node: onnx.NodeProto, known: set[str]) -> str:
 
 def _has_kernel(node: onnx.NodeProto) -> bool:
     """Return whether onnxruntime's INT8 kernel knows the attributes of a node."""
+    if node.op_type == "Resize":
+        return attribute(node, "mode", b"nearest") == b"nearest"
     return node.op_type != "AveragePool" or attribute(node, "dilations", None) is None
 
 

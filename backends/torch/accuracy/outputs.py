@@ -1,14 +1,14 @@
 """Compare the outputs of a float module with those of its quantized form."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...accuracy.classes import Array
-from ...accuracy.comparison import Comparison, Metric, Outputs, check_labels, compare_outputs
-from ...accuracy.latency import interleaved_medians
+from ...accuracy.comparison import Comparison, Metric, compare_models
 from ...batches import numbered, tracked
 from ..model.dataflow import tensors_in
 from ..model.forward import Forward, call_model, check_eval
@@ -73,29 +73,13 @@ def compare(
     -----
     The sizes are those of parameters and buffers. The weights of simulated layers count with their number of bits.
     """
-    known = check_labels(labels)
-    for model in (float_model, quantized_model):
+    models = float_model, quantized_model
+    for model in models:
         check_eval(model)
-    kept: list[tuple[Outputs, Outputs]] = []
-    first: list[Any] = []
-    num_batches = 0
-
-    def pairs() -> Iterator[tuple[Outputs, Outputs]]:
-        nonlocal num_batches
-        for k, batch in numbered(tracked(batches, "comparing" if progress else "")):
-            first[:] = first or [batch]
-            num_batches = k + 1
-            pair = named_outputs(float_model, batch, forward), named_outputs(quantized_model, batch, forward)
-            if metric is not None:
-                kept.append(pair)
-            yield pair
-
-    outputs = compare_outputs(pairs(), known)
-    runs = [lambda model=model: named_outputs(model, first[0], forward) for model in (float_model, quantized_model)]
-    float_ms, int8_ms = interleaved_medians(runs)
-    value = float("nan") if metric is None else float(metric([a for a, _ in kept], [b for _, b in kept]))
+    runs = tuple(partial(named_outputs, model, forward=forward) for model in models)
+    shown = (batch for _, batch in numbered(tracked(batches, "comparing" if progress else "")))
     sizes = num_bytes(float_model), num_bytes(quantized_model)
-    return Comparison(outputs, value, float_ms, int8_ms, *sizes, num_batches)
+    return compare_models((runs[0], runs[1]), shown, timed=runs, sizes=sizes, labels=labels, metric=metric)
 
 
 def num_bytes(model: nn.Module) -> int:

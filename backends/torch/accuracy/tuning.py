@@ -13,7 +13,8 @@ from torch import nn
 
 from klquant.errors import CalibrationWarning, InvalidInputError
 
-from ...accuracy.comparison import Metric, Outputs, compare_outputs, worst
+from ...accuracy.comparison import Metric, worst
+from ...accuracy.outputs import Outputs, compare_outputs
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned

@@ -101,8 +101,9 @@ def _by_rules(
     exclude = tuple(floats)
     thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
-        wanted = make_plan(graph, observed_tensors(graph), engine, exclude).readers
-        thresholds |= _calibrated(prepared, batches, wanted.keys() - thresholds.keys())
+        observed = observed_tensors(graph)
+        wanted = make_plan(graph, observed, engine, exclude).readers.keys() & observed
+        thresholds |= _calibrated(prepared, batches, wanted - thresholds.keys())
     result = quantize(prepared, thresholds, engine=engine, exclude=exclude)
     return result._replace(skipped={**result.skipped, **dict.fromkeys(floats, FLOAT)})
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from klquant.backends.accuracy.comparison import COLUMNS
+from klquant.backends.accuracy.outputs import COLUMNS
 
 from ..data import FOLDERS, SOURCE, fixed_batch_size, import_function, open_batches, open_labels
 from ..group import needed

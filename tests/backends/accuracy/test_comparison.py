@@ -6,8 +6,9 @@ import pytest
 
 import klquant
 from klquant.backends.accuracy.classes import has_scores, top_classes
-from klquant.backends.accuracy.comparison import Comparison, OutputComparison, check_labels, compare_outputs
+from klquant.backends.accuracy.comparison import Comparison
 from klquant.backends.accuracy.latency import interleaved_medians
+from klquant.backends.accuracy.outputs import OutputComparison, check_labels, compare_outputs
 from klquant.backends.accuracy.sums import Sums, compare_arrays
 
 RNG = np.random.default_rng(0)

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
 
-from klquant.backends.onnx import calibrate, prepare, quantize
+import klquant
+from klquant.backends.onnx import calibrate, prepare, quantize, sensitivity
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs, rank_layers
 from klquant.backends.onnx.accuracy.switches import NONE, SELECT, switched
 from support.onnx_models import build, run
@@ -79,6 +82,16 @@ def test_the_worst_layer_is_left_out_first():
     assert "r" not in without.thresholds
 
 
+@pytest.mark.parametrize(("cost", "first"), [(0.3, ("conv2",)), (0.6, ("r", "a"))])
+def test_the_ranking_weighs_noise_against_layers(cost, first):
+    """Without the second layer r is not quantized, and without the first one x is not: 1 / 2, or (1 + cost) / 3."""
+    prepared = prepare(network())
+    calibration = calibrate(prepared, [X], criterion="max")
+    costs = dict.fromkeys(calibration.thresholds, 0.0) | {"r": 1.0, "x": cost}
+    ranking = rank_layers(prepared.graph, calibration.thresholds, "openvino", (), costs, min_int8=0.0)
+    assert ranking[0] == first
+
+
 def test_the_ranking_leaves_enough_layers():
     prepared = prepare(network())
     calibration = calibrate(prepared, [X], criterion="max")
@@ -93,3 +106,19 @@ def test_the_ranking_leaves_enough_layers():
             ).skipped
         )
         assert len(skipped) == number
+
+
+def test_the_table_has_the_most_harmful_first(case):
+    prepared, calibration, quantized, engine = case
+    found = sensitivity(prepared, calibration, [X], engine=engine)
+    costs = quantizer_costs(prepared.graph, quantized, [{"x": X[:4]}])
+    decibels = [one.sqnr_db for one in found.costs]
+    assert decibels == sorted(decibels)
+    assert {one.name: one.sqnr_db for one in found.costs} == pytest.approx(
+        {name: -10 * np.log10(cost) for name, cost in costs.items()}
+    )
+    assert found.expected_sqnr_db == pytest.approx(-10 * np.log10(sum(costs.values())))
+    assert json.loads(found.as_json())["costs"][0]["name"] == found.costs[0].name
+    assert "<td" in found._repr_html_()
+    with pytest.raises(klquant.InvalidInputError, match="at least one batch"):
+        sensitivity(prepared, calibration, [], engine=engine)

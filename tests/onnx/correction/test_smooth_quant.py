@@ -85,6 +85,32 @@ def test_the_rows_of_gemm_are_channels():
     assert sqnr(model, quantized(smoothed, data), data[0]) > sqnr(model, quantized(model, data), data[0]) + 3
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_layer_takes_up_the_factors_of_a_convolution(grouped):
+    body = f"""a = Conv(x, w, b) r = Relu(a) y = Conv{"<group = 16>" if grouped else ""}(r, v)"""
+    v = np.ones((16, 1, 3, 3) if grouped else (3, 16, 3, 3), np.float32)
+    v += rng.normal(size=v.shape).astype(np.float32) / 10
+    spread = np.exp(rng.normal(size=16) * 2).astype(np.float32)  # of the channels between: far from any order
+    constants = {
+        "w": rng.normal(size=(16, 4, 1, 1)) * spread.reshape(-1, 1, 1, 1),
+        "b": spread,
+        "v": v / spread.reshape(v.shape[0] if grouped else 1, -1, 1, 1),
+    }
+    constants = {name: value.astype(np.float32) for name, value in constants.items()}
+    model = build("float[n, 4, 8, 8] x", "float y", body, **constants)
+    data = [rng.normal(size=(2, 4, 8, 8)).astype(np.float32) for _ in range(2)]
+    smoothed = smooth(model, data)
+    assert operators(smoothed) == operators(prepare(model).model)
+    expected = run(model, x=data[0])["y"]
+    np.testing.assert_allclose(run(smoothed, x=data[0])["y"], expected, rtol=1e-4, atol=1e-4)
+
+    def int8(float_model):
+        calibration = calibrate(float_model, data, criterion="max")
+        return quantize(float_model, calibration, engine="openvino").model
+
+    assert sqnr(model, int8(smoothed), data[0]) > sqnr(model, int8(model), data[0]) + 6
+
+
 def test_alpha_evens_out_the_activation_or_the_weights():
     model = network(f"{NORM} y = MatMul(n, w)")
     amax = np.max(
@@ -146,7 +172,7 @@ def test_channels_of_zeros_and_a_prepared_model(caplog):
     [
         (DATA, {"alpha": 1.5}, "`alpha` must be in 0 .. 1, got 1.5"),
         ([], {}, "at least one batch"),
-        ([DATA[0], DATA[0] * np.nan], {}, "batch 1: expected finite values"),
+        ([DATA[0], DATA[0] * np.nan], {}, "batch 1: values must be finite"),
         ([DATA[0][..., :3]], {}, "batch 0: input `x` must have shape"),
     ],
 )

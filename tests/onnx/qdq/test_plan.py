@@ -2,6 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
+from klquant.backends.onnx import calibrate, inspect, quantize
 from klquant.backends.onnx.model.graph import read_graph
 from klquant.backends.onnx.model.operators import observed_tensors, weight_axis
 from klquant.backends.onnx.qdq.explicit import explicit
@@ -239,3 +240,55 @@ def test_a_kernel_in_int8_gives_rounded_values_to_all():
 def test_only_arithmetic_in_int8_is_a_reason_for_a_quantizer(rest, rounded):
     model = build("float[8, 8] x", "float y", f"f = MatMul(x, w) {rest}", w=(8, 8))
     assert onnxruntime(model).readers.keys() == rounded
+
+
+SELECTIONS = [
+    "s = Slice(a, zero, two, one)",
+    "s, t = Split<axis=1>(a, parts)",
+    "s = Gather<axis=1>(a, two)",
+    "s = DepthToSpace<blocksize=2>(a)",
+    'u = Resize<mode="nearest">(a, , scales) s = Slice(u, zero, two, one)',
+    "u = Tile(a, tiles) s = Slice(u, zero, two, one)",
+    "u = ReduceMax<axes=[2]>(a) s = Slice(u, zero, two, one)",
+    "u = Slice(a, zero, two, one) q = Slice(u, zero, two, one) s = Concat<axis=1>(u, q)",
+]
+
+
+def selection(body, rest="y = Conv(s, v)"):
+    constants = {
+        "zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "parts": np.array([2, 2]),
+        "scales": np.array([1, 1, 2, 2], np.float32), "tiles": np.array([1, 1, 2, 2]),
+    }  # fmt: skip
+    channels = 1 if "Gather" in body or "Depth" in body else 4 if "Concat" in body else 2
+    text = f"a = Conv(x, w) {body} {rest}"
+    used = {name: value for name, value in constants.items() if name in text}
+    return build(IMAGE, "float y", text, w=(4, 3, 3, 3), v=(2, channels, 1, 1), **used)
+
+
+@pytest.mark.parametrize("body", SELECTIONS)
+def test_onnxruntime_selects_integers(body):
+    model, x = selection(body), np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    found = onnxruntime(model)
+    assert {"a", "s"} <= found.readers.keys()
+    quantized = quantize(model, calibrate(model, [x], criterion="max"), engine="onnxruntime", batches=[x])
+    assert all(node.int8 for node in inspect(quantized.model, "onnxruntime"))
+    assert any("s" in names for names in found.shared) == ("Concat" not in body)
+    assert quantized.thresholds.keys() <= set(observed_tensors(read_graph(model)))
+
+
+@pytest.mark.parametrize(
+    ("body", "rest"),
+    [
+        ("e = Exp(a) s = Slice(e, zero, two, one)", "y = Conv(s, v)"),
+        ('u = Resize<mode="linear">(a, , scales) s = Slice(u, zero, two, one)', "y = Conv(s, v)"),
+    ],
+)
+def test_what_onnxruntime_does_not_select_in_integers(body, rest):
+    assert not any({"s"} & set(names) for names in onnxruntime(selection(body, rest)).shared)
+
+
+def test_the_floats_of_a_product_are_selected_as_floats():
+    body = "a = MatMul(x, w) s = Slice(a, zero, two, one) y = MatMul(s, w)"
+    constants = {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}
+    model = build("float[n, 8, 8] x", "float y", body, w=(8, 8), **constants)
+    assert onnxruntime(model).readers.keys() == {"x", "s"}

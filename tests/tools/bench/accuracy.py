@@ -25,6 +25,7 @@ NUM_CALIBRATION = 512
 BATCH_SIZE = 64
 RECIPES = {
     "INT8 entropy (default)": {},
+    "INT8 entropy, guard=False": {"guard": False},
     "INT8 max": {"criterion": "max"},
     "INT8 mse": {"criterion": "mse"},
     "INT8 percentile": {"criterion": "percentile"},

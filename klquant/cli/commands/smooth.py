@@ -1,0 +1,71 @@
+"""``klquant smooth``: change the weights of a float ONNX model so that INT8 is more accurate."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..data import SOURCE, fixed_batch_size, open_batches
+from ..group import needed
+from ..images import ImageOptions, image_options
+from ..options import NEW, ONNX_MODEL, json_option
+from ..output import busy, print_json
+
+
+@click.command()
+@click.argument("model", type=ONNX_MODEL)
+@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, as for `klquant calibrate`.",
+              shell_complete=click.Path().shell_complete)  # fmt: skip
+@click.option("--out", "-o", required=True, type=NEW, help="Float model to write.")
+@click.option("--alpha", type=click.FloatRange(0, 1),
+              help="1 evens out the activations, 0 the weights.  [default: chosen for each]")  # fmt: skip
+@click.option("--equalize", is_flag=True, help="First equalize the weights of successive layers.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
+              help="Samples per batch.  [default: as fixed in the model, or 8; one file of a folder]")  # fmt: skip
+@image_options
+@json_option
+def smooth(
+    model: Path,
+    data: str,
+    out: Path,
+    alpha: float | None,
+    equalize: bool,
+    batch_size: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Change the weights of an ONNX model so that INT8 is more accurate.
+
+    This is SmoothQuant. The result is a float model that computes the same as MODEL: calibrate and quantize it in place
+    of MODEL. It helps where few channels of an activation are far larger than the others, as in transformers and behind
+    depthwise convolutions.
+
+    \b
+    Example:
+      klquant smooth model.onnx --data samples.npz -o smooth.onnx
+      klquant calibrate smooth.onnx --data samples.npz --out calib.npz
+      klquant quantize smooth.onnx calib.npz --data samples.npz -o int8.onnx
+    """  # noqa: D301
+    with busy("loading onnxruntime"):
+        backend = needed("klquant.backends.onnx", "onnx")
+        from klquant.backends.onnx.model.saving import save_model
+
+        prepared = backend.prepare(str(model))
+    size = fixed_batch_size(prepared.model.graph) or 8
+    batches = open_batches(data, batch_size=batch_size, default_size=size, images=ImageOptions(**options))
+    with busy("smoothing"):
+        before = backend.prepare(backend.equalize(prepared)) if equalize else prepared
+        smoothed = backend.smooth(before, batches, alpha=alpha)
+    save_model(smoothed, out)
+    changed = _num_changed(prepared.model, smoothed)
+    added = len(smoothed.graph.node) - len(prepared.model.graph.node)
+    if as_json:
+        print_json({"out": out, "changed": changed, "added": added})
+        return
+    click.echo(f"{changed} constants changed, {added} nodes added")
+    click.echo(f"wrote {out}")
+
+
+def _num_changed(before: Any, after: Any) -> int:
+    old = {tensor.name: tensor for tensor in before.graph.initializer}
+    return sum(tensor.name in old and tensor != old[tensor.name] for tensor in after.graph.initializer)
