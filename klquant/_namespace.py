@@ -7,6 +7,7 @@ several devices, go through a cached ``jax.jit`` with 64-bit types. JAX is never
 array, the caller has imported it already.
 """
 
+import dataclasses
 import functools
 import math
 import sys
@@ -23,15 +24,43 @@ _Result = TypeVar("_Result")
 _State = TypeVar("_State")
 ACCELERATOR_BATCH = 256
 CHUNK = 2**16
+_RECORDS: list[type] = []  # filled when klquant is imported
 
 
 def array_namespace(**arrays: Array) -> ModuleType:
     """Return the namespace of all arrays, or raise ArrayTypeError. The keywords are their names in the message."""
+    if "jax" in sys.modules:
+        _register_pytrees()
     namespaces = {name: _namespace_of(name, array) for name, array in arrays.items()}
     if len(set(namespaces.values())) > 1:
         got = ", ".join(f"`{name}` from {xp.__name__.partition('.')[0]}" for name, xp in namespaces.items())
         raise ArrayTypeError(f"all arrays must come from one library, got {got}; convert one of them first")
     return next(iter(namespaces.values()))
+
+
+def register_record(kind: type) -> None:
+    """Make a dataclass of arrays a pytree, as soon as somebody has imported JAX."""
+    _RECORDS.append(kind)
+
+
+@functools.cache
+def _register_pytrees() -> None:
+    for kind in _RECORDS:
+        names = [field.name for field in dataclasses.fields(kind)]
+        sys.modules["jax"].tree_util.register_dataclass(kind, data_fields=names, meta_fields=[])
+
+
+def fields_of(record: Any) -> tuple[Array, ...]:
+    """Return the fields of a dataclass, in order."""
+    return tuple(getattr(record, field.name) for field in dataclasses.fields(record))
+
+
+def part_of(array: Array, index: Any) -> Array:
+    """Return ``array[index]``. JAX would warn about 64-bit types if they are switched off."""
+    if not hasattr(array, "devices"):
+        return array[index]
+    with enable_x64():
+        return array[index]
 
 
 def _namespace_of(name: str, array: Array) -> ModuleType:
@@ -374,6 +403,8 @@ def map_batch(function: Callable[[Array, Array], _Result], hist: Array, edges: A
 
 
 def _stack(found: list[Any], shape: tuple[int, ...]) -> Any:
-    if isinstance(found[0], tuple):
-        return type(found[0])(*(np.stack(field).reshape(shape) for field in zip(*found, strict=True)))
+    if dataclasses.is_dataclass(found[0]):
+        columns = zip(*map(fields_of, found), strict=True)
+        kind: Any = type(found[0])
+        return kind(*(np.stack(column).reshape(shape) for column in columns))
     return np.stack(found).reshape(*shape, -1)

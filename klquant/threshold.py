@@ -3,6 +3,7 @@
 import functools
 import math
 from types import ModuleType
+from typing import NamedTuple
 
 from klquant._namespace import (
     Array,
@@ -27,7 +28,7 @@ NEAR_TIE = 0.01  # of the least divergence, for `tie_low` and `tie_high` where t
 _GAIN = 2.0**-52  # nats: a smaller gain is only rounding, and the earlier candidate stays
 
 
-def optimal_threshold(
+def optimal_threshold(  # noqa: PLR0913 the options of the search
     hist: Array,
     edges: Array,
     *,
@@ -65,7 +66,7 @@ def optimal_threshold(
         negative, with `skip_zeros`: if half of the values are zeros, T may clip a tenth of the others.
     skip_zeros : bool
         Ignore the counts of the centre bin, as engines do. Zeros are exact at any T.
-    tie_width : float, at least 0
+    tie_width : float, at least 0, not traced
         Of the candidates with a divergence up to ``(1 + tie_width)`` times the least, take the one with the least
         expected squared error. The minimum is flat, so T may change a lot with little data: candidates within 1 % often
         span a tenth of T. 0 takes the least divergence itself. Other values need bins of equal width.
@@ -113,20 +114,17 @@ def optimal_threshold(
     eps, ratio = check_positive("eps", eps), check_number("min_ratio", min_ratio)
     if is_concrete(ratio) and not 0 <= ratio <= 1:
         raise InvalidInputError(f"`min_ratio` must lie between 0 and 1, got {min_ratio}")
-    if not 0 <= (tie_width := check_number("tie_width", tie_width)) < math.inf:
+    width = float(check_number("tie_width", tie_width))
+    if not 0 <= width < math.inf:
         raise InvalidInputError(f"`tie_width` must be 0 or positive, and finite, got {tie_width}")
-    if tie_width:
+    if width:
         check_equal_bins(edges, "`tie_width`")
     threshold = _search(
         hist,
         edges,
         scalar_argument("eps", eps, hist=hist),
         scalar_argument("min_ratio", ratio, hist=hist),
-        scalar_argument("tie_width", tie_width or NEAR_TIE, hist=hist),
-        resolve_ties=tie_width > 0,
-        num_quantized_bins=levels,
-        most_eps=_bound(eps),
-        one_sided=check_flag("one_sided", one_sided),
+        options=_Options(levels, _bound(eps), check_flag("one_sided", one_sided), width),
     )
     return check_found(
         threshold,
@@ -187,37 +185,43 @@ def _bound(eps: Array | float) -> float:
     return next((bound for bound in (EPS, 10 * EPS, 100 * EPS) if is_concrete(eps) and eps <= bound), math.inf)
 
 
+class _Options(NamedTuple):
+    """What JAX compiles a search for."""
+
+    num_quantized_bins: int
+    most_eps: float
+    one_sided: bool
+    tie_width: float
+
+
 @functools.partial(compiled, by_row=True)
 def _search(
     hist: Array,
     edges: Array,
     eps: Array,
     min_ratio: Array,
-    tie_width: Array,
     *,
     xp: ModuleType,
-    resolve_ties: bool,
-    num_quantized_bins: int,
-    most_eps: float,
-    one_sided: bool,
+    options: _Options,
 ) -> Threshold:
+    levels, most_eps, one_sided, tie_width = options
     eps = xp.where((min_ratio >= 0) & (min_ratio <= 1), eps.astype(xp.float64), xp.nan)
 
     def search_one(hist: Array, edges: Array) -> Threshold:
-        search = prepare(hist, num_quantized_bins, eps, one_sided, most_eps=most_eps, xp=xp)
+        search = prepare(hist, levels, eps, one_sided, most_eps=most_eps, xp=xp)
         curve = _sound_curve(search, hist, edges, xp=xp)
         candidates = edges[edges.shape[0] - curve.shape[0] :]
         curve = xp.where(candidates < min_ratio * edges[-1], xp.inf, curve)
         index, divergence = _first_minimum(curve, search, xp=xp)
-        near = xp.isfinite(curve) & (curve <= divergence * (1 + tie_width) + _NEAR)
-        if resolve_ties:
-            errors = squared_errors(hist, edges, num_quantized_bins, xp=xp)[-curve.shape[0] :]
+        near = xp.isfinite(curve) & (curve <= divergence * (1 + (tie_width or NEAR_TIE)) + _NEAR)
+        if tie_width:
+            errors = squared_errors(hist, edges, levels, xp=xp)[-curve.shape[0] :]
             best = least_error(xp.where(near, errors, xp.inf), hist, edges, xp=xp)
             divergence = xp.where((index < 0) | (best == index), divergence, curve[best])
             index = xp.where(index < 0, index, best)
         ends = xp.where(near, candidates, xp.inf).min(), xp.where(near, candidates, -xp.inf).max()
         value, *ties = (xp.where(index < 0, xp.nan, T) for T in (candidates[index], *ends))
-        return describe(hist, edges, value, index, divergence, num_quantized_bins=num_quantized_bins, ties=ties, xp=xp)
+        return describe(hist, edges, value, index, divergence, num_quantized_bins=levels, ties=ties, xp=xp)
 
     return map_batch(search_one, hist, edges, xp=xp)
 

@@ -5,7 +5,8 @@ it, in two passes or one, in one process or several, and resumes where it was cu
 
 - :func:`collect_ranges` and :func:`collect_counts` make two passes, :func:`collect_growing` makes one; each takes a
   :class:`Run`. :func:`capped` limits the ranges between the passes. :func:`resolve_outliers` repeats the second one
-  over the :func:`narrower_ranges` of tensors in which an outlier hides the other values.
+  over the :func:`narrower_ranges` of tensors in which an outlier hides the other values; :func:`collect_resolved` does
+  both.
 - They return :class:`Statistics`, which hold an :class:`Observation` of each tensor. :func:`join` adds up those of any
   parts of the data, and :func:`empty` is its neutral element, so any engine can map and reduce.
 - :func:`histograms_of` and :func:`to_calibration` make the results.
@@ -15,7 +16,16 @@ it, in two passes or one, in one process or several, and resumes where it was cu
 
 from .bins import Bins, Counted, count
 from .calibration import calibrate, to_calibration
-from .passes import ObservedModel, Run, capped, collect_counts, collect_growing, collect_ranges, resolve_outliers
+from .passes import (
+    ObservedModel,
+    Run,
+    capped,
+    collect_counts,
+    collect_growing,
+    collect_ranges,
+    collect_resolved,
+    resolve_outliers,
+)
 from .statistics import Observation, Statistics, add_call, empty, histograms_of, join, look, narrower_ranges
 
 __all__ = [
@@ -31,6 +41,7 @@ __all__ = [
     "collect_counts",
     "collect_growing",
     "collect_ranges",
+    "collect_resolved",
     "count",
     "empty",
     "histograms_of",

@@ -10,7 +10,7 @@ from klquant.errors import InvalidInputError
 from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion
-from .passes import ALONE, ObservedModel, Run, collect_counts, collect_growing, collect_ranges, resolve_outliers
+from .passes import ALONE, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
 from .statistics import Statistics, histograms_of
 
 logger = logging.getLogger("klquant")
@@ -54,8 +54,7 @@ def calibrate(
         check_repeatable(batches, "pass a list or a DataLoader, or passes=1")
         ranges = collect_ranges(model, batches, run=run)
         logger.info("pass 1: the ranges of %d tensors in %d batches", len(ranges.tensors), ranges.num_batches)
-        counts = collect_counts(model, batches, ranges.amax, settings, run=run)
-        counts = resolve_outliers(model, batches, ranges.amax, settings, counts, run=run)
+        counts = collect_resolved(model, batches, ranges.amax, settings, run=run)
     found = to_calibration(counts, blank, ranges=ranges)
     logger.info("%s: %d histograms", "one pass" if ranges is None else "pass 2", len(found.histograms))
     return found._replace(thresholds=found.search_thresholds(criterion=criterion))

@@ -126,6 +126,29 @@ def collect_counts(
     return _run_pass(model, batches, bins_for, f"counts over {key}", "pass 2: histograms", run)
 
 
+def collect_resolved(
+    model: ObservedModel, batches: Iterable[Any], amax: Mapping[str, float], settings: Settings, *, run: Run = ALONE
+) -> Statistics:
+    """Make the second of two passes, and as many more as outliers need.
+
+    Parameters
+    ----------
+    model, batches, amax, settings, run
+        As for :func:`collect_counts`.
+
+    Returns
+    -------
+    Statistics
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`collect_counts`.
+    """
+    counts = collect_counts(model, batches, amax, settings, run=run)
+    return resolve_outliers(model, batches, amax, settings, counts, run=run)
+
+
 def resolve_outliers(
     model: ObservedModel,
     batches: Iterable[Any],

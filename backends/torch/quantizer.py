@@ -13,7 +13,7 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
-from ..collection import Run, collect_counts, collect_growing, collect_ranges, resolve_outliers, to_calibration
+from ..collection import Run, collect_growing, collect_ranges, collect_resolved, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
 from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions, matching
@@ -149,8 +149,7 @@ class Quantizer:
             logger.info("one pass: the bins divide a power of three instead of amax")
             counts = collect_growing(observer, batches, settings, run=run)
         else:
-            ranges, counts = self._ranges, collect_counts(observer, batches, self._found.amax, settings, run=run)
-            counts = resolve_outliers(observer, batches, self._found.amax, settings, counts, run=run)
+            ranges, counts = self._ranges, collect_resolved(observer, batches, self._found.amax, settings, run=run)
         self._reached(Stage.HISTOGRAMS_COLLECTED, to_calibration(counts, self._found, ranges=ranges))
         return self._found.histograms
 

@@ -134,7 +134,7 @@ def plot_divergence(
     if without_zeros:
         counts = np.where(np.arange(len(counts)) == len(counts) // 2, 0, counts)
     options: dict[str, Any] = {"num_quantized_bins": num_quantized_bins, "eps": eps, "one_sided": one_sided}
-    curve, best = (search(counts, bounds, **options) for search in (divergence_curve, optimal_threshold))
+    curve, best = divergence_curve(counts, bounds, **options), optimal_threshold(counts, bounds, **options)
     ax = axes_or_new(ax, (7, 4))
     least = _LEAST if log else 0.0
     feasible = np.pad(np.isfinite(curve), 1)

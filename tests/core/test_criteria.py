@@ -137,7 +137,7 @@ def test_a_batch_gives_what_its_histograms_give_alone(xp, criterion):
     assert together.value.shape == together.clipped.shape == (2, 3)
     for where in np.ndindex(2, 3):
         alone = call(xp, criterion, batch[where], edges[where])
-        for name, field in together._asdict().items():
+        for name, field in vars(together).items():
             np.testing.assert_array_equal(np.asarray(field)[where], getattr(alone, name), err_msg=name)
         np.testing.assert_array_equal(np.asarray(shared.index)[where], alone.index)
 
@@ -226,7 +226,7 @@ def test_squared_errors_are_summed_in_blocks(xp, levels, monkeypatch):
     """More levels than a block has rows give the same errors."""
     hist, edges = np.random.default_rng(2).poisson(20, 1023), even_edges(1023)
     expected = klquant.mse_curve(hist, edges, num_quantized_bins=levels)
-    monkeypatch.setattr("klquant.criteria.BLOCK_SIZE", 20 * 512 + 3)
+    monkeypatch.setattr("klquant._search.squared_errors.BLOCK_SIZE", 20 * 512 + 3)
 
     def curve(h, e):  # a new function, so a new trace
         return klquant.mse_curve(h, e, num_quantized_bins=levels)

@@ -194,7 +194,7 @@ def test_the_histogram_is_drawn_bin_by_bin(eager):
 
 def test_each_threshold_is_marked_on_both_sides_in_a_style_of_its_own(eager):
     hist, edges = histogram_of(eager)
-    best = klquant.Threshold(*(eager.asarray(number) for number in klquant.optimal_threshold(*sample())))
+    best = klquant.Threshold(*map(eager.asarray, vars(klquant.optimal_threshold(*sample())).values()))
     found = {"entropy": best, "layer": ODD["T > amax"], "a": 3.0, "b": np.float32(4)}
     ax = plot_histogram(hist, edges, thresholds=found, ax=axes())
     values = [float(best), 1.25, 3.0, 4.0]

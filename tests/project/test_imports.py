@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"_namespace"},
     {"_validate"},
-    {"affine", "divergence", "histogram", "_search.prefix_sums", "_search.squared_errors"},
+    {"divergence", "histogram", "_search.prefix_sums", "_search.squared_errors"},
     {"merging", "_search.candidates"},
     {"_search.bin_by_bin"},
     {"_search.chains", "_result"},

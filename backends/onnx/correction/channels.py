@@ -18,6 +18,10 @@ from .data import read_feeds
 
 GRID = tuple(k / 20 for k in range(21))
 """Values of alpha to try."""
+PARTS = (1.0, 0.25, 0.0625)
+"""How much of the negative half counts: where it is small in all channels, as behind GELU, most levels are positive."""
+SPAN = 8.0
+"""How much smaller than the largest a channel can count: what was small in some data may be larger in other data."""
 MAX_LOG = 7.0
 """Of a factor: about 1000, which float16 can hold."""
 TINY = float(np.finfo(np.float64).tiny)
@@ -26,8 +30,10 @@ TINY = float(np.finfo(np.float64).tiny)
 class Channels(NamedTuple):
     """What was seen of the channels of an activation."""
 
-    amax: Array
-    """Largest absolute value, shape (channels,)."""
+    low: Array
+    """Smallest value, at most 0; shape (channels,)."""
+    high: Array
+    """Largest value, at least 0; shape (channels,)."""
     power: Array
     """Mean square, shape (channels,)."""
 
@@ -46,11 +52,12 @@ def observe_channels(prepared: Prepared, axes: Mapping[str, int], batches: Itera
                     raise InvalidInputError(
                         f"tensor `{name}`, batch {number}: values must be finite, got NaN or infinity"
                     )
-                amax, power = seen.setdefault(name, [np.zeros(rows.shape[1]), np.zeros(rows.shape[1])])
-                np.maximum(amax, np.abs(rows).max(0, initial=0.0), out=amax)
+                low, high, power = seen.setdefault(name, [np.zeros(rows.shape[1]) for _ in range(3)])
+                np.minimum(low, rows.min(0, initial=0.0), out=low)
+                np.maximum(high, rows.max(0, initial=0.0), out=high)
                 power += np.square(rows).sum(0)
                 count[name] += len(rows)
-    return {name: Channels(amax, power / max(count[name], 1)) for name, (amax, power) in seen.items()}
+    return {name: Channels(low, high, power / max(count[name], 1)) for name, (low, high, power) in seen.items()}
 
 
 def choose_factors(weights: Sequence[Array], channels: Channels, alpha: float | None) -> tuple[Array, float]:
@@ -64,16 +71,20 @@ def choose_factors(weights: Sequence[Array], channels: Channels, alpha: float | 
     alpha : float, optional
         How far to even out the activation; without a value the best of some.
     """
-    tried = [_factors(weights, channels, one) for one in (GRID if alpha is None else [alpha])]
+    sizes = [np.maximum(channels.high, -channels.low * part) for part in (PARTS if alpha is None else (1.0,))]
+    sizes = [np.where(size > 0, np.maximum(size, size.max() / SPAN), 0.0) for size in sizes] if alpha is None else sizes
+    alphas = GRID if alpha is None else (alpha,)
+    tried = [_factors(weights, size, one) for size in sizes for one in alphas]
     errors = [expected_error(weights, channels, factors) for factors in tried]
-    before = expected_error(weights, channels, np.ones(len(channels.amax)))
+    before = expected_error(weights, channels, np.ones(len(channels.power)))
     best = int(np.argmin(errors))
     return tried[best], errors[best] / max(before, TINY)
 
 
 def expected_error(weights: Sequence[Array], channels: Channels, factors: Array) -> float:
     """Return the error that rounding to 8 bits adds to the outputs, relative to their power, as a sum over layers."""
-    step, total = (channels.amax / factors).max() / 127, 0.0
+    step = ((channels.high / factors).max() - (channels.low / factors).min()) / 255
+    total = 0.0
     for weight in weights:
         groups, _, size, positions = weight.shape
         scaled = weight * factors.reshape(groups, 1, size, 1)
@@ -84,12 +95,12 @@ def expected_error(weights: Sequence[Array], channels: Channels, factors: Array)
     return float(total)
 
 
-def _factors(weights: Sequence[Array], channels: Channels, alpha: float) -> Array:
+def _factors(weights: Sequence[Array], sizes: Array, alpha: float) -> Array:
     """Return max|x_j|^alpha / max|W_j|^(1 - alpha), with a geometric mean of 1; 1 for channels without values."""
     largest = np.max([np.abs(weight).max((1, 3)).ravel() for weight in weights], 0)
-    used = (channels.amax > 0) & (largest > 0)
+    used = (sizes > 0) & (largest > 0)
     logs = np.zeros(len(used))
-    logs[used] = alpha * np.log(channels.amax[used]) - (1 - alpha) * np.log(largest[used])
+    logs[used] = alpha * np.log(sizes[used]) - (1 - alpha) * np.log(largest[used])
     logs[used] -= logs[used].mean() if used.any() else 0.0
     found: Array = np.exp(np.clip(logs, -MAX_LOG, MAX_LOG))
     return found

@@ -37,8 +37,7 @@ def smooth(
     """Change the weights of an ONNX model so that INT8 is more accurate.
 
     This is SmoothQuant. The result is a float model that computes the same as MODEL: calibrate and quantize it in place
-    of MODEL. It helps where few channels of an activation are far larger than the others, as in transformers and behind
-    depthwise convolutions.
+    of MODEL. It helps where few channels of an activation are far larger than the others, as in transformers.
 
     \b
     Example:
