@@ -82,21 +82,33 @@ def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)
 
-    source, prepared = target.with_suffix(".float.onnx"), target.with_suffix(".prepared.onnx")
-    model = onnx.load(network.path)
-    if next(each.version for each in model.opset_import if not each.domain) < 13:  # the first with scales per channel
-        model = onnx.version_converter.convert_version(model, 13)
-    onnx.save(model, source)
+    source, prepared = upgraded(network.path, target), target.with_suffix(".prepared.onnx")
     with contextlib.redirect_stdout(io.StringIO()):
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(str(prepared), str(target), Reader(), **options)
+
+
+def upgraded(path: Path, target: Path) -> Path:
+    """The model in opset 13 if it is older: the first with scales per channel."""
+    model = onnx.load(path)
+    if next(each.version for each in model.opset_import if not each.domain) < 13:
+        path = target.with_suffix(".float.onnx")
+        onnx.save(onnx.version_converter.convert_version(model, 13), path)
+    return path
 
 
 def nncf(python: str, network: Loaded, target: Path) -> None:
     """Quantize by NNCF's defaults (for transformers those that it has for them), in the Python that has it."""
     data = target.with_suffix(".npz")
     np.savez(data, **{f"{k}/{name}": each for k, feed in enumerate(network.calibration) for name, each in feed.items()})
-    command = [python, JOB, network.path, data, target, *(["transformer"] if network.transformer else [])]
+    command = [
+        python,
+        JOB,
+        upgraded(network.path, target),
+        data,
+        target,
+        *(["transformer"] if network.transformer else []),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
