@@ -140,3 +140,10 @@ def test_strides_look_at_a_part_of_the_candidates(hist, stride):
     found = found_by(presets.modelopt_threshold, hist, edges, num_bits=4, start_bin=8, stride=stride)
     if found is not None:
         assert float(found) == edges[8 + stride * int(found.index)]
+
+
+@given(st.integers(1, 7), st.integers(1, 1000))
+def test_of_equal_minima_modelopt_takes_the_last_and_the_others_the_first(where, count):
+    hist = np.where(np.arange(33) == where, count, 0)
+    found = {name: int(preset(hist, np.arange(34) / 8).index) for name, preset in ABSOLUTE.items() if name != "ncnn"}
+    assert found == {"slides": 0, "modelopt": 25}
