@@ -130,7 +130,7 @@ class Calibration(NamedTuple):
     def save(self, path: str | Path) -> None:
         """Write everything to one npz file; if that fails, a file of that name stays as it was."""
         names = list(self.amax)
-        guarded = {name: found for name, found in self.thresholds.items() if found.replaced}
+        replaced = {name: found for name, found in self.thresholds.items() if found.replaced}
         meta = {
             "versions": {"klquant": klquant.__version__, "numpy": np.__version__},
             "settings": self.settings.as_json(),
@@ -144,7 +144,8 @@ class Calibration(NamedTuple):
             "zeros": self.zeros,
             "beyond": self.beyond,
             "chosen": {name: (found.criterion, found.num_bits) for name, found in self.thresholds.items()},
-            "replaced": {name: found.replaced for name, found in guarded.items()},
+            "replaced": {name: found.replaced for name, found in replaced.items()},
+            "guarded": [name for name, found in self.thresholds.items() if found.guarded],
         }
         rows = [[getattr(found, field) for field in _NUMBERS] for found in self.thresholds.values()]
         arrays = {f"hist_{k}": self.histograms[name].hist for k, name in enumerate(names) if name in self.histograms}
@@ -154,8 +155,8 @@ class Calibration(NamedTuple):
             arrays["low_high"] = np.array([self.ranges[name] for name in names], np.float64)
         arrays["amax"] = np.array([self.amax[name] for name in names], np.float64)
         arrays["thresholds"] = np.array(rows, np.float64).reshape(len(rows), len(_NUMBERS))
-        if guarded:
-            arrays["gain_db"] = np.array([found.gain_db for found in guarded.values()], np.float64)
+        if replaced:
+            arrays["gain_db"] = np.array([found.gain_db for found in replaced.values()], np.float64)
         save_npz(Path(path), _KIND, SCHEMA, meta, arrays)
 
     @classmethod
@@ -189,7 +190,8 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
     amax, ranges = (check_positives(arrays[key], (len(names),)) for key in ("amax", "range"))
     rows = check_floats(arrays["thresholds"], (len(meta["chosen"]), len(_NUMBERS)))
     chosen = zip(meta["chosen"].items(), rows.tolist(), strict=True)
-    guarded = check_replaced(meta.get("replaced", {}), arrays.get("gain_db"), meta["chosen"])
+    replaced = check_replaced(meta.get("replaced", {}), arrays.get("gain_db"), meta["chosen"])
+    guarded = set(check_names(meta.get("guarded", [])))
     return Calibration(
         settings=Settings.make(**meta["settings"]),
         model={check_text(name): Fingerprint(*map(check_text, layer)) for name, layer in meta["model"].items()},
@@ -199,7 +201,10 @@ def _read(meta: dict[str, Any], arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
             for k, name in enumerate(names)
             if f"hist_{k}" in arrays
         },
-        thresholds={check_text(name): _threshold(row, how, guarded.get(name, ())) for (name, how), row in chosen},
+        thresholds={
+            check_text(name): _threshold(row, how, replaced.get(name, ()))._replace(guarded=name in guarded)
+            for (name, how), row in chosen
+        },
         calls=_numbers(meta["calls"]),
         num_batches=check_number(meta["num_batches"]),
         transforms=check_transforms(meta["transforms"]),
@@ -222,9 +227,9 @@ def _ranges(arrays: Mapping[str, "np.ndarray[Any, Any]"], names: list[str]) -> d
     return dict(zip(names, check_ranges(arrays["low_high"], len(names)), strict=True))
 
 
-def _threshold(row: list[Any], how: Any, guarded: Any) -> LayerThreshold:
+def _threshold(row: list[Any], how: Any, replaced: Any) -> LayerThreshold:
     chosen: Any = check_chosen(*how)
-    found = LayerThreshold(*row, *chosen, *guarded)
+    found = LayerThreshold(*row, *chosen, *replaced)
     if not (0 <= found.amax < math.inf and 0 < found.threshold < math.inf):
         raise ValueError(f"T and amax must be positive and finite, got {found}")
     return found

@@ -73,6 +73,20 @@ def observed_range(threshold: float, low: float, high: float) -> Range:
     return Range(max(min(low, 0.0), -threshold), min(max(high, 0.0), threshold))
 
 
+def nearly_symmetric(wanted: Range) -> bool:
+    """Return whether a symmetric grid is as good as this range, or the range is empty.
+
+    Parameters
+    ----------
+    wanted : Range
+
+    Returns
+    -------
+    bool
+    """
+    return wanted.high == wanted.low or abs(wanted.zero_point - STEPS / 2) < NEARLY
+
+
 def expected_error(histogram: klquant.Histogram, scale: float, zero_point: int) -> float:
     """Return the mean squared error of rounding to 256 levels, and of clipping at their ends.
 
@@ -119,7 +133,7 @@ def candidates(calibration: Calibration) -> dict[str, Candidate]:
     for name, layer in calibration.thresholds.items():
         known = name in calibration.ranges and name in calibration.histograms
         if known and layer.criterion != "fixed":
-            values = _without_zeros(calibration.histograms[name], calibration.zeros.get(name))
+            values = without_zeros(calibration.histograms[name], calibration.zeros.get(name))
             found[name] = Candidate(observed_range(layer.threshold, *calibration.ranges[name]), values)
     return found
 
@@ -140,7 +154,7 @@ def better_range(group: Iterable[Candidate], scale: float, zero_point: int) -> R
     """
     group = list(group)
     wanted = union(one.range for one in group)
-    if wanted.high == wanted.low or abs(wanted.zero_point - STEPS / 2) < NEARLY:
+    if nearly_symmetric(wanted):
         return None
     ours, theirs = (
         sum(expected_error(one.histogram, *grid) for one in group)
@@ -149,8 +163,19 @@ def better_range(group: Iterable[Candidate], scale: float, zero_point: int) -> R
     return wanted if ours < theirs else None
 
 
-def _without_zeros(histogram: klquant.Histogram, zeros: int | None) -> klquant.Histogram:
-    """Return a histogram without exact zeros; if their number is unknown, without its centre bin."""
+def without_zeros(histogram: klquant.Histogram, zeros: int | None) -> klquant.Histogram:
+    """Return a histogram without exact zeros; if their number is unknown, without its centre bin.
+
+    Parameters
+    ----------
+    histogram : klquant.Histogram
+    zeros : int or None
+        How many values are exactly 0.
+
+    Returns
+    -------
+    klquant.Histogram
+    """
     hist = np.array(histogram.hist)
     centre = len(hist) // 2
     hist[centre] = 0 if zeros is None else max(int(hist[centre]) - zeros, 0)

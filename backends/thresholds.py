@@ -41,6 +41,8 @@ class LayerThreshold(NamedTuple):
     """The criterion that was asked for, where the guard took another one."""
     gain_db: float = 0.0
     """How much more SQNR is expected than with the criterion that was replaced."""
+    guarded: bool = False
+    """Whether the guard watches over T. A grid with a zero point may then get another T."""
 
     @property
     def scale(self) -> float:
@@ -105,7 +107,8 @@ def search_thresholds(
         own = (options or {}).get(name, LayerOptions())
         unseen = (hidden or {}).get(name, Hidden())
         guarded = guard and criterion == "entropy" and own.criterion is None
-        found[name], complaint = _search(name, largest, histograms.get(name), own.over(general), unseen, guarded)
+        layer, complaint = _search(name, largest, histograms.get(name), own.over(general), unseen, guarded)
+        found[name] = layer._replace(guarded=guarded)
         if complaint.text:
             complaints[name] = complaint
     _log(found)

@@ -28,7 +28,7 @@ from ..model.graph import FLOATS, MAX_CHAIN, Graph, copied
 from ..model.operators import MOVING, is_rectifier, sole_consumer
 from ..model.preparation import Prepared
 from ..qdq.rules import make_plan
-from .sensitivity import output_noise, smooth_outputs
+from .output_noise import output_noise, smooth_outputs
 
 SAMPLES = 8  # of the data
 MIXED = "mixed"

@@ -9,16 +9,14 @@ import onnx
 
 from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime, with_outputs
-from ..feeds import Array
 from ..model.graph import MAX_CHAIN, Graph
-from ..model.operators import MOVING, is_rectifier
+from ..model.operators import is_rectifier
 from ..qdq.plan import Plan
 from ..qdq.rules import make_plan
+from .output_noise import output_noise, smooth_outputs
 from .switches import NONE, SELECT, switched
 
 Names: TypeAlias = tuple[str, ...]
-SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
-FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
 
 
 def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
@@ -36,43 +34,6 @@ def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Fe
                 found = session(outputs, {**feed, SELECT: np.asarray(k, np.int64)})
                 costs[name] += output_noise(floats, found) / len(feeds)
     return costs
-
-
-def smooth_outputs(graph: Graph) -> list[str]:
-    """Return the outputs of a model, or the tensors before a final softmax or sigmoid.
-
-    Behind it noise does not add up: it turns a few values over and leaves the others as they are.
-    """
-    return list(dict.fromkeys(_before_squashing(graph, name) for name in graph.outputs))
-
-
-def _before_squashing(graph: Graph, output: str) -> str:
-    name: str = output
-    for _ in range(MAX_CHAIN):
-        node = graph.producers.get(name)
-        if node is None or node.op_type not in (*MOVING, *SQUASHING):
-            break
-        name = node.input[0]
-        if node.op_type in SQUASHING:
-            return name
-    return output
-
-
-def output_noise(floats: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """Return the noise in the outputs of a model as a share of the signal, summed over the outputs."""
-    return sum(_noise(array, found[name]) for name, array in floats.items())
-
-
-def _noise(floats: Array, found: Array) -> float:
-    """Return the mean over the channels (axis 1) of an output of noise / signal; 0 for outputs that are no floats."""
-    if floats.dtype.kind != "f" or floats.shape != found.shape or not floats.size:
-        return 0.0
-    x, y = floats.astype(np.float64), found.astype(np.float64)
-    x, noise = np.where(np.isfinite(x), x, 0), np.where(np.isfinite(x), x - y, 0)
-    axes = tuple(k for k in range(x.ndim) if k != 1) if x.ndim > 2 else None
-    signals, noises = ((values**2).mean(axis=axes) for values in (x, noise))
-    share = np.mean(noises / np.maximum(signals, max(FLOOR * float(np.mean(signals)), 1e-30)))
-    return float(np.nan_to_num(share, nan=1e3))
 
 
 class _Left(NamedTuple):

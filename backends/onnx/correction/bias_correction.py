@@ -86,13 +86,13 @@ def correct_biases(
     sides = [_SideBySide(prepared, quantized, biases, inputs=how) for how in (False, True)]
     for side in sides:
         side.update(measuring)
-    before, after = 0.0, [0.0, 0.0]
+    relative = [0.0, 0.0]
     if judging:
         models = [quantized, *(write(side.corrected(prepared)) for side in sides)]
-        before, *after = output_errors(prepared.model, models, judging, optimized=optimized)
-        logger.info("error of the outputs: %.3g, with corrected biases %.3g or %.3g", before, *after)
-    best = sides[int(np.argmin(after))]
-    if not (always or min(after) < NOTICEABLE * before):
+        _, *relative = output_errors(prepared, models, judging, optimized=optimized)
+        logger.info("corrected biases make the error of the outputs %.3g or %.3g times as large", *relative)
+    best = sides[int(np.argmin(relative))]
+    if not (always or min(relative) < NOTICEABLE):
         return Corrected(prepared, {})
     best.update(judging)
     largest = {bias.layer: float(np.abs(shift).max()) for bias, shift in best.shifts()}

@@ -6,41 +6,32 @@ from contextlib import ExitStack
 import numpy as np
 import onnx
 
-from ..execution import Feed, open_onnxruntime
-from ..feeds import Array
+from ..accuracy.output_noise import output_noise, output_parts, smooth_outputs
+from ..execution import Feed, open_onnxruntime, with_outputs
+from ..model.preparation import Prepared
 
 
 def output_errors(
-    exact: onnx.ModelProto, models: Sequence[onnx.ModelProto], feeds: Iterable[Feed], *, optimized: bool
+    exact: Prepared, models: Sequence[onnx.ModelProto], feeds: Iterable[Feed], *, optimized: bool
 ) -> list[float]:
-    """Return sum((y - y_hat)^2) / sum(y^2) of each model, averaged over the outputs; NaN without outputs of floats.
+    """Return the noise in the outputs of each model, relative to that of the first one.
 
-    With `optimized`, onnxruntime runs the models in INT8, else as they are written.
+    It is measured twice, behind a final softmax or sigmoid and before it, and the worse result counts: a detector may
+    gain on the many logits of the background and lose the few scores that matter. With `optimized`, onnxruntime runs
+    the models in INT8, else as they are written.
     """
-    names = [value.name for value in exact.graph.output]
-    signal = np.zeros(len(names))
-    noise = np.zeros((len(models), len(names)))
+    places = [smooth_outputs(exact.graph), output_parts(exact.graph)]
+    names = list(dict.fromkeys(name for place in places for name in place))
+    errors = np.zeros((len(models), len(places)))
     with ExitStack() as stack:
-        reference = stack.enter_context(open_onnxruntime(exact, optimized=True))
-        sessions = [stack.enter_context(open_onnxruntime(model, optimized=optimized)) for model in models]
+        reference = stack.enter_context(open_onnxruntime(with_outputs(exact.model, names), optimized=True))
+        open_all = (open_onnxruntime(with_outputs(model, names), optimized=optimized) for model in models)
+        sessions = [stack.enter_context(opened) for opened in open_all]
         for feed in feeds:
             expected = reference(names, feed)
-            signal += [_energy(expected[name]) for name in names]
             for k, session in enumerate(sessions):
                 found = session(names, feed)
-                noise[k] += [_energy(_difference(expected[name], found[name])) for name in names]
-    used = signal > 0
-    with np.errstate(invalid="ignore"):
-        return [float((row[used] / signal[used]).mean()) if used.any() else np.nan for row in noise]
-
-
-def _difference(expected: Array, found: Array) -> Array:
-    return found.astype(np.float64) - expected if found.shape == expected.shape else np.full(1, np.inf)
-
-
-def _energy(values: Array) -> float:
-    """Return the sum of squares of floats; 0 for integers."""
-    if values.dtype.kind != "f":
-        return 0.0
-    with np.errstate(over="ignore"):
-        return float((values.astype(np.float64) ** 2).sum())
+                errors[k] += [output_noise({name: expected[name] for name in place}, found) for place in places]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = errors / errors[0]
+    return [float(worse) for worse in np.nan_to_num(relative, nan=1.0).max(axis=1)]

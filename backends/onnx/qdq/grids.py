@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import onnx
 
 from ...calibration import Calibration
+from ...grid_thresholds import grid_thresholds
 from ...ranges import STEPS, Candidate, Range, better_range, candidates
 from ...settings import WEIGHTED, Engine
 from ..model.graph import Graph
@@ -88,6 +89,14 @@ def _groups(plan: Plan) -> Iterable[set[str]]:
         joined = set().union(*(group_of.get(name, {name}) for name in names))
         group_of |= dict.fromkeys(joined, joined)
     return {id(group): group for group in group_of.values()}.values()
+
+
+def fitted(graph: Graph, calibration: Calibration, engine: Engine) -> Calibration:
+    """Return a calibration with thresholds for the grids of an engine that has zero points."""
+    if engine == "tensorrt":
+        return calibration
+    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    return calibration._replace(thresholds=grid_thresholds(calibration, slow))
 
 
 def shifted_candidates(

@@ -92,7 +92,7 @@ def quantize(
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:
-    """Return the threshold that the model has. Tensors that must share a scale may get another one than was found."""
+    """Return the threshold that the model has. Another than was found is fitted to the grid, or to a shared scale."""
     if found.threshold == value:
         return found
-    return LayerThreshold(found.amax, value, math.nan, math.nan, criterion="shared")
+    return LayerThreshold(found.amax, value, math.nan, math.nan, criterion="fitted")
