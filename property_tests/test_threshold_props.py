@@ -216,7 +216,7 @@ def test_near_ties_are_those_of_the_reference(xp, case, tie_width):
     assume(np.isfinite(curve).any())
     arrays = xp.asarray(case.hist), xp.asarray(case.edges)
     found = klquant.optimal_threshold(*arrays, num_quantized_bins=levels, tie_width=tie_width)
-    found = klquant.Threshold(*map(np.asarray, found))
+    found = klquant.Threshold(**{key: np.asarray(value) for key, value in vars(found).items()})
     limit = curve.min() * (1 + (tie_width or 0.01))
     sure, possible = (np.flatnonzero(curve <= limit + slack) for slack in (-1e-11, 1e-11))
     candidates = case.edges[-len(curve) :]

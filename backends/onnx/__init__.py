@@ -43,7 +43,8 @@ from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .model.preparation import Prepared, prepare
-from .quantization import QDQModel, quantizable_tensors, quantize
+from .qdq_model import QDQModel
+from .quantization import quantizable_tensors, quantize
 from .tensor_checks import TensorCheck, Verification
 from .verification import verify
 

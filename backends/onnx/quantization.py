@@ -5,30 +5,27 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx
 
 from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
-from ..html_tables import html_skipped, html_table
-from ..ranges import Range
 from ..settings import EXCLUDED, Engine, check_engine, matching
-from ..text import number
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
-from .model.saving import save_model
 from .model.signs import non_negative
 from .qdq.floats import body_layers
-from .qdq.grids import Rule, by_sign, fitted, make_grids, shifted_candidates, signed, unsigned
+from .qdq.grids import Grid, Rule, by_sign, fitted, make_grids, shifted_candidates, signed, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
+from .qdq_model import QDQModel
 from .tensor_checks import Verification
 from .verification import verify
 
@@ -36,33 +33,6 @@ MAX_VERIFIED = 4
 """How many batches the engine runs to be compared with the model as written."""
 RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
-
-
-class QDQModel(NamedTuple):
-    """A model with QuantizeLinear and DequantizeLinear nodes (Q/DQ), from :func:`quantize`."""
-
-    model: onnx.ModelProto
-    thresholds: dict[str, float]
-    """T of each quantized activation, by tensor name; tensors that share a scale have equal T."""
-    skipped: dict[str, str]
-    """Why layers stay in floating point, by node name."""
-    verification: Verification | None = None
-    """How the engine ran the model, if :func:`quantize` had data for it."""
-    corrections: Mapping[str, float] = {}
-    """The largest correction of a bias of each layer, in units of its output, by node name."""
-    ranges: Mapping[str, Range] = {}
-    """The smallest and the largest value that the integers of each quantized activation stand for."""
-
-    def save(self, path: str | Path) -> None:
-        """Write the model atomically; above 2 GB the weights go to a second file beside it."""
-        save_model(self.model, path)
-
-    def _repr_html_(self) -> str:
-        """Return a table of the thresholds and ranges for notebooks."""
-        ends = {name: self.ranges.get(name, (None, None)) for name in self.thresholds}
-        rows = [(name, *map(number, (threshold, *ends[name]))) for name, threshold in self.thresholds.items()]
-        caption = f"ONNX model quantized: {len(rows)} activations"
-        return html_table(caption, ("tensor", "T", "low", "high"), rows) + html_skipped(self.skipped)
 
 
 def quantize(
@@ -161,42 +131,45 @@ def quantize(
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
     some = None if batches is None else list(islice(batches, MAX_BATCHES))
     prepared = prepare(model)
+    plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
+    options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
+
+    def write(floats: Prepared) -> onnx.ModelProto:
+        return write_qdq(floats.model, floats.graph, plan, grids, reduce_range=reduce_range, **options)
+
+    corrections: dict[str, float] = {}
+    if some is not None and correct_bias is not False:
+        always, optimized = bool(correct_bias), engine == "onnxruntime"
+        prepared, corrections = correct_biases(prepared, write, plan.weights, some, always=always, optimized=optimized)
+    written = write(prepared)
+    _report(plan)
+    checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
+    thresholds = {name: grid.threshold for name, grid in grids.items()}
+    ranges = {name: grid.range for name, grid in grids.items()}
+    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
+
+
+def _planned(
+    prepared: Prepared,
+    calibration: Calibration | Mapping[str, float],
+    engine: Engine,
+    exclude: Iterable[str] | str,
+    *,
+    asymmetric: bool,
+) -> tuple[Plan, dict[str, Grid]]:
+    """Return where quantizers go, and the grid of each activation."""
     graph = prepared.graph
     excluded = _excluded(graph, exclude)
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         excluded += tuple(calibration.skipped)
-        calibration = fitted(graph, checked(calibration), engine) if asymmetric else calibration
+        calibration = fitted(graph, calibration, engine) if asymmetric else calibration
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, excluded)
     _check_types(prepared, plan)
     candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
-    grids = make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
-    dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
-
-    def write(floats: Prepared) -> onnx.ModelProto:
-        int_bias = engine == "onnxruntime"
-        return write_qdq(
-            floats.model,
-            floats.graph,
-            plan,
-            grids,
-            int_bias=int_bias,
-            reduce_range=reduce_range,
-            dead_channel=dead_channel,
-        )
-
-    corrections: dict[str, float] = {}
-    if some is not None and correct_bias is not False:
-        prepared, corrections = correct_biases(
-            prepared, write, plan.weights, some, always=bool(correct_bias), optimized=engine == "onnxruntime"
-        )
-    written = write(prepared)
-    _report(plan)
-    thresholds = {name: grid.threshold for name, grid in grids.items() if name in thresholds}
-    checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
-    ranges = {name: grid.range for name, grid in grids.items()}
-    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
+    return plan, make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:

@@ -33,7 +33,8 @@ from ..correction.smooth_quant import smooth
 from ..execution import Feed, Session, open_onnxruntime
 from ..feeds import Array, few_samples
 from ..model.preparation import Prepared, prepare
-from ..quantization import QDQModel, quantize
+from ..qdq_model import QDQModel
+from ..quantization import quantize
 from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
 from .sensitivity import quantizer_costs, rank_layers

@@ -18,7 +18,7 @@ from ..simulation import quantized_layers
 from .trace import named_tensors, trace
 
 if TYPE_CHECKING:
-    from ...onnx.quantization import QDQModel
+    from ...onnx.qdq_model import QDQModel
     from ...settings import Engine
 
 

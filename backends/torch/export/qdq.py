@@ -17,7 +17,8 @@ from ...onnx.qdq.grids import make_grids, signed
 from ...onnx.qdq.insertion import write_qdq
 from ...onnx.qdq.plan import EVERYONE, Plan
 from ...onnx.qdq.rules import make_plan
-from ...onnx.quantization import QDQModel, quantize
+from ...onnx.qdq_model import QDQModel
+from ...onnx.quantization import quantize
 from ...settings import WEIGHTED, Engine
 from .markers import Roundings, remove_marks
 from .trace import Traced

@@ -2,12 +2,13 @@
 
 import sys
 
-import nncf
 import numpy as np
 import onnx
 
 
 def main() -> None:
+    import nncf
+
     path, data, target = sys.argv[1:4]
     feeds: dict[int, dict[str, np.ndarray]] = {}
     with np.load(data) as arrays:
