@@ -51,7 +51,8 @@ def quantize(
     CALIBRATION is the output of `klquant calibrate` for the same float MODEL. Its histograms are enough to try another
     criterion: for all tensors with --criterion, or for some with --override. The first table lists what was quantized;
     the second lists what stays in floating point, and why. `low` and `high` are the ends of the quantized range; the
-    other columns describe [-T, T].
+    other columns describe [-T, T]. Where the criterion is `fitted`, T was changed for the grid of the engine, or is
+    shared.
 
     With --data (as for `klquant calibrate`), biases are corrected on up to 32 batches if the error of the outputs falls
     by it, and nothing is written if the engine computes anything else than the quantized model says. --verify is
