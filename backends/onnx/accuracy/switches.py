@@ -26,7 +26,10 @@ class SwitchedModel(NamedTuple):
 
 
 def switched(graph: Graph, quantized: onnx.ModelProto) -> SwitchedModel:
-    """Return a model with switches, from the graph of the float model and what ``quantize`` made of it."""
+    """Return a model with switches, from the graph of the float model and what ``quantize`` made of it.
+
+    Tables of embeddings have none: they are always rounded.
+    """
     model = copied(quantized)
     layers = {name: node.name for node in model.graph.node for name in node.input}
     floats = {node.name: node for node in graph.nodes}
@@ -39,7 +42,7 @@ def switched(graph: Graph, quantized: onnx.ModelProto) -> SwitchedModel:
         elif node.op_type == DEQUANTIZE and node.input[0] in edits.moved:
             quantizer = edits.moved[node.input[0]]
             nodes += edits.switch(_activation(quantizer, node, graph), quantizer.input[0], [quantizer, node])
-        elif node.op_type == DEQUANTIZE:
+        elif node.op_type == DEQUANTIZE and node.input[0] in types:
             layer = floats[layers[node.output[0]]]
             is_bias = types[node.input[0]] == TensorProto.INT32
             source = layer.input[2 if is_bias else 1]

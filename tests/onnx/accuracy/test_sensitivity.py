@@ -122,3 +122,14 @@ def test_the_table_has_the_most_harmful_first(case):
     assert "<td" in found._repr_html_()
     with pytest.raises(klquant.InvalidInputError, match="at least one batch"):
         sensitivity(prepared, calibration, [], engine=engine)
+
+
+def test_tables_of_embeddings_are_rounded_always():
+    body = "e = Gather(t, i) a = MatMul(e, w1) r = Relu(a) y = MatMul(r, w2)"
+    prepared = prepare(build("int64[n] i", "float[n, 4] y", body, t=(5000, 16), w1=(16, 8), w2=(8, 4)))
+    data = {"i": np.arange(64)}
+    quantized = quantize(prepared, calibrate(prepared, [data]), engine="onnxruntime").model
+    model, names = switched(prepared.graph, quantized)
+    floats, found = run(prepared.model, **data)["y"], run(model, **data, **{SELECT: np.array(NONE)})["y"]
+    assert names
+    assert 0 < np.abs(floats - found).max() < 0.05 * np.abs(floats).max()
