@@ -145,7 +145,8 @@ def quantize(
     written = write(prepared)
     _report(plan)
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
-    thresholds = {name: grid.threshold for name, grid in grids.items()}
+    known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
+    thresholds = {name: grid.threshold for name, grid in grids.items() if name in known}
     ranges = {name: grid.range for name, grid in grids.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
 
