@@ -1,5 +1,6 @@
 """What OpenVINO runs in int8, read from the kernels that it compiles for this machine's CPU."""
 
+import functools
 import importlib
 import os
 import re
@@ -78,12 +79,17 @@ def runtime_nodes(path: Path) -> list[RuntimeNode]:
 
 def compile_model(path: Path, **options: str) -> Any:
     """Return OpenVINO's compiled model for the CPU, on one thread."""
-    openvino = _import_openvino()
+    core = _core()
     try:
-        core = openvino.Core()
         return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1, **options})
     except RuntimeError as error:
         raise ModelError(f"OpenVINO must be able to compile the model, got: {error}") from error
+
+
+@functools.cache
+def _core() -> Any:
+    """Return the only Core of the process: after two with a compiled model each, Ctrl-C crashes OpenVINO 2026.4."""
+    return _import_openvino().Core()
 
 
 def _import_openvino() -> Any:

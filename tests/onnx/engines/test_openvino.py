@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 
 from klquant.backends.onnx.calibration import calibrate
 from klquant.backends.onnx.engines.inspection import inspect
+from klquant.backends.onnx.engines.openvino import _core
 from klquant.backends.onnx.quantization import quantize
 from klquant.errors import MissingDependencyError, ModelError
 from support.onnx_models import build
@@ -110,8 +112,27 @@ def test_a_model_that_openvino_does_not_know():
 
 def test_without_openvino(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("klquant.backends.onnx.engines.openvino._core", _core.__wrapped__)
     with pytest.raises(MissingDependencyError, match="pip install openvino"):
         reports(layer())
+
+
+def test_ctrl_c_after_several_models_does_not_crash():
+    script = (
+        "import os, signal, numpy as np\n"
+        "from support.onnx_models import build\n"
+        "from klquant.backends.onnx.execution import open_openvino\n"
+        "model, x = build('float[n, 5] x', 'float y', 'y = MatMul(x, w)', w=(5, 4)), {'x': np.ones((2, 5), 'f')}\n"
+        "def run():\n"
+        "    with open_openvino(model) as one, open_openvino(model) as other:\n"
+        "        one(['y'], x), other(['y'], x)\n"
+        "run()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted'))\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    folder = Path(__file__).parents[2]  # of tests/support
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_openvino_reports_nothing_about_its_use():
