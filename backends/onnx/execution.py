@@ -67,10 +67,11 @@ def open_openvino(model: onnx.ModelProto) -> Iterator[Session]:
     with temporary_folder() as folder:
         compiled = compile_model(write_model(copied(model), folder / "model.onnx"), INFERENCE_PRECISION_HINT="f32")
         order = [output.name for output in model.graph.output]
+        read = {name for port in compiled.inputs for name in port.get_names()}  # older versions drop unused inputs
 
         def run(names: Sequence[str], feed: Feed) -> dict[str, Array]:
             try:
-                found = compiled(dict(feed))
+                found = compiled({name: array for name, array in feed.items() if name in read})
             except RuntimeError as error:
                 raise ModelError(f"OpenVINO cannot run the model: {error}") from error
             outputs = {name: found[k] for k, name in enumerate(order)}
