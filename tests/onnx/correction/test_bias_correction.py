@@ -172,8 +172,8 @@ def test_a_batch_that_does_not_fit_is_named():
 
 def test_other_readers_of_a_constant_keep_it():
     body = """a = Conv(x, w, b) y = Conv(x, w, b)
-              z = If (c) <then_branch = one () => (float[4] t) { t = Neg(d) },
-                          else_branch = two () => (float[4] e) { e = Neg(b) }>
+              z = If (c) <then_branch = one () => (float[4] t) { t = Where(c, d, b) },
+                          else_branch = two () => (float[4] e) { e = Where(c, d, b) }>
               k = Conv(x, w, d)"""
     model = build(f"{IMAGE}, bool c", "float a, float y, float[4] z, float k", body, w=(4, 3, 3, 3), b=(4,), d=(4,))
     prepared = prepare(model)
