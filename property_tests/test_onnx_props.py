@@ -150,7 +150,9 @@ def batch(seed, scale):
 @given(model=models(), seed=st.integers(0, 99), scale=st.sampled_from([1e-2, 1.0, 30.0]))
 def test_the_engine_computes_what_is_written(engine, model, seed, scale):
     if engine == "openvino":
-        pytest.importorskip("openvino", reason="needs OpenVINO")
+        openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
+        if openvino.__version__ < "2026":
+            pytest.skip("what older versions of OpenVINO compute wrongly is not known")
     data = [batch(seed, scale), batch(seed + 1, scale)]
     prepared = prepare(model)
     with warnings.catch_warnings():
