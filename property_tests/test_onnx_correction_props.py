@@ -4,12 +4,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 from klquant.backends.onnx import equalize, prepare, smooth
+from support.onnx_models import run_all
 
 WIDTH = 8
 SLOW = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=settings.default.max_examples // 2)
@@ -126,6 +127,8 @@ def check_same(model, changed, x):
 @given(model=sequence_models(), seed=st.integers(0, 99), alpha=st.sampled_from([None, 0.0, 0.5, 1.0]))
 def test_smooth_keeps_the_function(model, seed, alpha):
     data = [batch(seed, 4, WIDTH), batch(seed + 1, 4, WIDTH)]
+    tensors = [tensor for x in data for tensor in run_all(model, x=x).values()]
+    assume(all(np.isfinite(tensor).all() for tensor in tensors))  # a Div may divide by 0
     check_same(model, smooth(model, data, alpha=alpha), data[0])
 
 
