@@ -7,7 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; set before a
 
 from support.namespaces import ALL, EAGER
 
-collect_ignore = ["tools/mutation"]  # it has no tests, and needs libraries that the tests do not
+collect_ignore = ["tools/mutation", "support/sharding_job.py"]  # without tests, but with needs or effects of their own
 
 
 @pytest.fixture(params=ALL)
