@@ -171,7 +171,7 @@ def test_without_a_cap_any_range_is_observed():
 def test_an_outlier_does_not_hide_the_other_values(criterion, outlier):
     """One value of 10,000 among normal ones: all the others would be in the centre bin."""
     rng = np.random.default_rng(3)  # the same in any order of the tests
-    data = [rng.normal(size=(4000, 4)).astype(np.float32) for _ in range(3)]
+    data = [rng.normal(size=(16000, 4)).astype(np.float32) for _ in range(3)]
     clean = quietly(SMALL, data, criterion=criterion).thresholds["x"]
     data[1][7, 1] = outlier
     with warnings.catch_warnings(record=True) as caught:
