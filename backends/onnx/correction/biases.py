@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from ..model.graph import Graph, to_array
-from ..model.operators import attribute, channel_bias, has_constant_weight, sole_consumer
+from ..model.operators import attribute, channel_bias, has_constant_weight, output_channels, sole_consumer
 
 Array = np.ndarray[Any, Any]
 
@@ -38,16 +38,9 @@ def find_bias(graph: Graph, layer: onnx.NodeProto) -> Bias | None:
     if len(layer.input) > 2 and layer.input[2]:
         values = channel_bias(graph, layer)
     else:
-        values = np.zeros(_channels(layer, list(weight.dims)), onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
+        values = np.zeros(output_channels(graph, layer), onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
     spatial = 0 if layer.op_type == "Gemm" else len(weight.dims) - 2
     return None if values is None else Bias(layer.name, layer.name, 2, values, spatial)
-
-
-def _channels(layer: onnx.NodeProto, shape: list[int]) -> int:
-    if layer.op_type == "Gemm":
-        return shape[0 if attribute(layer, "transB", 0) else 1]
-    groups: Any = attribute(layer, "group", 1)
-    return shape[1] * groups if layer.op_type == "ConvTranspose" else shape[0]
 
 
 def _behind_product(graph: Graph, product: onnx.NodeProto, channels: int) -> Bias | None:

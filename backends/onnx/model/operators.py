@@ -36,6 +36,15 @@ def has_constant_weight(graph: Graph, node: onnx.NodeProto) -> bool:
     return node.input[1] in graph.initializers and graph.is_activation(node.input[0])
 
 
+def output_channels(graph: Graph, node: onnx.NodeProto) -> int:
+    """Return the number of output channels of a Conv, ConvTranspose or Gemm with a constant weight."""
+    shape = graph.initializers[node.input[1]].dims
+    if node.op_type == "Gemm":
+        return int(shape[0 if attribute(node, "transB", 0) else 1])
+    groups: Any = attribute(node, "group", 1)
+    return int(shape[1] * groups if node.op_type == "ConvTranspose" else shape[0])
+
+
 def weight_axis(graph: Graph, node: onnx.NodeProto) -> int | None:
     """Return the output channels' axis of a layer's constant weight; None where one scale must hold for all of it.
 

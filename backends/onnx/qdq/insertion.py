@@ -11,7 +11,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from ...settings import WEIGHTED
 from ...warning import warn
 from ..model.graph import Graph, copied, to_array
-from ..model.operators import attribute, channel_bias, has_constant_weight
+from ..model.operators import attribute, channel_bias, has_constant_weight, output_channels
 from .grids import Grid
 from .plan import EVERYONE, Plan
 from .weights import Quantized, least_scales, quantize_bias, quantize_weight, representable
@@ -190,10 +190,10 @@ def _add_bias(edits: Edits, node: onnx.NodeProto) -> None:
     if len(node.input) > 2 and to_array(edits.graph.initializers[node.input[2]]).any():
         return
     weight = edits.graph.initializers[node.input[1]]
-    groups: Any = attribute(node, "group", 1)
-    channels = weight.dims[1] * groups if node.op_type == "ConvTranspose" else weight.dims[0]
     dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
-    least = np.full(channels, np.finfo(dtype).smallest_subnormal if dtype == np.float16 else 1e-30, dtype)
+    least = np.full(
+        output_channels(edits.graph, node), np.finfo(dtype).smallest_subnormal if dtype == np.float16 else 1e-30, dtype
+    )
     edits.biases[node.name] = edits.constant(f"{node.name}_bias", least)
 
 
