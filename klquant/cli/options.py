@@ -95,6 +95,16 @@ def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[
     return overrides
 
 
+def batch_size_option(default: int) -> Decorator:
+    """Return ``--batch-size`` with the number that it has where the model fixes none."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help=f"Samples per batch.  [default: as fixed in the model, or {default}; one file of a folder]",
+    )
+
+
 def criterion_option(default: Criterion | None, what: str, *, others: Iterable[str] = ()) -> Decorator:
     """Return the option `--criterion`."""
     return click.option(

@@ -8,7 +8,7 @@ import click
 from ..data import SOURCE, fixed_batch_size, open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, criterion_option, guard_option, json_option, override_option
+from ..options import NEW, ONNX_MODEL, batch_size_option, criterion_option, guard_option, json_option, override_option
 from ..output import busy, print_json, print_table, print_thresholds, threshold_record
 
 
@@ -27,8 +27,7 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Tensors to leave out; may be repeated.")
 @click.option("--dead-channel", type=click.FloatRange(min=0), default=0.0, metavar="SIZE",
               help="Zero channels whose weights are all below this.  [default: only those of zeros]")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
-              help="Samples per batch.  [default: as fixed in the model, or 32; one file of a folder]")  # fmt: skip
+@batch_size_option(32)
 @image_options
 @json_option
 def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json: bool, **options: Any) -> None:

@@ -10,7 +10,7 @@ from klquant.backends.accuracy.outputs import COLUMNS
 from ..data import FOLDERS, SOURCE, fixed_batch_size, import_function, open_batches, open_labels
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import ONNX_MODEL, json_option
+from ..options import ONNX_MODEL, batch_size_option, json_option
 from ..output import busy, print_table
 
 
@@ -24,8 +24,7 @@ from ..output import busy, print_table
 @click.option("--labels", metavar=f"{FOLDERS.upper()}|FILE",
               help=f"True classes: `{FOLDERS}`, or an .npy or .npz file.")  # fmt: skip
 @click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, see above.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
-              help="Samples per batch.  [default: as fixed in the model, or 8; one file of a folder]")  # fmt: skip
+@batch_size_option(8)
 @image_options
 @json_option
 def compare(

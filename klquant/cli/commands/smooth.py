@@ -8,7 +8,7 @@ import click
 from ..data import SOURCE, fixed_batch_size, open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, json_option
+from ..options import NEW, ONNX_MODEL, batch_size_option, json_option
 from ..output import busy, print_json
 
 
@@ -20,8 +20,7 @@ from ..output import busy, print_json
 @click.option("--alpha", type=click.FloatRange(0, 1),
               help="1 evens out the activations, 0 the weights.  [default: chosen for each]")  # fmt: skip
 @click.option("--equalize", is_flag=True, help="First equalize the weights of successive layers.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
-              help="Samples per batch.  [default: as fixed in the model, or 8; one file of a folder]")  # fmt: skip
+@batch_size_option(8)
 @image_options
 @json_option
 def smooth(

@@ -12,7 +12,7 @@ from klquant.backends.settings import ENGINES
 from ..data import SOURCE, fixed_batch_size, import_function, open_batches
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, json_option
+from ..options import NEW, ONNX_MODEL, batch_size_option, json_option
 from ..output import busy, print_table
 
 
@@ -31,8 +31,7 @@ from ..output import busy, print_table
               help="Share of Conv, ConvTranspose, Gemm and MatMul that stay in INT8.")  # fmt: skip
 @click.option("--resume", type=NEW, help="File that keeps the trials; if it exists, they are not made again.")
 @click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N",
-              help="Samples per batch.  [default: as fixed in the model, or 8; one file of a folder]")  # fmt: skip
+@batch_size_option(8)
 @image_options
 @json_option
 @click.pass_context
