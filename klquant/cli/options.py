@@ -105,6 +105,14 @@ def batch_size_option(default: int) -> Decorator:
     )
 
 
+def max_samples_option(default: int | None) -> Decorator:
+    """Return ``--max-samples``."""
+    return click.option(
+        "--max-samples", type=click.IntRange(min=1), default=default, metavar="N", show_default=default is not None,
+        help="Use at most so many samples, evenly spaced.",
+    )  # fmt: skip
+
+
 def criterion_option(default: Criterion | None, what: str, *, others: Iterable[str] = ()) -> Decorator:
     """Return the option `--criterion`."""
     return click.option(

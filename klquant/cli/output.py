@@ -21,6 +21,7 @@ from .errors import printable
 UNLIMITED = 10_000  # columns of a file or a pipe: names are not wrapped there
 _LONG = {"tensor", "node", "why", "packages", "install with"}
 _NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB", "low", "high"}
+_NUMBERS |= {"agreement", "MB", "ms", "in INT8"}
 
 
 def busy(what: str) -> Status:

@@ -42,8 +42,8 @@ def inspect(ctx: click.Context, /, model: Path, engine: str, data: str | None, a
     num_int8 = sum(node.int8 for node in weighted)
     verification = None
     if data is not None:
-        graph = needed("onnx", "onnx").load(str(model), load_external_data=False).graph
-        batches = first_batch(data, graph, ImageOptions(**images))
+        loaded = needed("onnx", "onnx").load(str(model), load_external_data=False)
+        batches = first_batch(data, loaded, ImageOptions(**images))
         verification = backend.verify(str(model), batches, engine)
     if as_json:
         summary = {"engine": engine, "weighted": len(weighted), "weighted_int8": num_int8}

@@ -71,7 +71,7 @@ def quantize(
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
     options["asymmetric"] = not options.pop("symmetric")
-    batches = some_batches(data, prepared.model.graph, images)
+    batches = some_batches(data, prepared.model, images)
     quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
