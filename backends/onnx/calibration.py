@@ -15,8 +15,7 @@ from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions
-from ..thresholds import check_criterion
+from ..settings import CRITERIA, EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
 from .accuracy.criterion_choice import auto_thresholds
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
@@ -97,8 +96,7 @@ def calibrate(
     order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
     tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
     """
-    if criterion != "auto":
-        check_criterion(criterion)
+    check_choice("criterion", criterion, (*CRITERIA, "auto"))
     prepared = prepare(model)
     blank = empty_calibration(prepared, **settings)
     identity = {name: layer.digest for name, layer in blank.model.items()}, blank.settings.as_json()

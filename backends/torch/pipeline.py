@@ -8,7 +8,7 @@ from torch import nn
 
 from ..batches import check_repeatable
 from ..calibration import Calibration
-from ..settings import Criterion, CriterionOrAuto
+from ..settings import CRITERIA, Criterion, CriterionOrAuto, check_choice
 from .options import QuantizerOptions
 from .quantizer import Quantizer
 from .stages import QuantizedModel
@@ -67,6 +67,7 @@ def quantize(
     Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
     rounded weights with those before rounding.
     """
+    check_choice("criterion", criterion, (*CRITERIA, "auto"))  # before the data are read
     quantizer = Quantizer(model, **options)
     one_pass = options.get("passes", 2) == 1
     if not one_pass or criterion == "auto" or correct_bias:

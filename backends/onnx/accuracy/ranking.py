@@ -13,6 +13,7 @@ from klquant.errors import InvalidInputError
 from ...batches import numbered
 from ...calibration import Calibration
 from ...html_tables import html_table
+from ...reprs import counted, worst
 from ...settings import Engine
 from ...text import number, without_nan
 from ..feeds import few_samples, make_feed, read_inputs
@@ -43,6 +44,12 @@ class Sensitivity(NamedTuple):
     def as_json(self) -> str:
         """Return everything as JSON, with null for infinity."""
         return json.dumps(without_nan(self), indent=2, allow_nan=False)
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        alone = worst((one.name, one.sqnr_db) for one in self.costs)
+        together = number(self.expected_sqnr_db, ".1f")
+        return f"Sensitivity({counted(len(self.costs), 'quantizer')}, {together} dB expected of all together{alone})"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
