@@ -86,7 +86,7 @@ def describe(
     title: str = "Calibration report",
     diagnosis: Diagnosed | None = None,
     weight_scales: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Report:
     """Collect the content of a report about a calibration.
 
@@ -100,7 +100,7 @@ def describe(
     weight_scales : mapping, optional
         Scales of the output channels by layer, instead of those in the calibration; 0 marks a dead channel.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar on a terminal or in a notebook.
 
     Returns
     -------

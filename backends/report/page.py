@@ -80,7 +80,7 @@ def write_report(
     title: str = "Calibration report",
     diagnosis: Diagnosed | None = None,
     weight_scales: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Report:
     """Write an HTML page about a calibration, and its numbers as JSON if `json_path` is given.
 
