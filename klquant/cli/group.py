@@ -47,7 +47,10 @@ class _Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, _, others = super().resolve_command(ctx, args)
-        return name, _load(name) if name else None, others
+        command = _load(name) if name else None
+        if command is not None:
+            ctx.meta["klquant.options"] = {one.name: one.opts[0] for one in command.params if one.opts[0][0] == "-"}
+        return name, command, others
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["klquant.arguments"] = list(args)  # for commands to paste
@@ -130,7 +133,8 @@ def _with_options(warning: Warning | str) -> str:
     if not isinstance(warning, klquant.CalibrationWarning):
         return str(warning)
     options = " ".join(f"--override {shlex.quote(f'{name}={how}')}" for name, how in warning.better.items())
-    return warning.message + (f"; to take the better criterion: {options}" if options else "")
+    message = warning.message.replace("pass a smaller max_amax, or a threshold", "pass a threshold: --override NAME=T")
+    return message + (f"; to take the better criterion: {options}" if options else "")
 
 
 @contextmanager
@@ -142,7 +146,9 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, klquant.CalibrationWarning):
-                click.echo(f"warning: {printable(_with_options(message))}", err=True)
+                from .output import say
+
+                say(f"warning: {printable(_with_options(message))}", colour="yellow")
             else:
                 others(message, category, *where, **more)
 

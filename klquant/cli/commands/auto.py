@@ -13,7 +13,7 @@ from klquant.backends.settings import ENGINES
 from ..data import SOURCE, Amount, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, batch_size_option, json_option, max_samples_option
+from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option
 from ..output import busy, print_table
 
 MIN_BATCHES = 8  # so that a quarter of them can be held back
@@ -24,7 +24,7 @@ _ONLY_HERE = {"--report": 2, "--max-seconds": 2, "--json": 1}  # options that `k
 @click.argument("model", type=ONNX_MODEL)
 @click.option("--data", required=True, metavar=SOURCE, help="Sample data, as for `klquant calibrate`.",
               shell_complete=click.Path().shell_complete)  # fmt: skip
-@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Engine that will run the model.")
+@click.option("--engine", type=Choice(ENGINES), required=True, help="Engine that will run the model.")
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--report", type=NEW, help="HTML report to write.  [default: like --out, with .html]")
 @click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")

@@ -18,7 +18,7 @@ from ..options import (
     max_samples_option,
     override_option,
 )
-from ..output import busy, print_json, print_table, print_thresholds, threshold_record
+from ..output import busy, print_json, print_next, print_table, print_thresholds, threshold_record
 
 
 @click.command()
@@ -90,3 +90,4 @@ def calibrate(
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
+    print_next("klquant", "quantize", model, out, "--engine", "ENGINE", "--data", data, "-o", "int8.onnx")

@@ -10,13 +10,13 @@ from klquant.backends.settings import ENGINES, WEIGHTED
 from ..data import SOURCE, first_batch
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import ONNX_MODEL, json_option
+from ..options import ONNX_MODEL, Choice, json_option
 from ..output import busy, print_json, print_table
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Engine to check.")
+@click.option("--engine", type=Choice(ENGINES), required=True, help="Engine to check.")
 @click.option("--data", metavar=SOURCE, help="Also run MODEL on a first batch and compare it with MODEL as written.")
 @image_options
 @json_option

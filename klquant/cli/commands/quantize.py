@@ -22,7 +22,7 @@ from ..options import (
     load_calibration,
     override_option,
 )
-from ..output import busy, print_json, print_table, print_thresholds
+from ..output import busy, print_json, print_next, print_table, print_thresholds
 
 
 @click.command()
@@ -90,6 +90,10 @@ def quantize(
     if quantized.verification is not None:
         click.echo(f"verified: {quantized.verification}")
     click.echo(f"wrote {out}")
+    if engine == "tensorrt":
+        print_next("klquant", "inspect", out, "--engine", engine)
+    else:
+        print_next("klquant", "compare", model, out, "--data", data or "DATA", "--engine", engine)
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:

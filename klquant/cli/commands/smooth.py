@@ -9,7 +9,7 @@ from ..data import SOURCE, Amount, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, batch_size_option, json_option, max_samples_option
-from ..output import busy, print_json
+from ..output import busy, print_json, print_next
 
 
 @click.command()
@@ -64,6 +64,7 @@ def smooth(
         return
     click.echo(f"{changed} constants changed, {added} nodes added")
     click.echo(f"wrote {out}")
+    print_next("klquant", "calibrate", out, "--data", data, "--out", "calib.npz")
 
 
 def _num_changed(before: Any, after: Any) -> int:
