@@ -10,8 +10,13 @@ from klquant.errors import InvalidInputError
 from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion
+<<<<<<< HEAD
+from ..warning import warn
+from .passes import ALONE, DIFFERENT_DATA, DRIFT, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
+=======
 from .distributed import warning_once
 from .passes import ALONE, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
+>>>>>>> ux
 from .statistics import Statistics, histograms_of
 
 logger = logging.getLogger("klquant")
@@ -88,6 +93,7 @@ def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics
         raise InvalidInputError(
             f"expected the {seen.num_batches} batches of pass 1, got {counts.num_batches} in pass 2"
         )
+    _warn_of_other_data(seen, counts)
     histograms = histograms_of(counts, blank.settings.max_amax or math.inf)
     return blank._replace(
         amax=seen.amax,
@@ -98,3 +104,12 @@ def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics
         zeros={name: counts.tensors[name].zeros for name in histograms},
         num_batches=seen.num_batches,
     )
+
+
+def _warn_of_other_data(first: Statistics, second: Statistics) -> None:
+    """Warn if the values of the second pass reach less far than those of the first: larger ones are refused there."""
+    for name, one in first.tensors.items():
+        again = second.tensors.get(name, one)
+        if one.amax > DRIFT * again.amax:
+            warn(f"tensor `{name}` had amax = {one.amax} in pass 1, got {again.amax} in pass 2; {DIFFERENT_DATA}")
+            return

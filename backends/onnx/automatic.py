@@ -49,7 +49,7 @@ def auto(
     metric: Metric | None = None,
     validation: Iterable[Any] | None = None,
     max_seconds: float = 240.0,
-    progress: bool = False,
+    progress: bool = True,
     **settings: Unpack[SettingsOptions],
 ) -> Automatic[QDQModel]:
     """Quantize a model by every criterion and with every step, verify the best and compare it with the float model.

@@ -15,6 +15,7 @@ from ..calibration import Calibration, checked
 from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
+from .feeds import from_reader
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
 from .model.operators import observed_tensors
@@ -129,7 +130,7 @@ def quantize(
     check_engine(engine)
     if correct_bias and batches is None:
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
-    some = None if batches is None else list(islice(batches, MAX_BATCHES))
+    some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     prepared = prepare(model)
     plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0

@@ -113,7 +113,7 @@ def describe(
     verdict: str = "",
     ways: Iterable[Mapping[str, str]] = (),
     next_steps: Iterable[str] = (),
-    progress: bool = False,
+    progress: bool = True,
 ) -> Report:
     """Collect the content of a report about a calibration.
 
@@ -133,7 +133,7 @@ def describe(
     next_steps : iterable of str
         What to do next: commands or sentences.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar on a terminal or in a notebook.
 
     Returns
     -------

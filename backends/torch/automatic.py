@@ -35,7 +35,7 @@ def auto(
     metric: Metric | None = None,
     validation: Iterable[Any] | None = None,
     max_seconds: float = 240.0,
-    progress: bool = False,
+    progress: bool = True,
     **settings: Unpack[SettingsOptions],
 ) -> Automatic[QuantizedModel]:
     """Quantize a module by every criterion and with every step, and compare each with the float model.

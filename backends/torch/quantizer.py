@@ -49,9 +49,9 @@ class Quantizer:
     model : torch.nn.Module, in eval mode
     forward : callable (model, batch) -> output
         How to run the model on a batch. By default a tensor is the only argument, tuples and lists are positional
-        arguments, and mappings are keyword arguments.
+        arguments, and mappings are keyword arguments. Labels and entries that the model does not take are left out.
     progress : bool
-        Show bars on a terminal.
+        Show bars on a terminal or in a notebook.
     process_group : torch.distributed.ProcessGroup, optional
         Processes that calibrate together, each on its own part of the data; at least one must have data. All get the
         same thresholds. Every process must make the same calls.
@@ -78,7 +78,7 @@ class Quantizer:
         model: nn.Module,
         *,
         forward: Forward = call_model,
-        progress: bool = False,
+        progress: bool = True,
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,

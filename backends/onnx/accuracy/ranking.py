@@ -16,7 +16,7 @@ from ...html_tables import html_table
 from ...reprs import counted, worst
 from ...settings import Engine
 from ...text import number, without_nan
-from ..feeds import few_samples, make_feed, read_inputs
+from ..feeds import few_samples, from_reader, make_feed, read_inputs
 from ..model.preparation import Prepared, prepare
 from ..quantization import quantize
 from .sensitivity import quantizer_costs
@@ -97,7 +97,9 @@ def sensitivity(
     prepared = prepare(model)
     quantized = quantize(prepared, calibration, engine=engine).model
     inputs = read_inputs(prepared.model, prepared.graph)
-    feeds = few_samples((make_feed(batch, inputs) for _, batch in numbered(batches)), inputs, SAMPLES)
+    feeds = few_samples(
+        (make_feed(batch, inputs) for _, batch in numbered(from_reader(batches, once=True))), inputs, SAMPLES
+    )
     if not feeds:
         raise InvalidInputError("expected at least one batch, got none")
     costs = quantizer_costs(prepared.graph, quantized, feeds)

@@ -90,7 +90,7 @@ def diagnose(
     *,
     observe: Where = "inputs",
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
     sensitivity: bool = True,
 ) -> Diagnosis:
     """Compare a model with its INT8 simulation, layer by layer, and rank the layers by the harm they do.
@@ -108,7 +108,7 @@ def diagnose(
     forward : callable (model, batch) -> output
         How to run the model on a batch; the floating point tensors that it returns are compared.
     progress : bool
-        Show a bar over layers and batches on a terminal.
+        Show a bar over layers and batches on a terminal or in a notebook.
     sensitivity : bool
         Also quantize one layer at a time, and all but one, on the first 64 samples. Otherwise these numbers are NaN,
         and the SQNR of the layers' outputs ranks them.

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...html_tables import html_skipped, html_table
 from ...reprs import left_out
+from ..model.arguments import log_left_out
 from ..model.dataflow import Recording, outputs_agree, record_calls
 from ..model.edits import copy_model, restored, without_nested_tensors
 from ..model.forward import Forward, call_model, check_eval, naming_errors
@@ -84,6 +85,8 @@ def copy_to_fold(model: nn.Module) -> nn.Module:
 
 def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
     """Do what :func:`examine` does with a copy that the caller owns; the copy stays as it was."""
+    if forward is call_model:
+        log_left_out(model, batch)
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
     inside = tuple(f"{name}." for name in skipped)
