@@ -15,11 +15,13 @@ from ..calibration import Calibration, checked
 from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
+from .lowering.api import lower
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
 from .model.signs import non_negative
+from .qdq.first_layers import FASTER
 from .qdq.floats import body_layers
 from .qdq.grids import Grid, Rule, by_sign, fitted, make_grids, shifted_candidates, signed, unsigned
 from .qdq.insertion import write_qdq
@@ -131,7 +133,7 @@ def quantize(
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
     some = None if batches is None else list(islice(batches, MAX_BATCHES))
     prepared = prepare(model)
-    plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    prepared, plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
@@ -158,7 +160,7 @@ def _planned(
     exclude: Iterable[str] | str,
     *,
     asymmetric: bool,
-) -> tuple[Plan, dict[str, Grid]]:
+) -> tuple[Prepared, Plan, dict[str, Grid]]:
     """Return where quantizers go, and the grid of each activation."""
     graph = prepared.graph
     excluded = _excluded(graph, exclude)
@@ -167,10 +169,13 @@ def _planned(
         excluded += tuple(calibration.skipped)
         calibration = fitted(graph, calibration, engine) if asymmetric else calibration
     thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, engine, excluded)
-    _check_types(prepared, plan)
     candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
-    return plan, make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
+    if engine == "onnxruntime":
+        prepared, thresholds, candidates, plan, _ = lower(prepared, thresholds, candidates, excluded)
+    else:
+        plan = make_plan(graph, thresholds, engine, excluded)
+    _check_types(prepared, plan)
+    return prepared, plan, make_grids(plan, thresholds, non_negative(prepared.graph), RULES[engine], candidates)
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
@@ -249,7 +254,7 @@ def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
 def _report(plan: Plan) -> None:
     """Log what was quantized, and warn of layers that stay in floating point without being excluded."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
-    reasons = {name: reason for name, reason in plan.skipped.items() if reason != EXCLUDED}
+    reasons = {name: reason for name, reason in plan.skipped.items() if reason not in (EXCLUDED, FASTER)}
     if not plan.readers and not plan.skipped:
         reasons = {"": "the model has no operator that can be quantized"}
     warn_of_floats("node", reasons)
