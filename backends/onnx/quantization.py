@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,15 @@ import onnx
 
 from klquant.errors import InvalidInputError, ModelError
 
-from ..calibration import Calibration, checked
-from ..settings import EXCLUDED, Engine, check_engine, matching
+from ..calibration import Calibration
+from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
-from .lowering.api import lower
-from .model.fingerprint import fingerprint
-from .model.graph import Graph
+from .feeds import from_reader
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
-from .model.signs import non_negative
+from .placement import place
 from .qdq.first_layers import FASTER
-from .qdq.floats import body_layers
-from .qdq.grids import Grid, Rule, by_sign, fitted, make_grids, shifted_candidates, signed, unsigned
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -33,7 +28,6 @@ from .verification import verify
 
 MAX_VERIFIED = 4
 """How many batches the engine runs to be compared with the model as written."""
-RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
 
@@ -131,9 +125,8 @@ def quantize(
     check_engine(engine)
     if correct_bias and batches is None:
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
-    some = None if batches is None else list(islice(batches, MAX_BATCHES))
-    prepared = prepare(model)
-    prepared, plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
+    prepared, plan, grids = place(prepare(model), calibration, engine, exclude, asymmetric=asymmetric)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
@@ -151,31 +144,6 @@ def quantize(
     thresholds = {name: grid.threshold for name, grid in grids.items() if name in known}
     ranges = {name: grid.range for name, grid in grids.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
-
-
-def _planned(
-    prepared: Prepared,
-    calibration: Calibration | Mapping[str, float],
-    engine: Engine,
-    exclude: Iterable[str] | str,
-    *,
-    asymmetric: bool,
-) -> tuple[Prepared, Plan, dict[str, Grid]]:
-    """Return where quantizers go, and the grid of each activation."""
-    graph = prepared.graph
-    excluded = _excluded(graph, exclude)
-    if isinstance(calibration, Calibration):
-        calibration.check_fits(fingerprint(graph) if calibration.model else {})
-        excluded += tuple(calibration.skipped)
-        calibration = fitted(graph, calibration, engine) if asymmetric else calibration
-    thresholds = _thresholds(calibration)
-    candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
-    if engine == "onnxruntime":
-        prepared, thresholds, candidates, plan, _ = lower(prepared, thresholds, candidates, excluded)
-    else:
-        plan = make_plan(graph, thresholds, engine, excluded)
-    _check_types(prepared, plan)
-    return prepared, plan, make_grids(plan, thresholds, non_negative(prepared.graph), RULES[engine], candidates)
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
@@ -210,45 +178,6 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     observed = observed_tensors(graph)
     readers = make_plan(graph, observed, engine).readers
     return [name for name in readers if name in observed]
-
-
-def _check_types(prepared: Prepared, plan: Plan) -> None:
-    opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
-    weights = {node.input[1] for node in prepared.graph.nodes if node.name in plan.weights}
-    halves = [name for name in (*plan.readers, *weights) if prepared.graph.types[name] == onnx.TensorProto.FLOAT16]
-    if opset < 19 and halves:
-        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got opset {opset}")
-
-
-def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
-    """Return T by tensor name, checked."""
-    if isinstance(calibration, Mapping):
-        found = {name: float(value) for name, value in calibration.items()}
-    else:
-        layers = checked(calibration).thresholds
-        found = {name: layer.threshold for name, layer in layers.items()}
-        for name, layer in layers.items():
-            if layer.num_bits != 8:
-                raise InvalidInputError(f"tensor `{name}` must be calibrated for 8 bits, got {layer.num_bits}")
-    if not found:
-        raise InvalidInputError("expected thresholds, got none; call search_thresholds() first")
-    for name, value in found.items():
-        if not 0 < value < float("inf"):
-            raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
-    return found
-
-
-def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
-    """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
-    bodies = [path for node in graph.nodes for path in body_layers(graph, node)]
-    names = list(dict.fromkeys([*nodes, *bodies, *graph.inputs, *graph.producers]))
-    for pattern in patterns:
-        if not matching(names, [pattern]):
-            close = get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator; similar names: {close}")
-    return tuple(matching(names, patterns))
 
 
 def _report(plan: Plan) -> None:

@@ -62,6 +62,11 @@ class Report(NamedTuple):
     """The content of the page. It has no date, so that the same calibration always gives the same bytes."""
 
     title: str
+    verdict: str
+    """One sentence about the quantized model; empty if nobody measured it."""
+    ways: list[Mapping[str, str]]
+    """How the model was quantized and what that achieved, one row of a table each."""
+    next_steps: list[str]
     versions: dict[str, str]
     """Of the libraries that made the calibration."""
     settings: dict[str, Any]
@@ -86,7 +91,10 @@ def describe(
     title: str = "Calibration report",
     diagnosis: Diagnosed | None = None,
     weight_scales: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    verdict: str = "",
+    ways: Iterable[Mapping[str, str]] = (),
+    next_steps: Iterable[str] = (),
+    progress: bool = True,
 ) -> Report:
     """Collect the content of a report about a calibration.
 
@@ -99,8 +107,14 @@ def describe(
         A diagnosis or its parsed JSON. It adds measured SQNR and a ranking of layers by sensitivity.
     weight_scales : mapping, optional
         Scales of the output channels by layer, instead of those in the calibration; 0 marks a dead channel.
+    verdict : str
+        One sentence about the quantized model, which the page begins with.
+    ways : iterable of mapping
+        A table of how the model was quantized, one mapping of texts by column for each row.
+    next_steps : iterable of str
+        What to do next: commands or sentences.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar on a terminal or in a notebook.
 
     Returns
     -------
@@ -127,6 +141,9 @@ def describe(
     calibration = _searched(calibration)
     return Report(
         title=title,
+        verdict=verdict,
+        ways=[dict(way) for way in ways],
+        next_steps=list(next_steps),
         versions=dict(calibration.versions) or {"klquant": klquant.__version__, "numpy": np.__version__},
         settings=calibration.settings.as_json(),
         model=calibration.model,

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from klquant.errors import MissingDependencyError
 
@@ -28,6 +28,17 @@ from .diagnosis import Diagnosed
 FOLDER = Path(__file__).parent
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("uPlot.min.js", "tables.js", "charts.js", "layer.js")  # uPlot 1.6.32
+
+
+class Content(TypedDict, total=False):
+    """What a report says beside the calibration; see :func:`describe`."""
+
+    diagnosis: Diagnosed | None
+    weight_scales: Mapping[str, Any] | None
+    verdict: str
+    ways: Iterable[Mapping[str, str]]
+    next_steps: Iterable[str]
+    progress: bool
 
 
 def render_html(report: Report) -> str:
@@ -78,9 +89,7 @@ def write_report(
     *,
     json_path: str | Path | None = None,
     title: str = "Calibration report",
-    diagnosis: Diagnosed | None = None,
-    weight_scales: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    **content: Unpack[Content],
 ) -> Report:
     """Write an HTML page about a calibration, and its numbers as JSON if `json_path` is given.
 
@@ -91,8 +100,10 @@ def write_report(
         Of the page. Each file is written whole or not at all.
     json_path : str or Path, optional
         Of the JSON.
-    title, diagnosis, weight_scales, progress
-        As for :func:`describe`.
+    title
+        Heading of the page.
+    **content
+        As for :func:`describe`: ``diagnosis``, ``weight_scales``, ``verdict``, ``ways``, ``next_steps``, ``progress``.
 
     Returns
     -------
@@ -106,7 +117,7 @@ def write_report(
     MissingDependencyError
         Without jinja2.
     """
-    report = describe(calibration, title=title, diagnosis=diagnosis, weight_scales=weight_scales, progress=progress)
+    report = describe(calibration, title=title, **content)
     write_atomic(Path(path), render_html(report).encode())
     if json_path is not None:
         write_atomic(Path(json_path), report.as_json().encode())

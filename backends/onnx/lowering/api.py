@@ -1,6 +1,6 @@
 """Rewrite a float model for the INT8 kernels of onnxruntime, with the thresholds of its tensors."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import klquant
@@ -22,7 +22,6 @@ class Lowered(NamedTuple):
     thresholds: dict[str, float]
     candidates: dict[str, Candidate]
     plan: Plan
-    factors: dict[str, float]
 
 
 def lower(
@@ -36,24 +35,21 @@ def lower(
     padded = pad_channels(prepared, spared)
     while True:
         found = rewrite(fold_scalars(padded, spared), spared)
-        ranges = _candidates(found, candidates)
+        ranges = {held: _scaled(candidates[name], factor) for held, name, factor in _sources(found, candidates)}
         known = _thresholds(found, thresholds, ranges)
         plan = make_plan(found.prepared.graph, known, "onnxruntime", excluded)
         useless = {name for name, tensors in found.nodes.items() if not plan.readers.keys() >= set(tensors)}
         if not useless:
             break
         spared |= useless
-    factors = {held: names[0][1] for held, names in found.origins.items()}
-    return Lowered(found.prepared, known, ranges, plan, factors)
+    return Lowered(found.prepared, known, ranges, plan)
 
 
 def _thresholds(
     found: Rewritten, thresholds: Mapping[str, float], candidates: Mapping[str, Candidate]
 ) -> dict[str, float]:
-    known = dict(found.fixed)
-    for held, names in found.origins.items():
-        own = sorted(names, key=lambda one: one[0] != held)
-        known |= {held: thresholds[name] * factor for name, factor in reversed(own) if name in thresholds} | found.fixed
+    """Return T of the tensors of the rewritten model."""
+    known = {held: thresholds[name] * factor for held, name, factor in _sources(found, thresholds)} | found.fixed
     for name, (source, slope) in found.slopes.items():
         if source in known:
             one = candidates.get(source)
@@ -61,19 +57,18 @@ def _thresholds(
     return known
 
 
-def _candidates(found: Rewritten, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
-    known = {}
+def _sources(found: Rewritten, known: Collection[str]) -> Iterator[tuple[str, str, float]]:
+    """Yield each tensor, a known tensor that it holds, if possible that of the same name, and the factor."""
     for held, names in found.origins.items():
-        own = sorted(names, key=lambda one: one[0] != held)
-        for name, factor in own:
-            if name in candidates:
-                known[held] = _scaled(candidates[name], factor)
-                break
-    return known
+        first = next((one for one in sorted(names, key=lambda one: one[0] != held) if one[0] in known), None)
+        if first is not None:
+            yield held, *first
 
 
 def _scaled(one: Candidate, factor: float) -> Candidate:
     if factor == 1:
         return one
     low, high = one.range
-    return Candidate(Range(low * factor, high * factor), klquant.Histogram(one.histogram.hist, one.histogram.edges * factor))
+    return Candidate(
+        Range(low * factor, high * factor), klquant.Histogram(one.histogram.hist, one.histogram.edges * factor)
+    )

@@ -66,7 +66,7 @@ def is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type != "Conv" or not has_constant_weight(graph, node):
         return False
     channels, inputs = graph.initializers[node.input[1]].dims[:2]
-    return inputs == 1 and attribute(node, "group", 1) == channels > 1
+    return bool(inputs == 1 and attribute(node, "group", 1) == channels > 1)
 
 
 def _find(graph: Graph, shapes: Mapping[str, list[int]], start: onnx.NodeProto, channels: int) -> Padding | None:
@@ -162,5 +162,7 @@ def _written(
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """Return the sizes of tensors of four dimensions by name, 0 for those that are free."""
-    values = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in model.graph.value_info}
+    values = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in model.graph.value_info
+    }
     return {name: sizes for name, sizes in values.items() if len(sizes) == 4}

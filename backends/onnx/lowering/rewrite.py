@@ -13,7 +13,6 @@ import onnx
 
 from ..correction.parameters import with_parameters
 from ..feeds import Array
-from ..model.graph import to_array
 from ..model.operators import attribute, has_constant_weight
 from ..model.preparation import Prepared
 from .draft import Draft
@@ -163,9 +162,9 @@ class _Rewriting:
             found = factors[0]
         elif kind in PRODUCTS and not (kind == "MatMul" and has_constant_weight(self._graph, node)):
             found = float(np.prod(factors))
-        elif kind in SUMS and len(set(floats)) == 1 and (kind != "Concat" or len(floats) == len(factors)):
-            return self._shifted(node, floats[0])
-        elif kind == "Clip":
+        elif (
+            kind in SUMS and len(set(floats)) == 1 and (kind != "Concat" or len(floats) == len(factors))
+        ) or kind == "Clip":
             return self._shifted(node, floats[0])
         else:
             return None
@@ -207,6 +206,6 @@ class _Rewriting:
         return [self._draft.node("Mul", [self._holder(name), inverse], restored)]
 
     def _renamed(self, node: onnx.NodeProto, *, restored: bool = False) -> onnx.NodeProto:
-        new = onnx.NodeProto.FromString(node.SerializeToString())
+        new: onnx.NodeProto = onnx.NodeProto.FromString(node.SerializeToString())
         new.input[:] = [(restored and self._restored.get(name)) or self._holder(name) for name in node.input]
         return new

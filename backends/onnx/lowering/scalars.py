@@ -1,4 +1,4 @@
-"""Scalars behind a layer, as trained scales and offsets of activations: the layer's own weight and bias take them up."""
+"""Scalars behind a layer, as trained scales and offsets of activations: its own weight and bias take them up."""
 
 from typing import Any
 

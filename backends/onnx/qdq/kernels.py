@@ -66,7 +66,9 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
                 computed.update(_outputs(graph, node))
     names = {node.name for node in int8}
     may = [
-        node for node in graph.nodes if node.name in names or (node.op_type == "Softmax" and _all_quantized(graph, plan, node))
+        node
+        for node in graph.nodes
+        if node.name in names or (node.op_type == "Softmax" and _all_quantized(graph, plan, node))
     ]
     used = _readers(graph, plan, may)
     plan = plan._replace(
@@ -161,7 +163,7 @@ def _has_kernel(node: onnx.NodeProto) -> bool:
 
 
 def _before_convolution(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a Conv follows. If not, onnxruntime pools with channels first, which INT8 makes 13 times slower."""
+    """Return whether a Conv follows. If not, onnxruntime pools channels first, in INT8 13 times slower."""
     pending = list(node.output)
     for name in pending:  # it grows meanwhile
         for reader in graph.consumers.get(name, []):

@@ -1,6 +1,5 @@
 """``klquant demo``: its options and tables."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from klquant.backends.text import number
 
 from ..group import needed
+from ..output import print_next
 
 if TYPE_CHECKING:
     from klquant.demo.run import DemoResult
@@ -35,8 +35,6 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
     Example:
       klquant demo --out results
     """  # noqa: D301
-    if not as_json:
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
     status = Console(stderr=True)
     with status.status("loading torch and scikit-learn"):
         digits_module, run_module = (needed(f"klquant.demo.{name}", "demo") for name in ("digits", "run"))
@@ -53,6 +51,7 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
         return
     _print_tables(result, run_module)
     click.echo(f"wrote {len(written)} files to {out}/: report.json, calibration.npz and a plot of each layer")
+    print_next("klquant", "report", out / "calibration.npz", "-o", out / "report.html")
 
 
 def _print_tables(result: "DemoResult", run_module: Any) -> None:

@@ -22,7 +22,7 @@ from ..options import (
     load_calibration,
     override_option,
 )
-from ..output import busy, print_json, print_table, print_thresholds
+from ..output import busy, print_json, print_next, print_table, print_thresholds
 
 
 @click.command()
@@ -71,7 +71,7 @@ def quantize(
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
     options["asymmetric"] = not options.pop("symmetric")
-    batches = some_batches(data, prepared.model.graph, images)
+    batches = some_batches(data, prepared.model, images)
     quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
@@ -90,6 +90,10 @@ def quantize(
     if quantized.verification is not None:
         click.echo(f"verified: {quantized.verification}")
     click.echo(f"wrote {out}")
+    if engine == "tensorrt":
+        print_next("klquant", "inspect", out, "--engine", engine)
+    else:
+        print_next("klquant", "compare", model, out, "--data", data or "DATA", "--engine", engine)
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:
