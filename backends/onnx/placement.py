@@ -40,7 +40,17 @@ class Placement(NamedTuple):
     """The float model, for onnxruntime with operators that have INT8 kernels."""
     plan: Plan
     grids: dict[str, Grid]
-    """By activation of the float model."""
+    """By activation of `prepared`."""
+    factors: Mapping[str, float] = {}
+    """By what its values are multiplied there, where that is not 1."""
+
+    def given(self) -> dict[str, Grid]:
+        """Return the grids in units of the model that was given."""
+        return {
+            name: grid._replace(threshold=grid.threshold / factor, scale=grid.scale / factor)
+            for name, grid in self.grids.items()
+            for factor in (self.factors.get(name, 1.0),)
+        }
 
 
 def place(
@@ -63,12 +73,12 @@ def place(
     thresholds = _thresholds(calibration)
     candidates = shifted_candidates(calibration, slow) if shifts else {}
     if engine == "onnxruntime":
-        prepared, thresholds, candidates, plan = lower(prepared, thresholds, candidates, excluded)
+        prepared, thresholds, candidates, plan, factors = lower(prepared, thresholds, candidates, excluded)
     else:
-        plan = make_plan(graph, thresholds, engine, excluded)
+        plan, factors = make_plan(graph, thresholds, engine, excluded), {}
     _check_types(prepared, plan)
     grids = make_grids(plan, thresholds, non_negative(prepared.graph), RULES[engine], candidates)
-    return Placement(prepared, plan, grids)
+    return Placement(prepared, plan, grids, factors)
 
 
 def _check_types(prepared: Prepared, plan: Plan) -> None:

@@ -126,7 +126,10 @@ def quantize(
     if correct_bias and batches is None:
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
-    prepared, plan, grids = place(prepare(model), calibration, engine, exclude, asymmetric=asymmetric)
+    prepared = prepare(model)
+    tensors = prepared.graph.tensors()
+    placement = place(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    prepared, plan, grids = placement[:3]
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
@@ -141,8 +144,9 @@ def quantize(
     _report(plan)
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
-    thresholds = {name: grid.threshold for name, grid in grids.items() if name in known}
-    ranges = {name: grid.range for name, grid in grids.items()}
+    given = {name: grid for name, grid in placement.given().items() if name in tensors}
+    thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
+    ranges = {name: grid.range for name, grid in given.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
 
 

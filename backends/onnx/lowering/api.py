@@ -22,6 +22,8 @@ class Lowered(NamedTuple):
     thresholds: dict[str, float]
     candidates: dict[str, Candidate]
     plan: Plan
+    factors: dict[str, float]
+    """By what the values of a tensor are multiplied, by name."""
 
 
 def lower(
@@ -42,7 +44,8 @@ def lower(
         if not useless:
             break
         spared |= useless
-    return Lowered(found.prepared, known, ranges, plan)
+    factors = {name: factor for held, names in found.origins.items() for name, factor in names if name == held}
+    return Lowered(found.prepared, known, ranges, plan, factors)
 
 
 def _thresholds(
