@@ -7,11 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration, checked
+from ..curves import Curve
 from ..settings import EXCLUDED, Engine, check_engine, matching
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
@@ -19,6 +21,7 @@ from .feeds import from_reader
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
 from .model.operators import observed_tensors
+from .model.pointwise import find_curves
 from .model.preparation import Prepared, prepare
 from .model.signs import non_negative
 from .qdq.floats import body_layers
@@ -114,6 +117,10 @@ def quantize(
     searched it for [-T, T], and a range with fewer negative values has finer steps. If the T of mse or max has 1 dB
     less expected error on the grid in use, the widest T within 1 dB of the best is taken.
 
+    With `asymmetric`, if pointwise functions such as SiLU, GELU, HardSwish, Sigmoid or Clip are all that reads a tensor
+    that onnxruntime quantizes, its range is fitted to the error behind them: before SiLU all values below -8 are nearly
+    alike, and need no levels. That holds for all criteria, but only a guarded T may grow.
+
     With `asymmetric`, the range is the part of [-T, T] between the smallest and the largest value of the calibration
     data, and 0, where that has less expected error. It gains most behind SiLU, GELU, HardSwish and LeakyRelu, whose
     negative values are small. Activations that share a scale get the union of their ranges. OpenVINO gets zero points
@@ -161,17 +168,25 @@ def _planned(
     asymmetric: bool,
 ) -> tuple[Plan, dict[str, Grid]]:
     """Return where quantizers go, and the grid of each activation."""
-    graph = prepared.graph
+    graph, curves = prepared.graph, dict[str, Curve]()
     excluded = _excluded(graph, exclude)
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         excluded += tuple(calibration.skipped)
-        calibration = fitted(graph, calibration, engine) if asymmetric else calibration
+        curves = _curves(prepared, calibration) if asymmetric and engine == "onnxruntime" else {}
+        calibration = fitted(graph, calibration, engine, curves) if asymmetric else calibration
     thresholds = _thresholds(calibration)
     plan = make_plan(graph, thresholds, engine, excluded)
     _check_types(prepared, plan)
-    candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
+    candidates = shifted_candidates(graph, calibration, engine, curves) if asymmetric else {}
     return plan, make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
+
+
+def _curves(prepared: Prepared, calibration: Calibration) -> dict[str, Curve]:
+    """Return the pointwise functions that read activations, at the edges and centres of the bins."""
+    edges = {name: np.asarray(calibration.histograms[name].edges) for name in calibration.histograms}
+    points = {name: np.union1d(one, (one[1:] + one[:-1]) / 2) for name, one in edges.items()}
+    return find_curves(prepared, points)
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
