@@ -109,6 +109,10 @@ def quantize(
     searched it for [-T, T], and a range with fewer negative values has finer steps. If the T of mse or max has 1 dB
     less expected error on the grid in use, the widest T within 1 dB of the best is taken.
 
+    With `asymmetric`, if pointwise functions such as SiLU, GELU, HardSwish, Sigmoid or Clip are all that reads a tensor
+    that onnxruntime quantizes, its range is fitted to the error behind them: before SiLU all values below -8 are nearly
+    alike, and need no levels. That holds for all criteria, but only a guarded T may grow.
+
     With `asymmetric`, the range is the part of [-T, T] between the smallest and the largest value of the calibration
     data, and 0, where that has less expected error. It gains most behind SiLU, GELU, HardSwish and LeakyRelu, whose
     negative values are small. Activations that share a scale get the union of their ranges. OpenVINO gets zero points
