@@ -58,20 +58,21 @@ def place(
     calibration: Calibration | Mapping[str, float],
     engine: Engine,
     exclude: Iterable[str] | str = (),
+    slow: Iterable[str] = (),
     *,
     asymmetric: bool = True,
 ) -> Placement:
-    """Return where quantizers go, and the grid of each activation."""
+    """Return where quantizers go, and the grid of each activation; `slow` are names of nodes to leave out too."""
     graph = prepared.graph
-    excluded = _excluded(graph, exclude)
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    excluded = (*_excluded(graph, exclude), *slow)
+    symmetric = slow_with_zero_points(graph) if engine == "openvino" else set()
     shifts = asymmetric and engine != "tensorrt"
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         excluded += tuple(calibration.skipped)
-        calibration = fitted(calibration, slow) if shifts else calibration
+        calibration = fitted(calibration, symmetric) if shifts else calibration
     thresholds = _thresholds(calibration)
-    candidates = shifted_candidates(calibration, slow) if shifts else {}
+    candidates = shifted_candidates(calibration, symmetric) if shifts else {}
     if engine == "onnxruntime":
         prepared, thresholds, candidates, plan, factors = lower(prepared, thresholds, candidates, excluded)
     else:
