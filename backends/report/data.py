@@ -53,6 +53,8 @@ class Tensor(NamedTuple):
     num_zeros: int
     """Number of values in the centre bin, which the search leaves out."""
     warnings: list[str]
+    better: str
+    """A criterion that expects less error; empty without a warning about it."""
     bars: Bars | None
     """None for a tensor that is always 0."""
     curve: Curve | None
@@ -80,9 +82,26 @@ class Report(NamedTuple):
     transforms: dict[str, list[dict[str, Any]]]
     skipped: dict[str, str]
 
+    @property
+    def worst(self) -> Tensor | None:
+        """Return the tensor with the least SQNR; None if no SQNR is known."""
+        known = [one for one in self.tensors if not math.isnan(sqnr_of(one))]
+        return min(known, key=sqnr_of, default=None)
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Return the criteria that expect less error, by tensor."""
+        return {one.name: one.better for one in self.tensors if one.better}
+
     def as_json(self) -> str:
         """Return the content as JSON, with null for NaN and infinity."""
         return json.dumps(without_nan(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sqnr_of(tensor: Tensor) -> float:
+    """Return the SQNR of a tensor: measured or expected from its histogram, whichever is less; NaN if unknown."""
+    known = (one for one in (tensor.chosen.sqnr_db, tensor.measured_sqnr_db) if not math.isnan(one))
+    return min(known, default=math.nan)
 
 
 def describe(
@@ -183,6 +202,7 @@ def _describe_tensor(calibration: Calibration, name: str, measured: Mapping[str,
         0 if histogram is None else int(histogram.hist.sum()),
         0 if histogram is None else int(histogram.hist[len(histogram.hist) // 2]),
         [complaint.text] if complaint.text else [],
+        complaint.better,
         None if histogram is None else sum_bars(histogram),
         curve,
     )

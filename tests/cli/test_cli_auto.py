@@ -48,6 +48,9 @@ def test_it_writes_model_and_report_and_says_what_they_are_worth(here):
     assert any(line.startswith("Accurate enough: with ") for line in lines)
     assert any(line.startswith("Verified: onnxruntime: ") for line in lines)
     assert lines[-1] == "wrote int8.onnx and int8.html"
+    (command,) = (line for line in lines if line.startswith("  klquant compare"))
+    np.save("LABELS.npy", np.zeros(24, np.int64))
+    assert CliRunner().invoke(cli, shlex.split(command, comments=True)[1:], catch_exceptions=False).exit_code == 0
     verdict = next(line for line in lines if line.startswith("Accurate"))
     assert verdict.partition(":")[0] in (here / "int8.html").read_text()
     assert Calibration.load("calib.npz").num_batches == 6
@@ -67,7 +70,9 @@ def test_out_of_reach_the_next_step_is_tune_with_the_same_options(here):
 
 
 def test_json_is_the_only_thing_on_stdout(here):
-    found = json.loads(run("--json", "--max-seconds", "1", "--max-samples", "9", "--target", "10dB").stdout)
+    found = json.loads(
+        run("--json", "--override", "a=max", "--max-seconds", "1", "--max-samples", "9", "--target", "10dB").stdout
+    )
     assert found["reached"]
     assert found["data"] == {"calibrated": 7, "measured": 2, "held_out": True}
     assert found["best"]

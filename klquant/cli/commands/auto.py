@@ -1,7 +1,7 @@
 """``klquant auto``: one command from a float model and data to a verified INT8 model and its accuracy."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from klquant.backends.settings import ENGINES
 from ..data import SOURCE, Amount, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option
+from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
 from ..output import busy, print_table
 
 MIN_BATCHES = 8  # so that a quarter of them can be held back
-_ONLY_HERE = {"--report": 2, "--max-seconds": 2, "--json": 1}  # options that `klquant tune` lacks, with their words
+# Options that other commands lack, with their number of words
+_NOT_IN_TUNE = {"--report": 2, "--max-seconds": 2, "--json": 1}
+_OF_THE_RESULT = dict.fromkeys(("--out", "-o", "--engine", "--target", "--validation", "--calibration"), 2)
+_NOT_IN_COMPARE = {**_NOT_IN_TUNE, **_OF_THE_RESULT, "--metric": 2, "--max-samples": 2, "--override": 2}
 
 
 @click.command()
@@ -36,6 +39,7 @@ _ONLY_HERE = {"--report": 2, "--max-seconds": 2, "--json": 1}  # options that `k
               help="Try nothing more after this time.")  # fmt: skip
 @max_samples_option(256)
 @batch_size_option(8)
+@override_option
 @image_options
 @json_option
 @click.pass_context
@@ -106,18 +110,19 @@ def _print(result: Automatic[Any], title: str, steps: Sequence[str]) -> None:
 
 def _next_steps(result: Automatic[Any], model: Path, out: Path, arguments: Sequence[str]) -> list[str]:
     """Return what to do next as command lines to paste, with a comment each."""
-    data = _value_of(arguments, "--data")
-    engine = _value_of(arguments, "--engine")
-    runner = "onnxruntime" if engine == "tensorrt" else engine
-    names = shlex.join([str(model), str(out)])
+    given = arguments[arguments.index("auto") + 1 :]
+    options, engine = _without(given, _NOT_IN_COMPARE, str(model)), _value_of(given, "--engine")
+    pair, data = shlex.join([str(model), str(out)]), Path(_value_of(given, "--data"))
+    labels = "folders" if data.is_dir() and any(path.is_dir() for path in data.iterdir()) else "LABELS.npy"
+    compared = f"{pair} {shlex.join(options)} --engine {'onnxruntime' if engine == 'tensorrt' else engine}"
     texts: dict[Advice, str] = {
         "verify": "# please report this at https://github.com/klquant/klquant/issues",
-        "tune": f"klquant tune {_for_tune(arguments)}  # leave the worst layers in floating point",
+        "tune": f"klquant tune {shlex.join(_without(given, _NOT_IN_TUNE))}  # leaves out the worst layers",
         "held-out": f"# the data are few: pass others that calibration has not seen by --validation {SOURCE}",
         "data": "# few samples: 100 to 500 such as the model will see make all numbers more certain",
         "inspect": f"klquant inspect {shlex.quote(str(out))} --engine {engine}  # why are some nodes not in INT8?",
         "slow": "# INT8 is slower here: measure on the machine that will run the model",
-        "labels": f"klquant compare {names} --data {data} --engine {runner} --labels LABELS.npy  # accuracy on labels",
+        "labels": f"klquant compare {compared} --labels {labels}  # accuracy on your labels",
     }
     return [texts[name] for name in result.advice]
 
@@ -126,19 +131,20 @@ def _value_of(arguments: Sequence[str], option: str) -> str:
     """Return the value of an option as it was given."""
     for k, text in enumerate(arguments):
         if text == option:
-            return shlex.quote(arguments[k + 1])
+            return arguments[k + 1]
         if text.startswith(f"{option}="):
-            return shlex.quote(text.partition("=")[2])
+            return text.partition("=")[2]
     return option.strip("-").upper()
 
 
-def _for_tune(arguments: Sequence[str]) -> str:
-    """Return the arguments without the command and what `klquant tune` does not take."""
-    kept, skipped = [], 0
-    for text in arguments[arguments.index("auto") + 1 :]:
-        name = text.partition("=")[0]
-        skipped = (1 if "=" in text else _ONLY_HERE[name]) if name in _ONLY_HERE else skipped
-        if not skipped:
+def _without(arguments: Sequence[str], options: Mapping[str, int], positional: str = "") -> list[str]:
+    """Return arguments without these options, whose number of words is given, and without one that is no option."""
+    kept: list[str] = []
+    skipped = 0
+    for text in arguments:
+        name, separator, _ = text.partition("=")
+        skipped = (1 if separator else options[name]) if name in options else skipped
+        if not skipped and text != positional:
             kept.append(text)
         skipped = max(skipped - 1, 0)
-    return shlex.join(kept)
+    return kept

@@ -12,7 +12,7 @@ from klquant.backends.settings import ENGINES
 from ..data import SOURCE, Amount, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option
+from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
 from ..output import busy, print_table
 
 
@@ -33,6 +33,7 @@ from ..output import busy, print_table
 @click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
 @batch_size_option(8)
 @max_samples_option(None)
+@override_option
 @image_options
 @json_option
 @click.pass_context
