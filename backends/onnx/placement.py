@@ -61,21 +61,22 @@ def place(
     calibration: Calibration | Mapping[str, float],
     engine: Engine,
     exclude: Iterable[str] | str = (),
+    slow: Iterable[str] = (),
     *,
     asymmetric: bool = True,
 ) -> Placement:
-    """Return where quantizers go, and the grid of each activation."""
+    """Return where quantizers go, and the grid of each activation; `slow` are names of nodes to leave out too."""
     graph = prepared.graph
-    excluded = _excluded(graph, exclude)
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+    excluded = (*_excluded(graph, exclude), *slow)
+    symmetric = slow_with_zero_points(graph) if engine == "openvino" else set()
     shifts, curves = asymmetric and engine != "tensorrt", dict[str, Curve]()
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         excluded += tuple(calibration.skipped)
         curves = _curves(prepared, calibration) if asymmetric and engine == "onnxruntime" else {}
-        calibration = fitted(calibration, slow, curves) if shifts else calibration
+        calibration = fitted(calibration, symmetric, curves) if shifts else calibration
     thresholds = _thresholds(calibration)
-    candidates = shifted_candidates(calibration, slow, curves) if shifts else {}
+    candidates = shifted_candidates(calibration, symmetric, curves) if shifts else {}
     if engine == "onnxruntime":
         prepared, thresholds, candidates, plan, factors = lower(prepared, thresholds, candidates, excluded)
     else:
