@@ -10,13 +10,9 @@ from klquant.errors import InvalidInputError
 from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion
-<<<<<<< HEAD
 from ..warning import warn
-from .passes import ALONE, DIFFERENT_DATA, DRIFT, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
-=======
 from .distributed import warning_once
-from .passes import ALONE, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
->>>>>>> ux
+from .passes import ALONE, DIFFERENT_DATA, DRIFT, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
 from .statistics import Statistics, histograms_of
 
 logger = logging.getLogger("klquant")
