@@ -1,6 +1,7 @@
 """Calibrate in several processes: each sees its own part of the data, and all get the same statistics, bit for bit.
 
-The processes form a group of torch.distributed, whatever framework runs the model; PyTorch is imported only then.
+The processes form a group of torch.distributed, whatever framework runs the model; PyTorch is imported only then. A
+backend may bring another kind of group, which reduces arrays itself: an object with `rank`, `size` and `reduce_arrays`.
 Without a group every function here returns its argument. Messages are numbers and JSON, never pickles.
 """
 
@@ -119,6 +120,9 @@ def failing_together(group: Group) -> Iterator[None]:
 
 
 def _reduced(values: "np.ndarray[Any, Any]", operation: str, group: Group) -> "np.ndarray[Any, Any]":
+    if hasattr(group, "reduce_arrays"):  # a group of another framework
+        reduced: np.ndarray[Any, Any] = group.reduce_arrays(values, operation)
+        return reduced
     import torch
     from torch import distributed as dist
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,15 @@ import onnx
 
 from klquant.errors import InvalidInputError, ModelError
 
-from ..calibration import Calibration, checked
-from ..settings import EXCLUDED, Engine, check_engine, matching
+from ..calibration import Calibration
+from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
 from .feeds import from_reader
-from .model.fingerprint import fingerprint
-from .model.graph import Graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
-from .model.signs import non_negative
-from .qdq.floats import body_layers
-from .qdq.grids import Grid, Rule, by_sign, fitted, make_grids, shifted_candidates, signed, unsigned
+from .placement import place
+from .qdq.first_layers import FASTER
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -32,7 +28,6 @@ from .verification import verify
 
 MAX_VERIFIED = 4
 """How many batches the engine runs to be compared with the model as written."""
-RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
 
@@ -132,7 +127,9 @@ def quantize(
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     prepared = prepare(model)
-    plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    tensors = prepared.graph.tensors()
+    placement = place(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    prepared, plan, grids = placement[:3]
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
@@ -147,31 +144,10 @@ def quantize(
     _report(plan)
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
-    thresholds = {name: grid.threshold for name, grid in grids.items() if name in known}
-    ranges = {name: grid.range for name, grid in grids.items()}
+    given = {name: grid for name, grid in placement.given().items() if name in tensors}
+    thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
+    ranges = {name: grid.range for name, grid in given.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
-
-
-def _planned(
-    prepared: Prepared,
-    calibration: Calibration | Mapping[str, float],
-    engine: Engine,
-    exclude: Iterable[str] | str,
-    *,
-    asymmetric: bool,
-) -> tuple[Plan, dict[str, Grid]]:
-    """Return where quantizers go, and the grid of each activation."""
-    graph = prepared.graph
-    excluded = _excluded(graph, exclude)
-    if isinstance(calibration, Calibration):
-        calibration.check_fits(fingerprint(graph) if calibration.model else {})
-        excluded += tuple(calibration.skipped)
-        calibration = fitted(graph, calibration, engine) if asymmetric else calibration
-    thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, engine, excluded)
-    _check_types(prepared, plan)
-    candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
-    return plan, make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
@@ -208,49 +184,10 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     return [name for name in readers if name in observed]
 
 
-def _check_types(prepared: Prepared, plan: Plan) -> None:
-    opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
-    weights = {node.input[1] for node in prepared.graph.nodes if node.name in plan.weights}
-    halves = [name for name in (*plan.readers, *weights) if prepared.graph.types[name] == onnx.TensorProto.FLOAT16]
-    if opset < 19 and halves:
-        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got opset {opset}")
-
-
-def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
-    """Return T by tensor name, checked."""
-    if isinstance(calibration, Mapping):
-        found = {name: float(value) for name, value in calibration.items()}
-    else:
-        layers = checked(calibration).thresholds
-        found = {name: layer.threshold for name, layer in layers.items()}
-        for name, layer in layers.items():
-            if layer.num_bits != 8:
-                raise InvalidInputError(f"tensor `{name}` must be calibrated for 8 bits, got {layer.num_bits}")
-    if not found:
-        raise InvalidInputError("expected thresholds, got none; call search_thresholds() first")
-    for name, value in found.items():
-        if not 0 < value < float("inf"):
-            raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
-    return found
-
-
-def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
-    """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
-    bodies = [path for node in graph.nodes for path in body_layers(graph, node)]
-    names = list(dict.fromkeys([*nodes, *bodies, *graph.inputs, *graph.producers]))
-    for pattern in patterns:
-        if not matching(names, [pattern]):
-            close = get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator; similar names: {close}")
-    return tuple(matching(names, patterns))
-
-
 def _report(plan: Plan) -> None:
     """Log what was quantized, and warn of layers that stay in floating point without being excluded."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
-    reasons = {name: reason for name, reason in plan.skipped.items() if reason != EXCLUDED}
+    reasons = {name: reason for name, reason in plan.skipped.items() if reason not in (EXCLUDED, FASTER)}
     if not plan.readers and not plan.skipped:
         reasons = {"": "the model has no operator that can be quantized"}
     warn_of_floats("node", reasons)

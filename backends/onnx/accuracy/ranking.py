@@ -18,6 +18,7 @@ from ...settings import Engine
 from ...text import number, without_nan
 from ..feeds import few_samples, from_reader, make_feed, read_inputs
 from ..model.preparation import Prepared, prepare
+from ..placement import place
 from ..quantization import quantize
 from .sensitivity import quantizer_costs
 
@@ -102,7 +103,7 @@ def sensitivity(
     )
     if not feeds:
         raise InvalidInputError("expected at least one batch, got none")
-    costs = quantizer_costs(prepared.graph, quantized, feeds)
+    costs = quantizer_costs(place(prepared, calibration, engine).prepared.graph, quantized, feeds)
     found = [QuantizerCost(name, _decibels(cost)) for name, cost in costs.items()]
     return Sensitivity(sorted(found, key=lambda one: one.sqnr_db), _decibels(sum(costs.values())))
 

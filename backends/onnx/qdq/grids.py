@@ -1,6 +1,6 @@
 """Quantization grids: scale, zero point and integer type of activations, weights and biases."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,7 +9,7 @@ import onnx
 from ...calibration import Calibration
 from ...grid_thresholds import grid_thresholds
 from ...ranges import STEPS, Candidate, Range, better_range, candidates
-from ...settings import WEIGHTED, Engine
+from ...settings import WEIGHTED
 from ..model.graph import Graph
 from ..model.operators import attribute, has_constant_weight
 from .plan import Plan
@@ -91,21 +91,15 @@ def _groups(plan: Plan) -> Iterable[set[str]]:
     return {id(group): group for group in group_of.values()}.values()
 
 
-def fitted(graph: Graph, calibration: Calibration, engine: Engine) -> Calibration:
-    """Return a calibration with thresholds for the grids of an engine that has zero points."""
-    if engine == "tensorrt":
-        return calibration
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
+def fitted(calibration: Calibration, slow: Collection[str]) -> Calibration:
+    """Return a calibration with thresholds for the grids of an engine that has zero points, which slow some down."""
     return calibration._replace(thresholds=grid_thresholds(calibration, slow))
 
 
-def shifted_candidates(
-    graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine
-) -> dict[str, Candidate]:
+def shifted_candidates(calibration: Calibration | Mapping[str, float], slow: Collection[str]) -> dict[str, Candidate]:
     """Return the ranges that an engine can run at no loss of speed; thresholds alone have none."""
-    if engine == "tensorrt" or not isinstance(calibration, Calibration):
+    if not isinstance(calibration, Calibration):
         return {}
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
     return {name: one for name, one in candidates(calibration).items() if one.range.low == 0 or name not in slow}
 
 
