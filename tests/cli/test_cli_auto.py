@@ -71,7 +71,7 @@ def test_out_of_reach_the_next_step_is_tune_with_the_same_options(here):
 
 def test_json_is_the_only_thing_on_stdout(here):
     found = json.loads(
-        run("--json", "--override", "a=max", "--max-seconds", "1", "--max-samples", "9", "--target", "10dB").stdout
+        run("--json", "--override", "x=max", "--max-seconds", "1", "--max-samples", "9", "--target", "10dB").stdout
     )
     assert found["reached"]
     assert found["data"] == {"calibrated": 7, "measured": 2, "held_out": True}
