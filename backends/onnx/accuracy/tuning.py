@@ -111,8 +111,8 @@ def tune(
     Notes
     -----
     The order is: the criteria, by themselves; each step on top of the best so far; the criteria again, with the steps
-    that helped; then layers are left out, those first that cost the outputs most for each layer lost. How many is found by doubling and bisection, so it takes about
-    2 log2(layers) trials. What turns out not to be needed is put back.
+    that helped; then layers are left out, those first that cost the outputs most for each layer lost. How many is found
+    by doubling and bisection, so it takes about 2 log2(layers) trials. What turns out not to be needed is put back.
 
     The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
     the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`
