@@ -16,8 +16,8 @@ ROUNDING = {np.float32: 3e-5, np.float64: 1e-13}  # relative to the scale, over 
 
 @st.composite
 def cases(draw, dtype):
-    scale = draw(scales(dtype), label="scale")
-    x = draw(activations(dtype) | halfway_values(scale, dtype), label="x")
+    scale = draw(scales(dtype=dtype), label="scale")
+    x = draw(activations(dtype=dtype) | halfway_values(scale, dtype=dtype), label="x")
     return x, scale, draw(LEVELS, label="levels")
 
 
@@ -61,7 +61,7 @@ def test_quantize_then_dequantize_is_fake_quantize(dtype, data):
     assert klquant.dequantize(q, scale, dtype=np.dtype(dtype).name).tobytes() == fake(x, scale, levels).tobytes()
 
 
-@given(npst.arrays(np.int8, st.integers(0, 30), elements=st.integers(-127, 127)), scales("float64"))
+@given(npst.arrays(np.int8, st.integers(0, 30), elements=st.integers(-127, 127)), scales(dtype="float64"))
 def test_every_level_comes_back_from_its_real_value(q, scale):
     np.testing.assert_array_equal(klquant.quantize(klquant.dequantize(q, scale, dtype="float64"), scale), q)
 
@@ -173,7 +173,7 @@ def test_bits_are_an_odd_number_of_levels(case, bits):
     assert klquant.scale(scale, num_bits=bits) == klquant.scale(scale, num_quantized_bins=2**bits - 1)
 
 
-@given(st.sampled_from([3, 255, 257, 65535, 65537, 2**25 + 1, 2**32 - 1]), scales("float64"))
+@given(st.sampled_from([3, 255, 257, 65535, 65537, 2**25 + 1, 2**32 - 1]), scales(dtype="float64"))
 def test_the_smallest_integers_hold_the_levels(levels, scale):
     dtype = np.float32 if levels <= 2**25 + 1 else np.float64
     ends = klquant.quantize(np.array([-1e38, 1e38], dtype), scale, num_quantized_bins=levels)

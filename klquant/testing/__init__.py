@@ -1,7 +1,8 @@
 """Hypothesis strategies and oracles, for property tests of quantizers and calibrators.
 
-- Strategies draw what breaks such code: :func:`histograms` (with :func:`counts` and :func:`edges`),
-  :func:`same_counts`, :func:`activations`, :func:`scales` and :func:`halfway_values`.
+- Strategies draw what breaks such code: :func:`histograms` draws a :class:`HistogramCase`, from :func:`counts` of the
+  shapes :data:`COUNT_SHAPES` and :data:`WEIGHT_SHAPES` and :func:`edges`; then :func:`same_counts`,
+  :func:`activations`, :func:`scales` and :func:`halfway_values`.
 - Oracles say what is right. They are slow and plain, and share no code with the functions of klquant:
   :func:`nearest_levels` and, for the search, :mod:`klquant.reference`.
 - Assertions take your function or its result: :func:`assert_nearest_levels`, :func:`assert_fake_quantizer`,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Data = NDArray[Any]
 
 
-def activations(dtype: Any = "float32", *, max_size: int = 60, limit: float = 1e6) -> SearchStrategy[Data]:
+def activations(*, dtype: Any = "float32", max_size: int = 60, limit: float = 1e6) -> SearchStrategy[Data]:
     """Draw real data of any sign, small and large, with zeros of both signs; also empty arrays.
 
     Parameters
@@ -39,7 +39,7 @@ def activations(dtype: Any = "float32", *, max_size: int = 60, limit: float = 1e
     return npst.arrays(kind, st.integers(0, max_size), elements=elements)
 
 
-def scales(dtype: Any = "float32") -> SearchStrategy[float]:
+def scales(*, dtype: Any = "float32") -> SearchStrategy[float]:
     """Draw a scale that this dtype represents, from 2**-13 to 2**13.
 
     Parameters
@@ -60,7 +60,7 @@ def scales(dtype: Any = "float32") -> SearchStrategy[float]:
     return st.sampled_from([0.5, 1.0]) | st.floats(2.0**-13, 2.0**13, width=width)
 
 
-def halfway_values(scale: float, dtype: Any = "float32", *, most: int = 300) -> SearchStrategy[Data]:
+def halfway_values(scale: float, *, dtype: Any = "float32", most: int = 300) -> SearchStrategy[Data]:
     """Draw values half-way between two levels, or their neighbours in floating point: quantizers get these wrong.
 
     Parameters

@@ -198,17 +198,6 @@ def histograms(
     ------
     InvalidArgument
         If there is no such shape.
-
-    Examples
-    --------
-    >>> from hypothesis import given
-    >>> import klquant
-    >>> from klquant.testing import assert_optimal, histograms
-    >>> @given(histograms(sizes=[(15, 3)], shapes=["dense"]))
-    ... def test_my_search(case):
-    ...     found = klquant.optimal_threshold(case.hist + 1, case.edges, num_quantized_bins=3)
-    ...     assert_optimal(found.index, case.hist + 1, num_quantized_bins=3)
-    >>> test_my_search()
     """
     for shape in shapes:
         _check_shape(shape)

@@ -88,7 +88,7 @@ def assert_monoid(add: Callable[[Any, Any], Any], a: Any, b: Any, c: Any, *, zer
 
 
 def assert_fake_quantizer(
-    function: Function, x: Any, scale: float, *, num_quantized_bins: int = 255, tolerance: float = 1e-3
+    function: Function, x: Any, scale: float, *, num_quantized_bins: int = 255, tolerance: float = 1e-4
 ) -> None:
     """Assert all that a symmetric fake quantizer promises.
 

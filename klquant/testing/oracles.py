@@ -44,7 +44,7 @@ def _nearest(value: float, step: Fraction, qmax: int) -> int:
 
 
 def assert_nearest_levels(
-    levels: Any, x: ArrayLike, scale: float, *, num_quantized_bins: int = 255, tolerance: float = 1e-6
+    levels: Any, x: ArrayLike, scale: float, *, num_quantized_bins: int = 255, tolerance: float = 1e-4
 ) -> None:
     """Assert that every value is quantized to its nearest level.
 

@@ -5,14 +5,15 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
 import klquant
 from klquant import reference, testing
 
-FEW = settings(max_examples=20, deadline=None, database=None)
+SLOW = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+FEW = settings(max_examples=20, **SLOW)
 X = np.array([-9.0, -0.75, -0.25, 0.0, 0.25, 0.3, 0.75, 2.6, 100.0])
 
 
@@ -38,7 +39,7 @@ def test_bins_are_equal_if_asked(case):
 
 
 def test_bins_have_any_width_otherwise():
-    find(testing.edges(15), lambda edges: np.ptp(np.diff(edges)) > 0.1 * edges[-1], settings=FEW)
+    find(testing.edges(15), lambda edges: np.ptp(np.diff(edges)) > 0.1 * edges[-1], settings=settings(**SLOW))
 
 
 def test_an_unknown_shape_is_refused():
@@ -59,21 +60,21 @@ def test_the_same_counts_are_stored_in_many_ways(data):
 def test_some_of_them_are_read_only_or_not_contiguous():
     hist = np.arange(15)
     for wanted in (lambda a: not a.flags.writeable, lambda a: not a.flags.contiguous, lambda a: a.dtype == ">i2"):
-        find(testing.same_counts(hist), wanted, settings=settings(database=None))
+        find(testing.same_counts(hist), wanted, settings=settings(**SLOW))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @FEW
 @given(st.data())
 def test_data_have_the_dtype_and_the_limit(dtype, data):
-    x = data.draw(testing.activations(dtype, max_size=5, limit=1e4))
+    x = data.draw(testing.activations(dtype=dtype, max_size=5, limit=1e4))
     assert x.dtype == dtype
     assert x.size <= 5
     assert (np.abs(x) <= 1e4).all()
-    scale = data.draw(testing.scales(dtype))
+    scale = data.draw(testing.scales(dtype=dtype))
     assert 2.0**-13 <= scale <= 2.0**13
     assert float(np.dtype(dtype).type(scale)) == scale
-    halfway = data.draw(testing.halfway_values(scale, dtype, most=9))
+    halfway = data.draw(testing.halfway_values(scale, dtype=dtype, most=9))
     assert halfway.dtype == dtype
     assert (np.abs(halfway.astype(float) / scale * 2 - np.rint(halfway.astype(float) / scale * 2)) < 0.02).all()
 
@@ -81,8 +82,8 @@ def test_data_have_the_dtype_and_the_limit(dtype, data):
 @FEW
 @given(st.data())
 def test_the_nearest_levels_are_those_of_klquant(data):
-    scale = data.draw(testing.scales("float64"))
-    x = data.draw(testing.activations("float64") | testing.halfway_values(scale, "float64"))
+    scale = data.draw(testing.scales(dtype="float64"))
+    x = data.draw(testing.activations(dtype="float64") | testing.halfway_values(scale, dtype="float64"))
     levels = klquant.quantize(x, scale)
     testing.assert_nearest_levels(levels, x, scale)
     testing.assert_fake_quantizer(lambda x: fake(x, scale), x, scale)
