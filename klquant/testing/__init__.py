@@ -19,8 +19,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.testing needs Hypothesis: pip install 'klquant[testing]'") from error
 
-from klquant.testing.data import activations, halfway_values, scales
-from klquant.testing.histograms import (
+from klquant.testing.cases import (
     COUNT_SHAPES,
     WEIGHT_SHAPES,
     HistogramCase,
@@ -29,6 +28,7 @@ from klquant.testing.histograms import (
     histograms,
     same_counts,
 )
+from klquant.testing.data import activations, halfway_values, scales
 from klquant.testing.laws import (
     assert_fake_quantizer,
     assert_idempotent,
