@@ -59,7 +59,7 @@ def join_all(statistics: Statistics, names: Sequence[str], group: Group) -> Stat
         return statistics
     tensors = statistics.tensors
     own = np.array([_row(tensors.get(name)) for name in names], np.float64).reshape(len(names), 6)
-    most = max((seen.counts.sum(dtype=np.float64) for seen in tensors.values() if seen.counts is not None), default=0)
+    most = max((seen.counts.sum(dtype=np.float64) for seen in tensors.values() if seen.counts is not None), default=0.0)
     if _reduced(np.array([most]), "MAX", group)[0] * group.size() >= 2.0**63:
         raise InvalidInputError(f"the counts of all processes must stay below 2**63, got {most:.4g} of a tensor in one")
     rows = _reduced(own, "MAX", group)

@@ -4,15 +4,18 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import NamedTuple
 
+import numpy as np
 import onnx
 
 from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
+from ..curves import Curve
 from ..settings import Engine, matching
 from .lowering.api import lower
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
+from .model.pointwise import find_curves
 from .model.preparation import Prepared
 from .model.signs import non_negative
 from .qdq.floats import body_layers
@@ -58,20 +61,22 @@ def place(
     calibration: Calibration | Mapping[str, float],
     engine: Engine,
     exclude: Iterable[str] | str = (),
+    slow: Iterable[str] = (),
     *,
     asymmetric: bool = True,
 ) -> Placement:
-    """Return where quantizers go, and the grid of each activation."""
+    """Return where quantizers go, and the grid of each activation; `slow` are names of nodes to leave out too."""
     graph = prepared.graph
-    excluded = _excluded(graph, exclude)
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
-    shifts = asymmetric and engine != "tensorrt"
+    excluded = (*_excluded(graph, exclude), *slow)
+    symmetric = slow_with_zero_points(graph) if engine == "openvino" else set()
+    shifts, curves = asymmetric and engine != "tensorrt", dict[str, Curve]()
     if isinstance(calibration, Calibration):
         calibration.check_fits(fingerprint(graph) if calibration.model else {})
         excluded += tuple(calibration.skipped)
-        calibration = fitted(calibration, slow) if shifts else calibration
+        curves = _curves(prepared, calibration) if asymmetric and engine == "onnxruntime" else {}
+        calibration = fitted(calibration, symmetric, curves) if shifts else calibration
     thresholds = _thresholds(calibration)
-    candidates = shifted_candidates(calibration, slow) if shifts else {}
+    candidates = shifted_candidates(calibration, symmetric, curves) if shifts else {}
     if engine == "onnxruntime":
         prepared, thresholds, candidates, plan, factors = lower(prepared, thresholds, candidates, excluded)
     else:
@@ -79,6 +84,13 @@ def place(
     _check_types(prepared, plan)
     grids = make_grids(plan, thresholds, non_negative(prepared.graph), RULES[engine], candidates)
     return Placement(prepared, plan, grids, factors)
+
+
+def _curves(prepared: Prepared, calibration: Calibration) -> dict[str, Curve]:
+    """Return the pointwise functions that read activations, at the edges and centres of the bins."""
+    edges = {name: np.asarray(calibration.histograms[name].edges) for name in calibration.histograms}
+    points = {name: np.union1d(one, (one[1:] + one[:-1]) / 2) for name, one in edges.items()}
+    return find_curves(prepared, points)
 
 
 def _check_types(prepared: Prepared, plan: Plan) -> None:

@@ -14,11 +14,14 @@ from ..calibration import Calibration
 from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
+from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .feeds import from_reader
+from .model.graph import read_graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
 from .placement import place
 from .qdq.first_layers import FASTER
+from .qdq.float16 import to_float16, too_large, with_float16_scales
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -31,7 +34,7 @@ MAX_VERIFIED = 4
 logger = logging.getLogger("klquant")
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 the options of a quantization
     model: onnx.ModelProto | str | Path | Prepared,
     calibration: Calibration | Mapping[str, float],
     *,
@@ -41,6 +44,8 @@ def quantize(
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
     asymmetric: bool = True,
+    float16: bool = False,
+    skip_slow: bool = False,
 ) -> QDQModel:
     """Add QuantizeLinear and DequantizeLinear nodes where an engine needs them.
 
@@ -67,6 +72,11 @@ def quantize(
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
         Needs a Calibration. No effect for "tensorrt", which has no zero points.
+    float16 : bool
+        Compute what is not quantized in float16, for "tensorrt" only. Inputs and outputs of the model keep their types.
+        Nodes with values beyond 65504 in the calibration stay in float32.
+    skip_slow : bool
+        Leave out the layers that :func:`slow_in_tensorrt` names, for "tensorrt" only.
 
     Returns
     -------
@@ -109,6 +119,10 @@ def quantize(
     searched it for [-T, T], and a range with fewer negative values has finer steps. If the T of mse or max has 1 dB
     less expected error on the grid in use, the widest T within 1 dB of the best is taken.
 
+    With `asymmetric`, if pointwise functions such as SiLU, GELU, HardSwish, Sigmoid or Clip are all that reads a tensor
+    that onnxruntime quantizes, its range is fitted to the error behind them: before SiLU all values below -8 are nearly
+    alike, and need no levels. That holds for all criteria, but only a guarded T may grow.
+
     With `asymmetric`, the range is the part of [-T, T] between the smallest and the largest value of the calibration
     data, and 0, where that has less expected error. It gains most behind SiLU, GELU, HardSwish and LeakyRelu, whose
     negative values are small. Activations that share a scale get the union of their ranges. OpenVINO gets zero points
@@ -119,17 +133,24 @@ def quantize(
     2019. Conv, ConvTranspose and Gemm get a bias if they have none; a MatMul has one in an Add of a constant behind it.
     Correcting takes about four runs of the float model and eight of the quantized one over `batches`.
 
+    With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
+    quantizers were not fitted to it: thresholds come from the float32 model.
+
     QuantizeLinear saturates at -128, so values below -T may get -128 instead of the symmetric -127.
     Sources: TensorRT, "Working with Quantized Types"; measurements of onnxruntime 1.32 and OpenVINO 2026.4.
     """
     check_engine(engine)
     if correct_bias and batches is None:
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
+    _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     prepared = prepare(model)
     tensors = prepared.graph.tensors()
-    placement = place(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    slow = tuple(slow_in_tensorrt(prepared)) if skip_slow else ()
+    placement = place(prepared, calibration, engine, exclude, slow, asymmetric=asymmetric)
     prepared, plan, grids = placement[:3]
+    if float16:
+        prepared = with_float16_scales(prepared)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
@@ -141,6 +162,8 @@ def quantize(
         always, optimized = bool(correct_bias), engine == "onnxruntime"
         prepared, corrections = correct_biases(prepared, write, plan.weights, some, always=always, optimized=optimized)
     written = write(prepared)
+    if float16:
+        written = to_float16(written, too_large(read_graph(written), calibration))
     _report(plan)
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
@@ -148,6 +171,12 @@ def quantize(
     thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
     ranges = {name: grid.range for name, grid in given.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
+
+
+def _check_tensorrt_options(engine: Engine, **options: bool) -> None:
+    for name, value in options.items():
+        if value and engine != "tensorrt":
+            raise InvalidInputError(f'`{name}` needs engine="tensorrt", got {engine!r}')
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:

@@ -54,7 +54,7 @@ def _alone(equation: Any) -> ClosedJaxpr:
 
 
 @functools.cache
-def _empty() -> Jaxpr:
+def _empty() -> Any:
     """Return a jaxpr to make others of: its constructor needs more than is public."""
     return jax.make_jaxpr(lambda: ())().jaxpr
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 import onnx
 
 from ...calibration import Calibration
+from ...curves import Curve
+from ...function_ranges import function_ranges
 from ...grid_thresholds import grid_thresholds
 from ...ranges import STEPS, Candidate, Range, better_range, candidates
 from ...settings import WEIGHTED
@@ -91,16 +93,19 @@ def _groups(plan: Plan) -> Iterable[set[str]]:
     return {id(group): group for group in group_of.values()}.values()
 
 
-def fitted(calibration: Calibration, slow: Collection[str]) -> Calibration:
-    """Return a calibration with thresholds for the grids of an engine that has zero points, which slow some down."""
-    return calibration._replace(thresholds=grid_thresholds(calibration, slow))
+def fitted(calibration: Calibration, slow: Collection[str], curves: Mapping[str, Curve]) -> Calibration:
+    """Return a calibration with thresholds for the grids of an engine that has zero points, and for the readers."""
+    return function_ranges(calibration._replace(thresholds=grid_thresholds(calibration, slow)), curves)
 
 
-def shifted_candidates(calibration: Calibration | Mapping[str, float], slow: Collection[str]) -> dict[str, Candidate]:
+def shifted_candidates(
+    calibration: Calibration | Mapping[str, float], slow: Collection[str], curves: Mapping[str, Curve]
+) -> dict[str, Candidate]:
     """Return the ranges that an engine can run at no loss of speed; thresholds alone have none."""
     if not isinstance(calibration, Calibration):
         return {}
-    return {name: one for name, one in candidates(calibration).items() if one.range.low == 0 or name not in slow}
+    found = candidates(calibration, curves)
+    return {name: one for name, one in found.items() if one.range.low == 0 or name not in slow}
 
 
 def slow_with_zero_points(graph: Graph) -> set[str]:

@@ -41,6 +41,10 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
               help="Correct biases in any case, or not at all.  [default: if the error falls]")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
+@click.option("--float16", is_flag=True, help="Compute the rest of the model in float16, for TensorRT 10 or newer.")
+@click.option("--skip-slow", is_flag=True,
+              help="Leave out layers that NVIDIA's quantizer leaves out because they gain no speed in TensorRT: few "
+              "channels, a single row or column.")  # fmt: skip
 @click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
 def quantize(
