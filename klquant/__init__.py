@@ -36,7 +36,7 @@ from klquant.histogram import Histogram, histogram, merge
 from klquant.merging import merge_partition, quantized_distribution
 from klquant.threshold import divergence_curve, optimal_threshold
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArrayTypeError",

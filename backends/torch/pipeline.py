@@ -72,7 +72,7 @@ def quantize(
     Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
     rounded weights with those before rounding.
     """
-    check_choice("criterion", criterion, (*CRITERIA, "auto"))  # before the data are read
+    check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")  # before the data are read
     quantizer, batches = Quantizer(model, **options), first_batches(batches, num_batches)
     one_pass = options.get("passes", 2) == 1
     if not one_pass or criterion == "auto" or correct_bias:
