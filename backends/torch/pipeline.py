@@ -6,9 +6,9 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from ..batches import check_repeatable
+from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
-from ..settings import Criterion, CriterionOrAuto
+from ..settings import CRITERIA, Criterion, CriterionOrAuto, check_choice
 from .model.plain import LayerTypes
 from .options import QuantizerOptions
 from .quantizer import Quantizer
@@ -22,6 +22,7 @@ def quantize(
     criterion: CriterionOrAuto = "entropy",
     equalize: bool = False,
     correct_bias: bool = False,
+    num_batches: int | None = None,
     **options: Unpack[QuantizerOptions],
 ) -> QuantizedModel:
     """Calibrate a model on data and return a simulation of its INT8 inference.
@@ -32,7 +33,9 @@ def quantize(
         It is not changed.
     batches : iterable
         Calibration data: a list of batches, a DataLoader, ... It is iterated twice, and once more each for ``"auto"``
-        and `correct_bias`. An iterator or generator needs ``passes=1``.
+        and `correct_bias`. An iterator or generator needs ``passes=1``. A batch is a tensor, a tuple or list
+        (positional arguments), or a mapping (keyword arguments). What the model does not take, such as labels, is left
+        out.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`search_thresholds`. "auto" takes the best one for each tensor: with the least error
         of its layer's output on the first 8 batches.
@@ -40,6 +43,8 @@ def quantize(
         Start by equalizing the ranges of neighbouring layers. It helps if channels have very different ranges.
     correct_bias : bool
         End by correcting the biases for the mean rounding error.
+    num_batches : int, optional
+        Use only so many batches of the data.
     **options
         Those of :class:`Quantizer`.
 
@@ -68,7 +73,8 @@ def quantize(
     Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
     rounded weights with those before rounding.
     """
-    quantizer = Quantizer(model, **options)
+    check_choice("criterion", criterion, (*CRITERIA, "auto"))  # before the data are read
+    quantizer, batches = Quantizer(model, **options), first_batches(batches, num_batches)
     one_pass = options.get("passes", 2) == 1
     if not one_pass or criterion == "auto" or correct_bias:
         check_repeatable(batches, "pass a list or a DataLoader, or passes=1 without criterion='auto' and correct_bias")

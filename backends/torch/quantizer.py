@@ -15,7 +15,7 @@ from klquant.errors import InvalidInputError
 from ..calibration import Calibration, checked
 from ..collection import Run, collect_growing, collect_ranges, collect_resolved, to_calibration
 from ..collection.checkpoint import open_checkpoint
-from ..collection.distributed import Group, failing_together, share
+from ..collection.distributed import Group, failing_together, share, warning_once
 from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions, matching
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
@@ -51,9 +51,9 @@ class Quantizer:
     model : torch.nn.Module, in eval mode
     forward : callable (model, batch) -> output
         How to run the model on a batch. By default a tensor is the only argument, tuples and lists are positional
-        arguments, and mappings are keyword arguments.
+        arguments, and mappings are keyword arguments. Labels and entries that the model does not take are left out.
     progress : bool
-        Show bars on a terminal.
+        Show bars on a terminal or in a notebook.
     process_group : torch.distributed.ProcessGroup, optional
         Processes that calibrate together, each on its own part of the data; at least one must have data. All get the
         same thresholds. Every process must make the same calls.
@@ -83,7 +83,7 @@ class Quantizer:
         model: nn.Module,
         *,
         forward: Forward = call_model,
-        progress: bool = False,
+        progress: bool = True,
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
@@ -183,14 +183,15 @@ class Quantizer:
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
-        found = search_thresholds(
-            self._found.amax,
-            self._found.histograms,
-            criterion=criterion,
-            options=options,
-            hidden=self._found.hidden,
-            guard=settings.guard,
-        )
+        with warning_once(self._run.group):
+            found = search_thresholds(
+                self._found.amax,
+                self._found.histograms,
+                criterion=criterion,
+                options=options,
+                hidden=self._found.hidden,
+                guard=settings.guard,
+            )
         self._weight_scales = scales
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
@@ -265,7 +266,8 @@ class Quantizer:
             thresholds={name: layer for name, layer in found.thresholds.items() if name not in left_out},
             skipped={**found.skipped, **dict.fromkeys(left_out, EXCLUDED)},
         )
-        warn_of_skipped(found)
+        with warning_once(self._run.group):
+            warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
         return QuantizedModel(
             model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found

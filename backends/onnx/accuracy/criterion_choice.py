@@ -52,7 +52,7 @@ def auto_thresholds(
     calibration: Calibration,
     batches: Iterable[Any],
     *,
-    progress: bool = False,
+    progress: bool = True,
     group: Group = None,
 ) -> dict[str, LayerThreshold]:
     """Return the threshold of each tensor by the criterion that is best on the first samples.
@@ -97,7 +97,7 @@ def choose_criterion(
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     feeds: Iterable[Feed],
     *,
-    progress: bool = False,
+    progress: bool = True,
 ) -> dict[str, Choice]:
     """Return for each tensor the criterion whose threshold gives the least error behind the tensor's readers.
 

@@ -41,7 +41,7 @@ def tune(
     forward: Forward = call_model,
     metric: Metric | None = None,
     validation: Iterable[Any] | None = None,
-    progress: bool = False,
+    progress: bool = True,
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QuantizedModel]:
@@ -64,7 +64,7 @@ def tune(
         Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
         than four, all serve both purposes.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
     resume : path, optional
         JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
     **options
@@ -141,7 +141,7 @@ class _TorchTuner:
         """Return a calibrated quantizer with the thresholds of a recipe."""
         key, data = "equalize" in recipe.steps, self._split.calibration
         if key not in self._quantizers:
-            quantizer = Quantizer(self._model, forward=self._forward, **self._settings)
+            quantizer = Quantizer(self._model, forward=self._forward, progress=False, **self._settings)
             first = next(iter(data))
             quantizer.fold(first)
             if key:

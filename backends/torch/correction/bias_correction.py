@@ -26,7 +26,7 @@ def correct_bias(
     batches: Iterable[Any],
     *,
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Add to the bias of each quantized layer what rounding takes from the mean of each output channel.
 
@@ -44,7 +44,7 @@ def correct_bias(
     forward : callable (model, batch) -> output
         How to run the model on a batch.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
 
     Returns
     -------

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
+from ...html_tables import html_skipped, html_table
+from ...reprs import left_out
+from ..model.arguments import log_left_out
 from ..model.dataflow import Recording, outputs_agree, record_calls
 from ..model.edits import restored
 from ..model.forward import Forward, call_model, check_eval, naming_errors
@@ -31,6 +34,16 @@ class Examination(NamedTuple):
     """By module name: why something with weights, or that multiplies activations, stays in floating point."""
     products: list[Product]
     """The calls of functions that are observed like layers."""
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        folded = sum(not fold.reason for fold in self.folds)
+        return f"Examination({folded} of {len(self.folds)} modules can be folded{left_out(self.skipped)})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the folds for notebooks."""
+        rows = [(fold.module, fold.kind, fold.into or "", fold.reason) for fold in self.folds]
+        return html_table("Folds", ("name", "kind", "into", "reason"), rows) + html_skipped(self.skipped)
 
 
 def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> Examination:
@@ -76,6 +89,8 @@ def copy_to_fold(model: nn.Module, layer_types: LayerTypes | None = None) -> nn.
 
 def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
     """Do what :func:`examine` does with a copy that the caller owns; the copy stays as it was."""
+    if forward is call_model:
+        log_left_out(model, batch)
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
     products, floats = _split(model, seen)

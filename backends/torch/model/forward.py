@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ...settings import Observe
+from .advice import advice
+from .arguments import arguments_of
 from .exported import is_exported
 from .hooks import active
 from .layers import observed_layers
@@ -21,16 +23,12 @@ Observer: TypeAlias = Callable[[str, torch.Tensor], None]
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call the model with a tensor, with the items of a tuple or list, or with the entries of a mapping by name.
+    """Call the model with a tensor, the items of a tuple or list, or the entries of a mapping: those that it takes.
 
     The tensors are cloned first, because a model may change its input in place and the batch is needed again.
     """
-    batch = tree_map_only(torch.Tensor, torch.clone, batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
+    args, kwargs, _ = tree_map_only(torch.Tensor, torch.clone, tuple(arguments_of(model, batch)))
+    return model(*args, **kwargs)
 
 
 def check_eval(model: nn.Module) -> None:
@@ -88,7 +86,7 @@ def run_observed(
             except KLQuantError:
                 raise
             except Exception as error:
-                raise _model_error(error, entered, number, batch, forward) from error
+                raise _model_error(error, entered, number, batch, (model, forward)) from error
             entered, done = "", done + 1
     return done
 
@@ -113,26 +111,17 @@ def naming_errors(forward: Forward) -> Forward:
         except KLQuantError:
             raise
         except Exception as error:
-            raise _model_error(error, entered, 0, batch, forward) from error
+            raise _model_error(error, entered, 0, batch, (model, forward)) from error
 
     return run
 
 
-def _model_error(error: Exception, entered: str, number: int, batch: Any, forward: Forward) -> ModelError:
-    hint = "" if entered or forward is not call_model or not isinstance(error, TypeError) else _hint(batch)
+def _model_error(error: Exception, entered: str, number: int, batch: Any, run: tuple[nn.Module, Forward]) -> ModelError:
+    model, forward = run
+    is_call = not entered and isinstance(error, TypeError)
+    hint = advice(model, batch, is_call=is_call) if forward is call_model else ""
     at = f"{entered}batch {number}: the model failed there or later"
     return ModelError(f"{at}, with {type(error).__name__}: {error}{hint}")
-
-
-def _hint(batch: Any) -> str:
-    """Say how to pass only the input if a batch is (image, label), or a dict with more than the model takes."""
-    if isinstance(batch, Mapping) and batch:
-        how, key = "its entries as keyword arguments", repr(next(iter(batch)))
-    elif isinstance(batch, (tuple, list)) and batch:
-        how, key = f"its {len(batch)} items as positional arguments", "0"
-    else:
-        return "; to call the model in another way, pass forward=lambda model, batch: ..."
-    return f"; the batch was passed with {how}; for one of them, pass forward=lambda model, batch: model(batch[{key}])"
 
 
 def _kind(value: Any) -> str:

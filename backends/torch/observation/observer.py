@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class TorchObserver(NamedTuple):
     def digest(self, batch: Any) -> str:
         """Return a hash of the tensors, arrays, numbers and strings in a batch."""
         digest = hashlib.sha256()
-        for leaf in tree_leaves(batch):
+        for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
             if isinstance(leaf, torch.Tensor):
                 digest.update(tensor_bytes(leaf))
             elif isinstance(leaf, np.ndarray):
