@@ -9,6 +9,7 @@ from torch import nn
 from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
 from ..settings import CRITERIA, Criterion, CriterionOrAuto, check_choice
+from .model.plain import LayerTypes
 from .options import QuantizerOptions
 from .quantizer import Quantizer
 from .stages import QuantizedModel
@@ -100,6 +101,7 @@ def requantize(
     criterion: Criterion | None = None,
     num_bits: int | None = None,
     guard: bool | None = None,
+    layer_types: LayerTypes | None = None,
 ) -> QuantizedModel:
     """Quantize a model by its saved calibration, without data; the criterion and the number of bits may change.
 
@@ -116,6 +118,8 @@ def requantize(
     guard : bool, optional
         Whether entropy gives way to a better criterion where it clips too much. By default as in the calibration. False
         also undoes what the guard changed there.
+    layer_types : mapping, optional
+        That of the calibration; see :class:`Quantizer`.
 
     Returns
     -------
@@ -131,7 +135,7 @@ def requantize(
     CalibrationWarning
         As for :func:`quantize`.
     """
-    quantizer = Quantizer.from_calibration(model, calibration)
+    quantizer = Quantizer.from_calibration(model, calibration, layer_types=layer_types)
     guarded = any(found.replaced for found in calibration.thresholds.values())
     if criterion is not None or num_bits is not None or not calibration.thresholds or (guarded and guard is False):
         quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits, guard=guard)

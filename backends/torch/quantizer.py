@@ -28,6 +28,8 @@ from .folding.verify import verified_forward
 from .model.edits import copy_model
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
+from .model.plain import LayerTypes
+from .model.products import Product, install
 from .observation.observer import TorchObserver
 from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
@@ -60,6 +62,9 @@ class Quantizer:
         must come in the same order. With several processes each adds its rank to the name.
     checkpoint_seconds : float
         Least time between two writes of that file.
+    layer_types : mapping of module classes to functions, optional
+        For classes that klquant does not know: the function takes a module and returns one that computes the same with
+        plain layers, such as ``{MyConv: lambda m: m.as_conv2d()}``. Not saved: pass it to ``requantize``, too.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": quantize what
         enters each layer, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
@@ -82,6 +87,7 @@ class Quantizer:
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
+        layer_types: LayerTypes | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> None:
         check_eval(model)
@@ -89,6 +95,7 @@ class Quantizer:
         self._model = model
         self._forward, self._run = forward, Run(progress=progress, group=process_group)
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
+        self._layer_types = layer_types
         self._found = Calibration.of(Settings.make(**settings))
 
     @classmethod
@@ -99,7 +106,9 @@ class Quantizer:
         """
         quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
-        quantizer._fold(copy_to_fold(model), [Fold(**fold) for fold in calibration.transforms["fold"]], {})
+        products = [Product(**product) for product in calibration.transforms.get("products", [])]
+        folds = [Fold(**fold) for fold in calibration.transforms["fold"]]
+        quantizer._fold(copy_to_fold(model, quantizer._layer_types), folds, {}, products)
         quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])
         quantizer.quantize_weights()
         quantizer._reached(Stage.CALIBRATED if calibration.thresholds else Stage.HISTOGRAMS_COLLECTED, calibration)
@@ -109,12 +118,13 @@ class Quantizer:
         """Fold BatchNorm and ReLU after a run on one batch; with several processes at least one must have a batch."""
         check_eval(self._model)
         with failing_together(self._run.group):
-            model = copy_to_fold(self._model)
+            model = copy_to_fold(self._model, self._layer_types)
             seen = None if batch is None else examine_copy(model, batch, self._forward)
-        found = share(seen and [[fold._asdict() for fold in seen.folds], seen.skipped], self._run.group)
+        rows = seen and [[row._asdict() for row in rows] for rows in (seen.folds, seen.products)]
+        found = share(rows and [*rows, seen.skipped], self._run.group)  # type: ignore[union-attr]
         if found is None:
             raise InvalidInputError("expected at least one calibration batch, got none")
-        return self._fold(model, [Fold(**fold) for fold in found[0]], found[1])
+        return self._fold(model, [Fold(**fold) for fold in found[0]], found[2], [Product(**row) for row in found[1]])
 
     def equalize(self, batch: Any = None) -> list[Equalized]:
         """Equalize the ranges of neighbouring layers after a run on one batch; see :func:`equalize`."""
@@ -213,21 +223,27 @@ class Quantizer:
         """Everything that was found so far, to save it; from the stage HISTOGRAMS_COLLECTED on."""
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
-        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
+        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax and name not in self._read}
         skipped = {**found.skipped, **uncalled}
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
-    def _fold(self, model: nn.Module, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
+    def _fold(
+        self, model: nn.Module, folds: list[Fold], skipped: dict[str, str], products: list[Product]
+    ) -> list[Fold]:
         fold_in_place(model, folds)
         settings, names = self._found.settings, [name for name, _ in weighted_layers(model)]
+        names += [name for product in products for name in product.names]
         settings.check_patterns(names)
         self._folded = model
         self._options = settings.resolve(names)
         check_layers(self._options, names, skipped)
+        install(model, [product for product in products if not self._options.keys().isdisjoint(product.names)])
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         self._verified, self._run = verified_forward(self._forward, folds), self._run._replace(checkpoint=None)
         transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
+        transforms["products"] = [product._asdict() for product in products]
+        self._read = {product.weight.rpartition(".")[0] for product in products}
         excluded = {name: EXCLUDED for name in names if name not in self._options}
         self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
         return folds

@@ -16,7 +16,7 @@ from klquant.errors import InvalidInputError
 from ...batches import tracked
 from ..model.edits import copy_model
 from ..model.forward import Forward, call_model, check_eval, run_observed
-from ..model.layers import inner_layer, weighted_layers
+from ..model.layers import Tap, inner_layer, weighted_layers
 from ..simulation import QuantizedLayer
 
 
@@ -75,7 +75,7 @@ def correct_in_place(
     simulated: nn.Module, reference: nn.Module, batches: Iterable[Any], *, forward: Forward, progress: bool
 ) -> dict[str, float]:
     """Do what :func:`correct_bias` does, to the simulated model itself; return the corrections."""
-    quantized = {name: m for name, m in simulated.named_modules() if isinstance(m, QuantizedLayer)}
+    quantized = {name: m for name, m in simulated.named_modules() if _has_weights(m)}
     layers = dict(weighted_layers(reference))
     _check_names(quantized, layers)
     shifts = {name: _Shift(layers[name], layer) for name, layer in quantized.items()}
@@ -92,6 +92,10 @@ def correct_in_place(
     for name, mean in means.items():
         _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)
     return {name: float(mean.abs().max()) for name, mean in means.items()}
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return isinstance(module, QuantizedLayer) and not isinstance(module.layer, Tap)
 
 
 def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from klquant.errors import InvalidInputError, ModelError
 
 from ..model.edits import copy_model
-from ..model.layers import LayerWrapper, inner_layer
+from ..model.layers import LayerWrapper, Tap, inner_layer
 from ..simulation import QuantizedLayer, quantized_layers
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def trace(
 def _with_marks(model: nn.Module) -> nn.Module:
     model = copy_model(model).requires_grad_(requires_grad=False)
     for name, layer in quantized_layers(model).items():
-        inner_layer(layer.layer).register_forward_hook(_mark_kept)
+        if not isinstance(layer.layer, Tap):
+            inner_layer(layer.layer).register_forward_hook(_mark_kept)
         layer.__class__ = _MarkedLayer
         layer.__dict__["mark"] = {"layer": name, "scale": layer.scale.item(), "observe": layer.observe}
     return model

@@ -14,22 +14,26 @@ from ...html_tables import html_skipped, html_table
 from ...reprs import left_out
 from ..model.arguments import log_left_out
 from ..model.dataflow import Recording, outputs_agree, record_calls
-from ..model.edits import copy_model, restored, without_nested_tensors
+from ..model.edits import restored
 from ..model.forward import Forward, call_model, check_eval, naming_errors
 from ..model.layers import check_supported, skipped_layers
 from ..model.norms import other_norms
+from ..model.plain import LayerTypes, plain_copy
+from ..model.products import Product, can_own
 from ..model.quantized import check_float
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
 
 class Examination(NamedTuple):
-    """What one run of a model showed; ``_asdict()`` and ``Fold(*...)`` convert it to JSON and back."""
+    """What one run of a model showed; ``_asdict()``, ``Fold(*...)``, ``Product(*...)`` convert it to JSON and back."""
 
     folds: list[Fold]
     """One entry for each BatchNorm, and for each layer that can be joined with its ReLU."""
     skipped: dict[str, str]
     """By module name: why something with weights, or that multiplies activations, stays in floating point."""
+    products: list[Product]
+    """The calls of functions that are observed like layers."""
 
     def __repr__(self) -> str:
         """Return the result in one line."""
@@ -76,11 +80,11 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     return examine_copy(copy_to_fold(model), batch, forward)
 
 
-def copy_to_fold(model: nn.Module) -> nn.Module:
+def copy_to_fold(model: nn.Module, layer_types: LayerTypes | None = None) -> nn.Module:
     """Return a copy of the model that can be examined and folded in place."""
     check_supported(model)
     check_float(model)
-    return without_nested_tensors(copy_model(model))
+    return plain_copy(model, layer_types)
 
 
 def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
@@ -89,13 +93,29 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
         log_left_out(model, batch)
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
+    products, floats = _split(model, seen)
+    owners = {product.module for product in products}
+    skipped = {name: reason for name, reason in skipped.items() if name not in owners}
     inside = tuple(f"{name}." for name in skipped)
     computed = {
         name: f"{', '.join(dict.fromkeys(functions))} computes in floating point"
-        for name, functions in seen.products.items()
+        for name, functions in floats.items()
         if name not in skipped and not name.startswith(inside)
     }
-    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed})
+    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed}, products)
+
+
+def _split(model: nn.Module, seen: Recording) -> tuple[list[Product], dict[str, list[str]]]:
+    """Return the products that can be observed, and the functions that stay in floating point, by module."""
+    called = {name for name, calls in seen.calls.items() if calls}
+    mixed = {p[:2] for p in seen.products if p.weight.rpartition(".")[0] in called}  # a layer and a function share it
+    products, floats = [], {name: list(functions) for name, functions in seen.unknown.items()}
+    for product in seen.products:
+        if product[:2] in mixed or not can_own(model.get_submodule(product.module)):
+            floats.setdefault(product.module, []).append(product.function)
+        else:
+            products.append(product)
+    return products, floats
 
 
 def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:
