@@ -12,6 +12,7 @@ saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions`
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
 - :func:`simulate`, which rounds by :func:`fake_quantize`; :func:`correct_bias`
+- :func:`unfreeze_weights` and :func:`freeze_weights`, to fine-tune in between
 - :func:`diagnose` (a :class:`Diagnosis`, with a :class:`LayerDiagnosis` for each layer)
 
 :func:`compare` returns a :class:`Comparison` of a module with its quantized form, with an :class:`OutputComparison` of
@@ -40,6 +41,7 @@ from .accuracy.tuning import tune
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
+from .finetuning import freeze_weights, unfreeze_weights
 from .folding.api import Examination, examine, fold_batch_norm, fold_relu
 from .folding.apply import Fold, apply_folds
 from .observation.passes import collect_amax, collect_histograms
@@ -83,6 +85,7 @@ __all__ = [
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
+    "freeze_weights",
     "quantize",
     "quantize_weights",
     "requantize",
@@ -90,6 +93,7 @@ __all__ = [
     "search_thresholds",
     "simulate",
     "tune",
+    "unfreeze_weights",
 ]
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
 from ..settings import Criterion, CriterionOrAuto
+from .model.forward import Forward, call_model
 from .options import QuantizerOptions
 from .quantizer import Quantizer
 from .stages import QuantizedModel
@@ -99,6 +100,7 @@ def requantize(
     criterion: Criterion | None = None,
     num_bits: int | None = None,
     guard: bool | None = None,
+    forward: Forward = call_model,
 ) -> QuantizedModel:
     """Quantize a model by its saved calibration, without data; the criterion and the number of bits may change.
 
@@ -115,6 +117,8 @@ def requantize(
     guard : bool, optional
         Whether entropy gives way to a better criterion where it clips too much. By default as in the calibration. False
         also undoes what the guard changed there.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch, for :func:`export_onnx`. No batch is needed here.
 
     Returns
     -------
@@ -130,7 +134,7 @@ def requantize(
     CalibrationWarning
         As for :func:`quantize`.
     """
-    quantizer = Quantizer.from_calibration(model, calibration)
+    quantizer = Quantizer.from_calibration(model, calibration, forward=forward)
     guarded = any(found.replaced for found in calibration.thresholds.values())
     if criterion is not None or num_bits is not None or not calibration.thresholds or (guarded and guard is False):
         quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits, guard=guard)

@@ -70,6 +70,7 @@ def fake_quantize(
     Returns
     -------
     torch.Tensor, shape and dtype of `x`
+        Its gradient is that of an identity, and 0 for values that are clipped.
 
     Raises
     ------
@@ -85,7 +86,10 @@ def fake_quantize(
     elif steps.ndim:
         raise InvalidInputError(f"`scale` must be 0-d when `axis` is not given, got shape {tuple(steps.shape)}")
     lowest = -qmax(num_bits) if qmin is None else qmin
-    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(lowest, qmax(num_bits))
+    clamped = (wide / torch.where(steps > 0, steps, 1.0)).clamp(lowest - 0.5, qmax(num_bits) + 0.5)
+    levels = clamped.round().clamp(lowest, qmax(num_bits))
+    if clamped.requires_grad:
+        levels = clamped + (levels - clamped).detach()  # the same values: the difference is exact, and so is the sum
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
@@ -128,12 +132,16 @@ def quantize_weights(
         weight = inner_layer(layer).weight.detach()
         if not weight.isfinite().all():
             raise InvalidInputError(f"layer `{name}`: weights must be finite, got NaN or infinity")
-        others = [k for k in range(weight.ndim) if k != channel_axis(inner_layer(layer))]
-        amax = weight.float().abs().amax(others)
-        alive = (amax > 0) & (amax >= dead_channel)
-        smallest = torch.finfo(torch.float32).tiny  # a scale of 0 would mark a dead channel
-        scales[name] = torch.where(alive, (amax / qmax(bits)).clamp_min(smallest), 0.0)
+        scales[name] = channel_scales(weight, channel_axis(inner_layer(layer)), bits, dead_channel)
     return scales
+
+
+def channel_scales(weight: torch.Tensor, axis: int, num_bits: int, dead_channel: float = 0.0) -> torch.Tensor:
+    """Return ``max |w_c| / 127`` of each channel; 0 marks a dead one."""
+    amax = weight.float().abs().amax([k for k in range(weight.ndim) if k != axis])
+    alive = (amax > 0) & (amax >= dead_channel)
+    smallest = torch.finfo(torch.float32).tiny  # a scale of 0 would mark a dead channel
+    return torch.where(alive, (amax / qmax(num_bits)).clamp_min(smallest), 0.0)
 
 
 def simulate(
@@ -190,8 +198,12 @@ def simulate_in_place(
         inner, place = inner_layer(layers[name]), observed_at(name, observe) or "inputs"
         axis, bits = channel_axis(inner), found.num_bits
         weight = fake_quantize(inner.weight.detach(), weight_scales[name], axis=axis, num_bits=bits)
-        inner.weight = nn.Parameter(weight, requires_grad=False)
+        inner.weight = nn.Parameter(weight)
+        inner.requires_grad_(requires_grad=False)
         replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # a folded ReLU would overwrite what its gradient needs
 
 
 def saturate_like_engines(model: nn.Module) -> nn.Module:
