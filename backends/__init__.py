@@ -2,5 +2,5 @@
 
 
 def __dir__() -> list[str]:
-    public = {"calibration", "collection", "formats", "onnx", "report", "settings", "thresholds", "torch"}
+    public = {"calibration", "collection", "formats", "jax", "onnx", "report", "settings", "thresholds", "torch"}
     return sorted(public & globals().keys())

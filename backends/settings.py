@@ -21,10 +21,41 @@ EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
 
 
+ALIASES = {
+    "kl": "entropy",
+    "kld": "entropy",
+    "kullback-leibler": "entropy",
+    "minmax": "max",
+    "min-max": "max",
+    "min_max": "max",
+    "absmax": "max",
+    "amax": "max",
+    "ort": "onnxruntime",
+    "onnx": "onnxruntime",
+    "trt": "tensorrt",
+    "ov": "openvino",
+}
+"""What other tools call criteria and engines."""
+
+
 def check_engine(engine: str) -> None:
     """Raise InvalidInputError for an unknown engine."""
-    if engine not in ENGINES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
+    check_choice("engine", engine, ENGINES)
+
+
+def check_choice(name: str, given: object, choices: Iterable[str]) -> None:
+    """Raise InvalidInputError, which lists the choices and the nearest one, for anything else."""
+    if given not in (listed := list(choices)):
+        raise InvalidInputError(
+            f"`{name}` must be one of {', '.join(listed)}, got {given!r}{did_you_mean(given, listed)}"
+        )
+
+
+def did_you_mean(given: object, choices: Iterable[str]) -> str:
+    """Return ``; did you mean 'max'?``, or nothing if no choice is near."""
+    listed, text = list(choices), str(given).lower()
+    close = [ALIASES[text]] if ALIASES.get(text) in listed else get_close_matches(text, listed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class LayerOptions(NamedTuple):
@@ -50,6 +81,7 @@ class LayerOptions(NamedTuple):
 
     def check(self, where: str) -> None:
         """Raise InvalidInputError for an impossible value; `where` ends the name in the message."""
+        nearest = did_you_mean(self.criterion, CRITERIA)
         wanted = {
             "criterion": (self.criterion in (None, *CRITERIA), f"one of {', '.join(CRITERIA)}"),
             "num_bits": (self.num_bits is None or (_is_int(self.num_bits) and 2 <= self.num_bits <= 16), "2 to 16"),
@@ -60,7 +92,8 @@ class LayerOptions(NamedTuple):
         }
         for name, (fine, what) in wanted.items():
             if not fine:
-                raise InvalidInputError(f"`{name}`{where} must be {what}, got {getattr(self, name)!r}")
+                hint = nearest if name == "criterion" else ""
+                raise InvalidInputError(f"`{name}`{where} must be {what}, got {getattr(self, name)!r}{hint}")
 
 
 class LayerOptionsDict(TypedDict, total=False):
@@ -110,7 +143,8 @@ class Settings(NamedTuple):
         """Return settings that are checked; patterns are one string or several, overrides dicts or LayerOptions."""
         options: dict[str, Any] = {**given}
         if unknown := options.keys() - set(cls._fields):
-            raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}")
+            nearest = did_you_mean(min(unknown), cls._fields)
+            raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}{nearest}")
         for name in ("include", "exclude"):
             patterns: Any = options.get(name, cls._field_defaults[name])
             if not isinstance(patterns, Iterable):
@@ -185,6 +219,7 @@ def _layer_options(pattern: str, options: Any) -> LayerOptions:
         if unknown := options.keys() - set(LayerOptions._fields):
             raise InvalidInputError(
                 f"options of `{pattern}` must be among {', '.join(LayerOptions._fields)}, got {sorted(unknown)}"
+                f"{did_you_mean(min(unknown), LayerOptions._fields)}"
             )
         options = LayerOptions(**options)
     if not isinstance(options, LayerOptions):

@@ -22,6 +22,8 @@ from klquant._namespace import (
 from klquant._validate import check_axis, check_number, check_odd, check_real
 from klquant.errors import ArrayTypeError, InvalidInputError
 
+MAX_ROWS = 30  # of a batch, in a notebook
+
 
 class Histogram(NamedTuple):
     """Counts in equal bins that are symmetric about 0."""
@@ -30,6 +32,10 @@ class Histogram(NamedTuple):
     """Counts, shape (num_bins,), int64."""
     edges: Array
     """Bin edges, shape (num_bins + 1,), float64, in units of the data."""
+
+    def _repr_html_(self) -> str | None:
+        """Return a table for notebooks; None while JAX traces."""
+        return _html_table(self.hist, self.edges) if is_concrete(self.hist, self.edges) else None
 
 
 def histogram(
@@ -232,3 +238,18 @@ def _pair(halves: Array, *, xp: ModuleType) -> Array:
 def _add(a: Array, b: Array, *, xp: ModuleType) -> Array:
     a, b = (h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64) for h in (a, b))  # narrow counts would wrap
     return a + b
+
+
+def _html_table(hist: Array, edges: Array) -> str:
+    """Return a table of a histogram, or of a batch of them: number of bins, range, values, zeros."""
+    counts, ends = np.asarray(hist), np.asarray(edges, dtype=np.float64)
+    bins, many = counts.shape[-1], counts.reshape(-1, counts.shape[-1])
+    rows = [
+        (f"{bins:,}", f"{end:.6g}", f"{row.sum():,}", f"{row[bins // 2]:,}")
+        for row, end in zip(many[:MAX_ROWS], np.broadcast_to(ends[..., -1].reshape(-1), len(many)), strict=False)
+    ]
+    if len(many) > MAX_ROWS:
+        rows.append((f"... {len(many) - MAX_ROWS} more", "", "", ""))
+    head = "".join(f"<th>{title}</th>" for title in ("bins", "amax", "values", "in the centre bin"))
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

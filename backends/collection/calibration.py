@@ -11,6 +11,7 @@ from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion
 from ..warning import warn
+from .distributed import warning_once
 from .passes import ALONE, DIFFERENT_DATA, DRIFT, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
 from .statistics import Statistics, histograms_of
 
@@ -58,7 +59,8 @@ def calibrate(
         counts = collect_resolved(model, batches, ranges.amax, settings, run=run)
     found = to_calibration(counts, blank, ranges=ranges)
     logger.info("%s: %d histograms", "one pass" if ranges is None else "pass 2", len(found.histograms))
-    return found._replace(thresholds=found.search_thresholds(criterion=criterion))
+    with warning_once(run.group):
+        return found._replace(thresholds=found.search_thresholds(criterion=criterion))
 
 
 def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics | None = None) -> Calibration:

@@ -1,17 +1,19 @@
 """Calibrate in several processes: each sees its own part of the data, and all get the same statistics, bit for bit.
 
-The processes form a group of torch.distributed, whatever framework runs the model; PyTorch is imported only then.
+The processes form a group of torch.distributed, whatever framework runs the model; PyTorch is imported only then. A
+backend may bring another kind of group, which reduces arrays itself: an object with `rank`, `size` and `reduce_arrays`.
 Without a group every function here returns its argument. Messages are numbers and JSON, never pickles.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from klquant.errors import InvalidInputError, PeerError
+from klquant.errors import CalibrationWarning, InvalidInputError, PeerError
 
 from .bins import Array, Bins
 from .statistics import Observation, Statistics, at_level
@@ -23,6 +25,17 @@ Group: TypeAlias = Any  # a torch.distributed.ProcessGroup, or None for this pro
 def rank_of(group: Group) -> int:
     """Return the number of this process in the group."""
     return 0 if group is None else int(group.rank())
+
+
+@contextmanager
+def warning_once(group: Group) -> Iterator[None]:
+    """Leave warnings about what all processes find alike to the first of them."""
+    if not rank_of(group):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        yield
 
 
 def share(value: Any, group: Group) -> Any:
@@ -46,7 +59,7 @@ def join_all(statistics: Statistics, names: Sequence[str], group: Group) -> Stat
         return statistics
     tensors = statistics.tensors
     own = np.array([_row(tensors.get(name)) for name in names], np.float64).reshape(len(names), 6)
-    most = max((seen.counts.sum(dtype=np.float64) for seen in tensors.values() if seen.counts is not None), default=0)
+    most = max((seen.counts.sum(dtype=np.float64) for seen in tensors.values() if seen.counts is not None), default=0.0)
     if _reduced(np.array([most]), "MAX", group)[0] * group.size() >= 2.0**63:
         raise InvalidInputError(f"the counts of all processes must stay below 2**63, got {most:.4g} of a tensor in one")
     rows = _reduced(own, "MAX", group)
@@ -107,6 +120,9 @@ def failing_together(group: Group) -> Iterator[None]:
 
 
 def _reduced(values: "np.ndarray[Any, Any]", operation: str, group: Group) -> "np.ndarray[Any, Any]":
+    if hasattr(group, "reduce_arrays"):  # a group of another framework
+        reduced: np.ndarray[Any, Any] = group.reduce_arrays(values, operation)
+        return reduced
     import torch
     from torch import distributed as dist
 

@@ -15,8 +15,7 @@ from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions
-from ..thresholds import check_criterion
+from ..settings import CRITERIA, EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
 from .accuracy.criterion_choice import auto_thresholds
 from .feeds import from_reader
 from .model.fingerprint import fingerprint
@@ -102,8 +101,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
     tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
     """
-    if criterion != "auto":
-        check_criterion(criterion)
+    check_choice("criterion", criterion, (*CRITERIA, "auto"))
     once = settings.get("passes", 2) == 1 and criterion != "auto"
     batches = first_batches(from_reader(batches, once=once), num_batches)
     prepared = prepare(model)

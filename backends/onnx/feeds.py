@@ -33,7 +33,7 @@ def _read_input(value: onnx.ValueInfoProto) -> Input:
     tensor = value.type.tensor_type
     if value.type.WhichOneof("value") != "tensor_type":
         raise InvalidInputError(f"input `{value.name}` must be a tensor, got {value.type.WhichOneof('value')}")
-    sizes = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
+    sizes = [size.dim_value if size.dim_value > 0 else size.dim_param or "?" for size in tensor.shape.dim]  # -1 is free
     shape = tuple(sizes) if tensor.HasField("shape") else None
     return Input(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 import klquant
+from klquant.threshold import NEAR_TIE
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_BARS = 400  # on each side of 0; a screen cannot show more
 MAX_POINTS = 400
-NEAR_TIE = 0.01  # of the least divergence
 
 
 class Bars(NamedTuple):

@@ -17,7 +17,8 @@ saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions`
 
 :func:`compare` returns a :class:`Comparison` of a module with its quantized form, with an :class:`OutputComparison` of
 each output. :func:`tune` returns a :class:`Tuned` model, with a :class:`Trace` of every :class:`Trial`: its
-:class:`Recipe` and what was :class:`Measured`.
+:class:`Recipe` and what was :class:`Measured`. :func:`auto` tries everything once and returns an :class:`Automatic`,
+with each :class:`Attempt` and a verdict.
 """
 
 from klquant.errors import MissingDependencyError
@@ -31,6 +32,7 @@ from ..accuracy.comparison import Comparison
 from ..accuracy.criterion_choice import Choice
 from ..accuracy.outputs import OutputComparison
 from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
+from ..automatic import Attempt, Automatic
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold, search_thresholds
@@ -38,6 +40,7 @@ from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from .accuracy.outputs import compare
 from .accuracy.tuning import tune
+from .automatic import auto
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
@@ -51,6 +54,8 @@ from .simulation import fake_quantize, quantize_weights, saturate_like_engines, 
 from .stages import QuantizedModel, Stage
 
 __all__ = [
+    "Attempt",
+    "Automatic",
     "Calibration",
     "Choice",
     "Comparison",
@@ -73,6 +78,7 @@ __all__ = [
     "Tuned",
     "apply_equalization",
     "apply_folds",
+    "auto",
     "choose_criterion",
     "collect_amax",
     "collect_histograms",

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
-from ..settings import Criterion, CriterionOrAuto
+from ..settings import CRITERIA, Criterion, CriterionOrAuto, check_choice
 from .model.forward import Forward, call_model
 from .options import QuantizerOptions
 from .quantizer import Quantizer
@@ -73,6 +73,7 @@ def quantize(
     Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
     rounded weights with those before rounding.
     """
+    check_choice("criterion", criterion, (*CRITERIA, "auto"))  # before the data are read
     quantizer, batches = Quantizer(model, **options), first_batches(batches, num_batches)
     one_pass = options.get("passes", 2) == 1
     if not one_pass or criterion == "auto" or correct_bias:

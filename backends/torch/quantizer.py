@@ -15,7 +15,7 @@ from klquant.errors import InvalidInputError
 from ..calibration import Calibration, checked
 from ..collection import Run, collect_growing, collect_ranges, collect_resolved, to_calibration
 from ..collection.checkpoint import open_checkpoint
-from ..collection.distributed import Group, failing_together, share
+from ..collection.distributed import Group, failing_together, share, warning_once
 from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions, matching
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
@@ -175,14 +175,15 @@ class Quantizer:
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
-        found = search_thresholds(
-            self._found.amax,
-            self._found.histograms,
-            criterion=criterion,
-            options=options,
-            hidden=self._found.hidden,
-            guard=settings.guard,
-        )
+        with warning_once(self._run.group):
+            found = search_thresholds(
+                self._found.amax,
+                self._found.histograms,
+                criterion=criterion,
+                options=options,
+                hidden=self._found.hidden,
+                guard=settings.guard,
+            )
         self._weight_scales = scales
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
@@ -251,7 +252,8 @@ class Quantizer:
             thresholds={name: layer for name, layer in found.thresholds.items() if name not in left_out},
             skipped={**found.skipped, **dict.fromkeys(left_out, EXCLUDED)},
         )
-        warn_of_skipped(found)
+        with warning_once(self._run.group):
+            warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
         return QuantizedModel(
             model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found, self._source

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from klquant.errors import InvalidInputError, StageError
 
 from ..calibration import Calibration
 from ..html_tables import html_skipped, html_thresholds
+from ..reprs import counted, criteria, left_out, refuse_call
 from ..settings import EXCLUDED
 from ..thresholds import LayerThreshold
 from ..warning import warn_of_floats
@@ -73,6 +74,15 @@ class QuantizedModel(NamedTuple):
     """Everything that was found; ``calibration.save(path)`` saves it."""
     source: Source = Source()
     """The data and how to run the model on them, for :func:`export_onnx`."""
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raise ArrayTypeError, which names `.model`."""
+        refuse_call(self)
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        layers = f"{counted(len(self.thresholds), 'layer')} in INT8 ({criteria(self.thresholds)})"
+        return f"QuantizedModel({type(self.model).__name__}, {layers}{left_out(self.skipped)})"
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds for notebooks."""

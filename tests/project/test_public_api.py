@@ -48,6 +48,7 @@ MODULES = [
         "klquant.plots",
         "klquant.presets",
         "klquant.backends.torch",
+        "klquant.backends.jax",
         "klquant.backends.onnx",
         "klquant.backends.formats",
         "klquant.backends.report",
@@ -115,7 +116,7 @@ def test_dir_lists_what_is_public_and_nothing_else(module):
 
 
 def test_dir_of_the_backends_lists_what_is_loaded_and_public(tmp_path):
-    public = ["calibration", "collection", "formats", "onnx", "report", "settings", "thresholds", "torch"]
+    public = ["calibration", "collection", "formats", "jax", "onnx", "report", "settings", "thresholds", "torch"]
     assert dir(klquant.backends) == public
     code = "import klquant.backends.settings; print(dir(klquant), dir(klquant.backends))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -320,7 +320,10 @@ def test_layers_that_stay_in_floating_point_are_named_once_for_each_reason():
 
 def test_hard_clipping_is_named_with_what_to_do():
     data = torch.cat([batch(20000, 4, dtype=torch.float32), torch.full((20, 4), 40.0)])
-    with pytest.warns(CalibrationWarning, match=r"layer `0`: .*; pass criterion='(mse|max)' for this layer"):
+    with pytest.warns(
+        CalibrationWarning,
+        match=r"layer `0`: .*; to take the better criterion pass overrides={'0': {'criterion': '(mse|max)'}}",
+    ):
         quantize(nn.Sequential(nn.Linear(4, 4)).eval(), [data], guard=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -13,6 +13,7 @@ from klquant.errors import InvalidInputError
 from ...accuracy.classes import Array
 from ...accuracy.comparison import Comparison, Metric, compare_models
 from ...batches import numbered, tracked
+from ...settings import check_choice
 from ..execution import Session, open_onnxruntime, open_openvino
 from ..feeds import Input, from_reader, make_feed, read_inputs
 from ..model.graph import read_graph
@@ -117,8 +118,7 @@ def compare(
     -----
     Memory: the outputs of one batch at a time, and with `metric` the outputs of all batches.
     """
-    if engine not in ("onnxruntime", "openvino"):
-        raise InvalidInputError(f"`engine` must be one of onnxruntime, openvino, got {engine!r}")
+    check_choice("engine", engine, ("onnxruntime", "openvino"))
     first, second = RunnableModel.of("float_model", float_model), RunnableModel.of("int8_model", int8_model)
     _check_alike(first, second)
     shown = numbered(tracked(from_reader(batches, once=True), "comparing" if progress else ""))

@@ -33,6 +33,7 @@ from ..correction.smooth_quant import smooth
 from ..execution import Feed, Session, open_onnxruntime
 from ..feeds import Array, few_samples, from_reader
 from ..model.preparation import Prepared, prepare
+from ..placement import place
 from ..qdq_model import QDQModel
 from ..quantization import quantize
 from .comparison import RunnableModel
@@ -240,12 +241,13 @@ class _OnnxTuner:
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return what to leave out of INT8, what costs most first."""
         plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
-        graph = self._base(plain).prepared.graph
+        prepared, engine = self._base(plain).prepared, self._reference.engine
         calibration, quantized = self.make(plain)
         feeds = few_samples(self._feeds(), self._reference.model.inputs, SAMPLES)
-        costs = quantizer_costs(graph, quantized.model, feeds)
+        floats = place(prepared, calibration, engine, plain.exclude).prepared
+        costs = quantizer_costs(floats.graph, quantized.model, feeds)
         skipped = tuple(calibration.skipped)
-        return rank_layers(graph, calibration.thresholds, self._reference.engine, skipped, costs, min_int8=min_int8)
+        return rank_layers(prepared.graph, calibration.thresholds, engine, skipped, costs, min_int8=min_int8)
 
     def _feeds(self) -> Iterator[dict[str, Array]]:
         """Yield the data of the calibration."""

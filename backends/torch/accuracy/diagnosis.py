@@ -12,6 +12,7 @@ from klquant.errors import InvalidInputError
 
 from ...batches import progress_bar
 from ...html_tables import html_table
+from ...reprs import counted, worst
 from ...text import number, without_nan
 from ...thresholds import LayerThreshold
 from ..model.dataflow import tensors_in
@@ -53,6 +54,11 @@ class Diagnosis(NamedTuple):
         """Return everything as JSON, with null for NaN and infinity."""
         content = {"model_sqnr_db": self.model_sqnr_db, "model_cosine": self.model_cosine, "layers": self.layers}
         return json.dumps(without_nan(content), indent=2, allow_nan=False)
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        alone = worst((layer.name, layer.alone_sqnr_db) for layer in self.layers)
+        return f"Diagnosis({counted(len(self.layers), 'layer')}, output {number(self.model_sqnr_db, '.1f')} dB{alone})"
 
     def _repr_html_(self) -> str:
         """Return a table of the layers for notebooks."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
+from ...html_tables import html_skipped, html_table
+from ...reprs import left_out
 from ..model.arguments import log_left_out
 from ..model.dataflow import Recording, outputs_agree, record_calls
 from ..model.edits import copy_model, restored, without_nested_tensors
@@ -28,6 +30,16 @@ class Examination(NamedTuple):
     """One entry for each BatchNorm, and for each layer that can be joined with its ReLU."""
     skipped: dict[str, str]
     """By module name: why something with weights, or that multiplies activations, stays in floating point."""
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        folded = sum(not fold.reason for fold in self.folds)
+        return f"Examination({folded} of {len(self.folds)} modules can be folded{left_out(self.skipped)})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the folds for notebooks."""
+        rows = [(fold.module, fold.kind, fold.into or "", fold.reason) for fold in self.folds]
+        return html_table("Folds", ("name", "kind", "into", "reason"), rows) + html_skipped(self.skipped)
 
 
 def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> Examination:

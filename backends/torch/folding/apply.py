@@ -29,6 +29,10 @@ class Fold(NamedTuple):
     reason: str
     """Why it was left alone; empty if it was folded."""
 
+    def __repr__(self) -> str:
+        """Return what happened."""
+        return f"Fold({self.kind} {self.module}, {self.reason or f'into {self.into}'})"
+
 
 def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
     """Return a copy of the model with these folds applied, without data.

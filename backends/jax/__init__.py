@@ -1,0 +1,40 @@
+"""INT8 calibration of JAX functions, which then multiply integers.
+
+:func:`quantize` takes any function ``f(params, *inputs)`` and returns a :class:`QuantizedFunction`; :func:`calibrate`
+makes its :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions` and each :class:`LayerThreshold`.
+:func:`requantize` does without data, and :func:`export` makes StableHLO. With ``jax.distributed``,
+:class:`JaxProcesses` calibrate together.
+"""
+
+from klquant.errors import MissingDependencyError
+
+try:
+    import jax as _jax  # noqa: F401
+except ImportError as error:
+    raise MissingDependencyError("klquant.backends.jax needs JAX: pip install 'klquant[jax]'") from error
+
+from ..calibration import Calibration
+from ..settings import LayerOptions, Settings
+from ..thresholds import LayerThreshold
+from .calibration import calibrate
+from .observation.processes import JaxProcesses
+from .quantization import quantize, requantize
+from .quantized_function import QuantizedFunction
+from .stablehlo import export
+
+__all__ = [
+    "Calibration",
+    "JaxProcesses",
+    "LayerOptions",
+    "LayerThreshold",
+    "QuantizedFunction",
+    "Settings",
+    "calibrate",
+    "export",
+    "quantize",
+    "requantize",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""What INT8 costs: criteria by their error, comparison, sensitivity, tuning."""

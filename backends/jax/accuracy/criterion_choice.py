@@ -1,0 +1,143 @@
+"""Choose a criterion for each activation by the error that its threshold causes in the product."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from klquant.errors import InvalidInputError
+
+from ...accuracy.criterion_choice import choose_all, distinct_thresholds
+from ...batches import numbered, tracked
+from ...calibration import Calibration
+from ...collection.distributed import Group, failing_together, share
+from ...settings import LayerOptions
+from ...thresholds import LayerThreshold, candidate_thresholds, search_thresholds
+from ..kernels import fake_quantize, multiply_simulated, quantize_weight
+from ..model.arguments import Function, Static, inputs_of, split
+from ..model.interpretation import Rule, bind, interpret
+from ..model.sites import Site
+from ..model.tracing import trace
+
+AUTO_BATCHES = 8  # on which criterion="auto" chooses
+
+
+def auto_thresholds(
+    f: Function,
+    params: Any,
+    calibration: Calibration,
+    batches: Iterable[Any] | None,
+    *,
+    progress: bool = True,
+    group: Group = None,
+) -> dict[str, LayerThreshold]:
+    """Return the thresholds of the criterion that is best for each tensor whose options name none.
+
+    Parameters
+    ----------
+    f, params
+        The function that was calibrated.
+    calibration : Calibration
+        With histograms.
+    batches : iterable, optional
+        The calibration data. With several processes the first that has data chooses.
+    progress : bool
+    group : process group, optional
+
+    Returns
+    -------
+    dict
+        A LayerThreshold by name.
+    """
+    options = calibration.settings.resolve(calibration.amax)
+    chosen: Any = None
+    with failing_together(group):
+        if batches is not None:
+            chosen = _choices(f, params, calibration, options, islice(batches, AUTO_BATCHES), progress)
+    chosen = share(chosen, group) or {}
+    best = {name: layer.over(LayerOptions(chosen.get(name))) for name, layer in options.items()}
+    return search_thresholds(
+        calibration.amax,
+        calibration.histograms,
+        options=best,
+        hidden=calibration.hidden,
+        guard=calibration.settings.guard,
+    )
+
+
+def _choices(
+    f: Function,
+    params: Any,
+    calibration: Calibration,
+    options: Mapping[str, LayerOptions],
+    batches: Iterable[Any],
+    progress: bool,
+) -> dict[str, str]:
+    """Return the best criterion of each tensor."""
+    candidates = candidate_thresholds(calibration.amax, calibration.histograms, options, calibration.hidden)
+    distinct = distinct_thresholds(candidates)
+    scales = {name: [found.scale for found in by_threshold.values()] for name, by_threshold in distinct.items()}
+    bits = {name: int(layer.num_bits or 8) for name, layer in options.items()}
+    own = split(params)
+    step = jax.jit(functools.partial(_errors, f, bits, calibration.settings.dead_channel), static_argnums=0)
+    totals = {name: np.zeros(len(found)) for name, found in scales.items()}
+    number = -1
+    for number, batch in numbered(tracked(batches, "choice of criteria" if progress else "")):  # noqa: B007
+        given = split(inputs_of(batch))
+        errors = jax.device_get(step((own.static, given.static), own.arrays, given.arrays, scales))
+        totals = {name: total + errors[name].astype(np.float64) for name, total in totals.items()}
+    if number < 0:
+        raise InvalidInputError("expected at least one calibration batch, got none")
+    by_threshold = {name: dict(zip(distinct[name], total.tolist(), strict=True)) for name, total in totals.items()}
+    return {name: choice.criterion for name, choice in choose_all(candidates, by_threshold).items()}
+
+
+def _errors(
+    function: Function,
+    bits: Mapping[str, int],
+    dead_channel: float,
+    static: tuple[Static, Static],
+    params: Sequence[Any],
+    inputs: Sequence[Any],
+    scales: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
+    """Return the squared error of the product for each scale of each tensor: its weight is rounded, too."""
+    program = trace(function, static, params, inputs)
+    sites = {path: site for path, site in program.sites.items() if scales.keys() & set(site.tensors.values())}
+
+    def apply(site: Site, operands: Sequence[Any], weight: Any, state: Any) -> tuple[Any, Any]:
+        result = bind(site.equation, operands)[0]
+        rounded = list(operands)
+        if site.weight is not None:
+            once = site._replace(varies=frozenset())  # in a scan this is the weight of one iteration
+            name = site.tensors[1 - site.weight]
+            rounded[site.weight] = quantize_weight(once, operands[site.weight], bits[name], dead_channel).values
+        return result, {
+            name: total + _each_error(site, rounded, k, result, jnp.stack(scales[name]), bits[name])
+            for (k, name), total in zip(_chosen(site, scales), state.values(), strict=True)
+        }
+
+    before = {
+        path: {name: jnp.zeros(len(scales[name]), jnp.float32) for _, name in _chosen(site, scales)}
+        for path, site in sites.items()
+    }
+    after = interpret(program.jaxpr, [*params, *inputs], Rule(apply, sites), before)[1]
+    found = {name: errors for state in after.values() for name, errors in state.items()}
+    return {name: found[name] for name in scales}
+
+
+def _chosen(site: Site, names: Mapping[str, Any]) -> list[tuple[int, str]]:
+    return sorted(((k, name) for k, name in site.tensors.items() if name in names), key=lambda item: item[1])
+
+
+def _each_error(site: Site, operands: list[Any], k: int, exact: Any, scales: Any, num_bits: int) -> Any:
+    def error(scale: Any) -> Any:
+        given = [fake_quantize(x, scale, num_bits) if k == number else x for number, x in enumerate(operands)]
+        difference = (multiply_simulated(site, given) - exact).astype(jnp.float32)
+        return (difference**2).sum()
+
+    return jnp.stack([error(scale) for scale in scales])

@@ -1,0 +1,1 @@
+"""How a JAX function is seen: its jaxpr, the products in it, their names and their weights."""

@@ -1,0 +1,155 @@
+"""Find the products of a jaxpr that may be quantized, through calls, loops and branches, and what each operand is."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from .bodies import Bodies, bodies_of, jaxprs_in
+
+Path: TypeAlias = tuple[int, ...]
+"""Where an equation lies: its number, and for each body around it the number of that equation and of the body."""
+_NOT_NAMES = re.compile(r"(eqx|equinox)\.|.*->")  # scopes that equinox gives to classes, and jnp.einsum to its calls
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+class Site(NamedTuple):
+    """One product of a function. In a loop it is one site for all iterations."""
+
+    path: Path
+    equation: Any
+    weight: int | None
+    """Which operand does not depend on the inputs; None if both are activations."""
+    varies: frozenset[Path]
+    """The scans of which each iteration has another weight."""
+    scope: str
+    """Its name scopes."""
+    leaf: str
+    """Where the weight lies in the parameters."""
+    reason: str = ""
+    """Why it cannot be quantized."""
+    name: str = ""
+
+    @property
+    def primitive(self) -> str:
+        """Return the name of the primitive."""
+        return str(self.equation.primitive.name)
+
+    @property
+    def tensors(self) -> dict[int, str]:
+        """Return the names of the operands that are activations, by number."""
+        if self.weight is not None:
+            return {1 - self.weight: self.name}
+        return {0: f"{self.name}.lhs", 1: f"{self.name}.rhs"}
+
+
+class _Origin(NamedTuple):
+    """What a value depends on."""
+
+    known: bool
+    """Whether it depends on parameters and constants alone."""
+    varies: frozenset[Path] = frozenset()
+    leaf: str = ""
+
+
+_INPUT = _Origin(False)
+
+
+def find_sites(closed: ClosedJaxpr, paths: Sequence[str]) -> tuple[dict[Path, Site], list[Site]]:
+    """Return the products that may be quantized, and those that may not.
+
+    Parameters
+    ----------
+    closed : ClosedJaxpr
+        Its first arguments are the parameters.
+    paths : sequence of str
+        Where each parameter lies.
+    """
+    found: list[Site] = []
+    given = [_Origin(True, leaf=path) for path in paths]
+    given += [_INPUT] * (len(closed.jaxpr.invars) - len(paths))
+    _walk(closed.jaxpr, given, (), "", found)
+    return {site.path: site for site in found if not site.reason}, [site for site in found if site.reason]
+
+
+def _walk(jaxpr: Jaxpr, given: Sequence[_Origin], path: Path, scope: str, found: list[Site]) -> list[_Origin]:
+    """Add the sites of a jaxpr to those found, and return the origins of its results."""
+    origins: dict[Any, _Origin] = {var: _Origin(True) for var in jaxpr.constvars}
+    origins.update(zip(jaxpr.invars, given, strict=True))
+    for number, equation in enumerate(jaxpr.eqns):
+        operands = [_Origin(True) if isinstance(v, Literal) else origins[v] for v in equation.invars]
+        here, inner = (*path, number), "/".join(filter(None, [scope, scope_of(equation)]))
+        results = [_combined(operands)] * len(equation.outvars)
+        if not results or not results[0].known or equation.effects:
+            results = _unknown(equation, operands, here, inner, found) or [_INPUT] * len(equation.outvars)
+        origins.update(zip(equation.outvars, results, strict=True))
+    return [_Origin(True) if isinstance(v, Literal) else origins[v] for v in jaxpr.outvars]
+
+
+def _combined(operands: Sequence[_Origin]) -> _Origin:
+    if not all(operand.known for operand in operands):
+        return _INPUT
+    leaf = next((operand.leaf for operand in operands if operand.leaf), "")
+    return _Origin(True, frozenset().union(*(operand.varies for operand in operands)), leaf)
+
+
+def _unknown(
+    equation: Any, operands: Sequence[_Origin], here: Path, scope: str, found: list[Site]
+) -> list[_Origin] | None:
+    """Add the sites in an equation that depends on the inputs; return the origins of its results if they are known."""
+    if equation.primitive.name in PRODUCTS:
+        found.extend(_products(equation, operands, here, scope))
+        return None
+    bodies = bodies_of(equation)
+    if bodies is None:
+        reason = f"it lies inside `{equation.primitive.name}`"
+        found.extend(_hidden(jaxprs_in(equation.params.values()), here, scope, reason))
+        return None
+    found.extend(_hidden(bodies.hidden, here, scope, "it lies in the condition of a loop"))
+    results: list[_Origin] = []
+    for number, body in enumerate(bodies.jaxprs):
+        results = _walk(body.jaxpr, _inside(bodies, operands, here), (*here, number), scope, found)
+    return results if bodies.inline else None
+
+
+def _inside(bodies: Bodies, operands: Sequence[_Origin], here: Path) -> list[_Origin]:
+    """Return the origins of what a body is given: the consts as they are, the state of a loop, a slice of xs."""
+    consts, carry, xs = bodies.parts(operands)
+    sliced = [x._replace(varies=x.varies | {here}) if x.known else x for x in xs]
+    return [*consts, *([_INPUT] * len(carry)), *sliced]
+
+
+def _products(equation: Any, operands: Sequence[_Origin], here: Path, scope: str) -> Iterator[Site]:
+    dtypes = [v.aval.dtype for v in equation.invars]
+    if not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
+        return
+    conv = equation.primitive.name == "conv_general_dilated"
+    weight = 1 if operands[1].known else 0 if operands[0].known and not conv else None
+    origin = _INPUT if weight is None else operands[weight]
+    grouped = conv and equation.params["batch_group_count"] != 1
+    reason = "it has groups in the batch, which gradients of convolutions have" if grouped else ""
+    yield Site(here, equation, weight, origin.varies, scope, origin.leaf, reason)
+
+
+def _hidden(jaxprs: Sequence[Jaxpr], here: Path, scope: str, reason: str) -> Iterator[Site]:
+    for number, jaxpr in enumerate(jaxprs):
+        for k, equation in enumerate(jaxpr.eqns):
+            path = (*here, number, k)
+            if equation.primitive.name in PRODUCTS:
+                sites = _products(equation, [_INPUT, _INPUT], path, scope)
+                yield from (site._replace(reason=reason) for site in sites)
+            yield from _hidden(jaxprs_in(equation.params.values()), path, scope, reason)
+
+
+def scope_of(equation: Any) -> str:
+    """Return the name scopes of an equation, without those of transformations, equinox and ``jnp.einsum``."""
+    parts = getattr(equation.source_info.name_stack, "stack", ())
+    names = [part.name for part in parts if type(part).__name__ == "Scope"]
+    return "/".join(name for name in names if not _NOT_NAMES.match(name))
+
+
+def below(path: Path, sites: Mapping[Path, Any]) -> list[Path]:
+    """Return the sites inside of an equation."""
+    return [other for other in sites if other[: len(path)] == path and len(other) > len(path)]

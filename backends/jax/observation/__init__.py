@@ -1,0 +1,1 @@
+"""Statistics of activations, computed on the device inside one jitted function."""

@@ -1,0 +1,144 @@
+"""Range and histogram of a tensor, computed on its device: the very counts of :func:`klquant.histogram`.
+
+NumPy finds the bin of a value in float64, which accelerators lack or emulate. But the bin grows with ``|x|``, so the
+smallest value of each bin, in the dtype of the tensor, says the same. The host finds these exactly; the device takes
+the bin that a division in that dtype gives, which is at most one off, and corrects it by comparison.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from klquant.errors import InvalidInputError
+
+from ...collection import Bins, Counted
+from ...collection.bins import Array
+
+
+class Table(NamedTuple):
+    """The bins to count in, for the device."""
+
+    amax: Array
+    starts: Array
+    """Smallest ``|x|`` of each bin from the centre, and infinity."""
+    outside: Array
+    """Smallest ``|x|`` beyond the bins."""
+
+
+class Seen(NamedTuple):
+    """What the device has seen of one tensor."""
+
+    low: Any
+    high: Any
+    calls: Any
+    counts: Any
+    """Shape (num_bins,), int32; None where only the range is wanted."""
+    zeros: Any
+    beyond: Any
+
+
+def table_of(bins: Bins, dtype: Any) -> Table:
+    """Return the table of these bins for tensors of a dtype."""
+    kind = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    inner = Bins(3, 3 * math.nextafter(bins.amax, math.inf))  # as collection counts what lies beyond
+    return Table(np.asarray(bins.amax, kind), _starts(bins, kind), _starts(inner, kind)[1])
+
+
+def _starts(bins: Bins, kind: Any) -> Array:
+    """Return the smallest value of each bin: that of bin k lies 2 k - 1 half bins from 0."""
+    times, over = bins.half_bins
+    halves = 2.0 * np.arange(1, bins.num_bins // 2 + 1) - 1
+    with np.errstate(over="ignore", under="ignore"):
+        found = (halves * over / times).astype(kind)
+        for _ in range(4):  # rounding is off by one or two values
+            below = np.nextafter(found, kind.type(0))
+            found = np.where(below.astype(np.float64) * times / over >= halves, below, found)
+            found = np.where(
+                found.astype(np.float64) * times / over < halves, np.nextafter(found, kind.type(np.inf)), found
+            )
+    return np.concatenate([[0], found, [np.inf]]).astype(kind)
+
+
+def nothing(table: Table | None, dtype: Any) -> Seen:
+    """Return what has been seen before the first call."""
+    kind = jnp.promote_types(dtype, jnp.float32)
+    zero = np.int32(0)
+    counts = None if table is None else np.zeros(2 * len(table.starts) - 3, np.int32)
+    return Seen(np.asarray(np.inf, kind), np.asarray(-np.inf, kind), zero, counts, zero, zero)
+
+
+def see(values: Any, table: Table | None, before: Seen) -> Seen:
+    """Return what has been seen after one more call."""
+    if _is_explicit(values):  # the compiler finds out how to spread the counting
+        spread = jax.sharding.auto_axes(_see, out_sharding=jax.sharding.PartitionSpec())
+        found: Seen = spread(values, table, before)
+        return found
+    return _see(values, table, before)
+
+
+def _is_explicit(values: Any) -> bool:
+    mesh = getattr(getattr(jax.typeof(values), "sharding", None), "mesh", None)
+    return mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
+
+
+def _see(values: Any, table: Table | None, before: Seen) -> Seen:
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if not values.size:
+        return before._replace(calls=before.calls + 1)
+    low, high = jnp.minimum(before.low, values.min()), jnp.maximum(before.high, values.max())
+    found = before._replace(low=low, high=high, calls=before.calls + 1)
+    if table is None:
+        return found
+    sizes = jnp.abs(values)
+    return found._replace(
+        counts=before.counts + _count(values, sizes, table),
+        zeros=before.zeros + (values == 0).sum(dtype=jnp.int32),
+        beyond=before.beyond + (sizes >= table.outside).sum(dtype=jnp.int32),
+    )
+
+
+def _count(values: Any, sizes: Any, table: Table) -> Any:
+    half = table.starts.shape[0] - 2
+    guess = (sizes / table.amax * (2 * half + 1) + 1) / 2
+    bins = jnp.clip(guess, 0, half).astype(jnp.int32)
+    bins = bins + (sizes >= table.starts[bins + 1]) - (sizes < table.starts[bins])
+    numbers = half + jnp.where(values < 0, -bins, bins)
+    return jnp.zeros(2 * half + 1, jnp.int32).at[numbers].add(1)
+
+
+def counted(seen: Seen, bins: Bins) -> Counted:
+    """Return the counts, as :mod:`klquant.backends.collection` wants them: in the bins, or those within and beyond."""
+    counts = np.asarray(seen.counts).astype(np.int64)
+    if counts.min() < 0:
+        raise InvalidInputError("a batch must have fewer than 2**31 values of a tensor in a bin, got more")
+    if bins.num_bins == len(counts):
+        return Counted(counts, int(seen.zeros))
+    beyond = int(seen.beyond)
+    return Counted(np.array([beyond, counts.sum() - beyond, 0]), int(seen.zeros))
+
+
+def packed(found: Mapping[str, Seen]) -> tuple[Any, Any]:
+    """Return everything as two vectors, of ranges and of counts, so that few arrays cross to the host."""
+    ranges = [bound for seen in found.values() for bound in (seen.low, seen.high)]
+    numbers = [
+        jnp.concatenate(
+            [jnp.stack([seen.calls, seen.zeros, seen.beyond]), *([] if seen.counts is None else [seen.counts])]
+        )
+        for seen in found.values()
+    ]
+    return jnp.stack(ranges), jnp.concatenate(numbers)
+
+
+def unpacked(ranges: Any, numbers: Any, num_bins: Mapping[str, int]) -> dict[str, Seen]:
+    """Return what :func:`packed` was given, on the host; `num_bins` is 0 for a tensor without counts."""
+    sizes = [3 + number for number in num_bins.values()]
+    parts = np.split(np.asarray(numbers), np.cumsum(sizes)[:-1])
+    bounds = np.asarray(ranges).reshape(-1, 2).tolist()
+    return {
+        name: Seen(low, high, part[0], part[3:] if len(part) > 3 else None, part[1], part[2])
+        for name, (low, high), part in zip(num_bins, bounds, parts, strict=True)
+    }

@@ -1,0 +1,33 @@
+"""The result of quantizing a function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..calibration import Calibration
+from ..html_tables import html_skipped, html_thresholds
+from ..thresholds import LayerThreshold
+from .kernels import Form
+
+
+class QuantizedFunction(NamedTuple):
+    """A quantized function, from :func:`quantize`."""
+
+    function: Callable[..., Any]
+    """Has the signature of the original, and can be jitted, vmapped and exported."""
+    form: Form
+    """`int8`: products of integers; `simulate`: the same in floating point."""
+    thresholds: dict[str, LayerThreshold]
+    """Of the activations that enter quantized products, by name."""
+    weight_scales: dict[str, "np.ndarray[Any, Any]"]
+    """The scale of each output channel of the weights, by name."""
+    skipped: dict[str, str]
+    """Why products stay in floating point, by name."""
+    calibration: Calibration
+    """Everything that was found; ``calibration.save(path)`` saves it."""
+
+    def _repr_html_(self) -> str:
+        """Return a table of the thresholds for notebooks."""
+        caption = f"JAX function quantized ({self.form}): {len(self.thresholds)} activations"
+        return html_thresholds(caption, "layer", self.thresholds) + html_skipped(self.skipped)
