@@ -10,6 +10,7 @@ from klquant.errors import InvalidInputError
 
 from ..settings import Observe
 from ..thresholds import LayerThreshold
+from .model.calls import layer_of
 from .model.edits import copy_model, replace_module
 from .model.forward import Where, observed_at
 from .model.layers import LayerWrapper, Tap, channel_axis, inner_layer, observed_layers, point_name, weighted_layers
@@ -213,20 +214,22 @@ def simulate_in_place(
         raise InvalidInputError(
             f"`weight_scales` must hold every layer with a threshold, got none of {sorted(missing)}"
         )
+    shared = {layer_of(name): found.num_bits for name, found in thresholds.items()}
+    for name, layer in weighted_layers(model):
+        if name in shared and name in weight_scales:
+            _round_weight(inner_layer(layer), weight_scales[name], shared[name])
     for name, found in thresholds.items():
-        inner, place = inner_layer(layers[name]), observed_at(name, observe) or "inputs"
-        bits = found.num_bits
-        if name in taps:
-            place = "inputs"
-        else:
-            axis = channel_axis(inner)
-            weight = fake_quantize(inner.weight.detach(), weight_scales[name], axis=axis, num_bits=bits)
-            inner.weight = nn.Parameter(weight)
-            inner.requires_grad_(requires_grad=False)
-        replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
+        place = "inputs" if name in taps else observed_at(name, observe) or "inputs"
+        replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, found.num_bits))
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # a folded ReLU would overwrite what its gradient needs
+
+
+def _round_weight(layer: Any, scale: torch.Tensor, num_bits: int) -> None:
+    weight = fake_quantize(layer.weight.detach(), scale, axis=channel_axis(layer), num_bits=num_bits)
+    layer.weight = nn.Parameter(weight)
+    layer.requires_grad_(requires_grad=False)
 
 
 def saturate_like_engines(model: nn.Module) -> nn.Module:

@@ -77,7 +77,7 @@ def test_it_is_quantized_from_end_to_end(name, observe):
     before = fingerprint(model)
     result = quantized(model, batches, observe=observe)
     found = {point for point in result.thresholds if ":" not in point}
-    assert found == layers(model) - ZOO[name].uncalled
+    assert {point.partition("@")[0] for point in found} == layers(model) - ZOO[name].uncalled
     calls = {name.rpartition(".")[0] for name in result.thresholds.keys() - found}
     assert Counter(call.partition(":")[0] for call in calls) == ZOO[name].products
     assert result.weight_scales.keys() == layers(model)

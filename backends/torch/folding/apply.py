@@ -1,6 +1,6 @@
 """Apply folds to a model by the names of its modules, without data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from klquant.errors import InvalidInputError
 
+from ..model.calls import separate_calls
 from ..model.edits import replace_module
 from ..model.forward import check_eval
 from ..model.layers import TRANSPOSED, WEIGHTED, LayerReLU, channel_axis, is_quantizable
@@ -36,7 +37,12 @@ class Fold(NamedTuple):
         return f"Fold({self.kind} {self.module}, {self.reason or f'into {self.into}'})"
 
 
-def apply_folds(model: nn.Module, folds: Iterable[Fold], products: Iterable[Product] = ()) -> nn.Module:
+def apply_folds(
+    model: nn.Module,
+    folds: Iterable[Fold],
+    products: Iterable[Product] = (),
+    calls: Mapping[str, int] | None = None,
+) -> nn.Module:
     """Return a copy of the model with these folds applied, without data.
 
     Parameters
@@ -47,6 +53,8 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold], products: Iterable[Prod
         ``examine(model, batch).folds``; entries with a reason are skipped.
     products : iterable of Product
         ``examine(model, batch).products``: calls of functions to observe like layers.
+    calls : mapping, optional
+        ``examine(model, batch).calls``: layers and operands whose calls are observed apart.
 
     Returns
     -------
@@ -63,6 +71,7 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold], products: Iterable[Prod
     folded = plain_copy(model)
     fold_in_place(folded, folds)
     install(folded, products)
+    separate_calls(folded, calls or {}, {})
     return folded
 
 

@@ -50,8 +50,8 @@ class Recording(NamedTuple):
     """The calls of each layer, BatchNorm and ReLU module; empty if it was not called."""
     output: list[torch.Tensor]
     """The tensors that the model returned."""
-    products: list[Product]
-    """Functions that multiplied activations outside the layers, with the innermost calling module."""
+    products: Counter[Product]
+    """How often functions multiplied activations outside the layers, with the innermost calling module."""
     unknown: dict[str, list[str]]
     """Functions that multiplied outside the layers in another way, by the innermost calling module."""
     read: set[str]
@@ -76,7 +76,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], [], {}, set())
+    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set())
     recorder = _Recorder(seen, model, _Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
@@ -229,9 +229,7 @@ class _Recorder(TorchFunctionMode):
         weight = next((constants.names[id(value)] for value in operands.values() if id(value) in constants.names), "")
         number = self._counts[-1][function]
         self._counts[-1][function] += 1
-        product = Product(module, function, number, observed_operands(function, varying), weight)
-        if product not in self._seen.products:
-            self._seen.products.append(product)
+        self._seen.products[Product(module, function, number, observed_operands(function, varying), weight)] += 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -49,6 +49,10 @@ class LayerWrapper(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
+class LayerWithTaps(LayerWrapper):
+    """A layer whose calls are observed apart."""
+
+
 class LayerReLU(LayerWrapper):
     """A layer and the ReLU that follows it, observed and quantized as one."""
 
@@ -92,22 +96,24 @@ class SameConv2d(nn.Conv2d):
 
 def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield each layer that is quantized, with its qualified name in the user's model."""
-    return ((name, layer) for name, layer in observed_layers(model) if not isinstance(layer, Tap))
+    return observed_layers(model, taps=False)
 
 
-def observed_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Yield each layer and tap with its name."""
+def observed_layers(model: nn.Module, *, taps: bool = True) -> Iterator[tuple[str, Layer]]:
+    """Yield each layer and tap with its name; the layers that have taps only without these."""
     hidden = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
     hidden |= {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, module in model.named_modules():
-        is_point = isinstance(module, Tap) or is_quantizable(module)
-        if isinstance(module, LayerReLU) or (is_point and id(module) not in hidden):
+        if isinstance(module, LayerWithTaps) and not taps and not isinstance(module.layer, Tap):
+            yield point_name(name), module.layer
+        is_layer = isinstance(module, LayerReLU) or is_quantizable(module)
+        if (is_layer or (taps and isinstance(module, Tap))) and id(module) not in hidden:
             yield point_name(name), module
 
 
 def point_name(path: str) -> str:
-    """Return the name of what is at this path in a model with points: `block:matmul.0.input` for `block.:matmul...`."""
-    return path.replace(".:", ":")
+    """Return the name of what is at this path in a model with points: `a:matmul.0.input` for `a.:matmul.0.input`."""
+    return path.replace(".:", ":").replace(".@", "@")
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:

@@ -51,6 +51,11 @@ class Product(NamedTuple):
         """Return the names of the operands that are observed."""
         return [f"{self.module}:{self.function}.{self.number}.{operand}" for operand in self.activations.split()]
 
+    def joined(self, other: "Product") -> "Product":
+        """Return this call with the operands that are activations in another call of the module as well."""
+        found = dict.fromkeys([*self.activations.split(), *other.activations.split()])
+        return self._replace(activations=" ".join(found), weight=self.weight if self.weight == other.weight else "")
+
 
 def operands_of(function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the operands of a call by name; empty if it has others than tensors, or not two."""

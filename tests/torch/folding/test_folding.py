@@ -705,7 +705,7 @@ def test_products_outside_layers_are_found_with_the_module_that_computes_them(na
     before = fingerprint(model)
     operands = "query key weights value" if "attention" in name else "input other" if name in BOTH else "input"
     weight = "" if name in BOTH or "attention" in name or "conv" in name else "inner.0.kernel"
-    assert examine(model, batch(4, 4, 4)) == Examination([], {}, [Product("inner.0", name, 0, operands, weight)])
+    assert examine(model, batch(4, 4, 4)) == Examination([], {}, [Product("inner.0", name, 0, operands, weight)], {})
     assert fingerprint(model) == before
 
 
@@ -715,7 +715,7 @@ def test_other_products_are_named_with_the_module_that_computes_them(name):
     inner.kernel = nn.Parameter(torch.eye(4, dtype=torch.float64))
     model = functional(lambda net, x: net.inner(net.fc(x)), inner=nn.Sequential(inner)).eval()
     before = fingerprint(model)
-    assert examine(model, batch(4, 4, 4)) == Examination([], {"inner.0": f"{name} computes in floating point"}, [])
+    assert examine(model, batch(4, 4, 4)) == Examination([], {"inner.0": f"{name} computes in floating point"}, [], {})
     assert fingerprint(model) == before
 
 
@@ -763,5 +763,5 @@ def test_the_fast_path_of_a_transformer_encoder_does_not_hide_its_layers(norm_fi
 def test_an_examination_can_be_written_down():
     found = examine(plan_model(), batch(2, 3, 9))
     assert json.loads(json.dumps(found._asdict())) == {
-        "folds": [list(fold) for fold in PLAN], "skipped": {}, "products": []
+        "folds": [list(fold) for fold in PLAN], "skipped": {}, "products": [], "calls": {}
     }  # fmt: skip
