@@ -113,7 +113,9 @@ def quantize(  # noqa: PLR0913 the options of a quantization
 
     "onnxruntime" quantizes the inputs and outputs of every operator that has an INT8 kernel on CPUs. All are UINT8:
     over [0, T] with zero point 0 for tensors that cannot be negative, over [-T, T] with zero point 128 otherwise.
-    Biases are INT32 where they fit.
+    Biases are INT32 where they fit. HardSwish, HardSigmoid, PRelu and products with scalars become operators with INT8
+    kernels; depthwise convolutions get channels of zeros, up to a multiple of 16. Narrow convolutions at the start of a
+    network stay in floating point, where they are faster: at most a tenth of its layers.
 
     With `asymmetric`, T of a tensor that the guard watches over (``LayerThreshold.guarded``) may change: the criterion
     searched it for [-T, T], and a range with fewer negative values has finer steps. If the T of mse or max has 1 dB
