@@ -8,10 +8,11 @@ p times 1 + |log(p / q)|, however large C is, and D by about 1e-16 where it is s
 exactly 0. The closed form cannot do that, for it subtracts two sums that are far larger than D.
 """
 
+import functools
 from types import ModuleType
 from typing import NamedTuple
 
-from klquant._namespace import Array, fixed_shapes, map_selected, repeat
+from klquant._namespace import Array, first_true, fixed_shapes, map_selected, repeat, where_needed
 from klquant._search.candidates import Layout, Windows
 from klquant._search.prefix_sums import Sums, between, filled_between
 
@@ -56,16 +57,22 @@ class Chosen(NamedTuple):
 def settled_curve(curve: Array, search: Search, coarse: Array, *, ties: bool, xp: ModuleType) -> Array:
     """Return the curve with the `coarse` candidates bin by bin, and then with all that are near the minimum, if `ties`.
 
-    Both are one loop, because its body is much code for a compiler.
+    The first of these comes alone: if its divergence is 0, no other can be better. All is one loop, because its body is
+    much code for a compiler.
     """
 
-    def settle(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        curve, selected = state
-        curve = xp.where(selected, _divergences(search, selected, xp=xp), curve)
+    def settle(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        curve, selected, settled = state
+        compute = functools.partial(_divergences, search, selected, xp=xp)
+        curve = xp.where(selected, where_needed(selected.any(), compute, curve.shape, xp=xp), curve)
+        settled = settled | selected
         near = xp.isfinite(curve) & (curve <= curve.min() + NEAR)
-        return curve, near & ~coarse & (xp.where(near, 1.0, 0.0).sum() > 1)
+        index, first = xp.arange(near.shape[0]), first_true(near, xp=xp)
+        is_first = index == first
+        wanted = is_first | ((turn > 0) & ~(is_first & settled & (curve == 0)).any())
+        return curve, near & ~settled & wanted & (xp.where(near, 1.0, 0.0).sum() > 1), settled
 
-    return repeat(settle, 1 + ties, (curve, coarse), xp=xp)[0]
+    return repeat(settle, 3 if ties else 1, (curve, coarse, coarse), xp=xp)[0]
 
 
 def _divergences(search: Search, selected: Array, *, xp: ModuleType) -> Array:

@@ -5,6 +5,7 @@ import pytest
 
 import klquant
 from klquant import InfeasibleError, Threshold, reference
+from klquant._search import bin_by_bin
 from support.cases import by_hand, even_edges, golden, listed
 from support.namespaces import JAX, JIT, NUMPY, READ_ONLY, enable_x64, needs_jax, params
 
@@ -333,3 +334,19 @@ def test_near_ties_need_equal_bins_only_to_be_resolved():
     assert search(NUMPY, hist, edges).tie_low > 0
     with pytest.raises(klquant.InvalidInputError, match="equally spaced for `tie_width`"):
         search(NUMPY, hist, edges, tie_width=0.01)
+
+
+def test_of_many_candidates_without_loss_only_the_first_is_computed_again(monkeypatch):
+    computed, compute = [], bin_by_bin.direct_divergence
+
+    def count(search, chosen, most, *, xp):
+        computed.append(len(chosen.start))
+        return compute(search, chosen, most, xp=xp)
+
+    monkeypatch.setattr(bin_by_bin, "direct_divergence", count)
+    hist = np.zeros(2001, np.int64)
+    hist[800:1201] = 7
+    found = klquant.optimal_threshold(hist, even_edges(2001))
+    assert found.divergence == 0
+    assert found.tie_high > 2 * found.tie_low  # there are many
+    assert computed == [1]
