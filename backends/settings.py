@@ -214,11 +214,23 @@ class Settings(NamedTuple):
                 raise InvalidInputError(f"pattern `{pattern}` matches none of {len(names)} layers, such as {close}")
 
 
+_OPERAND = re.compile(r"(.*:\w+\.\d+)\.\w+|(.+)@\d+")  # `block:matmul.0.other`, `head.conv@1`
+
+
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that."""
+    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that.
+
+    A pattern for a call of a function matches its operands, too; one for a layer, each of the layer's calls.
+    """
     known, patterns = set(names), list(patterns)
     expression = re.compile("|".join(translate(pattern) for pattern in patterns if pattern not in known) or r"(?!)")
-    return {name for name in known if name in patterns or expression.match(name)}
+    return {name for name in known if name in patterns or any(map(expression.match, (name, *_whole(name))))}
+
+
+def _whole(name: str) -> list[str]:
+    """Return the name of the call or layer that a name is a part of."""
+    found = _OPERAND.fullmatch(name)
+    return [part for part in found.groups() if part] if found else []
 
 
 def _is_int(value: Any) -> bool:

@@ -6,12 +6,14 @@ saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions`
 
 :class:`Quantizer` does the same :class:`Stage` by stage. Each stage is a function as well:
 
-- :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and :func:`apply_folds` applies them;
+- :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and finds each :class:`Product`, a call of a
+  function that multiplies; :func:`apply_folds` applies them;
   :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
 - :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
 - :func:`simulate`, which rounds by :func:`fake_quantize`; :func:`correct_bias`
+- :func:`unfreeze_weights` and :func:`freeze_weights`, to fine-tune in between
 - :func:`diagnose` (a :class:`Diagnosis`, with a :class:`LayerDiagnosis` for each layer)
 
 :func:`compare` returns a :class:`Comparison` of a module with its quantized form, with an :class:`OutputComparison` of
@@ -43,8 +45,10 @@ from .automatic import auto
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
+from .finetuning import freeze_weights, unfreeze_weights
 from .folding.api import Examination, examine, fold_batch_norm, fold_relu
 from .folding.apply import Fold, apply_folds
+from .model.products import Product
 from .observation.passes import collect_amax, collect_histograms
 from .pipeline import quantize, requantize
 from .quantizer import Quantizer
@@ -66,6 +70,7 @@ __all__ = [
     "LayerThreshold",
     "Measured",
     "OutputComparison",
+    "Product",
     "QuantizedModel",
     "Quantizer",
     "Recipe",
@@ -89,6 +94,7 @@ __all__ = [
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
+    "freeze_weights",
     "quantize",
     "quantize_weights",
     "requantize",
@@ -96,6 +102,7 @@ __all__ = [
     "search_thresholds",
     "simulate",
     "tune",
+    "unfreeze_weights",
 ]
 
 

@@ -10,7 +10,7 @@ import click
 from klquant.backends.automatic import COLUMNS, Advice, Automatic
 from klquant.backends.settings import ENGINES
 
-from ..data import SOURCE, Amount, import_function, open_samples
+from ..data import SOURCE, Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
@@ -25,8 +25,7 @@ _NOT_IN_COMPARE = {**_NOT_IN_TUNE, **_OF_THE_RESULT, "--metric": 2, "--max-sampl
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Sample data, as for `klquant calibrate`.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option()
 @click.option("--engine", type=Choice(ENGINES), required=True, help="Engine that will run the model.")
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--report", type=NEW, help="HTML report to write.  [default: like --out, with .html]")
