@@ -47,6 +47,8 @@ function markThresholds(chart, tensor, signs) {
     if (!isInside(x)) return;
     const wide = ctx.measureText(criterion).width;
     const left = freeOfLines(x, wide + gap, lines, bbox, gap);
+    ctx.fillStyle = colour("paper");
+    ctx.fillRect(left - dpr, top, wide + 2 * dpr, 13 * dpr);
     ctx.fillStyle = ctx.strokeStyle = colour(kind);
     ctx.fillText(criterion, left, top + 10 * dpr);
     ctx.lineWidth = dpr;
