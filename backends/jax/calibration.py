@@ -36,7 +36,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     criterion: CriterionOrAuto = "entropy",
-    progress: bool = False,
+    progress: bool = True,
     process_group: Group = None,
     resume: str | Path | None = None,
     checkpoint_seconds: float = 10.0,

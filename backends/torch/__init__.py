@@ -13,6 +13,7 @@ saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions`
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
 - :func:`simulate`, which rounds by :func:`fake_quantize`; :func:`correct_bias`
+- :func:`unfreeze_weights` and :func:`freeze_weights`, to fine-tune in between
 - :func:`diagnose` (a :class:`Diagnosis`, with a :class:`LayerDiagnosis` for each layer)
 
 :func:`compare` returns a :class:`Comparison` of a module with its quantized form, with an :class:`OutputComparison` of
@@ -44,6 +45,7 @@ from .automatic import auto
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
 from .export.api import export_onnx
+from .finetuning import freeze_weights, unfreeze_weights
 from .folding.api import Examination, examine, fold_batch_norm, fold_relu
 from .folding.apply import Fold, apply_folds
 from .model.products import Product
@@ -92,6 +94,7 @@ __all__ = [
     "fake_quantize",
     "fold_batch_norm",
     "fold_relu",
+    "freeze_weights",
     "quantize",
     "quantize_weights",
     "requantize",
@@ -99,6 +102,7 @@ __all__ = [
     "search_thresholds",
     "simulate",
     "tune",
+    "unfreeze_weights",
 ]
 
 

@@ -1,7 +1,7 @@
 """The stages of a calibration in their order: a class that knows which one a model has reached."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -34,7 +34,7 @@ from .model.products import install
 from .observation.observer import TorchObserver
 from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
-from .stages import NEVER_CALLED, QuantizedModel, Stage, check_layers, check_stage, warn_of_skipped
+from .stages import NEVER_CALLED, QuantizedModel, Source, Stage, check_layers, check_stage, warn_of_skipped
 
 logger = logging.getLogger("klquant")
 AUTO_BATCHES = 8  # on which criterion="auto" chooses
@@ -97,6 +97,7 @@ class Quantizer:
         self._forward, self._run = forward, Run(progress=progress, group=process_group)
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
         self._layer_types = layer_types
+        self._source = Source(forward)
         self._found = Calibration.of(Settings.make(**settings))
 
     @classmethod
@@ -153,6 +154,7 @@ class Quantizer:
         settings, ranges = self._found.settings, None
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
         observer, run = self._observer(), self._resumable()
+        self._source = Source(self._forward, None if isinstance(batches, Iterator) else batches)
         if settings.passes == 1:
             logger.info("one pass: the bins divide a power of three instead of amax")
             counts = collect_growing(observer, batches, settings, run=run)
@@ -272,7 +274,7 @@ class Quantizer:
             warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
         return QuantizedModel(
-            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
+            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found, self._source
         )
 
     def _correct_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:

@@ -53,9 +53,7 @@ class QuantizedLayer(LayerWrapper):
 
     def round_weight(self, weight: torch.Tensor, axis: int | None) -> torch.Tensor:
         """Return the constant operand of a function, rounded per channel."""
-        others = [k for k in range(weight.ndim) if axis is None or k != axis % weight.ndim]
-        amax = weight.detach().float().abs().amax(others)
-        scale = torch.where(amax > 0, _scale(amax, self.num_bits), 0.0)
+        scale = channel_scales(weight.detach(), axis, self.num_bits)
         return fake_quantize(weight, scale, axis=axis, num_bits=self.num_bits)
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,6 +89,7 @@ def fake_quantize(
     Returns
     -------
     torch.Tensor, shape and dtype of `x`
+        Its gradient is that of an identity, and 0 for values that are clipped.
 
     Raises
     ------
@@ -106,7 +105,10 @@ def fake_quantize(
     elif steps.ndim:
         raise InvalidInputError(f"`scale` must be 0-d when `axis` is not given, got shape {tuple(steps.shape)}")
     lowest = -qmax(num_bits) if qmin is None else qmin
-    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(lowest, qmax(num_bits))
+    clamped = (wide / torch.where(steps > 0, steps, 1.0)).clamp(lowest - 0.5, qmax(num_bits) + 0.5)
+    levels = clamped.round().clamp(lowest, qmax(num_bits))
+    if clamped.requires_grad:
+        levels = clamped + (levels - clamped).detach()  # the same values: the difference is exact, and so is the sum
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
@@ -149,15 +151,16 @@ def quantize_weights(
         weight = inner_layer(layer).weight.detach()
         if not weight.isfinite().all():
             raise InvalidInputError(f"layer `{name}`: weights must be finite, got NaN or infinity")
-        others = [k for k in range(weight.ndim) if k != channel_axis(inner_layer(layer))]
-        amax = weight.float().abs().amax(others)
-        alive = (amax > 0) & (amax >= dead_channel)
-        scales[name] = torch.where(alive, _scale(amax, bits), 0.0)
+        scales[name] = channel_scales(weight, channel_axis(inner_layer(layer)), bits, dead_channel)
     return scales
 
 
-def _scale(amax: torch.Tensor, num_bits: int) -> torch.Tensor:
-    return (amax / qmax(num_bits)).clamp_min(torch.finfo(torch.float32).tiny)  # 0 would mark a dead channel
+def channel_scales(weight: torch.Tensor, axis: int | None, num_bits: int, dead_channel: float = 0.0) -> torch.Tensor:
+    """Return ``max |w_c| / 127`` of each channel, of all values without an axis; 0 marks a dead channel."""
+    amax = weight.float().abs().amax([k for k in range(weight.ndim) if axis is None or k != axis % weight.ndim])
+    alive = (amax > 0) & (amax >= dead_channel)
+    smallest = torch.finfo(torch.float32).tiny  # a scale of 0 would mark a dead channel
+    return torch.where(alive, (amax / qmax(num_bits)).clamp_min(smallest), 0.0)
 
 
 def simulate(
@@ -218,11 +221,15 @@ def simulate_in_place(
     for name, found in thresholds.items():
         place = "inputs" if name in taps else observed_at(name, observe) or "inputs"
         replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, found.num_bits))
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # a folded ReLU would overwrite what its gradient needs
 
 
 def _round_weight(layer: Any, scale: torch.Tensor, num_bits: int) -> None:
     weight = fake_quantize(layer.weight.detach(), scale, axis=channel_axis(layer), num_bits=num_bits)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.weight = nn.Parameter(weight)
+    layer.requires_grad_(requires_grad=False)
 
 
 def saturate_like_engines(model: nn.Module) -> nn.Module:

@@ -28,9 +28,17 @@ FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
 
 
-def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QDQModel:
-    """Return a traced model with Q/DQ as simulated or, with batches and for onnxruntime, by the rules of an engine."""
+def place(
+    traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None, *, may_ignore: bool = False
+) -> QDQModel:
+    """Return a traced model with Q/DQ as simulated or, with batches and for onnxruntime, by the rules of an engine.
+
+    Batches that the user did not pass (`may_ignore`) may be none, and are ignored if layers round one tensor
+    differently, which those rules do not allow.
+    """
     model, found = remove_marks(traced)
+    if may_ignore and (not batches or (found.conflicts and engine != "onnxruntime")):
+        batches = None
     if batches is None and engine != "onnxruntime":
         result = _as_simulated(model, found)
     else:

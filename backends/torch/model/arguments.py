@@ -1,12 +1,15 @@
 """How a batch becomes the arguments of a model: also of (image, label) pairs, and of dicts with more than it takes."""
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
 
 import torch
+
+from klquant.errors import InvalidInputError
 
 from .layers import LayerWrapper
 
@@ -35,6 +38,25 @@ def arguments_of(model: Any, batch: Any) -> Arguments:
     if not isinstance(batch, (tuple, list)):
         return Arguments((batch,), {})
     return _by_position(parameters, tuple(batch))
+
+
+class _Called(Exception):  # noqa: N818 no error: it ends a run when its purpose is fulfilled
+    pass
+
+
+def arguments_of_call(model: torch.nn.Module, batch: Any, forward: Callable[[Any, Any], Any]) -> Arguments:
+    """Return the arguments of the first call of the model in a `forward`, without running the model."""
+    found: list[Arguments] = []
+
+    def entering(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(Arguments(args, kwargs))
+        raise _Called
+
+    with contextlib.suppress(_Called), torch.no_grad(), model.register_forward_pre_hook(entering, with_kwargs=True):
+        forward(model, batch)
+    if not found:
+        raise InvalidInputError("`forward` must call the model itself, got one that does not: its inputs are unknown")
+    return found[0]
 
 
 def log_left_out(model: Any, batch: Any) -> None:

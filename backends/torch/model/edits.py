@@ -61,7 +61,8 @@ def restored(model: nn.Module) -> Iterator[None]:
             if not isinstance(module, torch.jit.ScriptModule):  # holds its attributes outside Python
                 stack.callback(_restorer(module))
         for buffer in model.buffers():
-            stack.callback(_restore_values, buffer, buffer.detach().clone(), buffer._version)
+            version = None if buffer.is_inference() else buffer._version  # these do not count their changes
+            stack.callback(_restore_values, buffer, buffer.detach().clone(), version)
         yield
 
 
@@ -80,8 +81,8 @@ def _restorer(module: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _restore_values(buffer: torch.Tensor, values: torch.Tensor, version: int) -> None:
-    if buffer._version != version:
+def _restore_values(buffer: torch.Tensor, values: torch.Tensor, version: int | None) -> None:
+    if version is None or buffer._version != version:
         with torch.no_grad():
             buffer.copy_(values)
 

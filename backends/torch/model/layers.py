@@ -44,6 +44,8 @@ class LayerWrapper(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):
+                raise  # the wrapper is not copied or pickled as its layer is
             return getattr(super().__getattr__("layer"), name)
 
 
