@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from ...html_tables import html_skipped, html_table
 from ...reprs import left_out
 from ..model.arguments import log_left_out
 from ..model.calls import MOST
 from ..model.dataflow import Recording, outputs_agree, record_calls
-from ..model.edits import restored
+from ..model.edits import copy_model, restored
 from ..model.forward import Forward, call_model, check_eval, naming_errors
 from ..model.layers import check_supported, skipped_layers, weighted_layers
 from ..model.norms import other_norms
@@ -25,6 +27,8 @@ from ..model.products import Product, can_own
 from ..model.quantized import check_float
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
+
+_IN_DOUBLE = 1e-9  # error of a right fold in float64, relative to the largest output
 
 
 class Examination(NamedTuple):
@@ -239,12 +243,24 @@ def _plan(model: nn.Module, batch: Any, forward: Forward, decide: _Decide) -> tu
     folds = decide(model, seen)
     layers = list(dict.fromkeys(fold.into for fold in folds if not fold.reason))
     sound = _sound(keeps_output, [], layers)
-    if len(sound) == len(layers):
+    if len(sound) == len(layers) or _agree_in_double(model, batch, forward, folds):
         return seen, folds
     reason = "folding changes the output of the model or makes it fail"
     if not outputs_agree(run([]).output, seen.output):
         reason = "the model returns a different output each time it runs"
     return seen, [fold if fold.reason or fold.into in sound else fold._replace(reason=reason) for fold in folds]
+
+
+def _agree_in_double(model: nn.Module, batch: Any, forward: Forward, folds: list[Fold]) -> bool:
+    """Return whether folding is right in float64: in narrower dtypes rounding may hide that, where values cancel."""
+    try:
+        wide = copy_model(model).double()
+        given = tree_map_only(torch.Tensor, lambda x: x.double() if x.is_floating_point() else x, batch)
+        expected = record_calls(wide, lambda: forward(wide, given)).output
+        fold_in_place(wide, folds)
+        return outputs_agree(record_calls(wide, lambda: forward(wide, given)).output, expected, _IN_DOUBLE)
+    except Exception:  # such as for a forward that needs one dtype
+        return False
 
 
 def _sound(agrees: Callable[[list[Any]], bool], kept: list[Any], layers: list[Any]) -> list[Any]:

@@ -109,23 +109,25 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield from tensors_in(list(vars(value).values()))
 
 
-def outputs_agree(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
-    """Return whether two runs returned the same, up to the rounding of their dtype.
+def outputs_agree(got: list[torch.Tensor], expected: list[torch.Tensor], relative: float | None = None) -> bool:
+    """Return whether two runs returned the same, up to the rounding of their dtype or to a share of the largest value.
 
     NaN and infinity must be in the same places. The tolerance comes from the finite values, without constants that
     masks are filled with instead of -inf: large values that are exactly the same in both runs.
     """
-    return len(got) == len(expected) and all(map(_nearly_equal, got, expected))
+    pairs = zip(got, expected, strict=False)
+    return len(got) == len(expected) and all(_nearly_equal(*pair, relative) for pair in pairs)
 
 
-def _nearly_equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
+def _nearly_equal(got: torch.Tensor, expected: torch.Tensor, relative: float | None) -> bool:
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return False
     if got.is_complex():
-        return _nearly_equal(torch.view_as_real(got.resolve_conj()), torch.view_as_real(expected.resolve_conj()))
+        got, expected = (torch.view_as_real(tensor.resolve_conj()) for tensor in (got, expected))
+        return _nearly_equal(got, expected, relative)
     if not got.is_floating_point() or not got.numel():
         return torch.equal(got, expected)
-    relative = min(1000 * torch.finfo(got.dtype).eps, 0.05)
+    relative = min(1000 * torch.finfo(got.dtype).eps, 0.05) if relative is None else relative
     got, expected = got.double(), expected.double()
     same = (got == expected) | (got.isnan() & expected.isnan())
     scale = expected[expected.isfinite() & ~(same & (expected.abs() >= _FILL))].abs()

@@ -14,7 +14,7 @@ from ...collection import Observation, add_call, look
 from ...collection.bins import BinsFor
 from ..model.forward import Forward, Where, call_model, run_observed
 from ..model.layers import observed_layers, tensor_bytes
-from .counting import count, extremes
+from .last import Last
 
 
 class TorchObserver(NamedTuple):
@@ -33,9 +33,10 @@ class TorchObserver(NamedTuple):
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run the model on a batch; return what each layer saw."""
         found: dict[str, Observation] = {}
+        last = Last()
 
         def observer(name: str, tensor: torch.Tensor) -> None:
-            seen = look(name, *extremes(tensor), bins_for, functools.partial(count, tensor))
+            seen = look(name, *last.extremes(tensor), bins_for, functools.partial(last.count, tensor))
             add_call(found, name, seen)
 
         run_observed(self.model, [batch], observer, observe=self.observe_at, forward=self.forward, first=number)

@@ -149,14 +149,24 @@ def row(name, build, batches, *, onnx):
 
 def main(wanted):
     """Print the table."""
-    wanted = [word for word in wanted if word != "--onnx"]
+    onnx = "--onnx" in wanted
+    wanted = {word for word in wanted if word != "--onnx"}
+    columns = ("model", "multiply-adds in INT8", "SQNR dB", "BatchNorms folded", "left", "why", "time", "onnxruntime")
+    say(f"| {' | '.join(columns)} |")
+    say("|---" * len(columns) + "|")
     for family, models in FAMILIES.items():
-        for name, (_build, _batches) in models().items():
-            if not wanted or {family, name, f"{family}/{name}"} & set(wanted):
+        for name, (build, batches) in models().items():
+            if not wanted or {family, name} & wanted:
                 try:
-                    pass
-                except Exception:
+                    say(row(f"{family}/{name}", build, batches, onnx=onnx))
+                except Exception as error:
                     traceback.print_exc(limit=-6)
+                    say(f"| {family}/{name} | {type(error).__name__}: {str(error)[:300]} |")
+
+
+def say(line):
+    """Print a line at once, also to a file."""
+    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
