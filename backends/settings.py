@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_a
 
 from klquant.errors import InvalidInputError
 
+from .plugins import Kind, installed
+
 Engine: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
@@ -43,9 +45,15 @@ def check_engine(engine: str) -> None:
     check_choice("engine", engine, ENGINES)
 
 
-def check_choice(name: str, given: object, choices: Iterable[str]) -> None:
-    """Raise InvalidInputError, which lists the choices and the nearest one, for anything else."""
-    if given not in (listed := list(choices)):
+def check_choice(name: str, given: object, choices: Iterable[str], kind: Kind | None = None) -> None:
+    """Raise InvalidInputError, which lists the choices and the nearest one, for anything else.
+
+    With a `kind`, what other packages add is a choice too.
+    """
+    listed = list(choices)
+    if given not in listed and kind is not None:
+        listed += installed(kind)
+    if given not in listed:
         raise InvalidInputError(
             f"`{name}` must be one of {', '.join(listed)}, got {given!r}{did_you_mean(given, listed)}"
         )
@@ -81,9 +89,12 @@ class LayerOptions(NamedTuple):
 
     def check(self, where: str) -> None:
         """Raise InvalidInputError for an impossible value; `where` ends the name in the message."""
-        nearest = did_you_mean(self.criterion, CRITERIA)
+        criteria: tuple[Any, ...] = (None, *CRITERIA)
+        if self.criterion not in criteria:
+            criteria += tuple(installed("criteria"))
+        nearest = did_you_mean(self.criterion, criteria[1:])
         wanted = {
-            "criterion": (self.criterion in (None, *CRITERIA), f"one of {', '.join(CRITERIA)}"),
+            "criterion": (self.criterion in criteria, f"one of {', '.join(criteria[1:])}"),
             "num_bits": (self.num_bits is None or (_is_int(self.num_bits) and 2 <= self.num_bits <= 16), "2 to 16"),
             "observe": (self.observe in (None, *get_args(Observe)), "'inputs' or 'outputs'"),
             "threshold": (self.threshold is None or 0 < self.threshold <= float_info.max, "positive and finite"),
@@ -203,11 +214,23 @@ class Settings(NamedTuple):
                 raise InvalidInputError(f"pattern `{pattern}` matches none of {len(names)} layers, such as {close}")
 
 
+_OPERAND = re.compile(r"(.*:\w+\.\d+)\.\w+|(.+)@\d+")  # `block:matmul.0.other`, `head.conv@1`
+
+
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that."""
+    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that.
+
+    A pattern for a call of a function matches its operands, too; one for a layer, each of the layer's calls.
+    """
     known, patterns = set(names), list(patterns)
     expression = re.compile("|".join(translate(pattern) for pattern in patterns if pattern not in known) or r"(?!)")
-    return {name for name in known if name in patterns or expression.match(name)}
+    return {name for name in known if name in patterns or any(map(expression.match, (name, *_whole(name))))}
+
+
+def _whole(name: str) -> list[str]:
+    """Return the name of the call or layer that a name is a part of."""
+    found = _OPERAND.fullmatch(name)
+    return [part for part in found.groups() if part] if found else []
 
 
 def _is_int(value: Any) -> bool:

@@ -105,7 +105,7 @@ def search_thresholds(
         Naming the layer, for a tensor that is always 0 (it gets scale 1), for one without a feasible threshold (it
         gets T = amax), for one with outliers, and where T clips so hard that another criterion should be tried.
     """
-    check_choice("criterion", criterion, CRITERIA)
+    check_choice("criterion", criterion, CRITERIA, "criteria")
     general = LayerOptions(criterion).over(_GENERAL)
     found, complaints = {}, dict[str, Complaint]()
     for name, largest in amax.items():

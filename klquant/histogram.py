@@ -19,7 +19,7 @@ from klquant._namespace import (
     is_array,
     is_concrete,
 )
-from klquant._validate import check_axis, check_number, check_odd, check_real
+from klquant._validate import check_axis, check_counted, check_number, check_odd, check_real
 from klquant.errors import ArrayTypeError, InvalidInputError
 
 MAX_ROWS = 30  # of a batch, in a notebook
@@ -91,7 +91,8 @@ def histogram(
     largest = _largest(x, axis) if is_concrete(x) else None
     ranges = _check_ranges(_range_of(x, largest) if amax is None else amax, x, axis, int(num_bins))
     if is_concrete(ranges):
-        clip = largest is None or bool((largest * (num_bins / ranges) >= num_bins + 1).any())
+        with np.errstate(all="ignore"):
+            clip = largest is None or bool((largest * (num_bins / ranges) >= num_bins + 1).any())
         ranges = from_numpy(ranges, xp=xp)
     else:
         array_namespace(x=x, amax=ranges)
@@ -117,9 +118,10 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     Raises
     ------
     InvalidInputError
-        If the edges differ, or a sum of counts would overflow int64.
+        If a count is NaN, infinite or negative, the number of edges is not that of the bins plus one, the edges differ,
+        or a sum of counts would overflow int64.
     ArrayTypeError
-        If the two come from different libraries.
+        If the two are not histograms of real numbers, or come from different libraries.
 
     Examples
     --------
@@ -132,6 +134,8 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     for name, histogram in (("a", a), ("b", b)):
         if not isinstance(histogram, Histogram):
             raise ArrayTypeError(f"`{name}` must be a Histogram, got {type(histogram).__name__}")
+        array_namespace(**{f"{name}.hist": histogram.hist, f"{name}.edges": histogram.edges})
+        check_counted(name, *histogram)
     array_namespace(a=a.hist, b=b.hist)
     if a.hist.shape != b.hist.shape:
         numbers = [h.hist.shape[-1] if h.hist.ndim == 1 else tuple(h.hist.shape) for h in (a, b)]
@@ -142,7 +146,7 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
             "count all data with the same `amax`"
         )
     hist = _add(a.hist, b.hist)
-    if is_concrete(hist) and (np.asarray(hist) < np.maximum(a.hist, b.hist)).any():
+    if is_concrete(hist) and (np.asarray(hist) < np.maximum(np.asarray(a.hist), np.asarray(b.hist))).any():
         raise InvalidInputError("the sum of the counts must stay below 2**63")
     return Histogram(hist, a.edges)
 

@@ -28,6 +28,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from klquant.errors import InvalidInputError
 
+from ..plugins import load
 from ..settings import check_choice
 from .json_csv import read_csv, read_json, write_csv, write_json
 from .ncnn_table import NcnnTable, read_ncnn_table, write_ncnn_table
@@ -140,8 +141,9 @@ def write_table(
 
 
 def _format(name: FormatName) -> Format:
-    check_choice("format", name, FORMATS)
-    return FORMATS[name]
+    check_choice("format", name, FORMATS, "formats")
+    found: Format = FORMATS[name] if name in FORMATS else load("formats", name)
+    return found
 
 
 def _recognize(path: PathLike) -> FormatName:

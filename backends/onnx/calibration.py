@@ -101,7 +101,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
     tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
     """
-    check_choice("criterion", criterion, (*CRITERIA, "auto"))
+    check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")
     once = settings.get("passes", 2) == 1 and criterion != "auto"
     batches = first_batches(from_reader(batches, once=once), num_batches)
     prepared = prepare(model)

@@ -6,7 +6,8 @@ saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions`
 
 :class:`Quantizer` does the same :class:`Stage` by stage. Each stage is a function as well:
 
-- :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and :func:`apply_folds` applies them;
+- :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and finds each :class:`Product`, a call of a
+  function that multiplies; :func:`apply_folds` applies them;
   :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
 - :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
@@ -47,6 +48,7 @@ from .export.api import export_onnx
 from .finetuning import freeze_weights, unfreeze_weights
 from .folding.api import Examination, examine, fold_batch_norm, fold_relu
 from .folding.apply import Fold, apply_folds
+from .model.products import Product
 from .observation.passes import collect_amax, collect_histograms
 from .pipeline import quantize, requantize
 from .quantizer import Quantizer
@@ -68,6 +70,7 @@ __all__ = [
     "LayerThreshold",
     "Measured",
     "OutputComparison",
+    "Product",
     "QuantizedModel",
     "Quantizer",
     "Recipe",

@@ -10,6 +10,7 @@ from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
 from ..settings import CRITERIA, Criterion, CriterionOrAuto, check_choice
 from .model.forward import Forward, call_model
+from .model.plain import LayerTypes
 from .options import QuantizerOptions
 from .quantizer import Quantizer
 from .stages import QuantizedModel
@@ -73,7 +74,7 @@ def quantize(
     Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
     rounded weights with those before rounding.
     """
-    check_choice("criterion", criterion, (*CRITERIA, "auto"))  # before the data are read
+    check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")  # before the data are read
     quantizer, batches = Quantizer(model, **options), first_batches(batches, num_batches)
     one_pass = options.get("passes", 2) == 1
     if not one_pass or criterion == "auto" or correct_bias:
@@ -101,6 +102,7 @@ def requantize(
     criterion: Criterion | None = None,
     num_bits: int | None = None,
     guard: bool | None = None,
+    layer_types: LayerTypes | None = None,
     forward: Forward = call_model,
 ) -> QuantizedModel:
     """Quantize a model by its saved calibration, without data; the criterion and the number of bits may change.
@@ -118,6 +120,8 @@ def requantize(
     guard : bool, optional
         Whether entropy gives way to a better criterion where it clips too much. By default as in the calibration. False
         also undoes what the guard changed there.
+    layer_types : mapping, optional
+        That of the calibration; see :class:`Quantizer`.
     forward : callable (model, batch) -> output
         How to run the model on a batch, for :func:`export_onnx`. No batch is needed here.
 
@@ -135,7 +139,7 @@ def requantize(
     CalibrationWarning
         As for :func:`quantize`.
     """
-    quantizer = Quantizer.from_calibration(model, calibration, forward=forward)
+    quantizer = Quantizer.from_calibration(model, calibration, forward=forward, layer_types=layer_types)
     guarded = any(found.replaced for found in calibration.thresholds.values())
     if criterion is not None or num_bits is not None or not calibration.thresholds or (guarded and guard is False):
         quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits, guard=guard)

@@ -22,12 +22,15 @@ from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
 from .correction.bias_correction import correct_in_place
 from .correction.equalization import Equalized, equalize_in_place, find_pairs
-from .folding.api import copy_to_fold, examine_copy
+from .folding.api import Examination, copy_to_fold, examine_copy
 from .folding.apply import Fold, fold_in_place
 from .folding.verify import verified_forward
+from .model.calls import call_names, layer_of, separate_calls
 from .model.edits import copy_model
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
+from .model.plain import LayerTypes
+from .model.products import install
 from .observation.observer import TorchObserver
 from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
@@ -60,6 +63,9 @@ class Quantizer:
         must come in the same order. With several processes each adds its rank to the name.
     checkpoint_seconds : float
         Least time between two writes of that file.
+    layer_types : mapping of module classes to functions, optional
+        For classes that klquant does not know: the function takes a module and returns one that computes the same with
+        plain layers, such as ``{MyConv: lambda m: m.as_conv2d()}``. Not saved: pass it to ``requantize``, too.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": quantize what
         enters each layer, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
@@ -82,6 +88,7 @@ class Quantizer:
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
+        layer_types: LayerTypes | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> None:
         check_eval(model)
@@ -89,6 +96,7 @@ class Quantizer:
         self._model = model
         self._forward, self._run = forward, Run(progress=progress, group=process_group)
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
+        self._layer_types = layer_types
         self._source = Source(forward)
         self._found = Calibration.of(Settings.make(**settings))
 
@@ -100,7 +108,7 @@ class Quantizer:
         """
         quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
-        quantizer._fold(copy_to_fold(model), [Fold(**fold) for fold in calibration.transforms["fold"]], {})
+        quantizer._fold(copy_to_fold(model, quantizer._layer_types), Examination.from_rows(calibration.transforms))
         quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])
         quantizer.quantize_weights()
         quantizer._reached(Stage.CALIBRATED if calibration.thresholds else Stage.HISTOGRAMS_COLLECTED, calibration)
@@ -110,12 +118,12 @@ class Quantizer:
         """Fold BatchNorm and ReLU after a run on one batch; with several processes at least one must have a batch."""
         check_eval(self._model)
         with failing_together(self._run.group):
-            model = copy_to_fold(self._model)
+            model = copy_to_fold(self._model, self._layer_types)
             seen = None if batch is None else examine_copy(model, batch, self._forward)
-        found = share(seen and [[fold._asdict() for fold in seen.folds], seen.skipped], self._run.group)
+        found = share(seen and [seen.as_rows(), seen.skipped], self._run.group)
         if found is None:
             raise InvalidInputError("expected at least one calibration batch, got none")
-        return self._fold(model, [Fold(**fold) for fold in found[0]], found[1])
+        return self._fold(model, Examination.from_rows(found[0])._replace(skipped=found[1]))
 
     def equalize(self, batch: Any = None) -> list[Equalized]:
         """Equalize the ranges of neighbouring layers after a run on one batch; see :func:`equalize`."""
@@ -215,24 +223,34 @@ class Quantizer:
         """Everything that was found so far, to save it; from the stage HISTOGRAMS_COLLECTED on."""
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
-        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
+        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax and name not in self._read}
         skipped = {**found.skipped, **uncalled}
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
-    def _fold(self, model: nn.Module, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
-        fold_in_place(model, folds)
+    def _fold(self, model: nn.Module, seen: Examination) -> list[Fold]:
+        fold_in_place(model, seen.folds)
         settings, names = self._found.settings, [name for name, _ in weighted_layers(model)]
+        names += [name for product in seen.products for name in product.names]
+        names = [call for name in names for call in call_names(name, seen.calls)]
         settings.check_patterns(names)
         self._folded = model
         self._options = settings.resolve(names)
-        check_layers(self._options, names, skipped)
+        check_layers(self._options, names, seen.skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
-        self._verified, self._run = verified_forward(self._forward, folds), self._run._replace(checkpoint=None)
-        transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
+        self._install(seen)
+        self._verified, self._run = verified_forward(self._forward, seen.folds), self._run._replace(checkpoint=None)
         excluded = {name: EXCLUDED for name in names if name not in self._options}
-        self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
-        return folds
+        self._reached(Stage.FOLDED, transforms=seen.as_rows(), skipped={**seen.skipped, **excluded})
+        return seen.folds
+
+    def _install(self, seen: Examination) -> None:
+        """Add points for products and taps for repeated calls, those that are not excluded."""
+        chosen = {layer_of(name) for name in self._options}
+        install(self._folded, [product for product in seen.products if not chosen.isdisjoint(product.names)])
+        calls = {name: number for name, number in seen.calls.items() if name in chosen}
+        separate_calls(self._folded, calls, self._observe)
+        self._read = {product.weight.rpartition(".")[0] for product in seen.products}
 
     def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
         equalize_in_place(self._folded, pairs)
@@ -295,7 +313,7 @@ class Quantizer:
 
     def _scales(self, settings: Settings) -> dict[str, torch.Tensor]:
         options = settings.resolve(self._options)
-        num_bits = {name: chosen.num_bits or settings.num_bits for name, chosen in options.items()}
+        num_bits = {layer_of(name): chosen.num_bits or settings.num_bits for name, chosen in options.items()}
         return quantize_weights(self._folded, num_bits=num_bits, dead_channel=settings.dead_channel)
 
     def _how_to_run(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from klquant.errors import InvalidInputError
 from .images import SUFFIXES as IMAGES
 from .images import ImageOptions, load_image
 from .normalization import suspicions
+from .options import Decorator
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
@@ -27,6 +28,11 @@ SOURCE = "FOLDER|FILE|MODULE:FUNCTION"
 FOLDERS = "folders"
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
+
+
+def data_option(what: str = "Calibration data, as for `klquant calibrate`.") -> Decorator:
+    """Return the required option ``--data``."""
+    return click.option("--data", required=True, metavar=SOURCE, help=what, shell_complete=click.Path().shell_complete)
 
 
 class Batches(Sequence[Any]):

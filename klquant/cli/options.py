@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import click
 
 from klquant.backends.calibration import Calibration
+from klquant.backends.plugins import Kind, installed
 from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings, did_you_mean, matching
 
 from .output import busy
@@ -89,7 +90,8 @@ def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[
     for text in value:
         pattern, _, how = text.rpartition("=")
         threshold = _positive(how)
-        if not pattern or (how not in CRITERIA and threshold is None):
+        known = how in CRITERIA or threshold is not None or how in installed("criteria")
+        if not pattern or not known:
             expected = f"PATTERN=CRITERION with one of {', '.join(CRITERIA)}, or PATTERN=T with a threshold"
             raise click.BadParameter(f"expected {expected}, got {text!r}{did_you_mean(how, CRITERIA)}")
         overrides.pop(pattern, None)
@@ -124,11 +126,17 @@ def max_samples_option(default: int | None) -> Decorator:
 
 
 class Choice(click.Choice[str]):
-    """A choice that names the nearest one, by the names of other tools as well."""
+    """A choice that names the nearest one, by the names of other tools as well; other packages may add to it."""
+
+    def __init__(self, choices: Iterable[str], kind: Kind | None = None) -> None:
+        super().__init__(list(choices))
+        self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the choice, or fail with all of them."""
         names = [str(name) for name in self.choices]
+        if value not in names and self._kind is not None:
+            names += installed(self._kind)
         if value not in names:
             self.fail(f"expected one of {', '.join(names)}, got {value!r}{did_you_mean(value, names)}", param, ctx)
         return str(value)
@@ -136,7 +144,9 @@ class Choice(click.Choice[str]):
 
 def criterion_option(default: Criterion | None, what: str, *, others: Iterable[str] = ()) -> Decorator:
     """Return the option `--criterion`."""
-    return click.option("--criterion", type=Choice([*CRITERIA, *others]), default=default, show_default=True, help=what)
+    return click.option(
+        "--criterion", type=Choice([*CRITERIA, *others], "criteria"), default=default, show_default=True, help=what
+    )
 
 
 override_option = click.option(

@@ -436,3 +436,14 @@ def test_commands_end_with_the_next_one(here, tmp_path):
     )
     last = run(*arguments, "--engine", "onnxruntime").stdout.splitlines()[-1]
     assert last.startswith(f"next: klquant compare {here / 'model.onnx'} {tmp_path / 'int8.onnx'} --data DATA")
+
+
+def test_options_for_tensorrt(here, tmp_path):
+    command = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "q.onnx"]
+    found = run_json(*command, "--float16", "--skip-slow")
+    assert len(found["skipped"]) == 2
+    assert onnx.load(tmp_path / "q.onnx").opset_import[0].version >= 19
+    assert not run_json(*command)["skipped"]
+    result = run(*command, "--float16", "--engine", "openvino")
+    assert result.exit_code == 2
+    assert "`--float16` needs engine=" in result.stderr

@@ -116,6 +116,9 @@ def compare(
 
     Notes
     -----
+    Positions that an input whose name ends in "attention_mask" leaves out do not count in outputs of shape (samples,
+    positions, ..., channels); `metric` gets all.
+
     Memory: the outputs of one batch at a time, and with `metric` the outputs of all batches.
     """
     check_choice("engine", engine, ("onnxruntime", "openvino"))

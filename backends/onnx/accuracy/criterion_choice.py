@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from klquant.errors import InvalidInputError
 
 from ...accuracy.criterion_choice import Choice, check_candidates, choose_all, distinct_thresholds
+from ...accuracy.padding import unpadded
 from ...batches import numbered, tracked
 from ...calibration import Calibration
 from ...collection.distributed import Group, failing_together, share
@@ -88,7 +89,7 @@ def best_of(prepared: Prepared, assignments: Mapping[str, Mapping[str, LayerThre
         rounding = with_outputs(rounding_model(prepared, thresholds), names)
         with open_onnxruntime(rounding, optimized=True) as session:
             for feed, outputs in zip(feeds, floats, strict=True):
-                noises[key] += output_noise(outputs, session(names, feed))
+                noises[key] += output_noise(unpadded(feed, outputs), unpadded(feed, session(names, feed)))
     return min(noises, key=lambda key: noises[key])
 
 

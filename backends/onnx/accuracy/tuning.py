@@ -19,6 +19,7 @@ from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 from ...accuracy.comparison import Metric, worst
 from ...accuracy.latency import interleaved_medians
 from ...accuracy.outputs import Outputs, compare_outputs
+from ...accuracy.padding import unpadded
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned
@@ -109,9 +110,9 @@ def tune(
 
     Notes
     -----
-    The order is: the criteria, by themselves; each step on top of the best so far; then layers are left out, those
-    first that cost the outputs most for each layer lost. How many is found by doubling and bisection, so it takes about
-    2 log2(layers) trials. What turns out not to be needed is put back.
+    The order is: the criteria, by themselves; each step on top of the best so far; the criteria again, with the steps
+    that helped; then layers are left out, those first that cost the outputs most for each layer lost. How many is found
+    by doubling and bisection, so it takes about 2 log2(layers) trials. What turns out not to be needed is put back.
 
     The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
     the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`
@@ -195,7 +196,8 @@ class _OnnxTuner:
         with _running(reference.model._replace(model=quantized.model), reference.engine) as session:
             found: list[Outputs] = [session(names, feed) for feed in reference.feeds]
             ratio = self._time_ratio(session)
-        outputs = compare_outputs(zip(reference.outputs, found, strict=True))
+        triples = zip(reference.feeds, reference.outputs, found, strict=True)
+        outputs = compare_outputs((unpadded(feed, exact), unpadded(feed, other)) for feed, exact, other in triples)
         agreement = worst([output.agreement for output in outputs])
         value = agreement if reference.metric is None else float(reference.metric(reference.outputs, found))
         return Measured(worst([one.sqnr_db for one in outputs]), value, ratio, self._int8_share(quantized))

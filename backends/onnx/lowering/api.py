@@ -10,6 +10,7 @@ from ..model.operators import is_excluded
 from ..model.preparation import Prepared
 from ..qdq.plan import Plan
 from ..qdq.rules import make_plan
+from .hard_swish import cut_ranges
 from .padding import pad_channels
 from .rewrite import Rewritten, rewrite
 from .scalars import fold_scalars
@@ -38,9 +39,11 @@ def lower(
     while True:
         found = rewrite(fold_scalars(padded, spared), spared)
         ranges = {held: _scaled(candidates[name], factor) for held, name, factor in _sources(found, candidates)}
+        ranges = cut_ranges(found.prepared.graph, ranges)
         known = _thresholds(found, thresholds, ranges)
-        plan = make_plan(found.prepared.graph, known, "onnxruntime", excluded)
+        plan = make_plan(found.prepared.graph, known, "onnxruntime", excluded, products=found.products)
         useless = {name for name, tensors in found.nodes.items() if not plan.readers.keys() >= set(tensors)}
+        useless |= found.returned
         if not useless:
             break
         spared |= useless

@@ -41,6 +41,10 @@ class Rewritten(NamedTuple):
     """Of what is added for the negative part of a tensor: the tensor, and the largest factor."""
     nodes: dict[str, tuple[str, ...]]
     """Tensors that must be quantized for a node to be worth rewriting, by its name."""
+    products: set[str]
+    """Names of new products with constants."""
+    returned: set[str]
+    """Names of products with scalars that could not be moved into a weight."""
 
 
 def rewrite(prepared: Prepared, spared: set[str]) -> Rewritten:
@@ -60,6 +64,9 @@ class _Rewriting:
         self._slopes: dict[str, tuple[str, float]] = {}
         self._nodes: dict[str, tuple[str, ...]] = {}
         self._origins: dict[str, list[tuple[str, float]]] = {}
+        self._products: set[str] = set()
+        self._returned: set[str] = set()
+        self._scalars: dict[str, frozenset[str]] = {}
 
     def result(self) -> Rewritten:
         for node in self._graph.nodes:
@@ -69,7 +76,9 @@ class _Rewriting:
         prepared = self._draft.finished()
         if self._weights:
             prepared = with_parameters(prepared, self._weights)
-        return Rewritten(prepared, self._origins, self._fixed, self._slopes, self._nodes)
+        return Rewritten(
+            prepared, self._origins, self._fixed, self._slopes, self._nodes, self._products, self._returned
+        )
 
     def _factor(self, name: str) -> float:
         return self._factors.get(name, 1.0)
@@ -134,13 +143,13 @@ class _Rewriting:
         product, negative = self._draft.unused(f"{output}_product"), self._draft.unused(f"{output}_negative")
         one_sign = factors.max() <= 0
         first = self._draft.constant(f"{output}_slopes", factors if one_sign else -1.0)
-        new = [self._draft.node("Mul", [name, first], product), self._draft.node("Relu", [product], negative)]
+        new = [self._product(name, first, product), self._draft.node("Relu", [product], negative)]
         self._slopes[negative] = name, float(-factors.min()) if one_sign else 1.0
         if one_sign:
             return new, negative, negative
         second, added = self._draft.constant(f"{output}_slopes", -factors), self._draft.unused(f"{output}_added")
         self._slopes[added] = name, float(np.abs(factors).max())
-        return [*new, self._draft.node("Mul", [negative, second], added)], negative, added
+        return [*new, self._product(negative, second, added)], negative, added
 
     def _scaled(self, node: onnx.NodeProto) -> bool:
         """Remove a product with a positive scalar, and count it among the factors."""
@@ -149,8 +158,17 @@ class _Rewriting:
             if found is not None and found[0] > 0:
                 self._factors[node.output[0]] = self._factor(name) / found[0]
                 self._held[node.output[0]] = self._holder(name)
+                own = set() if self._ends_hard_swish(name) else {node.name}
+                self._scalars[node.output[0]] = self._scalars.get(name, frozenset()) | own
                 return True
         return False
+
+    def _ends_hard_swish(self, name: str) -> bool:
+        """Return whether a tensor is a product with what a Clip gives."""
+        product = self._graph.producers.get(name)
+        factors = [self._graph.producers.get(one) for one in product.input] if product is not None else []
+        clips = [one for one in factors if one is not None and one.op_type == "Clip"]
+        return product is not None and product.op_type == "Mul" and bool(clips)
 
     def _passed(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         """Pass factors on to the result of a node, if it commutes with them."""
@@ -168,7 +186,7 @@ class _Rewriting:
             return self._shifted(node, floats[0])
         else:
             return None
-        self._factors.update(dict.fromkeys(node.output, found))
+        self._pass(node, found)
         return [self._renamed(node)]
 
     def _shifted(self, node: onnx.NodeProto, factor: float) -> list[onnx.NodeProto] | None:
@@ -180,8 +198,13 @@ class _Rewriting:
                 if values is None:
                     return None
                 new.input[k] = self._draft.constant(f"{name}_scaled", values * factor)
-        self._factors[node.output[0]] = factor
+        self._pass(node, factor)
         return [new]
+
+    def _pass(self, node: onnx.NodeProto, factor: float) -> None:
+        scalars = frozenset[str]().union(*(self._scalars.get(name, ()) for name in node.input))
+        for name in node.output:
+            self._factors[name], self._scalars[name] = factor, scalars
 
     def _absorbed(self, node: onnx.NodeProto) -> bool:
         """Divide the weight of a layer by the factor of its input."""
@@ -202,8 +225,13 @@ class _Rewriting:
         restored = name if name in self._held else self._draft.unused(f"{name}_restored")
         self._restored[name] = restored
         self._origins.setdefault(restored, []).append((name, 1.0))
-        inverse = self._draft.constant(f"{name}_inverse", 1 / factor)
-        return [self._draft.node("Mul", [self._holder(name), inverse], restored)]
+        self._returned |= self._scalars.get(name, frozenset())
+        return [self._product(self._holder(name), self._draft.constant(f"{name}_inverse", 1 / factor), restored)]
+
+    def _product(self, name: str, constant: str, output: str) -> onnx.NodeProto:
+        node = self._draft.node("Mul", [name, constant], output)
+        self._products.add(node.name)
+        return node
 
     def _renamed(self, node: onnx.NodeProto, *, restored: bool = False) -> onnx.NodeProto:
         new: onnx.NodeProto = onnx.NodeProto.FromString(node.SerializeToString())

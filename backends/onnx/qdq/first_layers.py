@@ -6,6 +6,7 @@ instead of 0.68 with three of 63.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import onnx
 
@@ -17,13 +18,14 @@ FASTER = "few channels of many pixels are faster in floating point"
 COLOURS = 4  # channels of an image at most
 NARROW = 16  # output channels
 WIDER = 32  # of the first layer, or of a depthwise one
+MIN_LAYERS = 20  # of a network
 SHARE = 10  # at most one of so many layers
 
 
 def first_layers(graph: Graph) -> list[str]:
     """Return the names of the first layers that should stay in floating point, at most a tenth of all."""
     total = sum(node.op_type in WEIGHTED for node in graph.nodes)
-    return [name for name, _ in zip(_first(graph), range(total // SHARE), strict=False)]
+    return list(islice(_first(graph), total // SHARE)) if total >= MIN_LAYERS else []
 
 
 def _first(graph: Graph) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Rules of onnxruntime, which runs an operator in INT8 only between dequantizers and a quantizer."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
@@ -34,11 +34,16 @@ SELECTING = ("Slice", "Split", "Gather", "DepthToSpace", "Resize", "Tile", "Redu
 IDLE = ("Softmax", *(name for name in MOVING if name != "MaxPool"))  # INT8 only if an INT8 kernel reads the result
 
 
-def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...]) -> Plan:
+def operators(
+    graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...], products: Collection[str] = ()
+) -> Plan:
     """Quantize inputs and output of each layer, and of the operators between layers that have INT8 kernels.
 
     Nodes in floating point read a tensor before its quantizer, unless an INT8 kernel computes it: onnxruntime fuses
     such a kernel only if the quantizer is the only reader of its output.
+
+    `products` are names of nodes that may multiply by a quantized constant. Others would join parts of a polynomial,
+    or of a normalization, that are better computed in floating point.
     """
     known = set(thresholds)
     plan = Plan({}, {}, [], {})
@@ -55,9 +60,10 @@ def operators(graph: Graph, thresholds: Iterable[str], exclude: tuple[str, ...])
     computed = {name for node in int8 if not _gives_floats(graph, node) for name in _outputs(graph, node)}
     for node in (node for node in graph.nodes if node.op_type in (*BETWEEN, *SELECTING)):
         possible = _all_quantized(graph, plan, node) and _has_kernel(node) and not is_excluded(graph, node, exclude)
-        possible = possible and not (node.op_type == "MaxPool" and not _before_convolution(graph, node))
+        possible = possible and (node.op_type != "MaxPool" or _beside_convolution(graph, node))
         if possible and node.op_type in OPERATIONS and _has_operand(graph, node):
-            possible = computed.issuperset(activations(graph, node))
+            wanted = node.name in products or (node.op_type == "Add" and _is_scalar(graph, node))
+            possible = wanted and computed.issuperset(activations(graph, node))
         selects = node.op_type in SELECTING  # then it needs no thresholds of its own
         if possible and (node.input[0] in computed if selects else _outputs(graph, node)[0] in known):
             _quantize_around(graph, plan, node, known)
@@ -162,15 +168,21 @@ def _has_kernel(node: onnx.NodeProto) -> bool:
     return node.op_type != "AveragePool" or attribute(node, "dilations", None) is None
 
 
-def _before_convolution(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a Conv follows. If not, onnxruntime pools channels first, in INT8 13 times slower."""
+def _beside_convolution(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a MaxPool is next to a Conv, or before one; others pool channels first.
+
+    On onnxruntime 1.32, UINT8 then takes 13 times as long as floating point.
+    """
+    producer = graph.producers.get(node.input[0])
+    while producer is not None and producer.op_type in (*RECTIFIERS, "MaxPool"):
+        producer = graph.producers.get(producer.input[0])
     pending = list(node.output)
     for name in pending:  # it grows meanwhile
         for reader in graph.consumers.get(name, []):
             if reader.op_type == "Conv":
                 return True
             pending += [output for output in reader.output if output not in pending]
-    return False
+    return producer is not None and producer.op_type == "Conv"
 
 
 def _after_no_kernel(graph: Graph, name: str) -> str:
@@ -189,6 +201,10 @@ def _all_quantized(graph: Graph, plan: Plan, node: onnx.NodeProto) -> bool:
     if node.op_type in OPERATIONS and _has_operand(graph, node):
         inputs = activations(graph, node)
     return all(name in plan.readers for name in inputs)
+
+
+def _is_scalar(graph: Graph, node: onnx.NodeProto) -> bool:
+    return all(np.prod(graph.initializers[name].dims) == 1 for name in node.input if name in graph.initializers)
 
 
 def _has_operand(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -15,7 +15,7 @@ from ...settings import check_engine
 from ...warning import warn
 from ..model.arguments import arguments_of_call
 from ..model.forward import Forward, call_model, check_eval
-from ..model.layers import inner_layer
+from ..model.layers import Tap, inner_layer
 from ..simulation import quantized_layers
 from ..stages import QuantizedModel, Source
 from .trace import DynamicShapes, Traced, named_tensors, trace
@@ -187,7 +187,7 @@ def _need_onnx() -> None:
 def _check(model: nn.Module) -> None:
     check_eval(model)
     for name, layer in quantized_layers(model).items():
-        dtype = inner_layer(layer.layer).weight.dtype
+        dtype = torch.float32 if isinstance(layer.layer, Tap) else inner_layer(layer.layer).weight.dtype
         if layer.num_bits != 8:
             raise InvalidInputError(f"layer `{name}` must have 8 bits to be exported, got {layer.num_bits}")
         if dtype != torch.float32:

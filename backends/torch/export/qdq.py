@@ -43,8 +43,7 @@ def place(
         result = _as_simulated(model, found)
     else:
         result = _by_rules(model, found, engine, batches)
-    reached = set(found.layers.values())
-    result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
+    result.skipped.update({name: UNREACHED for name in traced.layers if name not in found.reached})
     return result
 
 
@@ -85,10 +84,12 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
     """Return the plan of the simulation; layers with unrounded inputs keep their float weights."""
     plan = Plan(found.readers, {}, [], {})
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
-        readers = found.readers.get(node.input[0], set())
+        rounded = [not found.readers.get(name, set()).isdisjoint((node.name, EVERYONE)) for name in node.input[:2]]
         if node.name not in found.layers:
             plan.skipped[node.name] = FLOAT
-        elif not has_constant_weight(graph, node) or readers.isdisjoint((node.name, EVERYONE)):
+        elif not has_constant_weight(graph, node):
+            plan.skipped.update({} if all(rounded) else {node.name: UNROUNDED})
+        elif not rounded[0]:
             plan.skipped[node.name] = UNROUNDED
         else:
             plan.weights[node.name] = weight_axis(graph, node)

@@ -13,8 +13,9 @@ from klquant.errors import InvalidInputError, KLQuantError, ModelError
 from ...settings import Observe
 from .advice import advice
 from .arguments import arguments_of
+from .exported import is_exported
 from .hooks import active
-from .layers import weighted_layers
+from .layers import observed_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 Where: TypeAlias = Observe | Mapping[str, Observe]  # for all layers, or by name for those that are observed
@@ -34,7 +35,10 @@ def check_eval(model: nn.Module) -> None:
     """Raise InvalidInputError if any module of the model is in training mode."""
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    exported = tuple(f"{name}." if name else "" for name, module in model.named_modules() if is_exported(module))
     for name, module in model.named_modules():
+        if f"{name}.".startswith(exported):
+            continue  # its mode was fixed by torch.export
         if getattr(module, "training", False):  # frozen TorchScript has no such attribute
             raise InvalidInputError(
                 f"the model must be in eval mode, got {name or 'the model'} in training mode; call model.eval() first"
@@ -100,7 +104,7 @@ def naming_errors(forward: Forward) -> Forward:
 
             return hook
 
-        hooks = (layer.register_forward_pre_hook(entering(name)) for name, layer in weighted_layers(model))
+        hooks = (layer.register_forward_pre_hook(entering(name)) for name, layer in observed_layers(model))
         try:
             with active(hooks):
                 return forward(model, batch)
@@ -125,7 +129,7 @@ def _kind(value: Any) -> str:
 
 
 def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Where) -> Iterator[RemovableHandle]:
-    for name, layer in weighted_layers(model):
+    for name, layer in observed_layers(model):
         place = observed_at(name, observe)
         if place == "inputs":
             yield layer.register_forward_pre_hook(_on_input(name, observed), with_kwargs=True)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from ...collection import Observation, add_call
 from ...collection.bins import BinsFor
 from ..model.forward import Forward, Where, call_model, run_observed
-from ..model.layers import tensor_bytes, weighted_layers
+from ..model.layers import observed_layers, tensor_bytes
 from .pending import Pending, observe_tensor, resolve
 
 
@@ -27,7 +27,7 @@ class TorchObserver(NamedTuple):
     @property
     def names(self) -> list[str]:
         """Return the qualified names of the layers."""
-        return [name for name, _ in weighted_layers(self.model)]
+        return [name for name, _ in observed_layers(self.model)]
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run the model on a batch; return what each layer saw."""

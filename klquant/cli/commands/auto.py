@@ -10,7 +10,7 @@ import click
 from klquant.backends.automatic import COLUMNS, Advice, Automatic
 from klquant.backends.settings import ENGINES
 
-from ..data import SOURCE, Amount, import_function, open_samples
+from ..data import SOURCE, Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
@@ -25,12 +25,10 @@ _NOT_IN_COMPARE = {**_NOT_IN_TUNE, **_OF_THE_RESULT, "--metric": 2, "--max-sampl
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Sample data, as for `klquant calibrate`.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option()
 @click.option("--engine", type=Choice(ENGINES), required=True, help="Engine that will run the model.")
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--report", type=NEW, help="HTML report to write.  [default: like --out, with .html]")
-@click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
 @click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",
               help="What is accurate enough: SQNR of the worst output, or a value of the metric.")  # fmt: skip
 @click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, as for `klquant compare`.")
@@ -43,9 +41,7 @@ _NOT_IN_COMPARE = {**_NOT_IN_TUNE, **_OF_THE_RESULT, "--metric": 2, "--max-sampl
 @image_options
 @json_option
 @click.pass_context
-def auto(
-    ctx: click.Context, /, model: Path, out: Path, report: Path | None, calibration: Path | None, **options: Any
-) -> None:
+def auto(ctx: click.Context, /, model: Path, out: Path, report: Path | None, **options: Any) -> None:
     """Quantize an ONNX model in every way, verify the best and measure it.
 
     The model is calibrated on three quarters of the data, quantized by each criterion and with each correction, and
@@ -74,8 +70,6 @@ def auto(
     steps = _next_steps(result, model, out, ctx.meta["klquant.arguments"])
     ways = [dict(zip(COLUMNS, row, strict=True)) for row in result.rows()]
     result.quantized.save(out)
-    if calibration is not None:
-        result.calibration.save(calibration)
     reporting.write_report(
         result.calibration, page, title=model.name, verdict=result.verdict, ways=ways, next_steps=steps
     )

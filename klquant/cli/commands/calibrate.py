@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..data import SOURCE, Amount, open_samples
+from ..data import Amount, data_option, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import (
@@ -23,8 +23,7 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, see above.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option("Calibration data, see above.")
 @click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
 @criterion_option("entropy", "How to choose each threshold T; auto: the best for each tensor.", others=["auto"])
 @guard_option

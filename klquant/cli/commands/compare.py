@@ -7,7 +7,7 @@ import click
 
 from klquant.backends.accuracy.outputs import COLUMNS
 
-from ..data import FOLDERS, SOURCE, Amount, import_function, open_labels, open_samples
+from ..data import FOLDERS, Amount, data_option, import_function, open_labels, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import ONNX_MODEL, Choice, batch_size_option, json_option
@@ -17,8 +17,7 @@ from ..output import busy, print_table
 @click.command()
 @click.argument("float_model", metavar="FLOAT", type=ONNX_MODEL)
 @click.argument("int8_model", metavar="INT8", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Data that calibration has not seen.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option("Data that calibration has not seen.")
 @click.option("--engine", type=Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
               help="What runs both models, on one thread.")  # fmt: skip
 @click.option("--labels", metavar=f"{FOLDERS.upper()}|FILE",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..data import SOURCE, Amount, open_samples
+from ..data import Amount, data_option, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, batch_size_option, json_option, max_samples_option
@@ -14,8 +14,7 @@ from ..output import busy, print_json, print_next
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, as for `klquant calibrate`.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option()
 @click.option("--out", "-o", required=True, type=NEW, help="Float model to write.")
 @click.option("--alpha", type=click.FloatRange(0, 1),
               help="1 evens out the activations, 0 the weights.  [default: chosen for each]")  # fmt: skip

@@ -9,7 +9,7 @@ import click
 from klquant.backends.accuracy.trials import COLUMNS
 from klquant.backends.settings import ENGINES
 
-from ..data import SOURCE, Amount, import_function, open_samples
+from ..data import SOURCE, Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
@@ -18,8 +18,7 @@ from ..output import busy, print_table
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, as for `klquant calibrate`.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option()
 @click.option("--engine", type=Choice(ENGINES), required=True, help="Engine that will run the model.")
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",

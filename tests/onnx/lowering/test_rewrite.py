@@ -172,3 +172,30 @@ def test_biases_of_a_rewritten_model_are_corrected():
     found = quantize(prepared, calibration, engine="onnxruntime", batches=[X[:8], X[8:]], correct_bias=True)
     assert len(found.corrections) == 2
     assert max(found.corrections.values()) < 0.1
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_values_that_hard_swish_makes_zero_get_no_integers(spelling):
+    prepared = network(f"c = Conv(x, w, b) {spelling} y = Conv(h, v)")
+    calibration = calibrate(prepared, [X], criterion="max")
+    assert calibration.ranges["c"][0] < -6
+    found = quantize(prepared, calibration, engine="onnxruntime").ranges["c"]
+    assert -3.2 < found.low < -2.8
+    other = network(f"c = Conv(x, w, b) {spelling} t = Add(h, c) y = Conv(t, v)")
+    calibration = calibrate(other, [X], criterion="max")
+    assert quantize(other, calibration, engine="onnxruntime").ranges["c"].low < -6
+
+
+def test_parts_of_a_polynomial_stay_in_floating_point():
+    prepared = network(
+        "c = Conv(x, w, b) q = Mul(c, c) m = Mul(q, two) s = Add(m, c) y = Conv(s, v)", two=np.float32(2)
+    )
+    calibration = calibrate(prepared, [X], criterion="max")
+    kinds = [node.op_type for node in quantize(prepared, calibration, engine="onnxruntime").model.graph.node]
+    assert kinds.count("Mul") == 2
+    assert "s" in floats_by_output(quantize(prepared, calibration, engine="onnxruntime").model)
+
+
+def floats_by_output(model):
+    outputs = {node.name: node.output[0] for node in model.graph.node}
+    return [outputs[name] for name in floats(model)]

@@ -27,8 +27,9 @@ def names(model):
 
 def test_narrow_layers_at_the_start_are_named_up_to_a_tenth():
     assert names(network()) == ["conv0", "conv1"]
-    assert names(network(layers=19)) == ["conv0"]
-    assert names(network(layers=9)) == []
+    assert names(network(layers=19)) == []
+    narrow = "d0 = Conv(a, w1) d1 = Conv(d0, w1) d = Conv(d1, w1)"
+    assert names(network(second=narrow.replace("Conv", "Conv<group = 16, pads = [1, 1, 1, 1]>"))) == ["conv0", "conv1"]
 
 
 @pytest.mark.parametrize(("options", "expected"), [({"channels": 5}, []), ({"channels": 4}, ["conv0", "conv1"])])
