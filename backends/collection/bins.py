@@ -85,7 +85,7 @@ def count(values: Array, bins: Bins) -> Counted:
     InvalidInputError
         For NaN or infinity.
     """
-    zeros = values.size - int(np.count_nonzero(values))
+    zeros = int(np.count_nonzero(values == 0))
     if bins.level is None:
         return Counted(klquant.histogram(values, num_bins=bins.num_bins, amax=bins.amax).hist, zeros)
     times, over = bins.half_bins

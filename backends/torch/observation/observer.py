@@ -1,6 +1,5 @@
 """A PyTorch model as the collector sees it: functions of a batch."""
 
-import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from ...collection import Observation, add_call, look
+from ...collection import Observation, add_call
 from ...collection.bins import BinsFor
 from ..model.forward import Forward, Where, call_model, run_observed
 from ..model.layers import observed_layers, tensor_bytes
 from .last import Last
+from .pending import Pending, observe_tensor, resolve
 
 
 class TorchObserver(NamedTuple):
@@ -33,13 +33,20 @@ class TorchObserver(NamedTuple):
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run the model on a batch; return what each layer saw."""
         found: dict[str, Observation] = {}
+        pending: list[Pending] = []
         last = Last()
 
         def observer(name: str, tensor: torch.Tensor) -> None:
-            seen = look(name, *last.extremes(tensor), bins_for, functools.partial(last.count, tensor))
-            add_call(found, name, seen)
+            with torch._C.DisableTorchFunction():  # what is computed here is no use of the layer's output
+                seen = observe_tensor(name, tensor, bins_for, last)
+            if isinstance(seen, Pending):
+                pending.append(seen)
+            else:
+                add_call(found, name, seen)
 
         run_observed(self.model, [batch], observer, observe=self.observe_at, forward=self.forward, first=number)
+        for name, seen in resolve(pending, bins_for, number):
+            add_call(found, name, seen)
         return found
 
     def digest(self, batch: Any) -> str:

@@ -40,7 +40,7 @@ def test_a_device_counts_levels_as_the_host_does(level, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("num_bins", [32767, 32769])
-def test_a_device_counts_in_sixteen_bits_where_they_suffice(num_bins, monkeypatch):
+def test_a_device_counts_into_many_bins(num_bins, monkeypatch):
     expected = klquant.histogram(X.numpy(), num_bins=num_bins, amax=2.5).hist
     monkeypatch.setattr(counting, "_ON_DEVICE", ("cpu",))
     assert count(X, Bins(num_bins, 2.5)).counts.tolist() == expected.tolist()
