@@ -3,7 +3,6 @@
 HardSigmoid(x) = alpha * clip(x + beta / alpha, 0, 1 / alpha). Sum and clip are one INT8 kernel of onnxruntime, because
 a quantizer that saturates clips. The factor alpha commutes with products, pooling and the like, until a layer's weight
 takes it up. The same holds for every product with a scalar.
-PRelu(x) = x + relu((slope - 1) x) if no slope is above 1.
 """
 
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from ..feeds import Array
 from ..model.operators import attribute, has_constant_weight
 from ..model.preparation import Prepared
 from .draft import Draft
+from .prelu import split_prelu
 from .scalars import affine
 
 COMMUTING = (
@@ -88,9 +88,9 @@ class _Rewriting:
 
     def _new(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Return what takes the place of a node."""
-        inner = self._graph.outputs and not set(node.output).isdisjoint(self._graph.outputs)
+        is_output = not set(node.output).isdisjoint(self._graph.outputs)
         rewritten = None
-        if not inner and node.domain in ("", "ai.onnx"):
+        if not is_output and node.domain in ("", "ai.onnx"):
             rewritten = self._rewritten(node)
         if rewritten is not None:
             return rewritten
@@ -134,22 +134,11 @@ class _Rewriting:
         held, self._factors[output] = self._holder(name), self._factor(name)
         if (slopes == slopes.flat[0]).all():
             return [self._draft.node("LeakyRelu", [held], output, node.name, alpha=float(slopes.flat[0]))]
-        new, negative, added = self._negative_part(held, slopes - 1, output)
-        self._nodes[node.name] = (held, negative, added, output)
-        return [*new, self._draft.node("Add", [held, added], output, node.name)]
-
-    def _negative_part(self, name: str, factors: Array, output: str) -> tuple[list[onnx.NodeProto], str, str]:
-        """Return nodes that compute min(x, 0) times the factors, the negative part of x, and the result."""
-        product, negative = self._draft.unused(f"{output}_product"), self._draft.unused(f"{output}_negative")
-        one_sign = factors.max() <= 0
-        first = self._draft.constant(f"{output}_slopes", factors if one_sign else -1.0)
-        new = [self._product(name, first, product), self._draft.node("Relu", [product], negative)]
-        self._slopes[negative] = name, float(-factors.min()) if one_sign else 1.0
-        if one_sign:
-            return new, negative, negative
-        second, added = self._draft.constant(f"{output}_slopes", -factors), self._draft.unused(f"{output}_added")
-        self._slopes[added] = name, float(np.abs(factors).max())
-        return [*new, self._product(negative, second, added)], negative, added
+        found = split_prelu(self._draft, node, held, slopes)
+        self._slopes |= {new: (held, limit) for new, limit in found.limits.items()}
+        self._nodes[node.name] = (held, *found.limits, output)
+        self._products |= found.products
+        return found.nodes
 
     def _scaled(self, node: onnx.NodeProto) -> bool:
         """Remove a product with a positive scalar, and count it among the factors."""
@@ -226,12 +215,10 @@ class _Rewriting:
         self._restored[name] = restored
         self._origins.setdefault(restored, []).append((name, 1.0))
         self._returned |= self._scalars.get(name, frozenset())
-        return [self._product(self._holder(name), self._draft.constant(f"{name}_inverse", 1 / factor), restored)]
-
-    def _product(self, name: str, constant: str, output: str) -> onnx.NodeProto:
-        node = self._draft.node("Mul", [name, constant], output)
-        self._products.add(node.name)
-        return node
+        inverse = self._draft.constant(f"{name}_inverse", 1 / factor)
+        product = self._draft.node("Mul", [self._holder(name), inverse], restored)
+        self._products.add(product.name)
+        return [product]
 
     def _renamed(self, node: onnx.NodeProto, *, restored: bool = False) -> onnx.NodeProto:
         new: onnx.NodeProto = onnx.NodeProto.FromString(node.SerializeToString())
