@@ -64,15 +64,19 @@ def settled_curve(curve: Array, search: Search, coarse: Array, *, ties: bool, xp
     def settle(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         curve, selected, settled = state
         compute = functools.partial(_divergences, search, selected, xp=xp)
-        curve = xp.where(selected, where_needed(selected.any(), compute, curve.shape, xp=xp), curve)
+        curve = xp.where(selected, where_needed(_count(selected, xp=xp) > 0, compute, curve.shape, xp=xp), curve)
         settled = settled | selected
         near = xp.isfinite(curve) & (curve <= curve.min() + NEAR)
-        index, first = xp.arange(near.shape[0]), first_true(near, xp=xp)
-        is_first = index == first
-        wanted = is_first | ((turn > 0) & ~(is_first & settled & (curve == 0)).any())
-        return curve, near & ~settled & wanted & (xp.where(near, 1.0, 0.0).sum() > 1), settled
+        first = xp.minimum(first_true(near, xp=xp), last)
+        wanted = (xp.arange(last + 1) == first) | ((turn > 0) & ~(settled[first] & (curve[first] == 0)))
+        return curve, near & ~settled & wanted & (_count(near, xp=xp) > 1), settled
 
+    last = curve.shape[0] - 1
     return repeat(settle, 3 if ties else 1, (curve, coarse, coarse), xp=xp)[0]
+
+
+def _count(mask: Array, *, xp: ModuleType) -> Array:
+    return xp.where(mask, 1.0, 0.0).sum()  # for XLA one kernel, where `any` and sums of integers are three
 
 
 def _divergences(search: Search, selected: Array, *, xp: ModuleType) -> Array:
