@@ -1,6 +1,6 @@
 """Products in INT8: rounding of both operands, and the product in integers or of what the integers stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..thresholds import LayerThreshold
 from .model.interpretation import bind
 from .model.sites import Site
 
@@ -105,6 +106,22 @@ def _straight_through(num_bits: int, primals: Any, tangents: Any) -> Any:
     (x, scale), (tangent, _) = primals, tangents
     passes = jnp.abs(x) <= jnp.asarray(scale, x.dtype) * (qmax(num_bits) + 0.5)  # a weight of amax is not clipped
     return fake_quantize(x, scale, num_bits), jnp.where(passes, tangent, 0)
+
+
+def rounded_operands(
+    site: Site, operands: Sequence[Any], thresholds: Mapping[str, LayerThreshold], dead_channel: float
+) -> list[Any]:
+    """Return what the levels of both operands stand for, with gradients; a weight is rounded as it is passed."""
+    layers = {k: thresholds[name] for k, name in site.tensors.items()}
+    values = list(operands)
+    for k, layer in layers.items():
+        values[k] = fake_quantize(operands[k], np.float32(layer.scale), layer.num_bits)
+    if site.weight is not None:
+        bits = layers[1 - site.weight].num_bits
+        once = site._replace(varies=frozenset())  # in a scan this is the weight of one iteration
+        scale = lax.stop_gradient(quantize_weight(once, operands[site.weight], bits, dead_channel).scale)
+        values[site.weight] = fake_quantize(operands[site.weight], scale, bits)
+    return values
 
 
 def multiply(site: Site, operands: Sequence[Levels]) -> Any:

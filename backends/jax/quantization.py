@@ -22,12 +22,11 @@ from .kernels import (
     Form,
     Levels,
     arranged,
-    fake_quantize,
     multiply,
     multiply_simulated,
     qmax,
     quantize_activation,
-    quantize_weight,
+    rounded_operands,
     terms,
 )
 from .model.arguments import Function, Static, on_arrays
@@ -249,25 +248,15 @@ def _product(
     operands: Sequence[Any],
     weight: Levels | None,
 ) -> Any:
-    """Return the product at a site. Without a weight in integers, it is rounded here, with a gradient."""
+    """Return the product at a site. In a simulation without a weight in integers, it is rounded here."""
+    if form == "simulate":
+        values = rounded_operands(site, operands, thresholds, dead_channel)
+        if site.weight is not None and weight is not None:
+            values[site.weight] = weight.values
+        return multiply_simulated(site, values)
     layers = {k: thresholds[name] for k, name in site.tensors.items()}
-    if form == "int8":
-        levels = [
-            quantize_activation(arranged(site, k, x), layers[k].scale, layers[k].num_bits) if k in layers else weight
-            for k, x in enumerate(operands)
-        ]
-        return multiply(site, [one for one in levels if one is not None])
-    values = [
-        fake_quantize(x, np.float32(layers[k].scale), layers[k].num_bits) if k in layers else x
+    levels = [
+        quantize_activation(arranged(site, k, x), layers[k].scale, layers[k].num_bits) if k in layers else weight
         for k, x in enumerate(operands)
     ]
-    if site.weight is not None:
-        values[site.weight] = weight.values if weight else _rounded(site, operands[site.weight], layers, dead_channel)
-    return multiply_simulated(site, values)
-
-
-def _rounded(site: Site, weight: Any, layers: Mapping[int, LayerThreshold], dead_channel: float) -> Any:
-    [layer] = layers.values()
-    once = site._replace(varies=frozenset())  # in a scan this is the weight of one iteration
-    scale = jax.lax.stop_gradient(quantize_weight(once, weight, layer.num_bits, dead_channel).scale)
-    return fake_quantize(weight, scale, layer.num_bits)
+    return multiply(site, [one for one in levels if one is not None])
