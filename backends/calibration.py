@@ -26,6 +26,7 @@ from .calibration_checks import (
 from .html_tables import html_skipped, html_table, html_thresholds
 from .npz import load_npz, save_npz
 from .observed import Hidden
+from .reprs import counted, criteria, left_out
 from .settings import Criterion, Settings
 from .text import number
 from .thresholds import LayerThreshold, search_thresholds
@@ -102,6 +103,12 @@ class Calibration(NamedTuple):
         """Return what the histograms do not show, for :func:`klquant.backends.thresholds.search_thresholds`."""
         cap = self.settings.max_amax or math.inf
         return {name: Hidden(self.zeros.get(name), self.beyond.get(name, 0), cap) for name in self.amax}
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        found = criteria(self.thresholds) or "no thresholds yet"
+        data = f"{counted(len(self.amax), 'tensor')}, {self.num_batches} batches"
+        return f"Calibration({data}, {found}{left_out(self.skipped)})"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: of the thresholds, or of the ranges before the first search."""

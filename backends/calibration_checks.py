@@ -8,6 +8,7 @@ import numpy as np
 import klquant
 
 from .files import is_unicode
+from .plugins import installed
 from .settings import CRITERIA, MAX_BINS
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -83,7 +84,8 @@ def read_histogram(hist: Array, amax: float) -> klquant.Histogram:
 
 def check_chosen(criterion: Any, num_bits: Any) -> tuple[str, int]:
     """Return how a threshold was chosen."""
-    if criterion not in CHOSEN_BY or not 2 <= check_number(num_bits) <= 16:
+    known = criterion in CHOSEN_BY or (isinstance(criterion, str) and criterion in installed("criteria"))
+    if not known or not 2 <= check_number(num_bits) <= 16:
         raise ValueError(
             f"a threshold must be by one of {', '.join(CHOSEN_BY)} for 2 to 16 bits, got {criterion!r:.80}"
         )

@@ -72,5 +72,6 @@ def overclipped(
         return Complaint()
     if gap <= 0 and not most:
         return Complaint("; ".join([*reasons, "no other criterion expects a better SQNR here"]))
-    reasons.append(f"pass criterion={best or 'mse'!r} for this layer")
+    if not best:
+        reasons.append("criterion 'mse' may be better")
     return Complaint("; ".join(reasons), best, max(gap, 0.0) if best else 0.0)

@@ -9,6 +9,7 @@ import klquant
 from klquant.errors import InvalidInputError
 
 from .guard import CROWDED
+from .plugins import load
 from .settings import LayerOptions
 
 MAX_MSE = 2**26  # bins x levels: the mse search takes about ten bytes for each
@@ -102,6 +103,9 @@ def evaluate(seen: Seen, options: LayerOptions) -> klquant.Threshold:
     if options.criterion == "max":
         at_end = klquant.max_threshold(hist, edges, num_quantized_bins=levels)
         return at_end if seen.top <= edges[-1] else _at(hist, edges, seen.top, levels)
+    if options.criterion not in (None, "mse"):
+        found = load("criteria", str(options.criterion))(hist, edges, num_quantized_bins=levels)
+        return found if isinstance(found, klquant.Threshold) else _at(hist, edges, float(found), levels)
     if len(hist) * levels > MAX_MSE:
         raise InvalidInputError(f"the mse criterion takes at most {MAX_MSE} bins x levels, got {len(hist)} x {levels}")
     return klquant.mse_threshold(hist, edges, num_quantized_bins=levels)

@@ -3,7 +3,7 @@
 The range comes from the smallest and largest value and the histogram of a calibration, and T from its criterion.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 import klquant
 
 from .calibration import Calibration
+from .curves import Behind, Curve
 
 STEPS = 255  # between 256 levels
 NEARLY = 2  # levels from the middle: with such a zero point, the symmetric grid is as good
@@ -39,6 +40,14 @@ class Candidate(NamedTuple):
     range: Range
     histogram: klquant.Histogram
     """Without the values that are exactly 0: they have no error."""
+    curve: Curve | None = None
+    """The functions that read the tensor, if nothing else does."""
+
+    def error(self, scale: float, zero_point: int) -> float:
+        """Return the expected error of a grid of 256 levels: behind the curve, if there is one."""
+        if self.curve is None:
+            return expected_error(self.histogram, scale, zero_point)
+        return Behind.of(self.histogram, self.curve).error(scale, zero_point)
 
 
 def union(ranges: Iterable[Range]) -> Range:
@@ -116,13 +125,15 @@ def expected_error(histogram: klquant.Histogram, scale: float, zero_point: int) 
     return float((histogram.hist * mean).sum()) / max(int(histogram.hist.sum()), 1) * scale**2
 
 
-def candidates(calibration: Calibration) -> dict[str, Candidate]:
+def candidates(calibration: Calibration, curves: Mapping[str, Curve] | None = None) -> dict[str, Candidate]:
     """Return the asymmetric range that each tensor may get.
 
     Parameters
     ----------
     calibration : Calibration
         With thresholds. If it is from an older file, without ranges, the result is empty.
+    curves : mapping, optional
+        The functions that read a tensor, by its name, if nothing else reads it.
 
     Returns
     -------
@@ -134,7 +145,8 @@ def candidates(calibration: Calibration) -> dict[str, Candidate]:
         known = name in calibration.ranges and name in calibration.histograms
         if known and layer.criterion != "fixed":
             values = without_zeros(calibration.histograms[name], calibration.zeros.get(name))
-            found[name] = Candidate(observed_range(layer.threshold, *calibration.ranges[name]), values)
+            wanted = observed_range(layer.threshold, *calibration.ranges[name])
+            found[name] = Candidate(wanted, values, (curves or {}).get(name))
     return found
 
 
@@ -157,8 +169,7 @@ def better_range(group: Iterable[Candidate], scale: float, zero_point: int) -> R
     if nearly_symmetric(wanted):
         return None
     ours, theirs = (
-        sum(expected_error(one.histogram, *grid) for one in group)
-        for grid in ((wanted.scale, wanted.zero_point), (scale, zero_point))
+        sum(one.error(*grid) for one in group) for grid in ((wanted.scale, wanted.zero_point), (scale, zero_point))
     )
     return wanted if ours < theirs else None
 

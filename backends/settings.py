@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, get_a
 
 from klquant.errors import InvalidInputError
 
+from .plugins import Kind, installed
+
 Engine: TypeAlias = Literal["tensorrt", "onnxruntime", "openvino"]
 Observe: TypeAlias = Literal["inputs", "outputs"]
 Criterion: TypeAlias = Literal["entropy", "max", "percentile", "mse"]
@@ -21,10 +23,47 @@ EXCLUDED = "excluded by the settings"  # why a layer, node or tensor is skipped
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators of ONNX that have weights
 
 
+ALIASES = {
+    "kl": "entropy",
+    "kld": "entropy",
+    "kullback-leibler": "entropy",
+    "minmax": "max",
+    "min-max": "max",
+    "min_max": "max",
+    "absmax": "max",
+    "amax": "max",
+    "ort": "onnxruntime",
+    "onnx": "onnxruntime",
+    "trt": "tensorrt",
+    "ov": "openvino",
+}
+"""What other tools call criteria and engines."""
+
+
 def check_engine(engine: str) -> None:
     """Raise InvalidInputError for an unknown engine."""
-    if engine not in ENGINES:
-        raise InvalidInputError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}")
+    check_choice("engine", engine, ENGINES)
+
+
+def check_choice(name: str, given: object, choices: Iterable[str], kind: Kind | None = None) -> None:
+    """Raise InvalidInputError, which lists the choices and the nearest one, for anything else.
+
+    With a `kind`, what other packages add is a choice too.
+    """
+    listed = list(choices)
+    if given not in listed and kind is not None:
+        listed += installed(kind)
+    if given not in listed:
+        raise InvalidInputError(
+            f"`{name}` must be one of {', '.join(listed)}, got {given!r}{did_you_mean(given, listed)}"
+        )
+
+
+def did_you_mean(given: object, choices: Iterable[str]) -> str:
+    """Return ``; did you mean 'max'?``, or nothing if no choice is near."""
+    listed, text = list(choices), str(given).lower()
+    close = [ALIASES[text]] if ALIASES.get(text) in listed else get_close_matches(text, listed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class LayerOptions(NamedTuple):
@@ -50,8 +89,12 @@ class LayerOptions(NamedTuple):
 
     def check(self, where: str) -> None:
         """Raise InvalidInputError for an impossible value; `where` ends the name in the message."""
+        criteria: tuple[Any, ...] = (None, *CRITERIA)
+        if self.criterion not in criteria:
+            criteria += tuple(installed("criteria"))
+        nearest = did_you_mean(self.criterion, criteria[1:])
         wanted = {
-            "criterion": (self.criterion in (None, *CRITERIA), f"one of {', '.join(CRITERIA)}"),
+            "criterion": (self.criterion in criteria, f"one of {', '.join(criteria[1:])}"),
             "num_bits": (self.num_bits is None or (_is_int(self.num_bits) and 2 <= self.num_bits <= 16), "2 to 16"),
             "observe": (self.observe in (None, *get_args(Observe)), "'inputs' or 'outputs'"),
             "threshold": (self.threshold is None or 0 < self.threshold <= float_info.max, "positive and finite"),
@@ -60,7 +103,8 @@ class LayerOptions(NamedTuple):
         }
         for name, (fine, what) in wanted.items():
             if not fine:
-                raise InvalidInputError(f"`{name}`{where} must be {what}, got {getattr(self, name)!r}")
+                hint = nearest if name == "criterion" else ""
+                raise InvalidInputError(f"`{name}`{where} must be {what}, got {getattr(self, name)!r}{hint}")
 
 
 class LayerOptionsDict(TypedDict, total=False):
@@ -110,7 +154,8 @@ class Settings(NamedTuple):
         """Return settings that are checked; patterns are one string or several, overrides dicts or LayerOptions."""
         options: dict[str, Any] = {**given}
         if unknown := options.keys() - set(cls._fields):
-            raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}")
+            nearest = did_you_mean(min(unknown), cls._fields)
+            raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}{nearest}")
         for name in ("include", "exclude"):
             patterns: Any = options.get(name, cls._field_defaults[name])
             if not isinstance(patterns, Iterable):
@@ -169,11 +214,23 @@ class Settings(NamedTuple):
                 raise InvalidInputError(f"pattern `{pattern}` matches none of {len(names)} layers, such as {close}")
 
 
+_OPERAND = re.compile(r"(.*:\w+\.\d+)\.\w+|(.+)@\d+")  # `block:matmul.0.other`, `head.conv@1`
+
+
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that."""
+    """Return the names that a pattern matches; one that is itself a name, such as `block[0]/fc`, matches only that.
+
+    A pattern for a call of a function matches its operands, too; one for a layer, each of the layer's calls.
+    """
     known, patterns = set(names), list(patterns)
     expression = re.compile("|".join(translate(pattern) for pattern in patterns if pattern not in known) or r"(?!)")
-    return {name for name in known if name in patterns or expression.match(name)}
+    return {name for name in known if name in patterns or any(map(expression.match, (name, *_whole(name))))}
+
+
+def _whole(name: str) -> list[str]:
+    """Return the name of the call or layer that a name is a part of."""
+    found = _OPERAND.fullmatch(name)
+    return [part for part in found.groups() if part] if found else []
 
 
 def _is_int(value: Any) -> bool:
@@ -185,6 +242,7 @@ def _layer_options(pattern: str, options: Any) -> LayerOptions:
         if unknown := options.keys() - set(LayerOptions._fields):
             raise InvalidInputError(
                 f"options of `{pattern}` must be among {', '.join(LayerOptions._fields)}, got {sorted(unknown)}"
+                f"{did_you_mean(min(unknown), LayerOptions._fields)}"
             )
         options = LayerOptions(**options)
     if not isinstance(options, LayerOptions):

@@ -11,7 +11,7 @@ from klquant.errors import CalibrationWarning, InfeasibleError, InvalidInputErro
 
 from .guard import Complaint, overclipped
 from .observed import MAX_MSE, Hidden, Seen, evaluate
-from .settings import CRITERIA, Criterion, LayerOptions
+from .settings import CRITERIA, Criterion, LayerOptions, check_choice
 from .warning import warn
 
 logger = logging.getLogger("klquant")
@@ -43,6 +43,11 @@ class LayerThreshold(NamedTuple):
     """How much more SQNR is expected than with the criterion that was replaced."""
     guarded: bool = False
     """Whether the guard watches over T. A grid with a zero point may then get another T."""
+
+    def __repr__(self) -> str:
+        """Return the threshold in one line."""
+        numbers = f"threshold={self.threshold:.6g}, amax={self.amax:.6g}, criterion={self.how!r}"
+        return f"LayerThreshold({numbers}, clipped={self.clipped:.4%}, sqnr_db={self.sqnr_db:.1f})"
 
     @property
     def scale(self) -> float:
@@ -100,7 +105,7 @@ def search_thresholds(
         Naming the layer, for a tensor that is always 0 (it gets scale 1), for one without a feasible threshold (it
         gets T = amax), for one with outliers, and where T clips so hard that another criterion should be tried.
     """
-    check_criterion(criterion)
+    check_choice("criterion", criterion, CRITERIA, "criteria")
     general = LayerOptions(criterion).over(_GENERAL)
     found, complaints = {}, dict[str, Complaint]()
     for name, largest in amax.items():
@@ -134,12 +139,6 @@ def _warn(complaints: Mapping[str, Complaint], number: int) -> None:
     listed = "; ".join(f"`{name}`: {complaints[name].text}" for name in worst)
     better = {name: complaint.better for name, complaint in complaints.items() if complaint.better}
     warn(f"{len(complaints)} of {number} layers need a look, the worst are {listed}", better)
-
-
-def check_criterion(criterion: str) -> None:
-    """Raise InvalidInputError for an unknown criterion."""
-    if criterion not in CRITERIA:
-        raise InvalidInputError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
 
 
 def candidate_thresholds(

@@ -13,7 +13,8 @@
 Import these where you need them: ``klquant.backends.torch`` and ``klquant.backends.onnx`` calibrate whole models,
 ``klquant.backends.formats`` reads and writes calibration tables, ``klquant.backends.report`` writes HTML and JSON
 reports, ``klquant.plots`` draws curves and histograms, ``klquant.presets`` reproduces the thresholds of other tools,
-and ``klquant.reference`` is the algorithm in plain loops.
+``klquant.reference`` is the algorithm in plain loops, and ``klquant.testing`` has strategies and oracles for property
+tests.
 """
 
 from klquant._result import Threshold
@@ -35,7 +36,7 @@ from klquant.histogram import Histogram, histogram, merge
 from klquant.merging import merge_partition, quantized_distribution
 from klquant.threshold import divergence_curve, optimal_threshold
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArrayTypeError",
@@ -69,4 +70,4 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *({"backends", "errors", "plots", "presets", "reference"} & globals().keys())})
+    return sorted({*__all__, *({"backends", "errors", "plots", "presets", "reference", "testing"} & globals().keys())})

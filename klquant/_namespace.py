@@ -24,6 +24,7 @@ _Result = TypeVar("_Result")
 _State = TypeVar("_State")
 ACCELERATOR_BATCH = 256
 CHUNK = 2**16
+BLOCK_ROWS = 128
 _RECORDS: list[type] = []  # filled when klquant is imported
 
 
@@ -213,84 +214,65 @@ def each_row(function: Callable[..., Array], *tables: Array, xp: ModuleType) -> 
     return sys.modules["jax"].vmap(function)(*tables)
 
 
-def running_sums(columns: tuple[Array, ...], *, xp: ModuleType) -> tuple[Array, ...]:
-    """Return the ``cumsum`` of each column, summed within blocks of sqrt(n) entries and then over the blocks.
+def running_sums(table: Array, *, xp: ModuleType) -> Array:
+    """Return the ``cumsum`` of each row, summed within blocks of sqrt(n) entries and then over the blocks.
 
     So an entry is the result of 2 sqrt(n) roundings in a row, not n. Behind a huge entry each of them costs digits.
     On a CPU JAX adds in the same order, which is several times faster there than its own ``cumsum``.
     """
-    length = columns[0].shape[0]
+    rows, length = table.shape
     size = math.isqrt(length - 1) + 1
-    margin = size * size - length
-    blocks = [xp.concatenate([c, xp.zeros(margin, c.dtype)]).reshape(size, size) for c in columns]
-    inner = _sums_along_rows(blocks, xp=xp)
-    totals = _sums_along_rows([block[None, :, -1] for block in inner], xp=xp)
-    before = [xp.concatenate([xp.zeros_like(total[:, :1]), total[:, :-1]], axis=1) for total in totals]
-    return tuple((block + offset.T).reshape(-1)[:length] for block, offset in zip(inner, before, strict=True))
+    padding = xp.zeros((rows, size * size - length), table.dtype)
+    inner = _cumsum(xp.concatenate([table, padding], axis=1).reshape(rows, size, size), xp=xp)
+    totals = _cumsum(inner[:, :, -1], xp=xp)
+    before = xp.concatenate([xp.zeros_like(totals[:, :1]), totals[:, :-1]], axis=1)
+    return (inner + before[:, :, None]).reshape(rows, -1)[:, :length]
 
 
-def _sums_along_rows(tables: list[Array], *, xp: ModuleType) -> list[Array]:
+def _cumsum(table: Array, *, xp: ModuleType) -> Array:
     if xp is np:
-        return [np.cumsum(table, axis=1) for table in tables]
-    jax = sys.modules["jax"]
+        return np.cumsum(table, axis=-1)
+    lax = sys.modules["jax"].lax
 
-    def add(total: Any, row: Any) -> Any:
-        total = jax.tree.map(xp.add, total, row)
-        return total, total
+    def add(k: Array, table: Array) -> Array:
+        before, here = (lax.dynamic_index_in_dim(table, j, axis=-1) for j in (k - 1, k))
+        return lax.dynamic_update_index_in_dim(table, before + here, k, axis=-1)
 
-    def one_by_one(tables: Any) -> Any:
-        columns = [table.T for table in tables]
-        return [sums.T for sums in jax.lax.scan(add, [xp.zeros_like(column[0]) for column in columns], columns)[1]]
+    def one_by_one(table: Array) -> Array:
+        return lax.fori_loop(1, table.shape[-1], add, table)
 
-    def in_parallel(tables: Any) -> Any:
-        return [xp.cumsum(table, axis=1) for table in tables]
-
-    sums: list[Array] = jax.lax.platform_dependent(tables, cpu=one_by_one, default=in_parallel)
-    return sums
+    return lax.platform_dependent(table, cpu=one_by_one, default=lambda table: xp.cumsum(table, axis=-1))
 
 
-def add_up(add: Callable[[Array, Any], Any], number: int, zero: Array, *, xp: ModuleType) -> Any:
-    """Return two totals that ``add(k, totals)`` increases for k = 0, 1 ... number - 1, in turn."""
-    totals: Any = (zero, zero)
-    if xp is not np and number > 1:
-        totals, number = sys.modules["jax"].lax.fori_loop(0, number, add, totals), 0
-    for k in range(number):
-        totals = add(k, totals)
-    return totals
+def slice_at(table: Array, begin: Array, length: int, *, xp: ModuleType) -> Array:
+    """Return ``table[:, begin : begin + length]``, where `begin` may be traced."""
+    if xp is np:
+        return table[:, begin : begin + length]
+    return sys.modules["jax"].lax.dynamic_slice(table, (0, begin), (table.shape[0], length))
 
 
-def slice_at(values: Array, begin: Array, length: int, *, xp: ModuleType) -> Array:
-    """Return ``values[begin : begin + length]``, where `begin` may be traced."""
-    return (
-        values[begin : begin + length]
-        if xp is np
-        else sys.modules["jax"].lax.dynamic_slice(values, (begin,), (length,))
-    )
+def strided_sums(rows: list[Array], stride: Array, length: int, count: int, *, xp: ModuleType) -> Array:
+    """Return ``sum_j row[t + j * stride]`` over j < length for t < count, shape (len(rows), count).
 
-
-def strided_sums(columns: list[Array], stride: Array, length: int, count: int, *, xp: ModuleType) -> Array:
-    """Return ``sum_j column[t + j * stride]`` over j < length for t < count, shape (len(columns), count).
-
-    For NumPy the length of the columns must be a multiple of the stride.
+    For NumPy the length of the rows must be a multiple of the stride.
     """
     if xp is np:
-        table = np.concatenate(columns).reshape(len(columns), -1, stride)  # twice as fast as np.stack
-        return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(columns), -1)[:, :count]
-    lax, unrolled = sys.modules["jax"].lax, 8
-    columns = lax.optimization_barrier(columns)  # or XLA recomputes them for every j
+        table = np.concatenate(rows).reshape(len(rows), -1, stride)  # twice as fast as np.stack
+        return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(rows), -1)[:, :count]
+    lax = sys.modules["jax"].lax
+    rows = lax.optimization_barrier(rows)  # or XLA recomputes them for every j
+    steps = min(range(15, 7, -1), key=lambda number: length % number)  # that are unrolled; for 253: 11
 
     def add(begin: Array, totals: list[Array], steps: int) -> list[Array]:
         for j in range(steps):
-            parts = (lax.dynamic_slice(column, ((begin + j) * stride,), (count,)) for column in columns)
+            parts = (lax.dynamic_slice(row, ((begin + j) * stride,), (count,)) for row in rows)
             totals = [total + part for total, part in zip(totals, parts, strict=True)]
         return totals
 
-    rest = length % unrolled
-    zero = [xp.zeros_like(column, shape=count) for column in columns]  # under shard_map: as varying as the column
-    totals = add(0, zero, rest)
-    if length >= unrolled:
-        steps = length // unrolled
-        totals = lax.fori_loop(0, steps, lambda k, totals: add(rest + k * unrolled, totals, unrolled), totals)
+    rest = length % steps
+    totals = add(0, [xp.zeros_like(row, shape=count) for row in rows], rest)  # under shard_map: as varying as the row
+    if length >= steps:
+        totals = lax.fori_loop(0, length // steps, lambda k, totals: add(rest + k * steps, totals, steps), totals)
     return xp.stack(totals)
 
 
@@ -307,11 +289,12 @@ def fixed_shapes(*, xp: ModuleType) -> bool:
 
 
 def map_rows(function: Callable[..., Array], table: Sequence[tuple[int, ...]], *, xp: ModuleType) -> Array:
-    """Return ``function(*row)`` for each row of integers, stacked."""
+    """Return the two-dimensional ``function(*row)`` for each row of integers, joined along the second axis."""
     if xp is np:
-        return [function(*row) for row in table]
+        return np.concatenate([function(*row) for row in table], axis=1)
     columns = tuple(xp.asarray(column) for column in zip(*table, strict=True))
-    return sys.modules["jax"].lax.map(lambda row: function(*row), columns)
+    found = xp.moveaxis(sys.modules["jax"].lax.map(lambda row: function(*row), columns), 0, 1)
+    return found.reshape(found.shape[0], -1)
 
 
 def first_true(mask: Array, *, xp: ModuleType) -> Array:
@@ -347,37 +330,41 @@ def where_needed(needed: Array, function: Callable[[], Array], shape: tuple[int,
     return sys.modules["jax"].lax.cond(needed, function, lambda: zeros)
 
 
-def map_selected(function: Callable[[Array], Array], selected: Array, rows: int, *, xp: ModuleType) -> Array:
-    """Return ``function(indices)`` for the `selected` indices, at most `rows` at a time; other entries mean nothing."""
+def map_selected(
+    function: Callable[[Array, Array], Array], selected: Array, sizes: Array, room: int, *, xp: ModuleType
+) -> Array:
+    """Return ``function(indices, largest size)`` for the `selected` indices, block by block; others mean nothing.
+
+    `sizes` never decrease. NumPy takes as many indices at a time as have a size of `room` together, JAX always
+    ``BLOCK_ROWS`` indices in a row.
+    """
     if xp is np:
         result, chosen = np.zeros(selected.shape), np.flatnonzero(selected)
-        for begin in range(0, len(chosen), rows):
-            result[chosen[begin : begin + rows]] = function(chosen[begin : begin + rows])
+        while len(chosen):
+            largest = int(sizes[chosen[-1]])
+            chosen, block = np.split(chosen, [-(room // (largest + 1) + 1)])
+            result[block] = function(block, largest)
         return result
     length = selected.shape[0]
-    number = -(-length // rows)
+    number = -(-length // BLOCK_ROWS)
     rows = -(-length // number)
     blocks = xp.minimum(xp.arange(number * rows), length - 1).reshape(number, rows)
+    largest = xp.where(selected, sizes, -1)[blocks].max(axis=1)
 
-    def block(indices: Array) -> Array:
-        return where_needed(selected[indices].any(), lambda: function(indices), indices.shape, xp=xp)
+    def compute(block: tuple[Array, Array]) -> Array:
+        indices, largest = block
+        return where_needed(largest >= 0, lambda: function(indices, largest), indices.shape, xp=xp)
 
-    return sys.modules["jax"].lax.map(block, blocks).reshape(-1)[:length]
+    return sys.modules["jax"].lax.map(compute, (blocks, largest)).reshape(-1)[:length]
 
 
-def while_loop(
-    unfinished: Callable[[_State], Array],
-    step: Callable[[_State], _State],
-    state: _State,
-    *,
-    xp: ModuleType,
-) -> _State:
-    """Apply ``step`` to the state while ``unfinished`` holds, and return the last state."""
+def repeat(step: Callable[[Any, _State], _State], number: Array | int, state: _State, *, xp: ModuleType) -> _State:
+    """Return the state after ``state = step(k, state)`` for k = 0, 1 ... number - 1, which JAX compiles once."""
     if xp is not np:
-        result: _State = sys.modules["jax"].lax.while_loop(unfinished, step, state)
-        return result
-    while unfinished(state):
-        state = step(state)
+        last: _State = sys.modules["jax"].lax.fori_loop(0, number, step, state)
+        return last
+    for k in range(int(number)):
+        state = step(k, state)
     return state
 
 

@@ -47,6 +47,8 @@ def check_axis(name: str, array: Array, axis: Any) -> int:
     """Return the axis of the array, counted from the first, or raise an error if there is no such axis."""
     if not -array.ndim <= check_int("axis", axis) < array.ndim:
         raise InvalidInputError(f"`axis` must be an axis of `{name}`, got {axis} for shape {tuple(array.shape)}")
+    if array.shape[int(axis)] == 0:
+        raise InvalidInputError(f"`{name}` must have a slice along axis {axis}, got shape {tuple(array.shape)}")
     return int(int(axis) % array.ndim)
 
 
@@ -114,9 +116,9 @@ def check_vector(name: str, array: Array) -> None:
 
 def is_sound(hist: Array, *edges: Array, xp: ModuleType) -> Array:
     """Return whether one histogram has valid counts and finite edges. The checks cannot see values that are traced."""
-    total = hist.astype(xp.float64).sum()
-    counts = (hist >= 0).all() & (total <= 2.0**63) & ((total == 0) | (total >= MIN_TOTAL) | (len(edges) == 0))
-    return functools.reduce(operator.and_, [xp.isfinite(edge).all() for edge in edges], counts)
+    total = xp.where(hist >= 0, hist.astype(xp.float64), xp.nan).sum()
+    sound = (total <= 2.0**63) & ((total == 0) | (total >= MIN_TOTAL) | (len(edges) == 0))
+    return functools.reduce(operator.and_, [(0.0 * edge).sum() == 0 for edge in edges], sound)
 
 
 @compiled
@@ -171,6 +173,18 @@ def check_histogram(hist: Array, edges: Array, num_quantized_bins: int, *, fewes
     if is_concrete(edges):
         _check_edges(np.asarray(edges))
     return xp
+
+
+def check_counted(name: str, hist: Array, edges: Array) -> None:
+    """Check the arrays of a histogram that was counted elsewhere: dtypes, shapes, and counts if they are known."""
+    check_real(f"{name}.hist", hist)
+    check_real(f"{name}.edges", edges)
+    if hist.ndim == 0 or edges.shape not in {(hist.shape[-1] + 1,), (*hist.shape[:-1], hist.shape[-1] + 1)}:
+        raise InvalidInputError(
+            f"`{name}` must have one edge more than bins, got {tuple(edges.shape)} for {tuple(hist.shape)}"
+        )
+    if is_concrete(hist) and hist.size:
+        _check_counts(f"{name}.hist", np.asarray(hist))
 
 
 def check_equal_bins(edges: Array, what: str) -> None:

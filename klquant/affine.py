@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, compiled, from_numpy, is_concrete
+from klquant._namespace import Array, array_namespace, compiled, from_numpy, is_array, is_concrete
 from klquant._result import Threshold
-from klquant._validate import MAX_LEVELS, check_int, check_levels, check_real, is_floating
+from klquant._validate import MAX_LEVELS, check_int, check_levels, check_number, check_real, is_floating
 from klquant.errors import ArrayTypeError, InvalidInputError
 
 WIDE_ENOUGH = "float16, bfloat16 and wider types are accepted"
@@ -195,7 +195,7 @@ def _scale(threshold: Array, *, xp: ModuleType, qmax: int) -> Array:
 
 @compiled
 def _quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Array:
-    return _levels(x, steps, qmax, xp=xp)
+    return _levels(x, steps, qmax, xp=xp)[()]
 
 
 @compiled
@@ -244,9 +244,11 @@ def _check(
 
 def _floating_dtype(dtype: Any) -> Any:
     try:
-        kind = np.dtype(dtype)
+        kind = None if dtype is None or is_array(dtype) else np.dtype(dtype)
     except TypeError as error:
         raise ArrayTypeError(f"`dtype` must be floating point, got {dtype!r}") from error
+    if kind is None:
+        raise ArrayTypeError(f"`dtype` must be floating point, got {type(dtype).__name__}")
     if not is_floating(kind):
         raise ArrayTypeError(f"`dtype` must be floating point, got {kind}; {WIDE_ENOUGH}")
     return kind
@@ -263,7 +265,7 @@ def _is_number(value: object) -> bool:
 def _steps(x: Array, scale: Array | float, axis: int | None, wide: str, *, xp: ModuleType) -> Array:
     """Return the scale as an array that broadcasts along `axis` of `x`."""
     if _is_number(scale):
-        steps = from_numpy(np.asarray(scale, dtype=np.float64), xp=xp)
+        steps = from_numpy(np.asarray(check_number("scale", scale)), xp=xp)
     else:
         array_namespace(x=x, scale=scale)
         check_real("scale", scale)
@@ -284,7 +286,7 @@ def _steps(x: Array, scale: Array | float, axis: int | None, wide: str, *, xp: M
 
 
 def _check_scale(name: str, value: Array | float, wide: str = "float64") -> None:
-    numbers = np.asarray(value, dtype=np.float64)
+    numbers = np.asarray(check_number(name, value) if _is_number(value) else value, dtype=np.float64)
     if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise InvalidInputError(f"`{name}` must be finite and not negative, got {value}")
     with np.errstate(over="ignore", under="ignore"):

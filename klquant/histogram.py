@@ -19,8 +19,10 @@ from klquant._namespace import (
     is_array,
     is_concrete,
 )
-from klquant._validate import check_axis, check_number, check_odd, check_real
+from klquant._validate import check_axis, check_counted, check_number, check_odd, check_real
 from klquant.errors import ArrayTypeError, InvalidInputError
+
+MAX_ROWS = 30  # of a batch, in a notebook
 
 
 class Histogram(NamedTuple):
@@ -30,6 +32,10 @@ class Histogram(NamedTuple):
     """Counts, shape (num_bins,), int64."""
     edges: Array
     """Bin edges, shape (num_bins + 1,), float64, in units of the data."""
+
+    def _repr_html_(self) -> str | None:
+        """Return a table for notebooks; None while JAX traces."""
+        return _html_table(self.hist, self.edges) if is_concrete(self.hist, self.edges) else None
 
 
 def histogram(
@@ -85,7 +91,8 @@ def histogram(
     largest = _largest(x, axis) if is_concrete(x) else None
     ranges = _check_ranges(_range_of(x, largest) if amax is None else amax, x, axis, int(num_bins))
     if is_concrete(ranges):
-        clip = largest is None or bool((largest * (num_bins / ranges) >= num_bins + 1).any())
+        with np.errstate(all="ignore"):
+            clip = largest is None or bool((largest * (num_bins / ranges) >= num_bins + 1).any())
         ranges = from_numpy(ranges, xp=xp)
     else:
         array_namespace(x=x, amax=ranges)
@@ -111,9 +118,10 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     Raises
     ------
     InvalidInputError
-        If the edges differ, or a sum of counts would overflow int64.
+        If a count is NaN, infinite or negative, the number of edges is not that of the bins plus one, the edges differ,
+        or a sum of counts would overflow int64.
     ArrayTypeError
-        If the two come from different libraries.
+        If the two are not histograms of real numbers, or come from different libraries.
 
     Examples
     --------
@@ -126,6 +134,8 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     for name, histogram in (("a", a), ("b", b)):
         if not isinstance(histogram, Histogram):
             raise ArrayTypeError(f"`{name}` must be a Histogram, got {type(histogram).__name__}")
+        array_namespace(**{f"{name}.hist": histogram.hist, f"{name}.edges": histogram.edges})
+        check_counted(name, *histogram)
     array_namespace(a=a.hist, b=b.hist)
     if a.hist.shape != b.hist.shape:
         numbers = [h.hist.shape[-1] if h.hist.ndim == 1 else tuple(h.hist.shape) for h in (a, b)]
@@ -136,7 +146,7 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
             "count all data with the same `amax`"
         )
     hist = _add(a.hist, b.hist)
-    if is_concrete(hist) and (np.asarray(hist) < np.maximum(a.hist, b.hist)).any():
+    if is_concrete(hist) and (np.asarray(hist) < np.maximum(np.asarray(a.hist), np.asarray(b.hist))).any():
         raise InvalidInputError("the sum of the counts must stay below 2**63")
     return Histogram(hist, a.edges)
 
@@ -232,3 +242,18 @@ def _pair(halves: Array, *, xp: ModuleType) -> Array:
 def _add(a: Array, b: Array, *, xp: ModuleType) -> Array:
     a, b = (h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64) for h in (a, b))  # narrow counts would wrap
     return a + b
+
+
+def _html_table(hist: Array, edges: Array) -> str:
+    """Return a table of a histogram, or of a batch of them: number of bins, range, values, zeros."""
+    counts, ends = np.asarray(hist), np.asarray(edges, dtype=np.float64)
+    bins, many = counts.shape[-1], counts.reshape(-1, counts.shape[-1])
+    rows = [
+        (f"{bins:,}", f"{end:.6g}", f"{row.sum():,}", f"{row[bins // 2]:,}")
+        for row, end in zip(many[:MAX_ROWS], np.broadcast_to(ends[..., -1].reshape(-1), len(many)), strict=False)
+    ]
+    if len(many) > MAX_ROWS:
+        rows.append((f"... {len(many) - MAX_ROWS} more", "", "", ""))
+    head = "".join(f"<th>{title}</th>" for title in ("bins", "amax", "values", "in the centre bin"))
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

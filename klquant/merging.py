@@ -48,6 +48,8 @@ def merge_partition(num_bins: int, *, num_quantized_bins: int = 255) -> Array:
         raise InvalidInputError(
             f"`num_bins` must be at least num_quantized_bins = {num_quantized_bins}, got {num_bins}"
         )
+    if num_bins >= 2**63:
+        raise InvalidInputError(f"`num_bins` must be below 2**63, got {num_bins}")
     return _bounds(int(num_bins), int(num_quantized_bins))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klquant._namespace import array_namespace
-from klquant._validate import check_histogram, check_real, check_vector
+from klquant._validate import check_flag, check_histogram, check_real, check_vector
 from klquant.errors import ArrayTypeError, InfeasibleError, InvalidInputError
 
 EPS = 1e-4  # MXNet replaces a zero count by this, and ncnn adds it to every normalised bin
@@ -214,7 +214,7 @@ def modelopt_threshold(
         _check_int(name, number, 1, most)
     counts = hist.astype(np.float64)
     counts[0] = counts[1]
-    levels, candidates = 1 << (num_bits - 1 + bool(unsigned)), range(start_bin, hist.size + 1, stride)
+    levels, candidates = 1 << (num_bits - 1 + check_flag("unsigned", unsigned)), range(start_bin, hist.size + 1, stride)
     curve = _curve(counts, candidates, lambda stop: _modelopt_divergence(counts, stop, levels))
     return _threshold(curve, len(curve) - 1 - int(np.argmin(curve[::-1])), edges[start_bin::stride], edges)
 

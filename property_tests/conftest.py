@@ -2,9 +2,10 @@
 
 import os
 
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
-settings.register_profile("dev", max_examples=50, deadline=None, database=None, print_blob=True)
+patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=50, database=None, print_blob=True, **patient)
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True)
 settings.register_profile("nightly", settings.get_profile("dev"), max_examples=2000)
 settings.register_profile(  # for tests/tools/mutation: any failing example will do, so nothing is shrunk

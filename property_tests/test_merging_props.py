@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -9,7 +8,8 @@ from hypothesis import strategies as st
 import klquant
 from klquant import reference
 from klquant._search.prefix_sums import counts_between, sum_up
-from strategies import JAX_SIZES, SHAPES, SIZES, counts, fewer, histograms, vectors, weights
+from klquant.testing import COUNT_SHAPES, assert_merge_partition, assert_merged, counts, histograms
+from strategies import JAX_SIZES, SIZES, fewer, vectors
 from support.namespaces import JAX, JIT, READ_ONLY, params
 
 LEVELS = st.integers(1, 20).map(lambda k: 2 * k + 1)
@@ -25,7 +25,9 @@ def partitions(draw):
 def values_with_support(draw):
     """Draw values, and a support that may or may not cover them."""
     num_bins, levels = draw(st.sampled_from(SIZES))
-    values, support = (draw(draw(st.sampled_from(SHAPES))(num_bins)) for _ in range(2))
+    values, support = (
+        draw(counts(num_bins, shape=draw(st.sampled_from([*COUNT_SHAPES, "weights"])))) for _ in range(2)
+    )
     return values, support if draw(st.booleans()) else values, levels
 
 
@@ -35,49 +37,20 @@ def merged_by(name, values, support, levels):
     return klquant.quantized_distribution(values, support, num_quantized_bins=levels)
 
 
-def groups(num_bins, levels):
-    """Return the group number of each bin, one bin at a time."""
-    return np.array([min(k // (num_bins // levels), levels - 1) for k in range(num_bins)])
-
-
 @given(partitions())
-def test_every_bin_is_in_exactly_one_group(partition):
+def test_every_bin_is_in_exactly_one_group_and_groups_are_equal(partition):
     num_bins, levels = partition
-    bounds = klquant.merge_partition(num_bins, num_quantized_bins=levels)
-    members = [k for low, high in itertools.pairwise(bounds) for k in range(low, high)]
-    assert members == list(range(num_bins))
-
-
-@given(partitions())
-def test_all_groups_but_the_last_are_equal(partition):
-    num_bins, levels = partition
-    sizes = np.diff(klquant.merge_partition(num_bins, num_quantized_bins=levels))
-    assert sizes.shape == (levels,)
-    assert (sizes[:-1] == num_bins // levels).all()
-    assert sizes[-1] == num_bins // levels + num_bins % levels
+    assert_merge_partition(
+        klquant.merge_partition(num_bins, num_quantized_bins=levels), num_bins, num_quantized_bins=levels
+    )
 
 
 @pytest.mark.parametrize("implementation", ["fast", "reference"])
 @given(values_with_support())
-def test_each_group_with_support_keeps_its_mass(implementation, drawn):
+def test_each_group_is_flat_on_its_support_and_keeps_its_mass(implementation, drawn):
     values, support, levels = drawn
     merged = merged_by(implementation, values, support, levels)
-    for group in np.split(
-        np.arange(len(values)), klquant.merge_partition(len(values), num_quantized_bins=levels)[1:-1]
-    ):
-        expected = values[group].sum() if support[group].any() else 0
-        np.testing.assert_allclose(merged[group].sum(), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("implementation", ["fast", "reference"])
-@given(values_with_support())
-def test_each_group_is_flat_on_its_support_and_zero_elsewhere(implementation, drawn):
-    values, support, levels = drawn
-    merged = merged_by(implementation, values, support, levels)
-    assert (merged[support == 0] == 0).all()
-    group = groups(len(values), levels)
-    for j in range(levels):
-        assert len(set(merged[(group == j) & (support != 0)].tolist())) <= 1
+    assert_merged(merged, values, support, num_quantized_bins=levels)
 
 
 @given(values_with_support())
@@ -115,7 +88,7 @@ def test_sums_of_weights_are_accurate_however_large_the_rest(values, data):
 
 @pytest.mark.parametrize("xp", params(READ_ONLY, JAX, JIT))
 @fewer()
-@given(histograms(JAX_SIZES, [counts, weights]))
+@given(histograms(sizes=JAX_SIZES, shapes=["dense", "weights"]))
 def test_every_library_merges_alike(xp, case):
     before = case.hist.tobytes()
     hist = xp.asarray(case.hist)

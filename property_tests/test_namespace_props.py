@@ -19,7 +19,8 @@ def count(numbers, *, xp):
 
 @compiled
 def doubled_where_selected(values, selected, *, xp):
-    return map_selected(lambda indices: values[indices] * 2.0, selected, 3, xp=xp) * selected
+    sizes = xp.arange(values.shape[0])
+    return map_selected(lambda indices, largest: values[indices] * 2.0, selected, sizes, 6, xp=xp) * selected
 
 
 @pytest.mark.parametrize("xp", EAGER)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klquant import InfeasibleError, presets
-from strategies import counts, even_edges, few_samples, heavy_tail, sparse
+from klquant.testing import counts
+from strategies import even_edges
 
-SHAPES = [counts, sparse, few_samples, heavy_tail]
+SHAPES = ["dense", "sparse", "few_samples", "heavy_tail"]
 ABSOLUTE = {
     "slides": lambda hist, edges: presets.tensorrt_slides_threshold(hist, edges, num_quantized_bins=8),
     "modelopt": lambda hist, edges: presets.modelopt_threshold(hist, edges, num_bits=4, start_bin=8),
@@ -19,7 +20,7 @@ ABSOLUTE = {
 
 
 def counted(num_bins):
-    return st.sampled_from(SHAPES).flatmap(lambda shape: shape(num_bins))
+    return st.sampled_from(SHAPES).flatmap(lambda shape: counts(num_bins, shape=shape))
 
 
 def kl(p, q):

@@ -13,14 +13,15 @@ from klquant.backends.calibration import Calibration
 from klquant.backends.ranges import Candidate, better_range, candidates, expected_error, observed_range, union
 from klquant.backends.settings import Settings
 from klquant.errors import CalibrationWarning
-from strategies import INTEGER_SHAPES, even_edges, histograms
+from klquant.testing import COUNT_SHAPES, histograms
+from strategies import even_edges
 
 AMAX = st.floats(1e-3, 1e3)
 SHARES = st.floats(0.01, 1.0)
 
 
 def histogram(data):
-    case = data.draw(histograms(shapes=INTEGER_SHAPES))
+    case = data.draw(histograms(shapes=COUNT_SHAPES))
     assume(case.hist.any())
     return klquant.Histogram(case.hist, even_edges(len(case.hist), data.draw(AMAX, "amax")))
 

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 import klquant
 from klquant import InfeasibleError, reference
-from strategies import EPS, INTEGER_SHAPES, JAX_SIZES, even_edges, fewer, histograms, real_weights, weights
+from klquant.testing import COUNT_SHAPES, assert_optimal, histograms
+from strategies import EPS, JAX_SIZES, even_edges, fewer
 from support.namespaces import JAX, JIT, NUMPY, READ_ONLY, needs_jax, params
 
 
@@ -50,24 +52,48 @@ def test_the_curve_is_that_of_the_reference_for_any_eps(case, eps):
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
 
 
-@given(histograms(shapes=[real_weights]))
+@given(histograms(shapes=["rounded_weights"]))
 def test_weights_with_rounded_sums_keep_their_digits(case):
     expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
     np.testing.assert_allclose(curve_of(case), expected, rtol=0, atol=1e-12)
 
 
+@given(histograms(shapes=["dense", "sparse", "comb", "few_samples"]), st.integers(1, 3), st.floats(0.05, 1.5))
+def test_smoothing_may_take_much_of_each_bin(case, least, loss):
+    """The widest candidate loses about `loss` in every bin, which is feasible below 1 and below the smallest count."""
+    hist = np.minimum(case.hist, 3) * least
+    nonzeros = np.count_nonzero(hist)
+    assume(0 < nonzeros < len(hist))
+    eps = loss * nonzeros / (len(hist) - nonzeros)
+    expected = reference.divergence_curve(hist, case.num_quantized_bins, eps)
+    curve = klquant.divergence_curve(hist, case.edges, num_quantized_bins=case.num_quantized_bins, eps=eps)
+    np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
+@given(st.sampled_from([(15, 3), (33, 15), (101, 15)]), st.data())
+def test_weights_of_many_magnitudes_keep_their_digits(size, data):
+    """A group may hold next to nothing beside the outliers."""
+    num_bins, levels = size
+    exponents = data.draw(npst.arrays(np.float64, num_bins, elements=st.floats(-12, 3)))
+    expected = reference.divergence_curve(10.0**exponents, levels, 1e-25)
+    curve = klquant.divergence_curve(10.0**exponents, even_edges(num_bins, 1.0), num_quantized_bins=levels, eps=1e-25)
+    np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
+
+
 @given(histograms())
 def test_the_minimum_is_that_of_the_reference(case):
-    expected = reference.divergence_curve(case.hist, case.num_quantized_bins)
-    assert_found_like_the_reference(threshold_of(case), expected)
+    found, levels = threshold_of(case), case.num_quantized_bins
+    assert_optimal(None if found is None else found.index, case.hist, num_quantized_bins=levels)
+    assert_found_like_the_reference(found, reference.divergence_curve(case.hist, levels))
 
 
 @needs_jax
-@pytest.mark.parametrize("shapes", [INTEGER_SHAPES, [weights]], ids=["counts", "weights"])
+@pytest.mark.parametrize("shapes", [COUNT_SHAPES, ["weights"]], ids=["counts", "weights"])
 @fewer()
 @given(data=st.data())
 def test_compiled_code_computes_the_curve_of_numpy(shapes, data):
-    case = data.draw(histograms(JAX_SIZES, shapes))
+    case = data.draw(histograms(sizes=JAX_SIZES, shapes=shapes))
     expected, curve = curve_of(case), curve_of(case, JIT)
     np.testing.assert_array_equal(np.isinf(curve), np.isinf(expected))
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-12)
@@ -75,7 +101,7 @@ def test_compiled_code_computes_the_curve_of_numpy(shapes, data):
 
 @pytest.mark.parametrize("xp", params(JAX, JIT))
 @fewer()
-@given(case=histograms(JAX_SIZES, INTEGER_SHAPES))
+@given(case=histograms(sizes=JAX_SIZES, shapes=COUNT_SHAPES))
 def test_jax_finds_the_minimum_of_the_reference(xp, case):
     found = threshold_of(case, xp)
     assert_found_like_the_reference(found, reference.divergence_curve(case.hist, case.num_quantized_bins))
@@ -109,14 +135,14 @@ def test_powers_of_two_scale_the_threshold_exactly(case, exponent):
     assert found_scaled.divergence == found.divergence
 
 
-@given(histograms(shapes=INTEGER_SHAPES))
+@given(histograms(shapes=COUNT_SHAPES))
 def test_whole_weights_are_counts(case):
     assume(case.hist.sum() < 2**50)
     as_weights = case._replace(hist=case.hist.astype(np.float64))
     np.testing.assert_allclose(curve_of(as_weights), curve_of(case), rtol=0, atol=1e-13)
 
 
-@given(histograms(shapes=INTEGER_SHAPES), st.integers(1, 10))
+@given(histograms(shapes=COUNT_SHAPES), st.integers(1, 10))
 def test_counts_and_eps_scaled_together_give_the_same_divergences(case, exponent):
     times = 2**exponent
     assume(int(case.hist.sum()) * times < 2**63)
@@ -169,7 +195,7 @@ def test_of_candidates_without_any_loss_the_first_wins(case, data):
     assert (int(found.index), float(found.divergence)) == (lossless[0], 0)
 
 
-@given(histograms(shapes=INTEGER_SHAPES), st.data())
+@given(histograms(shapes=COUNT_SHAPES), st.data())
 def test_a_floor_on_an_edge_admits_that_edge(case, data):
     curve = reference.divergence_curve(case.hist, case.num_quantized_bins)
     first = data.draw(st.integers(0, len(curve) - 1))
@@ -184,7 +210,7 @@ def test_a_floor_on_an_edge_admits_that_edge(case, data):
     assert curve[int(found.index)] - curve[first:].min() <= 1e-15
 
 
-@given(histograms(shapes=INTEGER_SHAPES), st.lists(st.floats(0, 1), min_size=2, max_size=4).map(sorted))
+@given(histograms(shapes=COUNT_SHAPES), st.lists(st.floats(0, 1), min_size=2, max_size=4).map(sorted))
 def test_higher_floors_give_wider_thresholds(case, ratios):
     found = []
     for ratio in ratios:
@@ -208,7 +234,7 @@ def test_the_one_sided_minimum_is_that_of_the_reference(case):
 
 @pytest.mark.parametrize("xp", params(NUMPY, JAX))
 @fewer()
-@given(case=histograms(JAX_SIZES), tie_width=st.sampled_from([0.0, 0.01, 0.5]))
+@given(case=histograms(sizes=JAX_SIZES), tie_width=st.sampled_from([0.0, 0.01, 0.5]))
 def test_near_ties_are_those_of_the_reference(xp, case, tie_width):
     """Compare by regret: candidates at the limit may be in or out."""
     levels, case = case.num_quantized_bins, case._replace(edges=even_edges(len(case.hist), 4.0))

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 import klquant
 from klquant import InfeasibleError, InvalidInputError
-from strategies import SIZES, edges, histograms
+from klquant.testing import edges, histograms
+from strategies import SIZES
 
 SMALL = histograms(sizes=[(num_bins, levels) for num_bins, levels in SIZES if num_bins <= 33])
 

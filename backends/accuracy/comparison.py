@@ -11,6 +11,7 @@ from ..text import number, without_nan
 from .classes import Array
 from .latency import interleaved_medians
 from .outputs import COLUMNS, OutputComparison, Outputs, check_labels, compare_outputs
+from .padding import unpadded
 
 Metric: TypeAlias = Callable[[Sequence[Outputs], Sequence[Outputs]], float]
 """From the outputs of the float and of the quantized model, one mapping for each batch, to a number; 1 is perfect."""
@@ -125,7 +126,7 @@ def compare_models(
             pair = functions[0](feed), functions[1](feed)
             if metric is not None:
                 kept.append(pair)
-            yield pair
+            yield unpadded(feed, pair[0]), unpadded(feed, pair[1])
 
     outputs = compare_outputs(pairs(), check_labels(labels))
     float_ms, int8_ms = interleaved_medians([partial(run, first[0]) for run in timed])

@@ -145,6 +145,10 @@ class Trace(NamedTuple):
             f"{percent(best.int8_share)} of the layers in INT8"
         )
 
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        return f"Trace({self})"
+
     def _repr_html_(self) -> str:
         """Return a table of the trials for notebooks."""
         return html_table(str(self), COLUMNS, self.rows())
@@ -159,6 +163,10 @@ class Tuned(NamedTuple, Generic[Quantized]):
     """With the thresholds of the chosen trial."""
     trace: Trace
     """All trials, and the one that was chosen: ``trace.best.recipe`` says how its model was made."""
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        return f"Tuned({self.trace})"
 
     def _repr_html_(self) -> str:
         """Return a table of the trials for notebooks."""

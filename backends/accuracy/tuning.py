@@ -141,20 +141,28 @@ def tune(
 
 
 def _try_whole_models(trials: _Trials) -> None:
-    """Try the criteria, then each step on top of the best, until the target is reached."""
-    first, *others = trials.model.criteria
-    trials.measure(f"criterion {first}", Recipe(first))
-    for criterion in others:
-        if trials.reaches(trials.best):
-            return
+    """Try the criteria, each step on top of the best, then the criteria with these steps, until the target is reached.
+
+    What is the best criterion may be another one after a step: smoothing leaves nothing that is worth clipping.
+    """
+    for criterion in trials.model.criteria:
         trials.measure(f"criterion {criterion}", Recipe(criterion))
-    for step in trials.model.steps:
         if trials.reaches(trials.best):
             return
+    for step in trials.model.steps:
         base = trials.best.recipe
-        trials.measure(
-            f"{base.criterion} + {' + '.join((*base.steps, step))}", base._replace(steps=(*base.steps, step))
-        )
+        _try(trials, base._replace(steps=(*base.steps, step)))
+        if trials.reaches(trials.best):
+            return
+    steps = trials.best.recipe.steps
+    for criterion in trials.model.criteria if steps else ():
+        _try(trials, Recipe(criterion, steps))
+        if trials.reaches(trials.best):
+            return
+
+
+def _try(trials: _Trials, recipe: Recipe) -> None:
+    trials.measure(" + ".join((recipe.criterion, *recipe.steps)), recipe)
 
 
 def _leave_out(trials: _Trials, min_int8: float) -> None:

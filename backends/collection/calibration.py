@@ -10,7 +10,9 @@ from klquant.errors import InvalidInputError
 from ..batches import check_repeatable
 from ..calibration import Calibration
 from ..settings import Criterion
-from .passes import ALONE, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
+from ..warning import warn
+from .distributed import warning_once
+from .passes import ALONE, DIFFERENT_DATA, DRIFT, ObservedModel, Run, collect_growing, collect_ranges, collect_resolved
 from .statistics import Statistics, histograms_of
 
 logger = logging.getLogger("klquant")
@@ -57,7 +59,8 @@ def calibrate(
         counts = collect_resolved(model, batches, ranges.amax, settings, run=run)
     found = to_calibration(counts, blank, ranges=ranges)
     logger.info("%s: %d histograms", "one pass" if ranges is None else "pass 2", len(found.histograms))
-    return found._replace(thresholds=found.search_thresholds(criterion=criterion))
+    with warning_once(run.group):
+        return found._replace(thresholds=found.search_thresholds(criterion=criterion))
 
 
 def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics | None = None) -> Calibration:
@@ -86,6 +89,7 @@ def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics
         raise InvalidInputError(
             f"expected the {seen.num_batches} batches of pass 1, got {counts.num_batches} in pass 2"
         )
+    _warn_of_other_data(seen, counts)
     histograms = histograms_of(counts, blank.settings.max_amax or math.inf)
     return blank._replace(
         amax=seen.amax,
@@ -96,3 +100,12 @@ def to_calibration(counts: Statistics, blank: Calibration, *, ranges: Statistics
         zeros={name: counts.tensors[name].zeros for name in histograms},
         num_batches=seen.num_batches,
     )
+
+
+def _warn_of_other_data(first: Statistics, second: Statistics) -> None:
+    """Warn if the values of the second pass reach less far than those of the first: larger ones are refused there."""
+    for name, one in first.tensors.items():
+        again = second.tensors.get(name, one)
+        if one.amax > DRIFT * again.amax:
+            warn(f"tensor `{name}` had amax = {one.amax} in pass 1, got {again.amax} in pass 2; {DIFFERENT_DATA}")
+            return

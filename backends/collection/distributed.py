@@ -6,13 +6,14 @@ Without a group every function here returns its argument. Messages are numbers a
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from klquant.errors import InvalidInputError, PeerError
+from klquant.errors import CalibrationWarning, InvalidInputError, PeerError
 
 from .bins import Array, Bins
 from .statistics import Observation, Statistics, at_level
@@ -24,6 +25,17 @@ Group: TypeAlias = Any  # a torch.distributed.ProcessGroup, or None for this pro
 def rank_of(group: Group) -> int:
     """Return the number of this process in the group."""
     return 0 if group is None else int(group.rank())
+
+
+@contextmanager
+def warning_once(group: Group) -> Iterator[None]:
+    """Leave warnings about what all processes find alike to the first of them."""
+    if not rank_of(group):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        yield
 
 
 def share(value: Any, group: Group) -> Any:

@@ -12,12 +12,18 @@ from ..batches import numbered, tracked
 from ..settings import Settings
 from .bins import Bins, BinsFor, level_of
 from .checkpoint import Checkpoint, Progress, skip
-from .distributed import Group, failing_together, join_all
+from .distributed import Group, failing_together, join_all, rank_of
 from .statistics import Observation, Statistics, join, narrower_ranges
 
 logger = logging.getLogger("klquant")
 MAX_ROUNDS = 8  # each narrows the range up to num_bins times
 DRIFT = 1.01  # float kernels may round differently from pass to pass; other data exceed this
+
+DIFFERENT_DATA = (
+    "the data differ between the passes (random augmentation, other samples, a function without a seed), or the model "
+    "itself is random: switch the randomness off, seed it at the start of each pass, keep the batches in a list, or "
+    "pass passes=1"
+)
 
 
 class ObservedModel(Protocol):
@@ -44,8 +50,8 @@ class ObservedModel(Protocol):
 class Run(NamedTuple):
     """How a pass is made."""
 
-    progress: bool = False
-    """Show a bar on a terminal."""
+    progress: bool = True
+    """Show a bar on a terminal or in a notebook; of several processes only the first does."""
     group: Group = None
     """Processes that calibrate together."""
     checkpoint: Checkpoint | None = None
@@ -117,9 +123,13 @@ def collect_counts(
 
     def bins_for(name: str, seen: float) -> Bins | None:
         if name not in amax:
-            raise InvalidInputError(f"expected the data of pass 1, got a {model.kind} that was not called there")
+            raise InvalidInputError(
+                f"expected the data of pass 1, got a {model.kind} that was not called there; {DIFFERENT_DATA}"
+            )
         if seen > DRIFT * amax[name] and amax[name] < (settings.max_amax or math.inf):
-            raise InvalidInputError(f"expected the data of pass 1 with amax = {amax[name]}, got a value of {seen}")
+            raise InvalidInputError(
+                f"expected the data of pass 1 with amax = {amax[name]}, got a value of {seen}; {DIFFERENT_DATA}"
+            )
         return Bins(settings.num_bins, ranges[name]) if ranges.get(name, 0) > 0 else None
 
     key = hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest()  # counts over other ranges do not add up
@@ -237,7 +247,7 @@ def _run_pass(
     checkpoint = run.checkpoint or Checkpoint()
     done = checkpoint.start(key)
     with failing_together(run.group):
-        shown = tracked(batches, description if run.progress else "")
+        shown = tracked(batches, description if run.progress and rank_of(run.group) == 0 else "")
         try:
             for number, batch in skip(numbered(shown), done, model.digest):
                 found = Statistics(model.observe(batch, bins_for, number), 1)

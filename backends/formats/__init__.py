@@ -28,6 +28,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from klquant.errors import InvalidInputError
 
+from ..plugins import load
+from ..settings import check_choice
 from .json_csv import read_csv, read_json, write_csv, write_json
 from .ncnn_table import NcnnTable, read_ncnn_table, write_ncnn_table
 from .onnxruntime_table import (
@@ -139,9 +141,9 @@ def write_table(
 
 
 def _format(name: FormatName) -> Format:
-    if name not in FORMATS:
-        raise InvalidInputError(f"`format` must be one of {', '.join(FORMATS)}, got {name!r}")
-    return FORMATS[name]
+    check_choice("format", name, FORMATS, "formats")
+    found: Format = FORMATS[name] if name in FORMATS else load("formats", name)
+    return found
 
 
 def _recognize(path: PathLike) -> FormatName:

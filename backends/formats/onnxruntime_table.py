@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from klquant.errors import InvalidInputError
 
 from ..files import write_atomic
+from ..settings import check_choice
 from .parsing import (
     LINE_ENDS,
     PathLike,
@@ -85,8 +86,7 @@ def write_onnxruntime_table(path: PathLike, thresholds: Mapping[str, float], *, 
     needs the range of the input of a Relu, which calibrations of klquant do not have: use the range of the output.
     :func:`klquant.backends.onnx.quantize` needs none of this.
     """
-    if method not in METHODS:
-        raise InvalidInputError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("method", method, METHODS)
     checked = check_thresholds("an onnxruntime calibration table", thresholds)
     document = {
         "CLS": "TensorsData",

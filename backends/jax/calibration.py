@@ -15,8 +15,7 @@ from ..calibration import Calibration, Fingerprint
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
-from ..settings import Criterion, CriterionOrAuto, Settings, SettingsOptions
-from ..thresholds import check_criterion
+from ..settings import CRITERIA, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
 from .accuracy.criterion_choice import auto_thresholds
 from .description import NEVER_CALLED, Description, describe, settings_of
 from .model.arguments import Function, inputs_of
@@ -37,7 +36,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     criterion: CriterionOrAuto = "entropy",
-    progress: bool = False,
+    progress: bool = True,
     process_group: Group = None,
     resume: str | Path | None = None,
     checkpoint_seconds: float = 10.0,
@@ -97,9 +96,8 @@ def calibrate(
     with the statistics of all iterations. Counts are integers over bins that are the same everywhere, so results do
     not depend on the split of the data into batches, devices and processes.
     """
-    if criterion != "auto":
-        check_criterion(criterion)
-    else:
+    check_choice("criterion", criterion, (*CRITERIA, "auto"))
+    if criterion == "auto":
         check_repeatable(batches, "pass a list or a DataLoader, or another criterion")
     first, batches = look_ahead(batches)
     start = begin(f, params, first, settings_of(settings), process_group)

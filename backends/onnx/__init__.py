@@ -14,7 +14,8 @@ quantized model in its engine and returns a :class:`Verification` with a :class:
 :func:`sensitivity` returns a :class:`Sensitivity`, with the :class:`QuantizerCost` of each quantizer.
 :func:`compare` returns a :class:`Comparison` of a float model with its quantized form, with an
 :class:`OutputComparison` of each output. :func:`tune` returns a :class:`Tuned` model, with a :class:`Trace` of every
-:class:`Trial`: its :class:`Recipe` and what was :class:`Measured`.
+:class:`Trial`: its :class:`Recipe` and what was :class:`Measured`. :func:`auto` tries everything once and returns an
+:class:`Automatic`, with each :class:`Attempt` and a verdict.
 """
 
 from klquant.errors import MissingDependencyError
@@ -30,12 +31,14 @@ except ImportError as error:
 from ..accuracy.comparison import Comparison
 from ..accuracy.outputs import OutputComparison
 from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
+from ..automatic import Attempt, Automatic
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
 from .accuracy.comparison import compare
 from .accuracy.ranking import QuantizerCost, Sensitivity, sensitivity
 from .accuracy.tuning import tune
+from .automatic import auto
 from .calibration import calibrate, empty_calibration, open_observer
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
@@ -49,6 +52,8 @@ from .tensor_checks import TensorCheck, Verification
 from .verification import verify
 
 __all__ = [
+    "Attempt",
+    "Automatic",
     "Calibration",
     "Comparison",
     "LayerOptions",
@@ -69,6 +74,7 @@ __all__ = [
     "Tuned",
     "Verification",
     "Violation",
+    "auto",
     "calibrate",
     "check_tensorrt",
     "compare",

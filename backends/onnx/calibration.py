@@ -10,14 +10,14 @@ import onnx
 from klquant.errors import InvalidInputError
 
 from .. import collection
-from ..batches import check_repeatable
+from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
-from ..settings import EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions
-from ..thresholds import check_criterion
+from ..settings import CRITERIA, EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
 from .accuracy.criterion_choice import auto_thresholds
+from .feeds import from_reader
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
 from .model.operators import observed_tensors
@@ -29,12 +29,13 @@ from .session import OnnxObserver, Providers, open_session
 CPU = ("CPUExecutionProvider",)
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 the options of a calibration
     model: onnx.ModelProto | str | Path | Prepared,
     batches: Iterable[Any],
     *,
     criterion: CriterionOrAuto = "entropy",
-    progress: bool = False,
+    num_batches: int | None = None,
+    progress: bool = True,
     providers: Providers = CPU,
     process_group: Group = None,
     resume: str | Path | None = None,
@@ -50,13 +51,16 @@ def calibrate(
     batches : iterable
         Calibration data: a list of batches, a DataLoader, ... It is iterated twice, once with ``passes=1``. A batch is
         a mapping by input name, a tuple or list in the order of the inputs, or an array if there is one input; of NumPy
-        or of what ``numpy.asarray`` takes, of any size where the model's is free.
+        or of what ``numpy.asarray`` takes, of any size where the model's is free. onnxruntime's CalibrationDataReader
+        works too: it is rewound before each pass, or kept in memory if it has no ``rewind``.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`. "auto" takes the best one for each
         tensor: with the least error behind the nodes that read it, on the first 8 samples (or batches, where the
         model fixes their size). That takes about as long as ten runs of the model on these.
+    num_batches : int, optional
+        Use only so many batches of the data.
     progress : bool
-        Show bars on a terminal.
+        Show bars on a terminal or in a notebook.
     providers : sequence
         Of onnxruntime: where the model runs.
     process_group : torch.distributed.ProcessGroup, optional
@@ -97,8 +101,9 @@ def calibrate(
     order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
     tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
     """
-    if criterion != "auto":
-        check_criterion(criterion)
+    check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")
+    once = settings.get("passes", 2) == 1 and criterion != "auto"
+    batches = first_batches(from_reader(batches, once=once), num_batches)
     prepared = prepare(model)
     blank = empty_calibration(prepared, **settings)
     identity = {name: layer.digest for name, layer in blank.model.items()}, blank.settings.as_json()

@@ -1,6 +1,6 @@
 """Batches of any form, as the arrays by input name that onnxruntime takes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,7 +33,7 @@ def _read_input(value: onnx.ValueInfoProto) -> Input:
     tensor = value.type.tensor_type
     if value.type.WhichOneof("value") != "tensor_type":
         raise InvalidInputError(f"input `{value.name}` must be a tensor, got {value.type.WhichOneof('value')}")
-    sizes = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim]
+    sizes = [size.dim_value if size.dim_value > 0 else size.dim_param or "?" for size in tensor.shape.dim]  # -1 is free
     shape = tuple(sizes) if tensor.HasField("shape") else None
     return Input(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
 
@@ -100,3 +100,50 @@ def few_samples(feeds: Iterable[dict[str, Array]], inputs: Sequence[Input], limi
         if number >= limit:
             break
     return found
+
+
+class _Rewound:
+    """A reader with ``rewind`` as data that can be iterated again."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Any]:
+        self._reader.rewind()
+        return iter(self._reader.get_next, None)
+
+
+def from_reader(batches: Any, *, once: bool = False) -> Iterable[Any]:
+    """Return the batches of onnxruntime's CalibrationDataReader; other data as they are.
+
+    Parameters
+    ----------
+    batches : iterable, or object with ``get_next``
+        A reader is rewound before each iteration. If it has no ``rewind``, its batches are collected in a list.
+    once : bool
+        They will be iterated only once, so no list is needed.
+
+    Returns
+    -------
+    iterable
+
+    Raises
+    ------
+    InvalidInputError
+        For a reader without ``rewind`` that has no batches left.
+    """
+    if not callable(getattr(batches, "get_next", None)):
+        found: Iterable[Any] = batches
+        return found
+    if callable(getattr(batches, "rewind", None)):
+        return _Rewound(batches)
+    stream = iter(batches.get_next, None)
+    if once:
+        return stream
+    collected = list(stream)
+    if not collected:
+        raise InvalidInputError(
+            f"the reader must have batches, got a {type(batches).__name__} whose get_next returns None and that has no "
+            f"rewind; make a new one"
+        )
+    return collected

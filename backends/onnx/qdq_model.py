@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import onnx
 
 from ..html_tables import html_skipped, html_table
 from ..ranges import Range
+from ..reprs import counted, left_out, refuse_call
 from ..text import number
 from .model.saving import save_model
 from .tensor_checks import Verification
@@ -31,6 +32,16 @@ class QDQModel(NamedTuple):
     def save(self, path: str | Path) -> None:
         """Write the model atomically; above 2 GB the weights go to a second file beside it."""
         save_model(self.model, path)
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raise ArrayTypeError: `.model` is an onnx.ModelProto, which an engine runs."""
+        refuse_call(self)
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        activations = f"{counted(len(self.thresholds), 'activation')} in INT8"
+        corrected = f", biases of {counted(len(self.corrections), 'layer')} corrected" if self.corrections else ""
+        return f"QDQModel({activations}{left_out(self.skipped)}{corrected})"
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds and ranges for notebooks."""

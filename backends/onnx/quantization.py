@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,18 @@ import onnx
 
 from klquant.errors import InvalidInputError, ModelError
 
-from ..calibration import Calibration, checked
-from ..settings import EXCLUDED, Engine, check_engine, matching
+from ..calibration import Calibration
+from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
 from .correction.bias_correction import MAX_BATCHES, correct_biases
-from .model.fingerprint import fingerprint
-from .model.graph import Graph
+from .engines.tensorrt_exclusions import slow_in_tensorrt
+from .feeds import from_reader
+from .model.graph import read_graph
 from .model.operators import observed_tensors
 from .model.preparation import Prepared, prepare
-from .model.signs import non_negative
-from .qdq.floats import body_layers
-from .qdq.grids import Grid, Rule, by_sign, fitted, make_grids, shifted_candidates, signed, unsigned
+from .placement import place
+from .qdq.first_layers import FASTER
+from .qdq.float16 import to_float16, too_large, with_float16_scales
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -31,11 +31,10 @@ from .verification import verify
 
 MAX_VERIFIED = 4
 """How many batches the engine runs to be compared with the model as written."""
-RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
 logger = logging.getLogger("klquant")
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 the options of a quantization
     model: onnx.ModelProto | str | Path | Prepared,
     calibration: Calibration | Mapping[str, float],
     *,
@@ -45,6 +44,8 @@ def quantize(
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
     asymmetric: bool = True,
+    float16: bool = False,
+    skip_slow: bool = False,
 ) -> QDQModel:
     """Add QuantizeLinear and DequantizeLinear nodes where an engine needs them.
 
@@ -71,6 +72,11 @@ def quantize(
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
         Needs a Calibration. No effect for "tensorrt", which has no zero points.
+    float16 : bool
+        Compute what is not quantized in float16, for "tensorrt" only. Inputs and outputs of the model keep their types.
+        Nodes with values beyond 65504 in the calibration stay in float32.
+    skip_slow : bool
+        Leave out the layers that :func:`slow_in_tensorrt` names, for "tensorrt" only.
 
     Returns
     -------
@@ -113,6 +119,10 @@ def quantize(
     searched it for [-T, T], and a range with fewer negative values has finer steps. If the T of mse or max has 1 dB
     less expected error on the grid in use, the widest T within 1 dB of the best is taken.
 
+    With `asymmetric`, if pointwise functions such as SiLU, GELU, HardSwish, Sigmoid or Clip are all that reads a tensor
+    that onnxruntime quantizes, its range is fitted to the error behind them: before SiLU all values below -8 are nearly
+    alike, and need no levels. That holds for all criteria, but only a guarded T may grow.
+
     With `asymmetric`, the range is the part of [-T, T] between the smallest and the largest value of the calibration
     data, and 0, where that has less expected error. It gains most behind SiLU, GELU, HardSwish and LeakyRelu, whose
     negative values are small. Activations that share a scale get the union of their ranges. OpenVINO gets zero points
@@ -123,15 +133,24 @@ def quantize(
     2019. Conv, ConvTranspose and Gemm get a bias if they have none; a MatMul has one in an Add of a constant behind it.
     Correcting takes about four runs of the float model and eight of the quantized one over `batches`.
 
+    With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
+    quantizers were not fitted to it: thresholds come from the float32 model.
+
     QuantizeLinear saturates at -128, so values below -T may get -128 instead of the symmetric -127.
     Sources: TensorRT, "Working with Quantized Types"; measurements of onnxruntime 1.32 and OpenVINO 2026.4.
     """
     check_engine(engine)
     if correct_bias and batches is None:
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
-    some = None if batches is None else list(islice(batches, MAX_BATCHES))
+    _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
+    some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     prepared = prepare(model)
-    plan, grids = _planned(prepared, calibration, engine, exclude, asymmetric=asymmetric)
+    tensors = prepared.graph.tensors()
+    slow = tuple(slow_in_tensorrt(prepared)) if skip_slow else ()
+    placement = place(prepared, calibration, engine, exclude, slow, asymmetric=asymmetric)
+    prepared, plan, grids = placement[:3]
+    if float16:
+        prepared = with_float16_scales(prepared)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
@@ -143,34 +162,21 @@ def quantize(
         always, optimized = bool(correct_bias), engine == "onnxruntime"
         prepared, corrections = correct_biases(prepared, write, plan.weights, some, always=always, optimized=optimized)
     written = write(prepared)
+    if float16:
+        written = to_float16(written, too_large(read_graph(written), calibration))
     _report(plan)
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
-    thresholds = {name: grid.threshold for name, grid in grids.items() if name in known}
-    ranges = {name: grid.range for name, grid in grids.items()}
+    given = {name: grid for name, grid in placement.given().items() if name in tensors}
+    thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
+    ranges = {name: grid.range for name, grid in given.items()}
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
 
 
-def _planned(
-    prepared: Prepared,
-    calibration: Calibration | Mapping[str, float],
-    engine: Engine,
-    exclude: Iterable[str] | str,
-    *,
-    asymmetric: bool,
-) -> tuple[Plan, dict[str, Grid]]:
-    """Return where quantizers go, and the grid of each activation."""
-    graph = prepared.graph
-    excluded = _excluded(graph, exclude)
-    if isinstance(calibration, Calibration):
-        calibration.check_fits(fingerprint(graph) if calibration.model else {})
-        excluded += tuple(calibration.skipped)
-        calibration = fitted(graph, calibration, engine) if asymmetric else calibration
-    thresholds = _thresholds(calibration)
-    plan = make_plan(graph, thresholds, engine, excluded)
-    _check_types(prepared, plan)
-    candidates = shifted_candidates(graph, calibration, engine) if asymmetric else {}
-    return plan, make_grids(plan, thresholds, non_negative(graph), RULES[engine], candidates)
+def _check_tensorrt_options(engine: Engine, **options: bool) -> None:
+    for name, value in options.items():
+        if value and engine != "tensorrt":
+            raise InvalidInputError(f'`{name}` needs engine="tensorrt", got {engine!r}')
 
 
 def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
@@ -207,49 +213,10 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
     return [name for name in readers if name in observed]
 
 
-def _check_types(prepared: Prepared, plan: Plan) -> None:
-    opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
-    weights = {node.input[1] for node in prepared.graph.nodes if node.name in plan.weights}
-    halves = [name for name in (*plan.readers, *weights) if prepared.graph.types[name] == onnx.TensorProto.FLOAT16]
-    if opset < 19 and halves:
-        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got opset {opset}")
-
-
-def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
-    """Return T by tensor name, checked."""
-    if isinstance(calibration, Mapping):
-        found = {name: float(value) for name, value in calibration.items()}
-    else:
-        layers = checked(calibration).thresholds
-        found = {name: layer.threshold for name, layer in layers.items()}
-        for name, layer in layers.items():
-            if layer.num_bits != 8:
-                raise InvalidInputError(f"tensor `{name}` must be calibrated for 8 bits, got {layer.num_bits}")
-    if not found:
-        raise InvalidInputError("expected thresholds, got none; call search_thresholds() first")
-    for name, value in found.items():
-        if not 0 < value < float("inf"):
-            raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
-    return found
-
-
-def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
-    """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
-    bodies = [path for node in graph.nodes for path in body_layers(graph, node)]
-    names = list(dict.fromkeys([*nodes, *bodies, *graph.inputs, *graph.producers]))
-    for pattern in patterns:
-        if not matching(names, [pattern]):
-            close = get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator; similar names: {close}")
-    return tuple(matching(names, patterns))
-
-
 def _report(plan: Plan) -> None:
     """Log what was quantized, and warn of layers that stay in floating point without being excluded."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
-    reasons = {name: reason for name, reason in plan.skipped.items() if reason != EXCLUDED}
+    reasons = {name: reason for name, reason in plan.skipped.items() if reason not in (EXCLUDED, FASTER)}
     if not plan.readers and not plan.skipped:
         reasons = {"": "the model has no operator that can be quantized"}
     warn_of_floats("node", reasons)

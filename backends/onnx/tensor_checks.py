@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..html_tables import html_table
 from ..settings import Engine
+from ..text import number
 from .engines.quantizer_nodes import QUANTIZE, label
 from .execution import Feed, Session
 from .feeds import Array
@@ -54,6 +56,17 @@ class Verification(NamedTuple):
     def wrong(self) -> list[TensorCheck]:
         """Return the tensors that differ by more than rounding explains, in the order of the graph."""
         return [check for check in self.checks if not check.ok]
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        return f"Verification({self})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks, of the tensors that differ or else of all."""
+        cells = [
+            (one.tensor, one.node, number(one.difference), number(one.allowed)) for one in self.wrong or self.checks
+        ]
+        return html_table(str(self), ("tensor", "node", "difference", "allowed"), cells)
 
     def __str__(self) -> str:
         """Return the result in one sentence."""

@@ -19,7 +19,7 @@ from ..settings import Engine, check_engine
 from .engines.inspected_model import load
 from .engines.tensorrt import check_tensorrt
 from .execution import Feed, cut_at, given, open_onnxruntime, open_openvino, quantized_tensors, with_outputs
-from .feeds import make_feed, read_inputs
+from .feeds import from_reader, make_feed, read_inputs
 from .model.graph import Graph, read_graph
 from .tensor_checks import Rows, Verification
 
@@ -30,7 +30,7 @@ class _Result(Protocol):
 
 
 def verify(
-    model: onnx.ModelProto | str | Path | _Result, batches: Iterable[Any], engine: Engine, *, progress: bool = False
+    model: onnx.ModelProto | str | Path | _Result, batches: Iterable[Any], engine: Engine, *, progress: bool = True
 ) -> Verification:
     """Run a quantized model in its engine and compare every tensor with the graph as it is written.
 
@@ -43,7 +43,7 @@ def verify(
     engine : {"tensorrt", "onnxruntime", "openvino"}
         What the model was quantized for.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def verify(
     loaded = load(model if isinstance(model, onnx.ModelProto | str | Path) else model.model)
     graph = read_graph(loaded)
     inputs = read_inputs(loaded, graph)
-    shown = tracked(batches, "verifying" if progress else "")
+    shown = tracked(from_reader(batches, once=True), "verifying" if progress else "")
     feeds = (_located(number, batch, lambda batch: make_feed(batch, inputs)) for number, batch in numbered(shown))
     run = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino, "tensorrt": _for_tensorrt}[engine]
     found = run(loaded, graph, feeds)

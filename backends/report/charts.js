@@ -1,5 +1,5 @@
 "use strict";
-// The two charts of a tensor. They share the x axis: cursor and zoom of one apply to the other.
+// The two charts of a tensor. Cursor and zoom of one apply to the other; the divergence has no negative half.
 const DASHES = { entropy: [], mse: [8, 4], percentile: [2, 3], max: [10, 3, 2, 3], fixed: [14, 3] };
 
 const kindOf = (criterion) => (Object.hasOwn(DASHES, criterion) ? criterion : "fixed"); // also "none"
@@ -29,27 +29,55 @@ function markThresholds(chart, tensor, signs) {
   ctx.save();
   for (const { threshold, criterion, kind } of all) {
     ctx.strokeStyle = colour(kind);
-    ctx.lineWidth = (criterion === tensor.chosen.criterion ? 2.5 : 1.25) * dpr;
+    ctx.lineWidth = Math.round((criterion === tensor.chosen.criterion ? 3 : 1) * dpr);
     ctx.setLineDash(DASHES[kind].map((length) => length * dpr));
     ctx.beginPath();
     for (const x of signs.map((sign) => place(sign * threshold)).filter(isInside)) {
-      ctx.moveTo(x, bbox.top);
-      ctx.lineTo(x, bbox.top + bbox.height);
+      const middle = x + (ctx.lineWidth % 2) / 2; // of a pixel, so that the line is sharp
+      ctx.moveTo(middle, bbox.top);
+      ctx.lineTo(middle, bbox.top + bbox.height);
     }
     ctx.stroke();
   }
   ctx.font = `${11 * dpr}px system-ui, sans-serif`;
   ctx.textAlign = "left";
+  const lines = all.map(({ threshold }) => place(threshold));
   all.forEach(({ threshold, criterion, kind }, k) => {
     const [x, top, gap] = [place(threshold), bbox.top + (2 + 14 * k) * dpr, 4 * dpr];
     if (!isInside(x)) return;
     const wide = ctx.measureText(criterion).width;
-    const left = x - wide - gap < bbox.left ? x + gap : x - wide - gap;
-    ctx.fillStyle = colour("paper");
-    ctx.fillRect(left, top, wide, 13 * dpr);
-    ctx.fillStyle = colour(kind);
+    const left = freeOfLines(x, wide + gap, lines, bbox, gap);
+    ctx.fillStyle = ctx.strokeStyle = colour(kind);
     ctx.fillText(criterion, left, top + 10 * dpr);
+    ctx.lineWidth = dpr;
+    ctx.setLineDash([1 * dpr, 2 * dpr]);
+    ctx.beginPath(); // from the name to its line
+    ctx.moveTo(left < x ? left + wide + 2 * dpr : left - 2 * dpr, top + 6 * dpr);
+    ctx.lineTo(x, top + 6 * dpr);
+    ctx.stroke();
   });
+  ctx.restore();
+}
+
+// Where a name of this width meets no line: to the left of its line, or to the right of all near lines.
+function freeOfLines(x, wide, lines, bbox, gap) {
+  let end = x;
+  for (const line of [...lines].sort((a, b) => b - a)) if (line < end && line > end - wide - gap) end = line;
+  if (end - wide >= bbox.left) return end - wide;
+  let start = x;
+  for (const line of [...lines].sort((a, b) => a - b)) if (line > start && line < start + wide + gap) start = line;
+  return start + gap;
+}
+
+// The range of T whose divergence is nearly the least.
+function shadeTies(chart, { tie_low: low, tie_high: high }) {
+  if (low === null) return;
+  const { ctx, bbox } = chart;
+  const [left, right] = [low, high].map((value) => chart.valToPos(value, "x", true));
+  const [from, to] = [Math.max(left, bbox.left), Math.min(right, bbox.left + bbox.width)];
+  ctx.save();
+  ctx.fillStyle = colour("band");
+  if (to >= from) ctx.fillRect(from, bbox.top, Math.max(to - from, devicePixelRatio), bbox.height);
   ctx.restore();
 }
 
@@ -68,7 +96,7 @@ function yAxis(label, format, log) {
   return axis(values, { label, size: 50, grid: lines, ticks: lines });
 }
 
-function drawChart(element, data, { tensor, signs, y, label, format, series, onCursor }) {
+function drawChart(element, data, { tensor, signs, y, label, format, series, onCursor, under }) {
   const pointed = ({ cursor, posToVal }) => (cursor.left < 0 ? null : posToVal(cursor.left, "x"));
   const options = {
     width: element.clientWidth,
@@ -83,6 +111,7 @@ function drawChart(element, data, { tensor, signs, y, label, format, series, onC
     ],
     series: [{}, { points: { show: false }, ...series }],
     hooks: {
+      drawAxes: under ? [under] : [],
       draw: [(chart) => markThresholds(chart, tensor, signs)],
       setCursor: [(chart) => onCursor(pointed(chart))],
     },
@@ -108,14 +137,15 @@ function drawHistogram(element, tensor, { log, from, onCursor }) {
   });
 }
 
-function drawDivergence(element, tensor, { from, onCursor }) {
+function drawDivergence(element, tensor, { onCursor }) {
   const { thresholds, divergences } = tensor.curve;
   const last = edgesOf(tensor.bars).at(-1);
-  const xs = [from, ...thresholds, last]; // over the whole histogram; the ends have no value
+  const xs = [0, ...thresholds, last]; // the ends have no value
   const ys = [null, ...divergences.map((divergence) => Math.max(divergence, 1e-9)), null];
   return drawChart(element, [xs, ys], {
     tensor, signs: [1], y: { distr: 3 }, label: "KL divergence, nats", onCursor,
     format: (v) => String(Number(v.toPrecision(2))),
     series: { stroke: () => colour("entropy"), width: 1.5 },
+    under: (chart) => shadeTies(chart, tensor.curve),
   });
 }

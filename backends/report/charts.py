@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 import klquant
+from klquant.errors import InfeasibleError
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_BARS = 400  # on each side of 0; a screen cannot show more
 MAX_POINTS = 400
-NEAR_TIE = 0.01  # of the least divergence
 
 
 class Bars(NamedTuple):
@@ -63,8 +63,11 @@ def thin_curve(histogram: klquant.Histogram, *, num_quantized_bins: int) -> Curv
     thresholds, each = edges[-len(curve) :], -(-len(curve) // MAX_POINTS)
     lowest = [start + int(curve[start : start + each].argmin()) for start in range(0, len(curve), each)]
     kept = [k for k in lowest if np.isfinite(curve[k])]
-    near = thresholds[np.isfinite(curve) & (curve <= curve.min() * (1 + NEAR_TIE))]
-    ends = short(near[[0, -1]]) if len(near) else [math.nan] * 2
+    try:
+        best = klquant.optimal_threshold(hist, edges, num_quantized_bins=num_quantized_bins)
+        ends = short(np.array([best.tie_low, best.tie_high]))
+    except InfeasibleError:
+        ends = [math.nan] * 2
     return Curve(each, short(thresholds[kept]), short(curve[kept]), *ends)
 
 

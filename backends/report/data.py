@@ -53,6 +53,8 @@ class Tensor(NamedTuple):
     num_zeros: int
     """Number of values in the centre bin, which the search leaves out."""
     warnings: list[str]
+    better: str
+    """A criterion that expects less error; empty without a warning about it."""
     bars: Bars | None
     """None for a tensor that is always 0."""
     curve: Curve | None
@@ -62,6 +64,11 @@ class Report(NamedTuple):
     """The content of the page. It has no date, so that the same calibration always gives the same bytes."""
 
     title: str
+    verdict: str
+    """One sentence about the quantized model; empty if nobody measured it."""
+    ways: list[Mapping[str, str]]
+    """How the model was quantized and what that achieved, one row of a table each."""
+    next_steps: list[str]
     versions: dict[str, str]
     """Of the libraries that made the calibration."""
     settings: dict[str, Any]
@@ -75,9 +82,26 @@ class Report(NamedTuple):
     transforms: dict[str, list[dict[str, Any]]]
     skipped: dict[str, str]
 
+    @property
+    def worst(self) -> Tensor | None:
+        """Return the tensor with the least SQNR; None if no SQNR is known."""
+        known = [one for one in self.tensors if not math.isnan(sqnr_of(one))]
+        return min(known, key=sqnr_of, default=None)
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Return the criteria that expect less error, by tensor."""
+        return {one.name: one.better for one in self.tensors if one.better}
+
     def as_json(self) -> str:
         """Return the content as JSON, with null for NaN and infinity."""
         return json.dumps(without_nan(self), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sqnr_of(tensor: Tensor) -> float:
+    """Return the SQNR of a tensor: measured or expected from its histogram, whichever is less; NaN if unknown."""
+    known = (one for one in (tensor.chosen.sqnr_db, tensor.measured_sqnr_db) if not math.isnan(one))
+    return min(known, default=math.nan)
 
 
 def describe(
@@ -86,7 +110,10 @@ def describe(
     title: str = "Calibration report",
     diagnosis: Diagnosed | None = None,
     weight_scales: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    verdict: str = "",
+    ways: Iterable[Mapping[str, str]] = (),
+    next_steps: Iterable[str] = (),
+    progress: bool = True,
 ) -> Report:
     """Collect the content of a report about a calibration.
 
@@ -99,8 +126,14 @@ def describe(
         A diagnosis or its parsed JSON. It adds measured SQNR and a ranking of layers by sensitivity.
     weight_scales : mapping, optional
         Scales of the output channels by layer, instead of those in the calibration; 0 marks a dead channel.
+    verdict : str
+        One sentence about the quantized model, which the page begins with.
+    ways : iterable of mapping
+        A table of how the model was quantized, one mapping of texts by column for each row.
+    next_steps : iterable of str
+        What to do next: commands or sentences.
     progress : bool
-        Show a progress bar on a terminal.
+        Show a progress bar on a terminal or in a notebook.
 
     Returns
     -------
@@ -127,6 +160,9 @@ def describe(
     calibration = _searched(calibration)
     return Report(
         title=title,
+        verdict=verdict,
+        ways=[dict(way) for way in ways],
+        next_steps=list(next_steps),
         versions=dict(calibration.versions) or {"klquant": klquant.__version__, "numpy": np.__version__},
         settings=calibration.settings.as_json(),
         model=calibration.model,
@@ -166,6 +202,7 @@ def _describe_tensor(calibration: Calibration, name: str, measured: Mapping[str,
         0 if histogram is None else int(histogram.hist.sum()),
         0 if histogram is None else int(histogram.hist[len(histogram.hist) // 2]),
         [complaint.text] if complaint.text else [],
+        complaint.better,
         None if histogram is None else sum_bars(histogram),
         curve,
     )

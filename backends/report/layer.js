@@ -35,7 +35,8 @@
     const row = document.createElement("tr");
     const isChosen = one.criterion === chosen.chosen.criterion;
     const name = cell("th", swatch(one.criterion));
-    name.append(one.criterion + (isChosen ? " (chosen)" : ""));
+    const isReplaced = chosen.guard.startsWith(`${one.criterion} -> `);
+    name.append(one.criterion + (isChosen ? " (chosen)" : isReplaced ? " (replaced by the guard)" : ""));
     const numbers = [fixed(one.threshold), fixed(one.ratio, 3), percent(one.clipped)];
     const cells = [...numbers, fixed(one.sqnr_db, 3), fixed(one.divergence, 3)];
     row.append(name, ...cells.map((content) => cell("td", content, isChosen ? "number main" : "number")));
@@ -62,7 +63,7 @@
   };
 
   const nearTies = ({ tie_low: low, tie_high: high }) =>
-    low === null ? "" : ` Candidates within 1 % of the least divergence: T from ${number(low)} to ${number(high)}.`;
+    low === null ? "" : ` Shaded: T from ${number(low)} to ${number(high)}, within 1 % of the least divergence.`;
 
   const describeCharts = () => {
     const { bars, curve, name, amax, chosen: found } = chosen;
@@ -92,7 +93,7 @@
     const from = negative ? edgesOf(bars)[0] : -bars.bin_width / 2;
     charts.push(drawHistogram(at("histogram"), chosen, { log: at("log").checked, from, onCursor: read }));
     if (curve && curve.divergences.length) {
-      charts.push(drawDivergence(at("divergence"), chosen, { from, onCursor: read }));
+      charts.push(drawDivergence(at("divergence"), chosen, { onCursor: read }));
     }
     read(null);
   };

@@ -10,11 +10,13 @@ and the content security policy allows no loading and no scripts except those li
 
 import base64
 import hashlib
+import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from klquant.errors import MissingDependencyError
 
@@ -22,12 +24,23 @@ from ..calibration import Calibration
 from ..files import write_atomic
 from ..text import number, percent
 from .charts import outline, sparkline
-from .data import Report, Tensor, describe
+from .data import Report, Tensor, describe, sqnr_of
 from .diagnosis import Diagnosed
 
 FOLDER = Path(__file__).parent
 _STYLES = ("uPlot.min.css", "page.css")
-_SCRIPTS = ("uPlot.min.js", "tables.js", "charts.js", "layer.js")  # uPlot 1.6.32
+_SCRIPTS = ("uPlot.min.js", "tables.js", "copy.js", "charts.js", "layer.js")  # uPlot 1.6.32
+
+
+class Content(TypedDict, total=False):
+    """What a report says beside the calibration; see :func:`describe`."""
+
+    diagnosis: Diagnosed | None
+    weight_scales: Mapping[str, Any] | None
+    verdict: str
+    ways: Iterable[Mapping[str, str]]
+    next_steps: Iterable[str]
+    progress: bool
 
 
 def render_html(report: Report) -> str:
@@ -59,6 +72,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "sortable": _sortable, "options": _options}
+    environment.filters |= {"in_python": _in_python, "in_shell": _in_shell, "sqnr": sqnr_of}
     environment.filters |= {"share_of_range": _share_of_range, "columns": _columns}
     environment.globals |= {"sparkline": sparkline, "outline": outline}
     scripts = {name: _read(name) for name in _SCRIPTS}
@@ -78,9 +92,7 @@ def write_report(
     *,
     json_path: str | Path | None = None,
     title: str = "Calibration report",
-    diagnosis: Diagnosed | None = None,
-    weight_scales: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    **content: Unpack[Content],
 ) -> Report:
     """Write an HTML page about a calibration, and its numbers as JSON if `json_path` is given.
 
@@ -91,8 +103,10 @@ def write_report(
         Of the page. Each file is written whole or not at all.
     json_path : str or Path, optional
         Of the JSON.
-    title, diagnosis, weight_scales, progress
-        As for :func:`describe`.
+    title
+        Heading of the page.
+    **content
+        As for :func:`describe`: ``diagnosis``, ``weight_scales``, ``verdict``, ``ways``, ``next_steps``, ``progress``.
 
     Returns
     -------
@@ -106,7 +120,7 @@ def write_report(
     MissingDependencyError
         Without jinja2.
     """
-    report = describe(calibration, title=title, diagnosis=diagnosis, weight_scales=weight_scales, progress=progress)
+    report = describe(calibration, title=title, **content)
     write_atomic(Path(path), render_html(report).encode())
     if json_path is not None:
         write_atomic(Path(json_path), report.as_json().encode())
@@ -130,6 +144,16 @@ def _share_of_range(tensor: Tensor) -> float:
     """Return the chosen T as a share of the histogram's range."""
     bars = tensor.bars
     return min(2 * tensor.chosen.threshold / (bars.bin_width * bars.num_bins), 1.0) if bars else 0.0
+
+
+def _in_python(better: Mapping[str, str]) -> str:
+    """Return overrides to paste into Python."""
+    return f"overrides={json.dumps({name: {'criterion': how} for name, how in better.items()}, ensure_ascii=False)}"
+
+
+def _in_shell(better: Mapping[str, str]) -> str:
+    """Return overrides to paste into a command line."""
+    return " ".join(f"--override {shlex.quote(f'{name}={how}')}" for name, how in better.items())
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

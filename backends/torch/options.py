@@ -6,6 +6,7 @@ from typing import TypedDict
 from ..collection.distributed import Group
 from ..settings import SettingsOptions
 from .model.forward import Forward
+from .model.plain import LayerTypes
 
 
 class RunOptions(TypedDict, total=False):
@@ -16,6 +17,7 @@ class RunOptions(TypedDict, total=False):
     process_group: Group
     resume: str | Path | None
     checkpoint_seconds: float
+    layer_types: LayerTypes | None
 
 
 class QuantizerOptions(RunOptions, SettingsOptions, total=False):

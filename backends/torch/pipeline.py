@@ -6,9 +6,11 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from ..batches import check_repeatable
+from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
-from ..settings import Criterion, CriterionOrAuto
+from ..settings import CRITERIA, Criterion, CriterionOrAuto, check_choice
+from .model.forward import Forward, call_model
+from .model.plain import LayerTypes
 from .options import QuantizerOptions
 from .quantizer import Quantizer
 from .stages import QuantizedModel
@@ -21,6 +23,7 @@ def quantize(
     criterion: CriterionOrAuto = "entropy",
     equalize: bool = False,
     correct_bias: bool = False,
+    num_batches: int | None = None,
     **options: Unpack[QuantizerOptions],
 ) -> QuantizedModel:
     """Calibrate a model on data and return a simulation of its INT8 inference.
@@ -31,7 +34,9 @@ def quantize(
         It is not changed.
     batches : iterable
         Calibration data: a list of batches, a DataLoader, ... It is iterated twice, and once more each for ``"auto"``
-        and `correct_bias`. An iterator or generator needs ``passes=1``.
+        and `correct_bias`. An iterator or generator needs ``passes=1``. A batch is a tensor, a tuple or list
+        (positional arguments), or a mapping (keyword arguments). What the model does not take, such as labels, is left
+        out.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`search_thresholds`. "auto" takes the best one for each tensor: with the least error
         of its layer's output on the first 8 batches.
@@ -39,6 +44,8 @@ def quantize(
         Start by equalizing the ranges of neighbouring layers. It helps if channels have very different ranges.
     correct_bias : bool
         End by correcting the biases for the mean rounding error.
+    num_batches : int, optional
+        Use only so many batches of the data.
     **options
         Those of :class:`Quantizer`.
 
@@ -67,7 +74,8 @@ def quantize(
     Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
     rounded weights with those before rounding.
     """
-    quantizer = Quantizer(model, **options)
+    check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")  # before the data are read
+    quantizer, batches = Quantizer(model, **options), first_batches(batches, num_batches)
     one_pass = options.get("passes", 2) == 1
     if not one_pass or criterion == "auto" or correct_bias:
         check_repeatable(batches, "pass a list or a DataLoader, or passes=1 without criterion='auto' and correct_bias")
@@ -94,6 +102,8 @@ def requantize(
     criterion: Criterion | None = None,
     num_bits: int | None = None,
     guard: bool | None = None,
+    layer_types: LayerTypes | None = None,
+    forward: Forward = call_model,
 ) -> QuantizedModel:
     """Quantize a model by its saved calibration, without data; the criterion and the number of bits may change.
 
@@ -110,6 +120,10 @@ def requantize(
     guard : bool, optional
         Whether entropy gives way to a better criterion where it clips too much. By default as in the calibration. False
         also undoes what the guard changed there.
+    layer_types : mapping, optional
+        That of the calibration; see :class:`Quantizer`.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch, for :func:`export_onnx`. No batch is needed here.
 
     Returns
     -------
@@ -125,7 +139,7 @@ def requantize(
     CalibrationWarning
         As for :func:`quantize`.
     """
-    quantizer = Quantizer.from_calibration(model, calibration)
+    quantizer = Quantizer.from_calibration(model, calibration, forward=forward, layer_types=layer_types)
     guarded = any(found.replaced for found in calibration.thresholds.values())
     if criterion is not None or num_bits is not None or not calibration.thresholds or (guarded and guard is False):
         quantizer.search_thresholds(criterion=criterion or "entropy", num_bits=num_bits, guard=guard)

@@ -1,7 +1,7 @@
 """The stages of a calibration in their order: a class that knows which one a model has reached."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,23 +15,26 @@ from klquant.errors import InvalidInputError
 from ..calibration import Calibration, checked
 from ..collection import Run, collect_growing, collect_ranges, collect_resolved, to_calibration
 from ..collection.checkpoint import open_checkpoint
-from ..collection.distributed import Group, failing_together, share
+from ..collection.distributed import Group, failing_together, share, warning_once
 from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions, matching
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
 from .correction.bias_correction import correct_in_place
 from .correction.equalization import Equalized, equalize_in_place, find_pairs
-from .folding.api import copy_to_fold, examine_copy
+from .folding.api import Examination, copy_to_fold, examine_copy
 from .folding.apply import Fold, fold_in_place
 from .folding.verify import verified_forward
+from .model.calls import call_names, layer_of, separate_calls
 from .model.edits import copy_model
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
+from .model.plain import LayerTypes
+from .model.products import install
 from .observation.observer import TorchObserver
 from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
-from .stages import NEVER_CALLED, QuantizedModel, Stage, check_layers, check_stage, warn_of_skipped
+from .stages import NEVER_CALLED, QuantizedModel, Source, Stage, check_layers, check_stage, warn_of_skipped
 
 logger = logging.getLogger("klquant")
 AUTO_BATCHES = 8  # on which criterion="auto" chooses
@@ -49,9 +52,9 @@ class Quantizer:
     model : torch.nn.Module, in eval mode
     forward : callable (model, batch) -> output
         How to run the model on a batch. By default a tensor is the only argument, tuples and lists are positional
-        arguments, and mappings are keyword arguments.
+        arguments, and mappings are keyword arguments. Labels and entries that the model does not take are left out.
     progress : bool
-        Show bars on a terminal.
+        Show bars on a terminal or in a notebook.
     process_group : torch.distributed.ProcessGroup, optional
         Processes that calibrate together, each on its own part of the data; at least one must have data. All get the
         same thresholds. Every process must make the same calls.
@@ -60,6 +63,9 @@ class Quantizer:
         must come in the same order. With several processes each adds its rank to the name.
     checkpoint_seconds : float
         Least time between two writes of that file.
+    layer_types : mapping of module classes to functions, optional
+        For classes that klquant does not know: the function takes a module and returns one that computes the same with
+        plain layers, such as ``{MyConv: lambda m: m.as_conv2d()}``. Not saved: pass it to ``requantize``, too.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": quantize what
         enters each layer, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
@@ -78,10 +84,11 @@ class Quantizer:
         model: nn.Module,
         *,
         forward: Forward = call_model,
-        progress: bool = False,
+        progress: bool = True,
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
+        layer_types: LayerTypes | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> None:
         check_eval(model)
@@ -89,6 +96,8 @@ class Quantizer:
         self._model = model
         self._forward, self._run = forward, Run(progress=progress, group=process_group)
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
+        self._layer_types = layer_types
+        self._source = Source(forward)
         self._found = Calibration.of(Settings.make(**settings))
 
     @classmethod
@@ -99,7 +108,7 @@ class Quantizer:
         """
         quantizer = cls(model, **options, **checked(calibration).settings._asdict())
         calibration.check_fits(fingerprint(model))
-        quantizer._fold(copy_to_fold(model), [Fold(**fold) for fold in calibration.transforms["fold"]], {})
+        quantizer._fold(copy_to_fold(model, quantizer._layer_types), Examination.from_rows(calibration.transforms))
         quantizer._equalize([Equalized(**pair) for pair in calibration.transforms["equalize"]])
         quantizer.quantize_weights()
         quantizer._reached(Stage.CALIBRATED if calibration.thresholds else Stage.HISTOGRAMS_COLLECTED, calibration)
@@ -109,12 +118,12 @@ class Quantizer:
         """Fold BatchNorm and ReLU after a run on one batch; with several processes at least one must have a batch."""
         check_eval(self._model)
         with failing_together(self._run.group):
-            model = copy_to_fold(self._model)
+            model = copy_to_fold(self._model, self._layer_types)
             seen = None if batch is None else examine_copy(model, batch, self._forward)
-        found = share(seen and [[fold._asdict() for fold in seen.folds], seen.skipped], self._run.group)
+        found = share(seen and [seen.as_rows(), seen.skipped], self._run.group)
         if found is None:
             raise InvalidInputError("expected at least one calibration batch, got none")
-        return self._fold(model, [Fold(**fold) for fold in found[0]], found[1])
+        return self._fold(model, Examination.from_rows(found[0])._replace(skipped=found[1]))
 
     def equalize(self, batch: Any = None) -> list[Equalized]:
         """Equalize the ranges of neighbouring layers after a run on one batch; see :func:`equalize`."""
@@ -145,6 +154,7 @@ class Quantizer:
         settings, ranges = self._found.settings, None
         self._need(Stage.WEIGHTS_QUANTIZED if settings.passes == 1 else Stage.AMAX_COLLECTED)
         observer, run = self._observer(), self._resumable()
+        self._source = Source(self._forward, None if isinstance(batches, Iterator) else batches)
         if settings.passes == 1:
             logger.info("one pass: the bins divide a power of three instead of amax")
             counts = collect_growing(observer, batches, settings, run=run)
@@ -173,14 +183,15 @@ class Quantizer:
         options = settings.resolve(self._found.amax)
         if criterion == "auto":
             options, criterion = self._auto(options, scales, batches), "entropy"
-        found = search_thresholds(
-            self._found.amax,
-            self._found.histograms,
-            criterion=criterion,
-            options=options,
-            hidden=self._found.hidden,
-            guard=settings.guard,
-        )
+        with warning_once(self._run.group):
+            found = search_thresholds(
+                self._found.amax,
+                self._found.histograms,
+                criterion=criterion,
+                options=options,
+                hidden=self._found.hidden,
+                guard=settings.guard,
+            )
         self._weight_scales = scales
         self._reached(Stage.CALIBRATED, settings=settings, thresholds=found)
         return found
@@ -212,24 +223,34 @@ class Quantizer:
         """Everything that was found so far, to save it; from the stage HISTOGRAMS_COLLECTED on."""
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
-        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax}
+        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax and name not in self._read}
         skipped = {**found.skipped, **uncalled}
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
-    def _fold(self, model: nn.Module, folds: list[Fold], skipped: dict[str, str]) -> list[Fold]:
-        fold_in_place(model, folds)
+    def _fold(self, model: nn.Module, seen: Examination) -> list[Fold]:
+        fold_in_place(model, seen.folds)
         settings, names = self._found.settings, [name for name, _ in weighted_layers(model)]
+        names += [name for product in seen.products for name in product.names]
+        names = [call for name in names for call in call_names(name, seen.calls)]
         settings.check_patterns(names)
         self._folded = model
         self._options = settings.resolve(names)
-        check_layers(self._options, names, skipped)
+        check_layers(self._options, names, seen.skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
-        self._verified, self._run = verified_forward(self._forward, folds), self._run._replace(checkpoint=None)
-        transforms: dict[str, Any] = {"fold": [fold._asdict() for fold in folds], "equalize": []}
+        self._install(seen)
+        self._verified, self._run = verified_forward(self._forward, seen.folds), self._run._replace(checkpoint=None)
         excluded = {name: EXCLUDED for name in names if name not in self._options}
-        self._reached(Stage.FOLDED, transforms=transforms, skipped={**skipped, **excluded})
-        return folds
+        self._reached(Stage.FOLDED, transforms=seen.as_rows(), skipped={**seen.skipped, **excluded})
+        return seen.folds
+
+    def _install(self, seen: Examination) -> None:
+        """Add points for products and taps for repeated calls, those that are not excluded."""
+        chosen = {layer_of(name) for name in self._options}
+        install(self._folded, [product for product in seen.products if not chosen.isdisjoint(product.names)])
+        calls = {name: number for name, number in seen.calls.items() if name in chosen}
+        separate_calls(self._folded, calls, self._observe)
+        self._read = {product.weight.rpartition(".")[0] for product in seen.products}
 
     def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
         equalize_in_place(self._folded, pairs)
@@ -249,10 +270,11 @@ class Quantizer:
             thresholds={name: layer for name, layer in found.thresholds.items() if name not in left_out},
             skipped={**found.skipped, **dict.fromkeys(left_out, EXCLUDED)},
         )
-        warn_of_skipped(found)
+        with warning_once(self._run.group):
+            warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)
         return QuantizedModel(
-            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found
+            model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found, self._source
         )
 
     def _correct_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:
@@ -291,7 +313,7 @@ class Quantizer:
 
     def _scales(self, settings: Settings) -> dict[str, torch.Tensor]:
         options = settings.resolve(self._options)
-        num_bits = {name: chosen.num_bits or settings.num_bits for name, chosen in options.items()}
+        num_bits = {layer_of(name): chosen.num_bits or settings.num_bits for name, chosen in options.items()}
         return quantize_weights(self._folded, num_bits=num_bits, dead_channel=settings.dead_channel)
 
     def _how_to_run(self) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from klquant.errors import InvalidInputError
 
 from ..settings import Observe
 from ..thresholds import LayerThreshold
+from .model.calls import layer_of
 from .model.edits import copy_model, replace_module
 from .model.forward import Where, observed_at
-from .model.layers import LayerWrapper, channel_axis, inner_layer, weighted_layers
+from .model.layers import LayerWrapper, Tap, channel_axis, inner_layer, observed_layers, point_name, weighted_layers
 
 
 class QuantizedLayer(LayerWrapper):
@@ -26,7 +27,8 @@ class QuantizedLayer(LayerWrapper):
         self.observe = observe
         self.num_bits = num_bits
         self.scale: torch.Tensor
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32, device=inner_layer(layer).weight.device))
+        # not by register_buffer, which refuses the name if the layer has an attribute of this name
+        self._buffers["scale"] = torch.tensor(scale, dtype=torch.float32, device=_device_of(inner_layer(layer)))
 
         # PyTorch's fused kernels (TransformerEncoderLayer) bypass a layer and read its weights, unless it has hooks
         self.register_forward_pre_hook(_keep_calling)
@@ -42,8 +44,25 @@ class QuantizedLayer(LayerWrapper):
             return result
         return self._rounded(self.layer(*args, **kwargs))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLayer":
+        """Move the scale with the layer, but keep it in float32: ``half()`` would round it."""
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale = scale.to(self.scale.device) if self.scale.is_floating_point() else self.scale
+        return self
+
+    def round_weight(self, weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+        """Return the constant operand of a function, rounded per channel."""
+        scale = channel_scales(weight.detach(), axis, self.num_bits)
+        return fake_quantize(weight, scale, axis=axis, num_bits=self.num_bits)
+
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         return fake_quantize(x, self.scale, num_bits=self.num_bits, qmin=self.qmin)
+
+
+def _device_of(layer: Any) -> torch.device:
+    device: torch.device = layer.device if isinstance(layer, Tap) else layer.weight.device
+    return device
 
 
 def _keep_calling(module: nn.Module, args: Any) -> None:
@@ -70,6 +89,7 @@ def fake_quantize(
     Returns
     -------
     torch.Tensor, shape and dtype of `x`
+        Its gradient is that of an identity, and 0 for values that are clipped.
 
     Raises
     ------
@@ -85,7 +105,10 @@ def fake_quantize(
     elif steps.ndim:
         raise InvalidInputError(f"`scale` must be 0-d when `axis` is not given, got shape {tuple(steps.shape)}")
     lowest = -qmax(num_bits) if qmin is None else qmin
-    levels = (wide / torch.where(steps > 0, steps, 1.0)).round().clamp(lowest, qmax(num_bits))
+    clamped = (wide / torch.where(steps > 0, steps, 1.0)).clamp(lowest - 0.5, qmax(num_bits) + 0.5)
+    levels = clamped.round().clamp(lowest, qmax(num_bits))
+    if clamped.requires_grad:
+        levels = clamped + (levels - clamped).detach()  # the same values: the difference is exact, and so is the sum
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
@@ -128,12 +151,16 @@ def quantize_weights(
         weight = inner_layer(layer).weight.detach()
         if not weight.isfinite().all():
             raise InvalidInputError(f"layer `{name}`: weights must be finite, got NaN or infinity")
-        others = [k for k in range(weight.ndim) if k != channel_axis(inner_layer(layer))]
-        amax = weight.float().abs().amax(others)
-        alive = (amax > 0) & (amax >= dead_channel)
-        smallest = torch.finfo(torch.float32).tiny  # a scale of 0 would mark a dead channel
-        scales[name] = torch.where(alive, (amax / qmax(bits)).clamp_min(smallest), 0.0)
+        scales[name] = channel_scales(weight, channel_axis(inner_layer(layer)), bits, dead_channel)
     return scales
+
+
+def channel_scales(weight: torch.Tensor, axis: int | None, num_bits: int, dead_channel: float = 0.0) -> torch.Tensor:
+    """Return ``max |w_c| / 127`` of each channel, of all values without an axis; 0 marks a dead channel."""
+    amax = weight.float().abs().amax([k for k in range(weight.ndim) if axis is None or k != axis % weight.ndim])
+    alive = (amax > 0) & (amax >= dead_channel)
+    smallest = torch.finfo(torch.float32).tiny  # a scale of 0 would mark a dead channel
+    return torch.where(alive, (amax / qmax(num_bits)).clamp_min(smallest), 0.0)
 
 
 def simulate(
@@ -177,21 +204,32 @@ def simulate_in_place(
     observe: Where,
 ) -> None:
     """Do what :func:`simulate` does, to the model itself."""
-    layers = dict(weighted_layers(model))
+    layers = dict(observed_layers(model))
     if unknown := thresholds.keys() - layers.keys():
         raise InvalidInputError(
             f"`thresholds` must be those of this model, got layers that it lacks: {sorted(unknown)}"
         )
-    if missing := thresholds.keys() - weight_scales.keys():
+    taps = {name for name, layer in layers.items() if isinstance(layer, Tap)}
+    if missing := thresholds.keys() - weight_scales.keys() - taps:
         raise InvalidInputError(
             f"`weight_scales` must hold every layer with a threshold, got none of {sorted(missing)}"
         )
+    shared = {layer_of(name): found.num_bits for name, found in thresholds.items()}
+    for name, layer in weighted_layers(model):
+        if name in shared and name in weight_scales:
+            _round_weight(inner_layer(layer), weight_scales[name], shared[name])
     for name, found in thresholds.items():
-        inner, place = inner_layer(layers[name]), observed_at(name, observe) or "inputs"
-        axis, bits = channel_axis(inner), found.num_bits
-        weight = fake_quantize(inner.weight.detach(), weight_scales[name], axis=axis, num_bits=bits)
-        inner.weight = nn.Parameter(weight, requires_grad=False)
-        replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, bits))
+        place = "inputs" if name in taps else observed_at(name, observe) or "inputs"
+        replace_module(layers[name], QuantizedLayer(layers[name], found.scale, place, found.num_bits))
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # a folded ReLU would overwrite what its gradient needs
+
+
+def _round_weight(layer: Any, scale: torch.Tensor, num_bits: int) -> None:
+    weight = fake_quantize(layer.weight.detach(), scale, axis=channel_axis(layer), num_bits=num_bits)
+    layer.weight = nn.Parameter(weight)
+    layer.requires_grad_(requires_grad=False)
 
 
 def saturate_like_engines(model: nn.Module) -> nn.Module:
@@ -222,7 +260,8 @@ def saturate_like_engines(model: nn.Module) -> nn.Module:
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """Return the quantized layers of a simulated model by qualified name; raise InvalidInputError if none."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    modules = model.named_modules()
+    found = {point_name(name): module for name, module in modules if isinstance(module, QuantizedLayer)}
     if not found:
         raise InvalidInputError("the model must be the result of simulate(), got one without quantized layers")
     return found

@@ -1,8 +1,8 @@
 """The stages of a calibration, and its result."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -12,10 +12,12 @@ from klquant.errors import InvalidInputError, StageError
 
 from ..calibration import Calibration
 from ..html_tables import html_skipped, html_thresholds
+from ..reprs import counted, criteria, left_out, refuse_call
 from ..settings import EXCLUDED
 from ..thresholds import LayerThreshold
 from ..warning import warn_of_floats
 from .folding.apply import Fold
+from .model.forward import Forward, call_model
 
 NEVER_CALLED = "it was never called"
 
@@ -40,6 +42,19 @@ _HOW_TO_REACH = {
 }
 
 
+class Source:
+    """How to run a model on the data of its calibration. A copy or file of a result does not contain the data."""
+
+    def __init__(self, forward: Forward = call_model, batches: Iterable[Any] | None = None) -> None:
+        self.forward, self.batches = forward, batches
+
+    def __deepcopy__(self, memo: Any) -> "Source":
+        return self
+
+    def __reduce__(self) -> tuple[type["Source"], tuple[()]]:
+        return Source, ()
+
+
 class QuantizedModel(NamedTuple):
     """A quantized model."""
 
@@ -57,6 +72,17 @@ class QuantizedModel(NamedTuple):
     """By qualified name: why something stays in floating point."""
     calibration: Calibration
     """Everything that was found; ``calibration.save(path)`` saves it."""
+    source: Source = Source()
+    """The data and how to run the model on them, for :func:`export_onnx`."""
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raise ArrayTypeError, which names `.model`."""
+        refuse_call(self)
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        layers = f"{counted(len(self.thresholds), 'layer')} in INT8 ({criteria(self.thresholds)})"
+        return f"QuantizedModel({type(self.model).__name__}, {layers}{left_out(self.skipped)})"
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds for notebooks."""

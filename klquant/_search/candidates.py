@@ -6,14 +6,13 @@ from running sums. These two groups are kept apart from the others because only 
 """
 
 import functools
-from itertools import groupby
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from klquant._namespace import Array
-from klquant._search.prefix_sums import Sums, counts_between, filled_between
+from klquant._search.prefix_sums import Sums, between, counts_between, filled_between
 from klquant.divergence import smoothing_loss
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -30,16 +29,10 @@ class Block(NamedTuple):
     """Index of the first candidate."""
     candidates: int
     """Number of candidates."""
-
-
-class BlockGroup(NamedTuple):
-    """Blocks that are computed with arrays of the same shapes."""
-
-    blocks: tuple[Block, ...]
-    width: int
-    """Number of windows [x, x + m) that can be an interior group."""
     columns: int
-    """Number of bins where the groups may begin: one for each candidate of the largest block, or 1 if one-sided."""
+    """Number of bins where the groups may begin: one for each candidate, or 1 if one-sided."""
+    width: int
+    """Number of windows [x, x + m) that can be an interior group, rounded up to a multiple of m."""
 
 
 class Layout(NamedTuple):
@@ -53,42 +46,58 @@ class Layout(NamedTuple):
     num_bins: int
     levels: int
     one_sided: bool
+    alike: bool
+    """Whether all blocks have as many columns and windows as the largest, so that JAX can loop over them."""
 
-    def bounds(self) -> tuple[Indices, Indices, Indices]:
-        """Return the start, the stop, and the origin of the groups of every candidate, narrowest first."""
+    @property
+    def candidates(self) -> int:
+        """Return the number of candidates."""
+        return self.num_bins - self.levels if self.one_sided else self.num_bins // 2 - self.levels // 2 + 1
+
+    def bounds(self, candidate: Array) -> tuple[Array, Array, Array]:
+        """Return the start, the stop, and the origin of the groups of these candidates; the narrowest is number 0."""
         if self.one_sided:
-            stop = np.arange(self.levels, self.num_bins) + 1
-            return np.zeros_like(stop), stop, np.ones_like(stop)
-        half = np.arange(self.levels // 2, self.num_bins // 2 + 1)
-        start = self.num_bins // 2 - half
-        return start, self.num_bins // 2 + half + 1, start
+            return 0 * candidate, candidate + self.levels + 1, 0 * candidate + 1
+        half = candidate + self.levels // 2
+        return self.num_bins // 2 - half, self.num_bins // 2 + half + 1, self.num_bins // 2 - half
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 a layout is only three numbers
+    @functools.lru_cache(maxsize=256)  # noqa: B019 a layout is only four numbers
     def blocks(self) -> tuple[Block, ...]:
         """Return the blocks of all candidates, narrowest first."""
-        _, stop, origin = self.bounds()
+        _, stop, origin = self.bounds(np.arange(self.candidates))
         sizes = (stop - origin) // self.levels
         found = []
         for size in np.unique(sizes).tolist():
             members = np.flatnonzero(sizes == size)
-            found.append(Block(size, int(origin[members[-1]]) + size, int(members[0]), len(members)))
+            columns = 1 if self.one_sided else len(members)
+            first, base = int(members[0]), int(origin[members[-1]]) + size
+            width = size * (self.levels - 3 - (-columns // size))
+            found.append(Block(size, base, first, len(members), columns, width))
+        if self.alike:
+            columns = max(block.columns for block in found)
+            width = max(block.size * (self.levels - 3 - (-columns // block.size)) for block in found)
+            found = [block._replace(columns=columns, width=width) for block in found]
         return tuple(found)
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019
-    def block_groups(self, *, alone: bool) -> tuple[BlockGroup, ...]:
-        """Return each block `alone`, or together those whose m lies between the same powers of two."""
-        groups = []
-        for _, members in groupby(self.blocks(), key=lambda block: block.size if alone else block.size.bit_length()):
-            blocks = tuple(members)
-            size, columns = blocks[-1].size, 1 if self.one_sided else max(block.candidates for block in blocks)
-            groups.append(BlockGroup(blocks, size * (self.levels - 3 - (-columns // size)), columns))
-        return tuple(groups)
+    def members(self) -> Indices:
+        """Return the candidates of each block, a row for each. Short rows are filled up with the next candidates."""
+        first, count = np.asarray([(block.narrowest, block.candidates) for block in self.blocks()]).T
+        members: Indices = np.minimum(first[:, None] + np.arange(count.max()), self.candidates - 1)
+        return members
 
-    def padding(self, *, alone: bool) -> int:
-        """Return how many bins the windows of the groups reach beyond the last bin."""
-        groups = self.block_groups(alone=alone)
-        reach = [block.base + block.size + group.width for group in groups for block in group.blocks]
-        return max(0, max(reach) - self.num_bins)
+    @functools.lru_cache(maxsize=256)  # noqa: B019
+    def columns(self) -> Indices:
+        """Return the column of each candidate, where those of all blocks are joined. The widest one has the first."""
+        pieces, begin = [], 0
+        for block in self.blocks():
+            back = np.zeros(block.candidates, np.int64) if self.one_sided else np.arange(block.candidates)[::-1]
+            pieces.append(begin + back)
+            begin += block.columns
+        return np.concatenate(pieces)
+
+    def padding(self) -> int:
+        """Return how many bins the windows of the blocks reach beyond the last bin."""
+        return max(0, max(block.base + block.size + block.width for block in self.blocks()) - self.num_bins)
 
 
 class Group(NamedTuple):
@@ -116,10 +125,10 @@ class Windows(NamedTuple):
     """P[0], the first bin and all bins before it."""
     last: Array
     """P[w - 1], the last bin and all bins after it."""
-    beyond: Array
-    """The outliers on the right, a part of `last`."""
     inside: Array
     """U, the sum of S: the window without its first bin."""
+    log_kept: Array
+    """log(U / C)"""
     loss_p: Array
     """e_p, which smoothing takes from every non-zero P."""
     loss_q: Array
@@ -137,42 +146,33 @@ def all_windows(sums: Sums, layout: Layout, eps: Array, *, xp: ModuleType) -> Wi
     not: the first if its only mass is P[0], the last if its only mass is outliers. Their N bins are then zeros of Q.
     """
     levels, num_bins = layout.levels, layout.num_bins
-    start, stop, origin = (xp.asarray(bound) for bound in layout.bounds())
+    start, stop, origin = layout.bounds(np.arange(layout.candidates))
     width = stop - origin
     size = width // levels
-    first, beyond = counts_between(sums, 0, start + 1, xp=xp), counts_between(sums, stop, num_bins, xp=xp)
+    first, _ = between(sums, 0, start + 1, xp=xp)
+    beyond, _ = between(sums, stop, num_bins, xp=xp)
+    inside, filled = between(sums, start + 1, stop, xp=xp)
+    last, _ = between(sums, stop - 1, num_bins, xp=xp)
     only_beyond = (beyond > 0) & (filled_between(sums, stop - 1, stop) == 0)
 
     head = _group(sums, start + 1, origin + size, first > 0, first, xp=xp)
     tail = _group(sums, origin + (levels - 1) * size, stop, only_beyond, beyond, xp=xp)
-    support_p = filled_between(sums, start + 1, stop) + (first > 0) + only_beyond
+    support_p = filled + (first > 0) + only_beyond
     support_q = support_p - sum(xp.where(end.sliced > 0, 0, end.support) for end in (head, tail))
-    return Windows(
-        start,
-        stop,
-        origin,
-        size,
-        first,
-        last=counts_between(sums, stop - 1, num_bins, xp=xp),
-        beyond=beyond,
-        inside=counts_between(sums, start + 1, stop, xp=xp),
-        loss_p=smoothing_loss(support_p, width, eps, xp=xp),
-        loss_q=smoothing_loss(support_q, width, eps, xp=xp),
-        head=head,
-        tail=tail,
-    )
+    loss_p, loss_q = (smoothing_loss(support, width, eps, xp=xp) for support in (support_p, support_q))
+    kept = _log_kept(inside, first + beyond, counts_between(sums, 0, num_bins, xp=xp), xp=xp)
+    return Windows(start, stop, origin, size, first, last, inside, kept, loss_p, loss_q, head, tail)
 
 
 def _group(sums: Sums, low: Array, high: Array, extra: Array, outliers: Array, *, xp: ModuleType) -> Group:
     """Return the group of S in low <= k < high; P has the outliers on top, and with `extra` one more non-zero bin."""
-    sliced = counts_between(sums, low, high, xp=xp)
-    return Group(sliced, filled_between(sums, low, high) + extra, sliced + outliers)
+    sliced, filled = between(sums, low, high, xp=xp)
+    return Group(sliced, filled + extra, sliced + outliers)
 
 
-def log_kept(window: Windows, total: Array, *, xp: ModuleType) -> Array:
+def _log_kept(inside: Array, lost: Array, total: Array, *, xp: ModuleType) -> Array:
     """Return log(U / C). S lacks the first bin and all outliers, so U = C - lost.
 
     Of `lost` and U the smaller one has the better relative precision, and the logarithm is taken of that one.
     """
-    lost = window.first + window.beyond
-    return xp.where(lost < window.inside, xp.log1p(-lost / total), xp.log(window.inside / total))
+    return xp.where(lost < inside, xp.log1p(-lost / total), xp.log(inside / total))

@@ -21,7 +21,7 @@ The series is cut after R_4. With x = d / (A/N - e) the rest of one group is at 
 import functools
 from types import ModuleType
 
-from klquant._namespace import Array, fixed_shapes, map_rows, strided_sums, where_needed
+from klquant._namespace import Array, map_rows, strided_sums, where_needed
 from klquant._search.bin_by_bin import Search
 from klquant._search.prefix_sums import sliding_windows
 
@@ -35,7 +35,7 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
 
     `loss` holds e for each block. Blocks that are not `needed` may be left as zeros.
     """
-    levels, alone = search.layout.levels, not fixed_shapes(xp=xp)
+    layout, blocks = search.layout, search.layout.blocks()
 
     def chains(number: Array, size: Array, base: Array, width: int, columns: int) -> Array:
         counts, filled = sliding_windows(search.sums, base, size, width, xp=xp)
@@ -46,19 +46,15 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
         for _ in range(terms):
             filled = filled / level
             values.append(filled)
-        return strided_sums(values, size, levels - 2, columns, xp=xp)
+        return strided_sums(values, size, layout.levels - 2, columns, xp=xp)
 
-    def chains_if_needed(number: Array, size: Array, base: Array, width: int, columns: int) -> Array:
+    def chains_if_needed(
+        number: Array, size: Array, base: Array, width: int = blocks[0].width, columns: int = blocks[0].columns
+    ) -> Array:
         compute = functools.partial(chains, number, size, base, width, columns)
         return where_needed(needed[number], compute, (2 + terms, columns), xp=xp)
 
-    pieces, number = [], 0
-    for blocks, width, columns in search.layout.block_groups(alone=alone):
-        table = [(number + k, block.size, block.base) for k, block in enumerate(blocks)]
-        found = map_rows(functools.partial(chains_if_needed, width=width, columns=columns), table, xp=xp)
-        for chain, block in zip(found, blocks, strict=True):
-            narrow_first = chain[:, : block.candidates][:, ::-1]
-            alike = columns == 1 < block.candidates
-            pieces.append(xp.broadcast_to(narrow_first, (2 + terms, block.candidates)) if alike else narrow_first)
-        number += len(blocks)
-    return xp.concatenate(pieces, axis=1)
+    table: list[tuple[int, ...]] = [(number, block.size, block.base) for number, block in enumerate(blocks)]
+    if not layout.alike:
+        table = [(*row, block.width, block.columns) for row, block in zip(table, blocks, strict=True)]
+    return map_rows(chains_if_needed, table, xp=xp)[:, layout.columns()]

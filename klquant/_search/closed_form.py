@@ -12,17 +12,15 @@ fails for windows with few non-empty bins, from which smoothing takes much, and 
 called coarse here, and are summed bin by bin (:mod:`klquant._search.bin_by_bin`). All others are called smooth.
 """
 
-import functools
 import itertools
-import math
 import operator
 from types import ModuleType
 
 import numpy as np
 
-from klquant._namespace import Array, at_most, fixed_shapes, map_selected, nonzero_positions, running_sums
-from klquant._search.bin_by_bin import Search, direct_divergence
-from klquant._search.candidates import Group, Layout, all_windows, log_kept
+from klquant._namespace import Array, at_most, fixed_shapes, nonzero_positions, running_sums
+from klquant._search.bin_by_bin import Search
+from klquant._search.candidates import Group, Layout, all_windows
 from klquant._search.chains import SERIES_LIMIT, TERMS, interior_chains
 from klquant._search.prefix_sums import counts_between, filled_between, sum_up
 
@@ -30,13 +28,9 @@ P_TERMS = 10  # of the series in e_p: the rest is below 1.1e-17 of h
 P_LIMIT = 1 / 32  # the largest e_p / h for which the series is used
 WEIGHTLESS = 1e-25  # of the total: of smaller weights, only the first two terms of the series are added
 SMALLEST = 1e-300  # of the total: h / unit of a smaller weight may underflow to 0
-SMALLEST_CLASS = 8  # bins: for JAX, smaller classes are not worth their compilation
-BLOCK_SIZE = 2**16  # entries of the temporary arrays of the bin-by-bin evaluation
 
 
-def prepare(
-    hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *, most_eps: float = math.inf, xp: ModuleType
-) -> Search:
+def prepare(hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *, xp: ModuleType) -> Search:
     """Sum up the histogram and describe all candidates.
 
     A one-sided search folds the histogram to |x| first, and puts an empty bin in front as the first bin of each window.
@@ -46,20 +40,20 @@ def prepare(
     if one_sided:
         centre, levels = hist.shape[0] // 2, num_quantized_bins // 2 + 1
         hist = xp.concatenate([xp.zeros(1, hist.dtype), hist[centre:] + _without_centre(hist[centre::-1], xp=xp)])
-    layout = Layout(hist.shape[0], levels, one_sided)
-    sums = sum_up(hist, layout.padding(alone=not fixed_shapes(xp=xp)), xp=xp)
+    layout = Layout(hist.shape[0], levels, one_sided, fixed_shapes(xp=xp))
+    sums = sum_up(hist, layout.padding(), xp=xp)
     window = all_windows(sums, layout, eps, xp=xp)
     total = counts_between(sums, 0, layout.num_bins, xp=xp)
     filled = nonzero_positions(hist, sums.filled[: layout.num_bins], xp=xp)
-    return Search(hist.astype(xp.float64), sums, window, total, layout, eps, filled, most_eps)
+    return Search(hist.astype(xp.float64), sums, window, total, layout, eps, filled)
 
 
 def _without_centre(half: Array, *, xp: ModuleType) -> Array:
     return xp.concatenate([xp.zeros(1, half.dtype), half[1:]])
 
 
-def closed_form_curve(search: Search, *, xp: ModuleType) -> Array:
-    """Return the divergence of every candidate, float64, +inf where it is infeasible.
+def closed_form_curve(search: Search, *, xp: ModuleType) -> tuple[Array, Array]:
+    """Return the divergence of every smooth candidate, float64, +inf for all others; and which ones are coarse.
 
     `tiny` keeps the rounding of the self term small. Its running sums contain h^(1 - k) for all bins, also outside a
     window, and a difference of two sums loses what they have in common. Multiplied by e_p^k, a bin counts for
@@ -85,15 +79,14 @@ def closed_form_curve(search: Search, *, xp: ModuleType) -> Array:
         cross = cross + _end_term(search, end, unit, xp=xp)
         smooth = smooth & ((end.sliced == 0) | (end.sliced > window.loss_q * end.support))
     curve = (_self_term(search, tiny, unit, xp=xp) - cross) / total
-    curve = xp.where(smooth, xp.maximum(curve + log_kept(window, total, xp=xp), 0.0), xp.inf)
-    return _evaluate_coarse(curve, search, coarse, xp=xp)
+    return xp.where(smooth, xp.maximum(curve + window.log_kept, 0.0), xp.inf), coarse
 
 
 def _smallest(search: Search, *, xp: ModuleType) -> Array:
     """Return a lower bound of the smallest non-zero P of each window: 1 for counts."""
     values, sums, window = search[:3]
     if sums.unit is None:
-        return xp.ones(window.start.shape)
+        return xp.ones(search.layout.candidates)
     present = xp.where(values > 0, values, xp.inf)
     if search.layout.one_sided:
         inner = xp.minimum.accumulate(present)[window.stop - 2]
@@ -110,9 +103,7 @@ def _anchors(search: Search, possible: Array, *, xp: ModuleType) -> tuple[Array,
     loss = search.window.loss_q
     blocks = search.layout.blocks()
     counts = [block.candidates for block in blocks]
-    members = np.asarray([block.narrowest for block in blocks])[:, None] + np.arange(max(counts))
-    members = np.minimum(members, len(loss) - 1)  # a shorter block looks at its neighbour too: harmless
-    smallest = xp.where(possible, loss, xp.inf)[members].min(axis=1)
+    smallest = xp.where(possible, loss, xp.inf)[search.layout.members()].min(axis=1)
     smallest = xp.where(xp.isfinite(smallest), smallest, 0.0)
     anchor = smallest[np.repeat(np.arange(len(blocks)), counts)]
     return anchor, xp.where(possible, loss - anchor, 0.0)
@@ -137,7 +128,7 @@ def _cross_term(
     """
     window, levels = search.window, search.layout.levels
     firsts = np.asarray([block.narrowest for block in search.layout.blocks()])
-    needed = xp.add.reduceat(smooth.astype(xp.int64), firsts) > 0
+    needed = smooth[search.layout.members()].any(axis=1)
     chains = interior_chains(search, anchor[firsts], needed, unit, terms, xp=xp)
     inner = filled_between(search.sums, window.origin + window.size, window.origin + (levels - 1) * window.size)
     powers = [inner, *chains[2:], 0.0]
@@ -178,10 +169,10 @@ def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> A
     powers = itertools.accumulate([inverse] * (terms - 2), operator.mul)
     coefficients = [xp.ldexp(counts, -exponent) * log, -(log + 1.0)]
     coefficients += [power / (k * (k - 1)) for k, power in enumerate(powers, 2)]
-    columns = tuple(xp.where(filled, coefficient, 0.0) for coefficient in coefficients)
+    running = running_sums(xp.where(filled, xp.stack(coefficients), 0.0), xp=xp)
     between, scaled_loss = 0.0, xp.ldexp(loss, -exponent)
-    for running in reversed(running_sums(columns, xp=xp)):
-        between = between * scaled_loss + (running[window.stop - 2] - running[window.start])
+    for within in (running[:, window.stop - 2] - running[:, window.start])[::-1]:
+        between = between * scaled_loss + within
     return (
         xp.ldexp(between, exponent) + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
     )
@@ -190,22 +181,3 @@ def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> A
 def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:
     left = counts - loss
     return xp.where(left > 0, left * xp.log(xp.where(left > 0, left, unit) / unit), 0.0)
-
-
-def _evaluate_coarse(curve: Array, search: Search, coarse: Array, *, xp: ModuleType) -> Array:
-    """Evaluate the `coarse` candidates bin by bin, in three classes by the number of non-empty bins.
-
-    Each candidate of a class takes as much memory as the largest one, hence the classes. The number is bounded for
-    counts: P >= 1, so a candidate is coarse only if e_p or e_q exceeds SERIES_LIMIT, and e = eps z / r with z < n.
-    """
-    values, sums, window = search[:3]
-    filled = xp.where(coarse, filled_between(sums, window.start + 1, window.stop - 1), 0)
-    share = 1.0 if sums.unit is not None else min(1.0, search.most_eps / (0.99 * SERIES_LIMIT))
-    most = math.ceil(values.shape[0] * share)
-    parts = (part for part in (most // 16, most // 4) if part >= SMALLEST_CLASS)
-    for low, high in itertools.pairwise((-1, *parts, most)):
-        selected = coarse & (filled > low) & (filled <= high)
-        room = at_most(high, xp.where(selected, filled, 0).max(), xp=xp)
-        evaluate = functools.partial(direct_divergence, search, room=room, xp=xp)
-        curve = xp.where(selected, map_selected(evaluate, selected, BLOCK_SIZE // (room + 1) + 1, xp=xp), curve)
-    return curve

@@ -5,7 +5,6 @@ taken before it becomes float64. So counts are exact: a small tail behind a bin 
 float64 sums would have lost it. The one rounding of the conversion is 2**-53 of the result, not of the total.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,14 +16,16 @@ REST_BITS = 46  # the sum over 2**16 bins stays below 2**62
 class Sums(NamedTuple):
     """Running sums over the bins, from 0 to the total, then padded with the total."""
 
-    counts: Array
-    """The sums of the counts, in units, int64."""
-    filled: Array
-    """The number of non-empty bins, int64."""
-    rest: Array | None
-    """The sums of the fractions of a unit, in 2**-REST_BITS units, int64; None for counts."""
+    table: Array
+    """int64, a row for each sum: the counts, in units; the number of non-empty bins; and, for weights, the fractions of
+    a unit, in 2**-REST_BITS units."""
     unit: Array | None
     """The weight of one unit, a power of two; None for counts, whose unit is 1."""
+
+    @property
+    def filled(self) -> Array:
+        """Return the number of non-empty bins before each bin."""
+        return self.table[1]
 
 
 def sum_up(hist: Array, padding: int, *, xp: ModuleType) -> Sums:
@@ -33,45 +34,43 @@ def sum_up(hist: Array, padding: int, *, xp: ModuleType) -> Sums:
     Weights become fixed-point numbers of two int64 words: whole units, of which the total has at most 2**62, and
     46 bits of the fraction. So each weight is rounded once, to 2**-108 of the total, and every sum is exact after that.
     """
-    rest, unit = None, None
-    filled, counts = (hist > 0).astype(xp.int64), hist
+    unit, filled, counts, fractions = None, (hist > 0).astype(xp.int64), hist, []
     if hist.dtype.kind not in "iub":
         weights = hist.astype(xp.float64)
         exponent = xp.maximum(xp.frexp(weights.sum())[1], -900)
         unit = xp.ldexp(xp.asarray(1.0), exponent - 62)
         scaled = xp.ldexp(weights, 62 - exponent)
         counts = xp.floor(scaled)
-        rest = xp.rint(xp.ldexp(scaled - counts, REST_BITS)).astype(xp.int64)
-    columns = (counts.astype(xp.int64), filled) if rest is None else (counts.astype(xp.int64), filled, rest)
-    zero = xp.zeros(1, xp.int64)
-    padded = [xp.concatenate([zero, sums, xp.repeat(sums[-1:], padding)]) for sums in running_sums(columns, xp=xp)]
-    return Sums(padded[0], padded[1], None if rest is None else padded[2], unit)
+        fractions = [xp.rint(xp.ldexp(scaled - counts, REST_BITS)).astype(xp.int64)]
+    sums = running_sums(xp.stack([counts.astype(xp.int64), filled, *fractions]), xp=xp)
+    padded = [xp.zeros_like(sums[:, :1]), sums, xp.repeat(sums[:, -1:], padding, axis=1)]
+    return Sums(xp.concatenate(padded, axis=1), unit)
 
 
-def _value(sums: Sums, counts: Array, rest: Callable[[Array], Array], *, xp: ModuleType) -> Array:
-    """Return a difference of running sums in float64: that of the units, and that of the fractions from `rest`."""
-    value = counts.astype(xp.float64)
-    if sums.rest is None:
-        return value
-    return value * sums.unit + xp.ldexp(rest(sums.rest).astype(xp.float64), -REST_BITS) * sums.unit
+def _values(sums: Sums, difference: Array, *, xp: ModuleType) -> tuple[Array, Array]:
+    """Return the counts, float64, and the number of non-empty bins of some differences of running sums."""
+    counts = difference[0].astype(xp.float64)
+    if sums.unit is not None:
+        counts = counts * sums.unit + xp.ldexp(difference[2].astype(xp.float64), -REST_BITS) * sums.unit
+    return counts, difference[1]
+
+
+def between(sums: Sums, low: Array, high: Array, *, xp: ModuleType) -> tuple[Array, Array]:
+    """Return the sums and the numbers of non-empty bins over low <= k < high."""
+    low, high = xp.broadcast_arrays(low, high)
+    return _values(sums, sums.table[:, high] - sums.table[:, low], xp=xp)
 
 
 def counts_between(sums: Sums, low: Array, high: Array, *, xp: ModuleType) -> Array:
     """Return the sums over low <= k < high, float64."""
-
-    def between(running: Array) -> Array:
-        return running[high] - running[low]
-
-    return _value(sums, between(sums.counts), between, xp=xp)
+    return between(sums, low, high, xp=xp)[0]
 
 
 def sliding_windows(sums: Sums, base: Array, size: Array, number: int, *, xp: ModuleType) -> tuple[Array, Array]:
     """Return the counts and the number of non-empty bins in [x, x + size), for `number` values of x from `base` on."""
-
-    def sliding(running: Array) -> Array:
-        return slice_at(running, base + size, number, xp=xp) - slice_at(running, base, number, xp=xp)
-
-    return _value(sums, sliding(sums.counts), sliding, xp=xp), sliding(sums.filled).astype(xp.float64)
+    end, begin = (slice_at(sums.table, position, number, xp=xp) for position in (base + size, base))
+    counts, filled = _values(sums, end - begin, xp=xp)
+    return counts, filled.astype(xp.float64)
 
 
 def filled_between(sums: Sums, low: Array, high: Array) -> Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, add_up, first_true
+from klquant._namespace import Array, first_true, repeat
 from klquant._validate import is_sound
 
 BLOCK_SIZE = 2**19  # entries of the temporary arrays of the squared errors
@@ -37,7 +37,7 @@ def squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: Mo
         counts, sums = (total[begins] for total in from_outside)  # (rows, candidates)
         return totals[0] + (counted * (2 * level - 1)) @ counts, totals[1] + counted @ sums
 
-    weighted, sums = add_up(add, -(-qmax // rows), xp.zeros_like(folded), xp=xp)
+    weighted, sums = repeat(add, -(-qmax // rows), (xp.zeros_like(folded),) * 2, xp=xp)
     step = (xp.arange(num) + 0.5) / qmax
     squared = (folded * distance**2).sum() - 2 * step * sums + step**2 * weighted
     width = (edges[-1] - edges[0]).astype(xp.float64) / hist.shape[0]

@@ -8,15 +8,19 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeAlias, overload
+from typing import IO, Any, NamedTuple, TypeAlias, overload
 
+import click
 import numpy as np
 
 from klquant.backends.npz import check_npy, read_npz
+from klquant.backends.warning import warn
 from klquant.errors import InvalidInputError
 
 from .images import SUFFIXES as IMAGES
 from .images import ImageOptions, load_image
+from .normalization import suspicions
+from .options import Decorator
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
@@ -26,11 +30,18 @@ _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
 
+def data_option(what: str = "Calibration data, as for `klquant calibrate`.") -> Decorator:
+    """Return the required option ``--data``."""
+    return click.option("--data", required=True, metavar=SOURCE, help=what, shell_complete=click.Path().shell_complete)
+
+
 class Batches(Sequence[Any]):
     """Batches that are loaded on access and not kept."""
 
-    def __init__(self, parts: Sequence[Any], load: Callable[[Any], Any]) -> None:
+    def __init__(self, parts: Sequence[Any], load: Callable[[Any], Any], note: str = "") -> None:
         self._parts, self._load = parts, load
+        self.note = note
+        """How many images there are and how they are read; empty for arrays."""
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -57,19 +68,76 @@ class FunctionBatches(Iterable[Any]):
             raise InvalidInputError(f"`{self._name}` failed: {_last_line(error)}") from error
 
 
-def open_batches(
-    source: str, *, batch_size: int | None = None, default_size: int = 32, images: ImageOptions | None = None
+class FirstSamples(Iterable[Any]):
+    """Batches up to a number of samples."""
+
+    def __init__(self, batches: Iterable[Any], number: int) -> None:
+        self._batches, self._number = batches, number
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self._number
+        for batch in self._batches:
+            if left <= 0:
+                return
+            yield _first(batch, left)
+            left -= len(next(iter(batch.values())) if isinstance(batch, Mapping) else _samples(batch))
+
+
+class Amount(NamedTuple):
+    """How much data to read, and in which pieces."""
+
+    batch_size: int | None = None
+    """Samples per batch. In a folder of arrays each file is one sample if it is given, and one batch if not."""
+    default_size: int = 32
+    """Samples per batch of a file and of images, without `batch_size`."""
+    max_samples: int | None = None
+    """Of more, evenly spaced ones are taken; of a function, and of files that are batches, the first."""
+    min_batches: int = 1
+    """The default size is lowered to get so many."""
+    whole: bool = False
+    """Leave out a last batch that is smaller."""
+
+    def chosen(self, number: int) -> list[int]:
+        """Return the samples to take of this number."""
+        limit = min(self.max_samples or number, number)
+        picked = [k * number // limit for k in range(limit)]
+        size = self.size(number)
+        return picked[: limit - limit % size] if self.whole and limit >= size else picked
+
+    def size(self, number: int) -> int:
+        """Return the samples per batch."""
+        limit = min(self.max_samples or number, number)
+        return self.batch_size or max(1, min(self.default_size, limit // self.min_batches))
+
+
+def open_samples(
+    source: str, images: ImageOptions, model: Any, *, folder: Path | None = None, amount: Amount | None = None
 ) -> Iterable[Any]:
+    """Return the batches that `source` names, with options that are missing taken from an onnx.ModelProto.
+
+    Of images it prints on stderr how they are read. With the folder of the model, signs of another normalization are
+    warned of.
+    """
+    options, amount = images.of_model(model.graph), amount or Amount()
+    fixed = fixed_batch_size(model.graph)
+    if fixed and not amount.batch_size:
+        amount = amount._replace(default_size=fixed, min_batches=1, whole=True)
+    batches = open_batches(source, amount, images=options)
+    if isinstance(batches, Batches) and batches.note:
+        click.echo(batches.note, err=True)
+        for text in suspicions(folder, model, options) if folder else []:
+            warn(text)
+    return batches
+
+
+def open_batches(source: str, amount: Amount | None = None, *, images: ImageOptions | None = None) -> Iterable[Any]:
     """Return the batches that `source` names, to iterate over several times.
 
     Parameters
     ----------
     source : str
         A folder of .npy or .npz files, or of images; an .npy or .npz file; or ``module:function``.
-    batch_size : int, optional
-        Samples per batch. In a folder of arrays each file is one sample if it is given, and one batch if not.
-    default_size : int
-        Samples per batch of a file and of images, without `batch_size`.
+    amount : Amount, optional
     images : ImageOptions, optional
         How to turn images into arrays; required for images.
 
@@ -84,16 +152,16 @@ def open_batches(
         For a source that is missing, empty or of another kind, and for a bad file of a folder when it is read. It
         names the source or the file.
     """
-    path = Path(source)
+    path, amount = Path(source), amount or Amount()
     if path.is_dir():
-        return _of_folder(path, batch_size, default_size, images)
+        return _of_folder(path, amount, images)
     if path.is_file():
-        return _of_file(path, batch_size or default_size)
+        return _of_file(path, amount)
     if not _FUNCTION.fullmatch(source):
         raise InvalidInputError(f"{_EXPECTED}, got {source!r}, which does not exist")
-    if batch_size:
+    if amount.batch_size:
         raise InvalidInputError(f"`--batch-size` must be left out with a function: `{source}` makes its own batches")
-    return FunctionBatches(source, import_function(source, "--data"))
+    return _limited(FunctionBatches(source, import_function(source, "--data")), amount)
 
 
 def open_labels(labels: str, source: str) -> Array:
@@ -125,23 +193,21 @@ def _labels_of_folders(folder: Path) -> Array:
     return np.array([numbers[name] for name in classes])
 
 
-def some_batches(source: str | None, graph: Any, images: ImageOptions) -> Iterable[Any] | None:
-    """Return the batches that `source` names; None without a source. `graph` is that of the model."""
-    if source is None:
-        return None
-    return open_batches(source, default_size=fixed_batch_size(graph) or 8, images=images)
+def some_batches(source: str | None, model: Any, images: ImageOptions) -> Iterable[Any] | None:
+    """Return the batches that `source` names, for a model; None without a source."""
+    return None if source is None else open_samples(source, images, model, amount=Amount(default_size=8))
 
 
-def first_batch(source: str | None, graph: Any, images: ImageOptions) -> list[Any] | None:
-    """Return the first batch that `source` names, in a list; None without a source. `graph` is that of the model."""
-    batches = some_batches(source, graph, images)
+def first_batch(source: str | None, model: Any, images: ImageOptions) -> list[Any] | None:
+    """Return the first batch that `source` names, in a list, for a model; None without a source."""
+    batches = some_batches(source, model, images)
     return None if batches is None else list(islice(batches, 1))
 
 
 def fixed_batch_size(graph: Any) -> int:
     """Return the first dimension of the first input of an onnx.GraphProto, or 0 if it is not fixed."""
     lengths = graph.input[0].type.tensor_type.shape.dim if graph.input else []
-    return lengths[0].dim_value if lengths else 0
+    return max(lengths[0].dim_value, 0) if lengths else 0  # some exporters write -1
 
 
 def load_arrays(path: Path, *, mapped: bool = False) -> Any:
@@ -176,23 +242,35 @@ def _size_from_start(file: IO[bytes]) -> int:
     return size
 
 
-def _of_folder(folder: Path, batch_size: int | None, default_size: int, images: ImageOptions | None) -> Batches:
+def _of_folder(folder: Path, amount: Amount, images: ImageOptions | None) -> Iterable[Any]:
     found = {kind: _files(folder, kind) for kind in (ARRAYS, IMAGES)}
     arrays, pictures = found[ARRAYS], found[IMAGES]
     if bool(arrays) == bool(pictures):
         counts = f"{len(arrays)} array files and {len(pictures)} images"
         raise InvalidInputError(f"`{folder}` must contain either {' and '.join(ARRAYS)} files or images, got {counts}")
-    if arrays and batch_size is None:
-        return Batches(arrays, load_arrays)
+    if arrays and amount.batch_size is None:
+        return _limited(Batches(arrays, load_arrays), amount)
     if arrays:
-        return Batches(_groups(arrays, batch_size or default_size), _stack_files)
+        return Batches(_groups(arrays, amount), _stack_files)
     if images is None or images.size is None:
-        raise InvalidInputError(f"`--image-size` must be given: `{folder}` contains {len(pictures)} images")
-    groups = _groups(pictures, batch_size or default_size)
-    return Batches(groups, lambda paths: np.stack([load_image(path, images) for path in paths]))
+        raise InvalidInputError(
+            f"`--image-size` must be given: `{folder}` contains {len(pictures)} images, and the model fixes no size"
+        )
+    images.check()
+    groups = _groups(pictures, amount)
+    note = f"{_counted(sum(map(len, groups)), pictures, folder)}, {images}"
+    return Batches(groups, lambda paths: np.stack([load_image(path, images) for path in paths]), note)
 
 
-def _of_file(path: Path, size: int) -> Batches:
+def _counted(used: int, pictures: Sequence[Path], folder: Path) -> str:
+    """Return how many images of a folder are used, and which of its files are not."""
+    others = [path for path in _files(folder) if path.suffix.lower() not in IMAGES]
+    kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others})[:5])
+    ignored = f" ({len(others)} other files ignored: {kinds})" if others else ""
+    return f"{used}{'' if used == len(pictures) else f' of {len(pictures)}'} pictures{ignored}"
+
+
+def _of_file(path: Path, amount: Amount) -> Batches:
     """Split arrays along their first axis. An .npy file stays on disk; an .npz file is read once."""
     if path.suffix not in ARRAYS:
         raise InvalidInputError(f"{_EXPECTED}, got `{path}`")
@@ -201,18 +279,37 @@ def _of_file(path: Path, size: int) -> Batches:
     lengths = {name: array.shape[0] if array.ndim and array.size else None for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         raise InvalidInputError(f"arrays of `{path}` must have the same length along the first axis, got {lengths}")
-    begins = range(0, next(iter(arrays.values())).shape[0], size)
+    parts = _groups(range(next(iter(arrays.values())).shape[0]), amount)
     if not isinstance(content, dict):
-        return Batches(begins, lambda begin: np.array(content[begin : begin + size]))
-    return Batches(begins, lambda begin: {name: array[begin : begin + size] for name, array in arrays.items()})
+        return Batches(parts, lambda part: np.array(content[part]))
+    return Batches(parts, lambda part: {name: array[part] for name, array in arrays.items()})
 
 
-def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+def _limited(batches: Iterable[Any], amount: Amount) -> Iterable[Any]:
+    return batches if amount.max_samples is None else FirstSamples(batches, amount.max_samples)
 
 
-def _groups(paths: Sequence[Path], size: int) -> list[Sequence[Path]]:
-    return [paths[begin : begin + size] for begin in range(0, len(paths), size)]
+def _samples(batch: Any) -> Any:
+    """Return the array that counts the samples of a batch: a tuple or list holds one for each input."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _first(batch: Any, number: int) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: array[:number] for name, array in batch.items()}
+    return type(batch)(part[:number] for part in batch) if isinstance(batch, tuple | list) else batch[:number]
+
+
+def _files(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
+    """Return the files with these suffixes, by default all, in the order of their names."""
+    files = (path for path in folder.rglob("*") if not suffixes or path.suffix.lower() in suffixes)
+    return sorted(path for path in files if path.is_file())
+
+
+def _groups(items: Sequence[Any], amount: Amount) -> list[list[Any]]:
+    """Split the items that are wanted into batches."""
+    wanted, size = [items[k] for k in amount.chosen(len(items))], amount.size(len(items))
+    return [wanted[begin : begin + size] for begin in range(0, len(wanted), size)]
 
 
 def _stack_files(paths: Sequence[Path]) -> Any:

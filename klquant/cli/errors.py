@@ -1,8 +1,9 @@
 """Errors of commands: one line on stderr and perhaps a hint; --debug adds the traceback."""
 
 import errno
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -73,10 +74,19 @@ def failing_in_one_line(ctx: click.Context) -> Iterator[None]:
             raise  # a reader such as `head` closed the pipe: click exits quietly
         if ctx.meta.get(_DEBUG):
             click.echo(traceback.format_exc(), err=True, nl=False)
-        raise _failure(error) from error
+        raise _failure(error, ctx.meta.get("klquant.options", {})) from error
 
 
-def _failure(error: Exception) -> Failure:
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """Return a message about an argument of Python as one about the option of the command."""
+    found = re.match(r"`(\w+)`(?= must| needs)", message)
+    option = options.get(found[1]) if found else None
+    if found and option:
+        message = f"`{option}`{message[found.end() :]}"
+    return message.replace("`batches`", "`--data`")
+
+
+def _failure(error: Exception, options: Mapping[str, str]) -> Failure:
     match error:
         case klquant.MissingDependencyError():
             is_own = "klquant[cli]" in str(error)  # `doctor` itself needs that extra
@@ -84,7 +94,7 @@ def _failure(error: Exception) -> Failure:
         case klquant.ModelError():
             return Failure(str(error), "--debug shows the traceback")
         case klquant.KLQuantError():
-            return Failure(str(error))
+            return Failure(in_options(str(error), options))
         case OSError():
             return Failure(f"`{error.filename}`: {error.strerror}" if error.filename else str(error))
         case MemoryError():

@@ -17,6 +17,7 @@ from .errors import debug_option, failing_in_one_line, printable
 
 # Each command is a function in the module of its name. Summaries are here, so that --help imports no module.
 COMMANDS = {
+    "auto": "Quantize an ONNX model in every way, verify the best and measure it",
     "calibrate": "Calibrate an ONNX model on sample data",
     "quantize": "Quantize an ONNX model to INT8 with Q/DQ nodes",
     "smooth": "Change the weights of an ONNX model so that INT8 is more accurate",
@@ -33,6 +34,9 @@ COMMANDS = {
 }
 
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
 class _Group(click.Group):
     """Imports a command when it is used, and prints errors and warnings in one line each."""
 
@@ -43,9 +47,13 @@ class _Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, _, others = super().resolve_command(ctx, args)
-        return name, _load(name) if name else None, others
+        command = _load(name) if name else None
+        if command is not None:
+            ctx.meta["klquant.options"] = {one.name: one.opts[0] for one in command.params if one.opts[0][0] == "-"}
+        return name, command, others
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["klquant.arguments"] = list(args)  # for commands to paste
         with failing_in_one_line(ctx):
             return super().parse_args(ctx, args)
 
@@ -57,13 +65,17 @@ class _Group(click.Group):
 _UNLOADED = {name: click.Command(name, short_help=summary) for name, summary in COMMANDS.items()}
 
 
-@click.group(cls=_Group, commands=_UNLOADED, params=[debug_option])
-@click.version_option(klquant.__version__, prog_name="klquant")
+@click.group(cls=_Group, commands=_UNLOADED, params=[debug_option], context_settings=HELP)
+@click.version_option(klquant.__version__, "-V", "--version", prog_name="klquant")
 def cli() -> None:
     """INT8 entropy (KL divergence) calibration: turn a float ONNX model into one that engines run in INT8.
 
     \b
     Example:
+      klquant auto model.onnx --data photos/ --engine onnxruntime -o int8.onnx
+
+    \b
+    The same in steps:
       klquant calibrate model.onnx --data samples.npz --out calib.npz
       klquant quantize model.onnx calib.npz --engine tensorrt -o int8.onnx
       klquant inspect int8.onnx --engine tensorrt
@@ -121,7 +133,8 @@ def _with_options(warning: Warning | str) -> str:
     if not isinstance(warning, klquant.CalibrationWarning):
         return str(warning)
     options = " ".join(f"--override {shlex.quote(f'{name}={how}')}" for name, how in warning.better.items())
-    return warning.message + (f"; to take the better criterion: {options}" if options else "")
+    message = warning.message.replace("pass a smaller max_amax, or a threshold", "pass a threshold: --override NAME=T")
+    return message + (f"; to take the better criterion: {options}" if options else "")
 
 
 @contextmanager
@@ -133,7 +146,9 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, klquant.CalibrationWarning):
-                click.echo(f"warning: {printable(_with_options(message))}", err=True)
+                from .output import say
+
+                say(f"warning: {printable(_with_options(message))}", colour="yellow")
             else:
                 others(message, category, *where, **more)
 

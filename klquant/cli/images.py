@@ -1,5 +1,6 @@
 """Images as input of a network."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -11,18 +12,66 @@ from klquant.errors import InvalidInputError, MissingDependencyError
 from .options import parse_numbers, parse_size
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-SUFFIXES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG")  # whatever the file name is: other decoders are riskier, and EPS runs Ghostscript
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # whatever the file name is: EPS would run Ghostscript
+GREY = 114  # of the bars of a letterbox, as YOLO pads
 
 
 class ImageOptions(NamedTuple):
-    """How to turn an image into an array: ``(rgb / 255 - mean) / std``."""
+    """How to turn an image into an array: ``(pixels - mean) / std``, with pixels from 0 to `pixel_range`."""
 
     size: tuple[int, int] | None = None
-    """Height and width. Other images are resized (bilinear), without keeping their aspect ratio."""
+    """Height and width; None as in the model."""
+    fit: Literal["stretch", "crop", "letterbox"] = "stretch"
+    """How images of another shape get this size."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    pixel_range: int = 1
+    channels: Literal["RGB", "BGR", "L"] | None = None
+    """L is grey; None as in the model."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """None as in the model."""
+
+    def of_model(self, graph: Any) -> "ImageOptions":
+        """Return these options with what is missing taken from the first input of an onnx.GraphProto."""
+        dims = graph.input[0].type.tensor_type.shape.dim if graph.input else []
+        sizes = [max(size.dim_value, 0) for size in dims]
+        if len(sizes) != 4:
+            return self
+        is_last = sizes[1] not in (1, 3) and sizes[3] in (1, 3)
+        layout = self.layout or ("NHWC" if is_last else "NCHW")
+        count, height, width = (sizes[3], *sizes[1:3]) if layout == "NHWC" else sizes[1:]
+        size = self.size or ((height, width) if height and width else None)
+        return self._replace(size=size, layout=layout, channels=self.channels or ("L" if count == 1 else "RGB"))
+
+    def check(self) -> None:
+        """Raise InvalidInputError for a mean or standard deviation of pixels from 0 to 255, if they are from 0 to 1."""
+        for name, most in (("mean", 1), ("std", 2)):
+            numbers = getattr(self, name)
+            if self.pixel_range == 1 and max(map(abs, numbers)) > most:
+                got = ",".join(f"{number:g}" for number in numbers)
+                raise InvalidInputError(
+                    f"`--{name}` must be of pixels from 0 to 1, got {got}; add --pixel-range 255 if it is of 0 to 255"
+                )
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Return the smallest and the largest number that an image can become."""
+        ends = np.array([[0.0], [self.pixel_range]])
+        values = (ends - np.array(self.mean)) / np.array(self.std)
+        return float(values.min()), float(values.max())
+
+    def __str__(self) -> str:
+        """Return the options as ``rgb / 255, no mean / std, 224x224: inputs 0 .. 1``."""
+        pixels = {"L": "grey"}.get(self.channels or "RGB", (self.channels or "RGB").lower())
+        pixels += " / 255" if self.pixel_range == 1 else ""
+        numbers = [",".join(f"{number:g}" for number in values) for values in (self.mean, self.std)]
+        plain = set(self.mean) == {0.0} and set(self.std) == {1.0}
+        height, width = self.size or (0, 0)
+        low, high = self.limits
+        change = "no mean / std" if plain else f"mean {numbers[0]}, std {numbers[1]}"
+        how = {"stretch": "stretched", "crop": "cropped", "letterbox": "letterboxed"}[self.fit]
+        return f"{pixels}, {change}, {how} to {height}x{width}: inputs {low:.3g} .. {high:.3g}"
 
 
 def load_image(path: Path, options: ImageOptions) -> Array:
@@ -31,29 +80,52 @@ def load_image(path: Path, options: ImageOptions) -> Array:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise MissingDependencyError("images need Pillow: pip install 'klquant[images]'") from error
-    height, width = options.size or (0, 0)
+    mode = "L" if options.channels == "L" else "RGB"
     try:
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            rgb = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), np.float32)
+            fitted = _fitted(image.convert(mode), options)
+            raw = np.asarray(fitted, np.float32).reshape(*reversed(fitted.size), -1)
     except Exception as error:  # Pillow raises many types
         raise InvalidInputError(f"`{path}` must be an image, got a damaged file: {error}") from error
-    pixels: Array = (rgb / 255 - np.asarray(options.mean, np.float32)) / np.asarray(options.std, np.float32)
-    return pixels if options.layout == "NHWC" else pixels.transpose(2, 0, 1)
+    ordered = raw[..., ::-1] if options.channels == "BGR" else raw
+    scaled = ordered / 255 if options.pixel_range == 1 else ordered
+    pixels: Array = (scaled - np.asarray(options.mean, np.float32)) / np.asarray(options.std, np.float32)
+    return np.ascontiguousarray(pixels if options.layout == "NHWC" else pixels.transpose(2, 0, 1))
+
+
+def _fitted(image: Any, options: ImageOptions) -> Any:
+    """Return an image in the wanted size."""
+    from PIL import Image, ImageOps
+
+    height, width = options.size or (0, 0)
+    if options.fit == "crop":  # the shorter side fits, the middle of the longer one is kept
+        return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    if options.fit == "letterbox":
+        grey = GREY if options.channels == "L" else (GREY,) * 3
+        return ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, color=grey)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def image_options(command: Any) -> Any:
     """Add the options whose values are the fields of an ImageOptions."""
-    size = click.option(
-        "--image-size",
-        "size",
-        metavar="HxW",
-        callback=parse_size,
-        help="Resize images to this size; required for images.",
-    )
-    mean = click.option("--mean", default="0", show_default=True, metavar="A[,B,C]", callback=parse_numbers,
-                        help="Mean of pixel values from 0 to 1; one, or three for R,G,B.")  # fmt: skip
-    std = click.option("--std", default="1", show_default=True, metavar="A[,B,C]", callback=parse_numbers,
-                       help="Their standard deviation; one, or three for R,G,B.")  # fmt: skip
-    layout = click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), default="NCHW", show_default=True,
-                          help="Axis order of images.")  # fmt: skip
-    return size(mean(std(layout(command))))
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--image-size", "size", metavar="HxW", callback=parse_size,
+                 help="Size of images.  [default: as in the model]"),
+    click.option("--fit", type=click.Choice(["stretch", "crop", "letterbox"]), default="stretch", show_default=True,
+                 help="How images of another shape get this size: by distorting, cutting or padding them."),
+    click.option("--mean", default="0", show_default=True, metavar="A[,B,C]", callback=parse_numbers,
+                 help="Mean of pixel values; one, or three in the order of the channels."),
+    click.option("--std", default="1", show_default=True, metavar="A[,B,C]", callback=parse_numbers,
+                 help="Their standard deviation; one, or three."),
+    click.option("--pixel-range", type=click.Choice([1, 255]), default=1, show_default=True,
+                 help="Largest pixel value before mean and std are applied."),
+    click.option("--channels", type=click.Choice(["RGB", "BGR", "L"]),
+                 help="Order of the channels; L is grey.  [default: RGB, or as in the model]"),
+    click.option("--layout", type=click.Choice(["NCHW", "NHWC"]),
+                 help="Axis order of images.  [default: as in the model]"),
+)  # fmt: skip

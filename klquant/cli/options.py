@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import click
 
 from klquant.backends.calibration import Calibration
-from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings, matching
+from klquant.backends.plugins import Kind, installed
+from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings, did_you_mean, matching
 
 from .output import busy
 
@@ -84,15 +85,26 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tup
 
 
 def parse_overrides(ctx: click.Context, param: click.Parameter, value: Iterable[str]) -> dict[str, Any]:
-    """Parse each `PATTERN=CRITERION` as an override. Names may contain `=`, so the last one separates."""
+    """Parse each `PATTERN=CRITERION` or `PATTERN=T`. Names may contain `=`, so the last one separates."""
     overrides: dict[str, Any] = {}
     for text in value:
-        pattern, _, criterion = text.rpartition("=")
-        if not pattern or criterion not in CRITERIA:
-            raise click.BadParameter(f"expected PATTERN=CRITERION with one of {', '.join(CRITERIA)}, got {text!r}")
+        pattern, _, how = text.rpartition("=")
+        threshold = _positive(how)
+        known = how in CRITERIA or threshold is not None or how in installed("criteria")
+        if not pattern or not known:
+            expected = f"PATTERN=CRITERION with one of {', '.join(CRITERIA)}, or PATTERN=T with a threshold"
+            raise click.BadParameter(f"expected {expected}, got {text!r}{did_you_mean(how, CRITERIA)}")
         overrides.pop(pattern, None)
-        overrides[pattern] = {"criterion": criterion}
+        overrides[pattern] = {"criterion": how} if threshold is None else {"threshold": threshold}
     return overrides
+
+
+def _positive(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def batch_size_option(default: int) -> Decorator:
@@ -105,16 +117,41 @@ def batch_size_option(default: int) -> Decorator:
     )
 
 
+def max_samples_option(default: int | None) -> Decorator:
+    """Return ``--max-samples``."""
+    return click.option(
+        "--max-samples", type=click.IntRange(min=1), default=default, metavar="N", show_default=default is not None,
+        help="Use at most so many samples, evenly spaced.",
+    )  # fmt: skip
+
+
+class Choice(click.Choice[str]):
+    """A choice that names the nearest one, by the names of other tools as well; other packages may add to it."""
+
+    def __init__(self, choices: Iterable[str], kind: Kind | None = None) -> None:
+        super().__init__(list(choices))
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the choice, or fail with all of them."""
+        names = [str(name) for name in self.choices]
+        if value not in names and self._kind is not None:
+            names += installed(self._kind)
+        if value not in names:
+            self.fail(f"expected one of {', '.join(names)}, got {value!r}{did_you_mean(value, names)}", param, ctx)
+        return str(value)
+
+
 def criterion_option(default: Criterion | None, what: str, *, others: Iterable[str] = ()) -> Decorator:
     """Return the option `--criterion`."""
     return click.option(
-        "--criterion", type=click.Choice([*CRITERIA, *others]), default=default, show_default=True, help=what
+        "--criterion", type=Choice([*CRITERIA, *others], "criteria"), default=default, show_default=True, help=what
     )
 
 
 override_option = click.option(
     "--override", "overrides", multiple=True, metavar="PATTERN=CRITERION", callback=parse_overrides,
-    help="Another criterion for matching tensors; may be repeated, the last match wins.",
+    help="Another criterion for matching tensors, or T itself; may be repeated, the last match wins.",
 )  # fmt: skip
 guard_option = click.option(
     "--guard/--no-guard", default=None,
@@ -122,7 +159,7 @@ guard_option = click.option(
     "[default: guard, or as calibrated]",
 )  # fmt: skip
 engine_option = click.option(
-    "--engine", type=click.Choice(ENGINES), default="tensorrt", show_default=True,
+    "--engine", type=Choice(ENGINES), default="tensorrt", show_default=True,
     help="Place the Q/DQ nodes for this engine.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -1,7 +1,9 @@
 """Output of commands: tables, or JSON for programs."""
 
 import json
+import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +23,20 @@ from .errors import printable
 UNLIMITED = 10_000  # columns of a file or a pipe: names are not wrapped there
 _LONG = {"tensor", "node", "why", "packages", "install with"}
 _NUMBERS = {"amax", "T", "T/127", "T/amax", "clipped", "KL nats", "SQNR dB", "low", "high"}
+_NUMBERS |= {"agreement", "MB", "ms", "in INT8"}
+
+
+def say(text: str, *, colour: str | None = None) -> None:
+    """Print a message on stderr; on a terminal coloured, and wrapped between words."""
+    if sys.stderr.isatty():
+        width = Console(stderr=True).width
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
+    click.echo(click.style(text, fg=colour) if colour else text, err=True)
+
+
+def print_next(*words: object) -> None:
+    """Print a command to paste that continues from here; words in capitals are to be filled in."""
+    click.echo(f"next: {shlex.join(map(str, words))}")
 
 
 def busy(what: str) -> Status:

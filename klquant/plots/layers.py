@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+import klquant
+from klquant.backends.settings import check_choice
 from klquant.backends.text import ratio, threshold_cells
 from klquant.backends.thresholds import LayerThreshold
 from klquant.errors import InvalidInputError
@@ -32,7 +34,10 @@ class HasThresholds(Protocol):
 
 
 def plot_layers(
-    thresholds: Mapping[str, LayerThreshold] | HasThresholds, *, sort: Sort = "model", ax: Axes | None = None
+    thresholds: Mapping[str, LayerThreshold | klquant.Threshold] | HasThresholds,
+    *,
+    sort: Sort = "model",
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw T / amax of every layer as a bar, coloured by criterion, with amax, T, clipped share and SQNR beside it.
 
@@ -40,7 +45,8 @@ def plot_layers(
     ----------
     thresholds : mapping, or Calibration
         Thresholds by name of the layer or tensor, or an object with such ``thresholds``, such as the result of
-        :func:`klquant.backends.torch.quantize`.
+        :func:`klquant.backends.torch.quantize`. For thresholds of the core, such as those of
+        :func:`klquant.optimal_threshold`, whose amax is unknown, the bars show T.
     sort : {"model", "ratio", "clipped", "sqnr_db"}
         Keep the order of the model, or start with the smallest T / amax, the largest clipped share or the lowest SQNR.
     ax : matplotlib.axes.Axes, optional
@@ -55,7 +61,7 @@ def plot_layers(
     Raises
     ------
     InvalidInputError
-        If there are no layers, an entry is not a LayerThreshold, or `sort` is unknown.
+        If there are no layers, an entry is no threshold, or `sort` is unknown.
 
     Examples
     --------
@@ -68,9 +74,11 @@ def plot_layers(
     layers = _sorted(_layers(thresholds), sort)
     ax = axes_or_new(ax, (9, 1.1 + _ROW * len(layers)))
     styles = choose_styles(dict.fromkeys(found.criterion for _, found in layers))
-    ratios = [ratio(found) for _, found in layers]
-    ax.barh(range(len(layers)), ratios, color=[styles[found.criterion][0] for _, found in layers], alpha=_ALPHA)
-    ax.set(xlabel="T / amax", xlim=(0, np.nanmax([1.0, *ratios])), ylim=(len(layers) - 0.5, -0.5), axisbelow=True)
+    known = not any(math.isnan(found.amax) for _, found in layers)
+    values = [ratio(found) if known else found.threshold for _, found in layers]
+    ax.barh(range(len(layers)), values, color=[styles[found.criterion][0] for _, found in layers], alpha=_ALPHA)
+    right = np.nanmax([1.0, *values] if known else values)
+    ax.set(xlabel="T / amax" if known else "T", xlim=(0, right), ylim=(len(layers) - 0.5, -0.5), axisbelow=True)
     ax.grid(axis="x", color="0.85")
     _label_rows(ax, layers)
     if len(styles) > 1:
@@ -87,10 +95,19 @@ def _layers(thresholds: Any) -> list[tuple[str, LayerThreshold]]:
         raise InvalidInputError(f"`thresholds` must be a Calibration or a mapping, got {type(found).__name__}")
     if not found:
         raise InvalidInputError("`thresholds` must have at least one layer, got none; call search_thresholds() first")
-    for name, layer in found.items():
-        if not isinstance(layer, LayerThreshold):
-            raise InvalidInputError(f"`thresholds[{name!r}]` must be a LayerThreshold, got {type(layer).__name__}")
-    return list(found.items())
+    return [(name, _layer(name, layer)) for name, layer in found.items()]
+
+
+def _layer(name: str, found: Any) -> LayerThreshold:
+    """Return a LayerThreshold, also for a Threshold of the core or a number, whose amax is unknown."""
+    if isinstance(found, LayerThreshold):
+        return found
+    if isinstance(found, klquant.Threshold) and np.ndim(found.value) == 0:
+        criterion = "other" if math.isnan(float(found.divergence)) else "entropy"
+        numbers = float(found.value), float(found.divergence), float(found.clipped), float(found.sqnr_db)
+        return LayerThreshold(math.nan, *numbers, criterion)
+    expected = "a LayerThreshold or the Threshold of one histogram"
+    raise InvalidInputError(f"`thresholds[{name!r}]` must be {expected}, got {type(found).__name__}")
 
 
 def _sorted(layers: list[tuple[str, LayerThreshold]], sort: Sort) -> list[tuple[str, LayerThreshold]]:
@@ -101,8 +118,7 @@ def _sorted(layers: list[tuple[str, LayerThreshold]], sort: Sort) -> list[tuple[
         "clipped": lambda found: -found.clipped,
         "sqnr_db": lambda found: found.sqnr_db,
     }
-    if sort not in keys:
-        raise InvalidInputError(f"`sort` must be one of {', '.join(keys)}, got {sort!r}")
+    check_choice("sort", sort, keys)
     return sorted(layers, key=lambda layer: math.inf if math.isnan(key := keys[sort](layer[1])) else key)
 
 

@@ -177,7 +177,11 @@ def test_debug_works_in_any_position(command):
         (["--no-such-option"], "No such option", ""),
         (["threshold"], "Missing argument 'HIST'", " threshold"),
         (["threshold", "a.npz"], "'a.npz' does not exist", " threshold"),
-        (["inspect", "a.onnx", "--engine", "x"], "'x' is not one of 'tensorrt'", " inspect"),
+        (
+            ["inspect", "a.onnx", "--engine", "x"],
+            "expected one of tensorrt, onnxruntime, openvino, got 'x'",
+            " inspect",
+        ),
     ],
 )
 def test_usage_errors_are_one_line_and_a_hint_with_exit_code_2(tmp_path, monkeypatch, arguments, error, helping):
@@ -277,3 +281,55 @@ def test_a_broken_installation_is_not_taken_for_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "klquant.cli", None)
     with pytest.raises(ModuleNotFoundError, match=r"klquant\.cli"):
         __main__.main()
+
+
+def test_short_options_for_help_and_version():
+    assert run("-h").stdout == run("--help").stdout
+    assert run("-V").stdout == run("--version").stdout
+    assert run("auto", "-h").stdout == run("auto", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "hint"),
+    [("--criterion", "kl", "did you mean 'entropy'?"), ("--override", "a=minmax", "did you mean 'max'?"),
+     ("--override", "a=-1", "PATTERN=T with a threshold, got 'a=-1'")],
+)  # fmt: skip
+def test_the_names_of_other_tools_are_understood(tmp_path, option, value, hint):
+    np.savez(tmp_path / "calib.npz", meta=np.zeros(1))
+    (tmp_path / "a.onnx").touch()
+    result = run("quantize", tmp_path / "a.onnx", tmp_path / "calib.npz", "-o", tmp_path / "b.onnx", option, value)
+    assert result.exit_code == 2
+    assert hint in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("`num_bins` must be odd, got 4", "`--num-bins` must be odd, got 4"),
+        ("`correct_bias` needs `batches`", "`--correct-bias` needs `--data`"),
+        ("tensor `num_bins` must be finite", "tensor `num_bins` must be finite"),
+        ("`other` must be odd", "`other` must be odd"),
+    ],
+)
+def test_messages_name_the_options_of_the_command(command, message, shown):
+    @click.option("--num-bins", type=int)
+    @click.option("--correct-bias", is_flag=True)
+    def fails(num_bins, correct_bias):
+        raise klquant.InvalidInputError(message)
+
+    command(fails)
+    assert run("fake").stderr == f"Error: {shown}\n"
+
+
+def test_on_a_terminal_warnings_are_wrapped_between_words_and_coloured(monkeypatch, capsys):
+    from klquant.cli import output
+
+    monkeypatch.setattr(output.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    output.say("warning: " + "a-rather-long-name " * 6, colour="yellow")
+    lines = click.unstyle(capsys.readouterr().err).splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert " ".join(lines).split() == ["warning:"] + ["a-rather-long-name"] * 6
+    monkeypatch.setattr(output.sys.stderr, "isatty", lambda: False)
+    output.say("warning: " + "a-rather-long-name " * 6, colour="yellow")
+    assert len(capsys.readouterr().err.splitlines()) == 1

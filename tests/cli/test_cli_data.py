@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from klquant.cli import data as data_module
-from klquant.cli.data import load_arrays, open_batches
+from klquant.cli.data import Amount, load_arrays, open_batches
 from klquant.cli.images import ImageOptions
 from klquant.errors import InvalidInputError
+from support.onnx_models import build
 from tools.fuzz import seeds
 
 SAMPLES = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
@@ -54,7 +55,7 @@ def test_each_file_of_a_folder_is_one_batch_by_name(folder):
 
 
 def test_with_a_batch_size_each_file_is_one_sample(folder):
-    batches = twice(open_batches(str(folder), batch_size=3))
+    batches = twice(open_batches(str(folder), Amount(3)))
     assert [batch.shape for batch in batches] == [(3, 2, 3), (3, 2, 3), (1, 2, 3)]
     np.testing.assert_array_equal(np.concatenate(batches), SAMPLES)
 
@@ -74,24 +75,24 @@ def test_arrays_of_an_npz_file_keep_their_names(tmp_path):
         np.savez(tmp_path / f"{k}.npz", a=SAMPLES[k], b=SAMPLES[k] > 0)
     batches = twice(open_batches(str(tmp_path)))
     assert [list(batch) for batch in batches] == [["a", "b"]] * 3
-    first, last = open_batches(str(tmp_path), batch_size=2)
+    first, last = open_batches(str(tmp_path), Amount(2))
     np.testing.assert_array_equal(first["a"], SAMPLES[:2])
     np.testing.assert_array_equal(last["b"], SAMPLES[2:3] > 0)
 
 
 def test_one_npz_file_is_split_and_the_last_batch_is_ragged(tmp_path):
     np.savez(tmp_path / "data.npz", a=SAMPLES, b=np.arange(7))
-    batches = twice(open_batches(str(tmp_path / "data.npz"), batch_size=3))
+    batches = twice(open_batches(str(tmp_path / "data.npz"), Amount(3)))
     assert [list(map(len, batch.values())) for batch in batches] == [[3, 3], [3, 3], [1, 1]]
     np.testing.assert_array_equal(np.concatenate([batch["a"] for batch in batches]), SAMPLES)
     np.testing.assert_array_equal(np.concatenate([batch["b"] for batch in batches]), np.arange(7))
-    assert len(open_batches(str(tmp_path / "data.npz"), default_size=4)) == 2
+    assert len(open_batches(str(tmp_path / "data.npz"), Amount(default_size=4))) == 2
 
 
 @pytest.mark.parametrize(("name", "save"), [("one.npy", np.save), ("one.npz", np.savez)])
 def test_an_array_without_a_name_goes_without_one(tmp_path, name, save):
     save(tmp_path / name, SAMPLES)
-    batches = twice(open_batches(str(tmp_path / name), batch_size=4))
+    batches = twice(open_batches(str(tmp_path / name), Amount(4)))
     np.testing.assert_array_equal(np.concatenate(batches), SAMPLES)
 
 
@@ -137,7 +138,7 @@ def test_an_error_in_a_function_is_reported_with_its_line(module):
 
 def test_a_batch_size_with_a_function_is_refused(module):
     with pytest.raises(InvalidInputError, match="`--batch-size` must be left out with a function"):
-        open_batches(module("def batches(): return []"), batch_size=2)
+        open_batches(module("def batches(): return []"), Amount(2))
 
 
 def test_a_module_that_is_not_there_is_a_named_error(module):
@@ -236,7 +237,7 @@ def test_samples_that_cannot_be_stacked_are_named(tmp_path, other):
     with pytest.raises(
         InvalidInputError, match=r"same names and shapes, got different ones in `.*0\.npy` to `.*1\.np[yz]`"
     ):
-        list(open_batches(str(tmp_path), batch_size=2))
+        list(open_batches(str(tmp_path), Amount(2)))
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_pictures_are_resized_normalized_and_stacked(pictures):
     gray, red = batch
     np.testing.assert_allclose(red[:, 0, 0], [1.0, 0.0, 2.0], rtol=1e-6)
     np.testing.assert_allclose(gray[:, 1, 2], [-0.2, 0.4, 4.0], rtol=1e-6)
-    last = open_batches(str(pictures), batch_size=1, images=options._replace(layout="NHWC"))[1]
+    last = open_batches(str(pictures), Amount(1), images=options._replace(layout="NHWC"))[1]
     np.testing.assert_array_equal(last, red.transpose(1, 2, 0)[None])
 
 
@@ -291,3 +292,91 @@ def test_pictures_beside_arrays_are_refused(pictures):
     np.save(pictures / "0.npy", SAMPLES)
     with pytest.raises(InvalidInputError, match="got 1 array files and 2 images"):
         open_batches(str(pictures), images=ImageOptions((2, 2)))
+
+
+def test_the_order_of_channels_and_the_range_of_pixels(pictures):
+    options = ImageOptions((2, 3), mean=(1.0, 2.0, 3.0), pixel_range=255, channels="BGR")
+    (batch,) = open_batches(str(pictures), images=options)
+    np.testing.assert_allclose(batch[1, :, 0, 0], [51 - 1, 0 - 2, 255 - 3])
+    (grey,) = open_batches(str(pictures), images=ImageOptions((2, 3), channels="L"))
+    assert grey.shape == (2, 1, 2, 3)
+    assert grey[0, 0, 0, 0] == pytest.approx(0.4, abs=0.01)
+
+
+def test_images_of_another_shape_are_cropped_or_padded(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 4:8] = 255  # white in the middle
+    image.fromarray(pixels).save(tmp_path / "a.png")
+    found = {}
+    for fit in ("stretch", "crop", "letterbox"):
+        (batch,) = open_batches(str(tmp_path), images=ImageOptions((4, 4), fit=fit, pixel_range=255))
+        found[fit] = batch[0, 0]
+    assert found["crop"].min() == 255
+    assert found["stretch"][:, [0, 3]].max() < 100
+    np.testing.assert_array_equal(found["letterbox"][[0, 3]], 114)
+    assert found["letterbox"][1:3].max() > 114
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ImageOptions((2, 2), mean=(123.7,)),
+            "`--mean` must be of .* got 123.7; add --pixel-range 255",
+        ),
+        (ImageOptions((2, 2), std=(58.4, 57.1, 57.4)), "`--std` must be .* got 58.4,57.1,57.4; add --pixel-range 255"),
+    ],
+)
+def test_a_mean_of_another_range_of_pixels_is_refused(pictures, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        open_batches(str(pictures), images=options)
+    assert open_batches(str(pictures), images=options._replace(pixel_range=255))[0].shape == (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "channels", "layout"),
+    [
+        ("n, 3, 4, 6", (4, 6), "RGB", "NCHW"),
+        ("n, 4, 6, 3", (4, 6), "RGB", "NHWC"),
+        ("2, 1, 4, 6", (4, 6), "L", "NCHW"),
+        ("n, 3, h, w", None, "RGB", "NCHW"),
+        ("n, 5", None, None, None),
+    ],
+)
+def test_what_is_missing_is_taken_from_the_model(shape, size, channels, layout):
+    graph = build(f"float[{shape}] x", f"float[{shape}] y", "y = Relu (x)").graph
+    found = ImageOptions().of_model(graph)
+    assert (found.size, found.channels, found.layout) == (size, channels, layout)
+    given = ImageOptions((9, 9), channels="BGR", layout="NHWC")
+    assert given.of_model(graph) == given
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (ImageOptions((4, 6)), "rgb / 255, no mean / std, stretched to 4x6: inputs 0 .. 1"),
+        (
+            ImageOptions((4, 6), "crop", (127.5,), (128.0,), 255, "BGR"),
+            "bgr, mean 127.5, std 128, cropped to 4x6: inputs -0.996 .. 0.996",
+        ),
+    ],
+)
+def test_the_options_are_described_in_a_line(options, text):
+    assert str(options) == text
+
+
+def test_samples_are_evenly_spaced(tmp_path):
+    np.save(tmp_path / "one.npy", np.arange(10))
+    batches = list(open_batches(str(tmp_path / "one.npy"), Amount(3, max_samples=5)))
+    assert [batch.tolist() for batch in batches] == [[0, 2, 4], [6, 8]]
+    whole = open_batches(str(tmp_path / "one.npy"), Amount(4, whole=True))
+    assert [batch.tolist() for batch in whole] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert len(open_batches(str(tmp_path / "one.npy"), Amount(default_size=8, min_batches=5))) == 5
+
+
+def test_batches_end_with_the_last_sample_that_is_wanted(module, folder):
+    source = module("def batches():\n    yield from [{'x': [1, 2]}, {'x': [3, 4]}, {'x': [5]}]\n")
+    assert twice(open_batches(source, Amount(max_samples=3))) == [{"x": [1, 2]}, {"x": [3]}]
+    source = module("def batches():\n    yield from [([1, 2], [3, 4]), ([5], [6])]\n")
+    assert twice(open_batches(source, Amount(max_samples=1))) == [([1], [3])]

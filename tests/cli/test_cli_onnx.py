@@ -257,10 +257,11 @@ def test_names_without_counterpart_are_counted(here, tmp_path):
     write_table(tmp_path / "t.csv", {"images": 3.0, "gone": 1.0, "a": 2.0, "gone too": 1.0})
     arguments = ["cache-to-qdq", here / "model.onnx", tmp_path / "t.csv", "-o", tmp_path / "int8.onnx"]
     result = run(*arguments)
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # a tensor has no scale
+    assert run(*arguments, "--allow-missing").exit_code == 0
     assert f"2 of 4 names in {tmp_path / 't.csv'} are not in the model: gone, gone too" in result.stdout
     assert "1 of 2 tensors to quantize have no scale: r\n" in result.stdout
-    found = run_json(*arguments)
+    found = run_json(*arguments, code=1)
     assert found["thresholds"] == {"images": 3.0}
     assert found["not_in_model"] == ["gone", "gone too"]
     assert found["without_scale"] == ["r"]
@@ -269,7 +270,7 @@ def test_names_without_counterpart_are_counted(here, tmp_path):
 def test_the_engine_says_which_scales_are_needed(here, tmp_path):
     write_table(tmp_path / "t.csv", {"images": 3.0, "r": 2.0})
     arguments = ["cache-to-qdq", here / "model.onnx", "--engine", "onnxruntime", "-o", tmp_path / "int8.onnx"]
-    found = run_json(*arguments, tmp_path / "t.csv")
+    found = run_json(*arguments, tmp_path / "t.csv", "--allow-missing")
     assert found["thresholds"] == {"images": 3.0, "r": 2.0}
     assert "c" in found["without_scale"]
     (tmp_path / "int8.onnx").unlink()
@@ -385,7 +386,8 @@ def test_smooth_writes_a_float_model(tmp_path):
     np.savez(tmp_path / "data.npz", x=x)
     command = ["smooth", tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o", tmp_path / "s.onnx"]
     result = run(*command, "--alpha", "0.5")
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"wrote {tmp_path / 's.onnx'}")
+    assert (result.exit_code, result.stdout.splitlines()[-2]) == (0, f"wrote {tmp_path / 's.onnx'}")
+    assert result.stdout.splitlines()[-1].startswith(f"next: klquant calibrate {tmp_path / 's.onnx'} --data ")
     found = run_json(*command, "--alpha", "0.5", "--equalize")
     assert found["changed"] > 0
     assert found["added"] == 0
@@ -419,3 +421,29 @@ def test_inspect_runs_the_model_on_data(here, tmp_path, monkeypatch):
     monkeypatch.setattr("klquant.backends.onnx.tensor_checks.LEVELS", -1)
     assert run(*command).exit_code == 1
     assert len(run_json(*command, code=1)["verified"]["wrong"]) > 0
+
+
+def test_an_override_may_be_a_threshold(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    found = {record["tensor"]: record for record in run_json(*arguments, "--override", "r=1.25")["tensors"]}
+    assert (found["r"]["threshold"], found["r"]["criterion"]) == (1.25, "fixed")
+
+
+def test_commands_end_with_the_next_one(here, tmp_path):
+    arguments = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "int8.onnx"]
+    assert (
+        run(*arguments).stdout.splitlines()[-1] == f"next: klquant inspect {tmp_path / 'int8.onnx'} --engine tensorrt"
+    )
+    last = run(*arguments, "--engine", "onnxruntime").stdout.splitlines()[-1]
+    assert last.startswith(f"next: klquant compare {here / 'model.onnx'} {tmp_path / 'int8.onnx'} --data DATA")
+
+
+def test_options_for_tensorrt(here, tmp_path):
+    command = ["quantize", here / "model.onnx", here / "calib.npz", "-o", tmp_path / "q.onnx"]
+    found = run_json(*command, "--float16", "--skip-slow")
+    assert len(found["skipped"]) == 2
+    assert onnx.load(tmp_path / "q.onnx").opset_import[0].version >= 19
+    assert not run_json(*command)["skipped"]
+    result = run(*command, "--float16", "--engine", "openvino")
+    assert result.exit_code == 2
+    assert "`--float16` needs engine=" in result.stderr

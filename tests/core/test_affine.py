@@ -86,6 +86,25 @@ def test_dequantize_gives_the_dtype_asked_for(xp, dtype):
     np.testing.assert_array_equal(real, np.array([100 * F32(0.1)], F32).astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", [None, np.ones(2), "junk"])
+def test_dequantize_refuses_what_is_no_dtype(dtype):
+    with pytest.raises(klquant.ArrayTypeError, match="`dtype` must be floating point, got"):
+        klquant.dequantize(np.array([1], np.int8), 0.5, dtype=dtype)
+
+
+@pytest.mark.parametrize("function", [klquant.scale, lambda scale: klquant.quantize(np.ones(2), scale)])
+def test_integers_beyond_float64_are_refused(function):
+    with pytest.raises(klquant.InvalidInputError, match="must be finite and not negative, got 1000"):
+        function(10**400)
+
+
+def test_a_scalar_stays_a_scalar():
+    level = klquant.quantize(np.float64(1.3), 0.5)
+    assert (type(level), level) == (np.int8, 3)
+    assert type(klquant.dequantize(level, 0.5)) is np.float32
+    assert type(klquant.fake_quantize(np.float64(1.3), 0.5)) is np.float64
+
+
 def test_dequantize_refuses_an_integer_dtype():
     with pytest.raises((ArrayTypeError, InvalidInputError)):
         klquant.dequantize(np.array([1], np.int8), 600.0, dtype="int8")

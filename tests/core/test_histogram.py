@@ -194,6 +194,38 @@ def test_merge_refuses_to_overflow(eager):
         klquant.merge(full, full)
 
 
+EDGES = np.array([-3.0, -1.0, 1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("hist", "edges", "error", "message"),
+    [
+        ([1.0, np.nan, 1.0], EDGES, InvalidInputError, r"`a.hist` must be finite, got nan at index 1"),
+        ([1, -1, 1], EDGES, InvalidInputError, r"`a.hist` must not be negative, got -1 at index 1"),
+        ([True, False, True], EDGES, ArrayTypeError, r"`a.hist` must hold real numbers, got dtype bool"),
+        ([1, 2, 3], EDGES[:3], InvalidInputError, r"`a` must have one edge more than bins, got \(3,\) for \(3,\)"),
+        ([1, 2, 3], EDGES.astype("M8[s]"), ArrayTypeError, r"`a.edges` must hold real numbers, got dtype datetime64"),
+    ],
+)
+def test_merge_refuses_what_is_no_histogram(hist, edges, error, message):
+    wrong = Histogram(np.array(hist), edges)
+    with pytest.raises(error, match=message):
+        klquant.merge(wrong, wrong)
+    with pytest.raises(error, match=message.replace("`a", "`b")):
+        klquant.merge(Histogram(np.ones(3, np.int64), EDGES), wrong)
+
+
+def test_merge_refuses_lists():
+    with pytest.raises(ArrayTypeError, match=r"`a.edges` must be a NumPy or JAX array, got list"):
+        klquant.merge(Histogram(np.ones(3), [-3.0, -1.0, 1.0, 3.0]), Histogram(np.ones(3), EDGES))
+
+
+@pytest.mark.parametrize("amax", [None, 2.0])
+def test_an_axis_without_slices_is_refused(eager, amax):
+    with pytest.raises(InvalidInputError, match=r"`x` must have a slice along axis 0, got shape \(0, 7\)"):
+        klquant.histogram(eager.asarray(np.zeros((0, 7))), num_bins=3, axis=0, amax=amax)
+
+
 @needs_jax
 def test_merge_refuses_mixed_libraries():
     with pytest.raises(ArrayTypeError, match="`a` from numpy, `b` from jax"):

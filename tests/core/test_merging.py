@@ -36,6 +36,7 @@ def test_int8_has_255_levels():
         (8, 1, InvalidInputError, "`num_quantized_bins` must be odd and at least 3, got 1"),
         (8, 3.0, ArrayTypeError, "`num_quantized_bins` must be an int, got float"),
         (2, 3, InvalidInputError, "`num_bins` must be at least num_quantized_bins = 3, got 2"),
+        (10**400, 3, InvalidInputError, r"`num_bins` must be below 2\*\*63, got 1000"),
         (8.0, 3, ArrayTypeError, "`num_bins` must be an int, got float"),
         (True, 3, ArrayTypeError, "`num_bins` must be an int, got bool"),
     ],

@@ -13,9 +13,9 @@ from klquant._namespace import (
     from_numpy,
     is_concrete,
     map_selected,
+    repeat,
     running_sums,
     strided_sums,
-    while_loop,
 )
 from support.namespaces import JAX, NUMPY, import_torch, needs_jax
 
@@ -154,7 +154,8 @@ def test_products_are_rounded_towards_0_and_counted_in_64_bits(xp, clip, values)
 def test_only_selected_indices_are_computed(xp):
     @compiled
     def kernel(selected, *, xp):
-        return map_selected(lambda indices: indices * 0.5, selected, 2, xp=xp) * selected
+        sizes = xp.arange(5)
+        return map_selected(lambda indices, largest: indices * 0.5, selected, sizes, 4, xp=xp) * selected
 
     result = xp.call(kernel, xp.asarray([True, False, True, True, False]))
     np.testing.assert_array_equal(result, [0, 0, 1, 1.5, 0])
@@ -163,12 +164,12 @@ def test_only_selected_indices_are_computed(xp):
 def test_indices_that_are_not_selected_cost_nothing():
     seen = []
 
-    def function(indices):
-        seen.append(indices.tolist())
+    def function(indices, largest):
+        seen.append((indices.tolist(), largest))
         return indices * 1.0
 
-    map_selected(function, np.array([False, True, True, False, True]), 2, xp=np)
-    assert seen == [[1, 2], [4]]
+    map_selected(function, np.array([False, True, True, False, True]), np.array([0, 1, 1, 5, 9]), 9, xp=np)
+    assert seen == [([4], 9), ([1, 2], 1)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 21])
@@ -181,7 +182,9 @@ def test_strided_sums_add_up_every_stride_th_value(xp, length):
 
 
 def sums_of(xp, *columns):
-    return xp.call(compiled(lambda *a, xp: running_sums(a, xp=xp)), *(xp.asarray(column) for column in columns))
+    return [
+        xp.call(compiled(lambda a, *, xp: running_sums(a[None], xp=xp)[0]), xp.asarray(column)) for column in columns
+    ]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9, 10])
@@ -210,14 +213,10 @@ def test_the_first_true_is_found(xp):
     assert int(xp.call(kernel, xp.asarray([False, False]))) == 2
 
 
-def test_while_loop_runs_until_finished(xp):
+def test_steps_are_repeated_as_often_as_an_array_says(xp):
     @compiled
-    def collatz_steps(start, *, xp):
-        def step(state):
-            value, steps = state
-            return xp.where(value % 2 == 0, value // 2, 3 * value + 1), steps + 1
+    def powers(number, *, xp):
+        return repeat(lambda k, state: (2 * state[0], state[1] + k), number, (xp.asarray(1), 0 * number), xp=xp)
 
-        return while_loop(lambda state: state[0] > 1, step, (start, xp.asarray(0)), xp=xp)[1]
-
-    assert int(xp.call(collatz_steps, xp.asarray(6))) == 8
-    assert int(xp.call(collatz_steps, xp.asarray(1))) == 0
+    assert [int(value) for value in xp.call(powers, xp.asarray(5))] == [32, 10]
+    assert [int(value) for value in xp.call(powers, xp.asarray(0))] == [1, 0]

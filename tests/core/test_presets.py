@@ -540,3 +540,9 @@ def test_options(find, option, most):
 def test_a_single_bin(find):
     with pytest.raises(InvalidInputError, match="`hist` must have at least 2 bins, got 1"):
         find(np.array([3]), np.array([0.0, 1.0]))
+
+
+def test_a_flag_is_a_flag():
+    hist, edges = np.arange(300), np.arange(301.0)
+    with pytest.raises(ArrayTypeError, match="`unsigned` must be True or False, got str"):
+        presets.modelopt_threshold(hist, edges, unsigned="no")

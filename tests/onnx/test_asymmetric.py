@@ -186,3 +186,21 @@ def test_the_default_criterion_gains_too():
     found = [quantize(model, calibration, engine="onnxruntime", asymmetric=one) for one in (False, True)]
     assert sqnr(model, found[1]) > sqnr(model, found[0])
     onnx.checker.check_model(found[1].model, full_check=True)
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "max"])
+def test_before_silu_levels_go_to_values_that_silu_does_not_make_alike(criterion):
+    model = network("SiLU")
+    lowered = build(IMAGE, "float c", "c = Conv(x, w, b)", w=array(model, "w0"), b=np.full(16, -4, np.float32))
+    shifted = onnx.ModelProto()
+    shifted.CopyFrom(model)
+    shifted.graph.initializer.append(numpy_helper.from_array(array(lowered, "b"), "b0"))
+    shifted.graph.node[0].input.append("b0")
+    data = [4 * images(0), 4 * images(1)]
+    found = quantize(shifted, calibrate(shifted, data, criterion=criterion), engine="onnxruntime")
+    seen = run(lowered, x=data[0])["c"]
+    assert seen.min() < -20
+    assert seen.min() / 2 < found.ranges["c0"].low < -2
+    assert verify(found.model, [4 * images(9)], "onnxruntime").wrong == []
+    openvino = quantize(shifted, calibrate(shifted, data, criterion=criterion), engine="openvino")
+    assert "c0" not in openvino.ranges

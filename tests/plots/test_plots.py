@@ -364,10 +364,18 @@ def test_a_calibration_and_what_has_thresholds_are_taken_as_well():
         plot_layers(Calibration.of(Settings()), ax=axes())
 
 
+def test_thresholds_of_the_core_are_drawn_as_t():
+    hist, edges = klquant.histogram(np.random.default_rng(0).normal(size=10_000), num_bins=401)
+    found = {"a": klquant.optimal_threshold(hist, edges), "b": klquant.max_threshold(hist, edges)}
+    ax = plot_layers(found, ax=Figure().subplots())
+    assert [bar.get_width() for bar in ax.patches] == [float(found["a"]), float(found["b"])]
+    assert ax.get_xlabel() == "T"
+
+
 @pytest.mark.parametrize(
     ("thresholds", "sort", "message"),
     [
-        ({"fc": 1.5}, "model", r"`thresholds\['fc'\]` must be a LayerThreshold, got float"),
+        ({"fc": 1.5}, "model", r"`thresholds\['fc'\]` must be a LayerThreshold or the Threshold of .* got float"),
         ([1.5], "model", "`thresholds` must be a Calibration or a mapping, got list"),
         (ODD, "amax", "`sort` must be one of model, ratio, clipped, sqnr_db, got 'amax'"),
     ],

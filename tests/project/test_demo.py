@@ -13,6 +13,7 @@ from klquant.backends.torch import Calibration
 from klquant.cli import cli
 from klquant.demo.digits import NUM_TEST, WEIGHTS, digits_vgg, load_images, load_network
 from klquant.demo.run import NUM_CALIBRATION, run_demo, summarize
+from klquant.demo.sample import NUM_PHOTOS, write_sample
 from klquant.demo.training import save_weights, train
 
 
@@ -134,3 +135,24 @@ def test_a_missing_library_is_one_line_with_the_remedy(monkeypatch):
     assert run.exit_code == 2
     assert "Traceback" not in run.output
     assert "pip install 'klquant[demo]'" in run.output
+
+
+def test_the_sample_is_a_model_and_pictures_that_fit(tmp_path, digits):
+    pytest.importorskip("onnxscript", reason="needs torch.onnx")
+    from klquant.backends.onnx import compare
+    from klquant.cli.data import Amount, open_batches, open_labels
+    from klquant.cli.images import ImageOptions
+
+    model, photos, test = write_sample(tmp_path)
+    options = ImageOptions((8, 8), channels="L", layout="NCHW")
+    assert sum(map(len, open_batches(str(photos), images=options))) == NUM_PHOTOS
+    batches, labels = open_batches(str(test), Amount(50), images=options), open_labels("folders", str(test))
+    found = compare(str(model), str(model), batches, engine="onnxruntime", labels=labels)
+    assert found.outputs[0].float_accuracy > 0.98
+
+
+def test_the_command_writes_the_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("klquant.demo.sample.write_sample", lambda folder: [folder / name for name in "abc"])
+    result = CliRunner().invoke(cli, ["demo", "--sample", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith(f"next: klquant auto {tmp_path / 'a'} --data {tmp_path / 'b'} ")

@@ -13,6 +13,7 @@ import klquant.backends
 
 CORE = Path(klquant.__file__).parent
 ON_TOP = {"__main__"}  # only this and the folders cli, demo and plots may import the backends
+TESTING = sorted((CORE / "testing").glob("*.py"))
 LAYERS = [
     {"errors"},
     {"_namespace"},
@@ -112,9 +113,16 @@ def test_the_reference_stands_alone():
     assert core_modules(imported(CORE_FILES["reference"])[0]) == {"errors"}
 
 
+@pytest.mark.parametrize("path", TESTING, ids=lambda path: path.stem)
+def test_the_oracles_for_users_share_no_code_with_what_they_check(path):
+    assert core_modules(imported(path)[0]) <= {"errors", "reference", "testing", "__init__"}
+    names = {name for name in imported(path)[0] if name.startswith("klquant")}
+    assert all(name.startswith(("klquant.errors", "klquant.reference", "klquant.testing")) for name in names)
+
+
 def test_nobody_imports_the_reference():
     users = [path for path in (*CORE.rglob("*.py"), *BACKEND_FILES) if "reference" in core_modules(imported(path)[0])]
-    assert not users
+    assert set(users) <= set(TESTING)
 
 
 @pytest.mark.parametrize("path", BACKEND_FILES, ids=lambda path: "-".join(path.parts[-2:]))

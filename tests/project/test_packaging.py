@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import klquant
+
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
@@ -36,6 +38,18 @@ def test_every_package_is_looked_for_where_it_lies():
         while parent not in mapping:
             parent = parent.rpartition(".")[0]
         assert ROOT / mapping[parent] / package[len(parent) + 1 :].replace(".", "/") == folder
+
+
+def test_the_source_distribution_has_all_tests_and_pages():
+    """setuptools takes the packages; MANIFEST.in names the rest. `.ci/run` builds it."""
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split("\n")
+    assert {"graft tests", "graft property_tests", "graft docs"} <= set(lines)
+
+
+def test_versions_agree():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{klquant.__version__}"' in text
+    assert f"## {klquant.__version__} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_data_file_is_packaged():

@@ -47,6 +47,7 @@ MODULES = [
         "klquant",
         "klquant.plots",
         "klquant.presets",
+        "klquant.testing",
         "klquant.backends.torch",
         "klquant.backends.jax",
         "klquant.backends.onnx",
@@ -111,7 +112,7 @@ ALL_MODULES = [*MODULES, klquant.reference, importlib.import_module("klquant.bac
 
 @pytest.mark.parametrize("module", ALL_MODULES, ids=lambda module: module.__name__)
 def test_dir_lists_what_is_public_and_nothing_else(module):
-    modules = {"backends", "errors", "plots", "presets", "reference"} if module is klquant else set()
+    modules = {"backends", "errors", "plots", "presets", "reference", "testing"} if module is klquant else set()
     assert dir(module) == sorted({*module.__all__, *modules})
 
 

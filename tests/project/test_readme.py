@@ -213,9 +213,9 @@ def test_every_page_is_linked_in_the_readme_by_its_full_address():
     assert {name_of(page) for page in PAGES[1:]} - site <= {BASES.sub("", link) for link in links}
 
 
-def test_readme_is_short_and_opens_with_code():
+def test_readme_is_short_and_opens_with_the_one_command():
     text = PAGES[0].read_text(encoding="utf-8")
-    assert text.index("klquant.optimal_threshold(hist, edges)") < 600
+    assert text.index("klquant auto model.onnx --data photos/") < 600
     assert text.count("\n") <= 120
 
 

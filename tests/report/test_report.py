@@ -16,8 +16,10 @@ from click.testing import CliRunner
 
 import klquant
 from klquant import CalibrationWarning, InvalidInputError, MissingDependencyError
+from klquant.backends.calibration import Calibration
 from klquant.backends.report import describe, render_html, write_report
 from klquant.backends.report.charts import sparkline, sum_bars, thin_curve
+from klquant.backends.settings import Settings
 from klquant.backends.thresholds import candidate_thresholds
 from klquant.cli.commands.report import report as command
 from support import report_cases
@@ -250,7 +252,7 @@ def test_names_are_text_in_the_page(peculiar):
     found = describe(peculiar, title=HOSTILE, diagnosis=report_cases.diagnosis([HOSTILE]), weight_scales={HOSTILE: [1]})
     page = render_html(found)
     assert "<script>document" not in page
-    assert len(re.findall(r"<script", page)) == 5
+    assert len(re.findall(r"<script", page)) == 6
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1]
     assert json.loads(data) == plain(found)
 
@@ -292,20 +294,71 @@ def test_the_licence_of_the_charts_is_in_the_page(calibration):
     assert "Copyright (c) 2022 Leon Sorokin" in render_html(describe(calibration))
 
 
-def test_what_is_not_known_is_said(calibration):
-    page = render_html(describe(calibration))
-    assert "No diagnosis was given" in page
-    assert "No scales were given" in page
-    known = render_html(
-        describe(calibration, diagnosis=report_cases.diagnosis(calibration.amax), weight_scales={"a": [1]})
-    )
-    assert "was given, so" not in known
-    assert "were given, so" not in known
+SECTIONS = ("ways", "next", "guard", "sensitivity", "weights", "prepared", "skipped")
 
 
-def test_nothing_recorded_is_said(calibration):
-    page = render_html(describe(calibration._replace(transforms={}, skipped={})))
-    assert page.count("No entries") == 2
+def sections_of(page):
+    found = [name for name in SECTIONS if f'<section id="{name}"' in page]
+    assert [name for name in SECTIONS if f'href="#{name}"' in page] == [name for name in found if name != "next"]
+    return found
+
+
+def test_what_is_not_known_has_no_place(calibration):
+    bare = calibration._replace(transforms={"fold": []}, skipped={})
+    page = render_html(describe(bare))
+    assert sections_of(page) == []
+    assert "SQNR meas." not in page
+    known = describe(calibration, diagnosis=report_cases.diagnosis(calibration.amax), weight_scales={"a": [1]})
+    page = render_html(known)
+    assert sections_of(page) == ["sensitivity", "weights", "prepared", "skipped"]
+    assert "SQNR meas." in page
+
+
+def test_the_verdict_comes_first_with_the_ways_and_what_to_do_next(calibration):
+    ways = [{"way": "entropy", "SQNR dB": "20.0"}, {"way": "* <mse>", "SQNR dB": "30.0"}]
+    page = render_html(describe(calibration, verdict="Accurate & small", ways=ways, next_steps=["klquant tune <x>"]))
+    assert sections_of(page)[:2] == ["ways", "next"]
+    assert page.index("Accurate &amp; small") < page.index("<nav")
+    assert '<tr class="picked"><th scope="row">* &lt;mse&gt;</th>' in page
+    assert 'data-copy="klquant tune &lt;x&gt;"' in page
+
+
+def test_the_worst_tensor_is_named_before_all_others(peculiar):
+    found = describe(peculiar)
+    assert found.worst.name == report_cases.OUTLIER
+    page = render_html(found)
+    first = page.index(f'data-pick="{report_cases.OUTLIER}"')
+    assert first < page.index("<nav")
+    assert "2 tensors have warnings, of" in page
+    measured = describe(peculiar, diagnosis={**report_cases.diagnosis([]), "layers": [
+        {**report_cases.diagnosis(["features.0.conv"])["layers"][0], "activation_sqnr_db": 1.5}
+    ]})  # fmt: skip
+    assert measured.worst.name == "features.0.conv"
+
+
+def test_better_criteria_can_be_copied(peculiar):
+    found = describe(peculiar)
+    assert found.better == {report_cases.OUTLIER: "mse"}
+    page = render_html(found)
+    assert 'data-copy="overrides={&#34;outlier&#34;: {&#34;criterion&#34;: &#34;mse&#34;}}"' in page
+    assert 'data-copy="--override outlier=mse"' in page
+
+
+def test_the_guard_is_shown_before_and_after():
+    rng = np.random.default_rng(0)
+    x = rng.standard_t(1.8, size=20_000)
+    histogram = klquant.histogram(x, num_bins=2001)
+    blank = Calibration.of(Settings())._replace(amax={"tail": float(np.abs(x).max())}, histograms={"tail": histogram})
+    found = describe(blank._replace(thresholds=blank.search_thresholds()))
+    (tensor,) = found.tensors
+    assert tensor.guard
+    page = render_html(found)
+    assert sections_of(page) == ["guard"]
+    row = re.search(r'<section id="guard".*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    numbers = re.findall(r'data-value="([-\d.e]+)"', row)
+    before, after = tensor.criteria["entropy"], tensor.chosen
+    expected = [before.sqnr_db, after.sqnr_db, after.sqnr_db - before.sqnr_db, before.threshold, after.threshold]
+    assert [float(one) for one in numbers] == pytest.approx(expected)
 
 
 def test_the_same_calibration_gives_the_same_bytes(calibration, tmp_path):

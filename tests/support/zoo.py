@@ -36,18 +36,20 @@ class Entry(NamedTuple):
     """Words of the reason why a module stays in floating point, by its name."""
     uncalled: set
     """Layers that the batches never call."""
+    products: dict
+    """How many calls of functions are observed in a module, by its name."""
 
 
 ZOO: dict[str, Entry] = {}
 BOTH = "batch_norm relu"
 
 
-def entry(*, left=(), skipped=(), uncalled=(), **folded):
+def entry(*, left=(), skipped=(), uncalled=(), products=(), **folded):
     """Register a function that returns a model and batches. Keywords name the folds, with `__` for dots."""
 
     def register(build):
         names = {name.replace("__", "."): kinds for name, kinds in folded.items()}
-        ZOO[build.__name__] = Entry(build, names, dict(left), dict(skipped), set(uncalled))
+        ZOO[build.__name__] = Entry(build, names, dict(left), dict(skipped), set(uncalled), dict(products))
         return build
 
     return register
@@ -62,8 +64,11 @@ def load(name, dtype=torch.float64):
 
 def layers(model):
     """Return the names of the layers that can be quantized, found without the code under test."""
-    plain = {f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)} | {"Linear"}
-    return {name for name, module in model.named_modules() if type(module).__name__ in plain}
+    plain = {f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)}
+    plain |= {"Linear", "NonDynamicallyQuantizableLinear"}
+    found = {name for name, module in model.named_modules() if type(module).__name__ in plain}
+    attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    return found | {f"{name}.{part}_proj" for name in attentions for part in "qkv"}
 
 
 def folding_error(model, folded, batches):
@@ -230,7 +235,7 @@ def attend(net, x):
     return net.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-@entry(skipped={"attend": "scaled_dot_product_attention"})
+@entry(products={"attend": 1})
 def vit():
     def run(net, x):
         x = torch.cat([net.token.expand(len(x), 1, 8), net.patches(x).flatten(2).mT], 1) + net.position
@@ -245,7 +250,7 @@ def vit():
     return model, images()
 
 
-@entry(skipped={"attend": "projections inside attention"})
+@entry(products={"attend": 1})
 def multihead_attention():
     def run(net, x):
         y = net.norm(x)
@@ -255,7 +260,7 @@ def multihead_attention():
     return Net(run, norm=nn.LayerNorm(8), attend=attention, head=nn.Linear(8, 5)), [batch(3, 5, 8), batch(2, 7, 8)]
 
 
-@entry(skipped={"layers.0.self_attn": "projections", "layers.1.self_attn": "projections"},
+@entry(products={"layers.0.self_attn": 1, "layers.1.self_attn": 1},
        layers__0__linear1="relu", layers__1__linear1="relu")  # fmt: skip
 def transformer_encoder():
     """PyTorch's own encoder, which runs a layer as one kernel in eval mode."""
@@ -263,7 +268,7 @@ def transformer_encoder():
     return nn.TransformerEncoder(layer, 2), [batch(3, 5, 8), batch(2, 7, 8)]
 
 
-@entry(skipped={"attend": "matmul"})
+@entry(products={"attend": 2})
 def swin():
     """Shifted windows, with a bias for relative positions."""
 
@@ -288,7 +293,7 @@ def swin():
 EMBEDDINGS = {f"embeddings.{kind}_embeddings": "embedding" for kind in ("word", "position", "token_type")}
 
 
-@entry(skipped={**EMBEDDINGS, **{f"encoder.layer.{k}.attention.self": "attention" for k in range(2)}})
+@entry(skipped=EMBEDDINGS, products={f"encoder.layer.{k}.attention.self": 1 for k in range(2)})
 def bert():
     """From `transformers`, with random weights and a mask."""
     from transformers import BertConfig, BertModel

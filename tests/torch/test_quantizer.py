@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 from klquant.backends.torch import (
     Quantizer,
@@ -346,19 +345,21 @@ def test_the_data_are_as_before():
 def test_all_calls_of_a_layer_that_a_list_repeats_are_quantized():
     fc, relu = nn.Linear(4, 4), nn.ReLU()
     result = quantize(nn.Sequential(fc, relu, fc, relu).eval(), DATA, **OPTIONS)
-    assert result.histograms["0"].hist.sum() == 2 * sum(x.numel() for x in DATA)
-    assert isinstance(result.model[2], QuantizedLayer)
+    for call in ("0@0", "0@1"):
+        assert result.histograms[call].hist.sum() == sum(x.numel() for x in DATA)
+    assert isinstance(result.model[2].get_submodule("@1"), QuantizedLayer)
 
 
-def test_a_parametrized_layer_stays_in_floating_point_and_is_named():
-    odd = parametrizations.weight_norm(nn.Linear(4, 4))
-    with pytest.warns(CalibrationWarning, match="layer `1` stays in floating point: ParametrizedLinear"):
-        result = quantize(nn.Sequential(nn.Linear(4, 4), odd).eval(), DATA, **OPTIONS)
-    assert list(result.thresholds) == ["0"]
+def test_a_layer_whose_weight_is_a_buffer_is_quantized_by_its_function():
+    odd = nn.Linear(4, 4)
+    del odd.weight
+    odd.register_buffer("weight", torch.ones(4, 4))
+    result = quantize(nn.Sequential(nn.Linear(4, 4), odd).eval(), DATA, **OPTIONS)
+    assert list(result.thresholds) == ["0", "1:linear.0.input"]
 
 
 def test_attention_is_named_as_left_in_floating_point():
-    model = Net(lambda net, x: net.attend(x, x, x)[0], attend=nn.MultiheadAttention(4, 2)).eval()
+    model = Net(lambda net, x: net.attend(x, x, x)[0], attend=nn.MultiheadAttention(4, 2, add_bias_kv=True)).eval()
     with pytest.warns(CalibrationWarning, match="layer `attend` stays in floating point: the projections"):
         quantize(model, DATA, **OPTIONS)
 

@@ -14,12 +14,13 @@ from klquant.backends.torch import (
     collect_amax,
     fake_quantize,
     fold_relu,
+    quantize,
     quantize_weights,
     saturate_like_engines,
     simulate,
 )
-from klquant.backends.torch.model.layers import LayerReLU, channel_axis, weighted_layers
-from klquant.backends.torch.simulation import QuantizedLayer
+from klquant.backends.torch.model.layers import LayerReLU, channel_axis, inner_layer, weighted_layers
+from klquant.backends.torch.simulation import QuantizedLayer, quantized_layers
 from klquant.errors import InvalidInputError
 from support.networks import Net, batch, fingerprint, is_same, mlp, outputs, ready
 
@@ -397,3 +398,16 @@ def test_thresholds_of_another_model_are_refused():
 def test_scales_of_another_model_are_refused():
     with pytest.raises(InvalidInputError, match=r"`weight_scales` must hold every layer .* got none of \['first'\]"):
         simulate(mlp(), {}, {"first": clipping(1.0)})
+
+
+@pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_scales_stay_in_float32_if_the_model_is_cast(dtype):
+    model = quantize(mlp(), [batch(8, 4, dtype=torch.float32)], num_bins=255).model
+    before = {name: layer.scale.clone() for name, layer in quantized_layers(model).items()}
+    cast = model.to(dtype)
+    for name, layer in quantized_layers(cast).items():
+        assert layer.scale.dtype == torch.float32
+        assert is_same(layer.scale, before[name])
+        assert inner_layer(layer.layer).weight.dtype == dtype
+    assert outputs(cast, batch(8, 4, dtype=dtype)).dtype == dtype

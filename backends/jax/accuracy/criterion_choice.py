@@ -32,7 +32,7 @@ def auto_thresholds(
     calibration: Calibration,
     batches: Iterable[Any] | None,
     *,
-    progress: bool = False,
+    progress: bool = True,
     group: Group = None,
 ) -> dict[str, LayerThreshold]:
     """Return the thresholds of the criterion that is best for each tensor whose options name none.

@@ -13,8 +13,9 @@ from klquant.errors import InvalidInputError
 from ...accuracy.classes import Array
 from ...accuracy.comparison import Comparison, Metric, compare_models
 from ...batches import numbered, tracked
+from ...settings import check_choice
 from ..execution import Session, open_onnxruntime, open_openvino
-from ..feeds import Input, make_feed, read_inputs
+from ..feeds import Input, from_reader, make_feed, read_inputs
 from ..model.graph import read_graph
 from ..model.loading import check_graph, read_model, wanted
 from ..model.saving import MAX_BYTES, num_bytes
@@ -77,7 +78,7 @@ def compare(
     engine: Runner,
     labels: Array | None = None,
     metric: Metric | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Comparison:
     """Run a float model and its quantized form on the same data and compare outputs, time and size.
 
@@ -95,7 +96,7 @@ def compare(
         From the outputs of both models, each a list with one mapping of arrays by output name for each batch, to a
         number such as the share of equal results.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
 
     Returns
     -------
@@ -115,13 +116,15 @@ def compare(
 
     Notes
     -----
+    Positions that an input whose name ends in "attention_mask" leaves out do not count in outputs of shape (samples,
+    positions, ..., channels); `metric` gets all.
+
     Memory: the outputs of one batch at a time, and with `metric` the outputs of all batches.
     """
-    if engine not in ("onnxruntime", "openvino"):
-        raise InvalidInputError(f"`engine` must be one of onnxruntime, openvino, got {engine!r}")
+    check_choice("engine", engine, ("onnxruntime", "openvino"))
     first, second = RunnableModel.of("float_model", float_model), RunnableModel.of("int8_model", int8_model)
     _check_alike(first, second)
-    shown = numbered(tracked(batches, "comparing" if progress else ""))
+    shown = numbered(tracked(from_reader(batches, once=True), "comparing" if progress else ""))
     feeds = (first.feed(batch, f"batch {k}") for k, batch in shown)
     with first.exact() as reference, first.running(engine) as one, second.running(engine) as other:
         exact, float_run, int8_run = (partial(session, first.outputs) for session in (reference, one, other))

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from klquant.errors import InvalidInputError
 
 from ...accuracy.criterion_choice import Choice, check_candidates, choose_all, distinct_thresholds
+from ...accuracy.padding import unpadded
 from ...batches import numbered, tracked
 from ...calibration import Calibration
 from ...collection.distributed import Group, failing_together, share
@@ -52,7 +53,7 @@ def auto_thresholds(
     calibration: Calibration,
     batches: Iterable[Any],
     *,
-    progress: bool = False,
+    progress: bool = True,
     group: Group = None,
 ) -> dict[str, LayerThreshold]:
     """Return the threshold of each tensor by the criterion that is best on the first samples.
@@ -88,7 +89,7 @@ def best_of(prepared: Prepared, assignments: Mapping[str, Mapping[str, LayerThre
         rounding = with_outputs(rounding_model(prepared, thresholds), names)
         with open_onnxruntime(rounding, optimized=True) as session:
             for feed, outputs in zip(feeds, floats, strict=True):
-                noises[key] += output_noise(outputs, session(names, feed))
+                noises[key] += output_noise(unpadded(feed, outputs), unpadded(feed, session(names, feed)))
     return min(noises, key=lambda key: noises[key])
 
 
@@ -97,7 +98,7 @@ def choose_criterion(
     candidates: Mapping[str, Mapping[str, LayerThreshold]],
     feeds: Iterable[Feed],
     *,
-    progress: bool = False,
+    progress: bool = True,
 ) -> dict[str, Choice]:
     """Return for each tensor the criterion whose threshold gives the least error behind the tensor's readers.
 

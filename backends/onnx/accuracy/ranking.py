@@ -13,10 +13,12 @@ from klquant.errors import InvalidInputError
 from ...batches import numbered
 from ...calibration import Calibration
 from ...html_tables import html_table
+from ...reprs import counted, worst
 from ...settings import Engine
 from ...text import number, without_nan
-from ..feeds import few_samples, make_feed, read_inputs
+from ..feeds import few_samples, from_reader, make_feed, read_inputs
 from ..model.preparation import Prepared, prepare
+from ..placement import place
 from ..quantization import quantize
 from .sensitivity import quantizer_costs
 
@@ -43,6 +45,12 @@ class Sensitivity(NamedTuple):
     def as_json(self) -> str:
         """Return everything as JSON, with null for infinity."""
         return json.dumps(without_nan(self), indent=2, allow_nan=False)
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        alone = worst((one.name, one.sqnr_db) for one in self.costs)
+        together = number(self.expected_sqnr_db, ".1f")
+        return f"Sensitivity({counted(len(self.costs), 'quantizer')}, {together} dB expected of all together{alone})"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
@@ -90,10 +98,12 @@ def sensitivity(
     prepared = prepare(model)
     quantized = quantize(prepared, calibration, engine=engine).model
     inputs = read_inputs(prepared.model, prepared.graph)
-    feeds = few_samples((make_feed(batch, inputs) for _, batch in numbered(batches)), inputs, SAMPLES)
+    feeds = few_samples(
+        (make_feed(batch, inputs) for _, batch in numbered(from_reader(batches, once=True))), inputs, SAMPLES
+    )
     if not feeds:
         raise InvalidInputError("expected at least one batch, got none")
-    costs = quantizer_costs(prepared.graph, quantized, feeds)
+    costs = quantizer_costs(place(prepared, calibration, engine).prepared.graph, quantized, feeds)
     found = [QuantizerCost(name, _decibels(cost)) for name, cost in costs.items()]
     return Sensitivity(sorted(found, key=lambda one: one.sqnr_db), _decibels(sum(costs.values())))
 

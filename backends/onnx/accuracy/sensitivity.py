@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import onnx
 
+from ...accuracy.padding import unpadded
 from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import MAX_CHAIN, Graph
@@ -32,7 +33,7 @@ def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Fe
             floats = session(outputs, {**feed, SELECT: np.asarray(NONE, np.int64)})
             for k, name in enumerate(names):
                 found = session(outputs, {**feed, SELECT: np.asarray(k, np.int64)})
-                costs[name] += output_noise(floats, found) / len(feeds)
+                costs[name] += output_noise(unpadded(feed, floats), unpadded(feed, found)) / len(feeds)
     return costs
 
 

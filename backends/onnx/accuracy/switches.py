@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ...settings import WEIGHTED
 from ..engines.quantizer_nodes import DEQUANTIZE, QUANTIZE
 from ..model.graph import Graph, copied
 
@@ -28,10 +29,10 @@ class SwitchedModel(NamedTuple):
 def switched(graph: Graph, quantized: onnx.ModelProto) -> SwitchedModel:
     """Return a model with switches, from the graph of the float model and what ``quantize`` made of it.
 
-    Tables of embeddings have none: they are always rounded.
+    Tables of embeddings have none: they are always rounded. Constants of sums and products never are.
     """
     model = copied(quantized)
-    layers = {name: node.name for node in model.graph.node for name in node.input}
+    layers = {name: (node.name, k) for node in model.graph.node for k, name in enumerate(node.input)}
     floats = {node.name: node for node in graph.nodes}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     edits = _Edits({}, [], set(), [])
@@ -43,12 +44,12 @@ def switched(graph: Graph, quantized: onnx.ModelProto) -> SwitchedModel:
             quantizer = edits.moved[node.input[0]]
             nodes += edits.switch(_activation(quantizer, node, graph), quantizer.input[0], [quantizer, node])
         elif node.op_type == DEQUANTIZE and node.input[0] in types:
-            layer = floats[layers[node.output[0]]]
-            is_bias = types[node.input[0]] == TensorProto.INT32
-            source = layer.input[2 if is_bias else 1]
+            layer, position = layers[node.output[0]]
+            source = floats[layer].input[position]
             edits.floats.add(source)
             identity = helper.make_node("Identity", [source], [node.output[0]], f"{node.name}/float")
-            nodes += [identity] if is_bias else edits.switch(layer.name, source, [node])
+            is_weight = position == 1 and floats[layer].op_type in WEIGHTED
+            nodes += edits.switch(layer, source, [node]) if is_weight else [identity]
         else:
             nodes.append(node)
     _write(model.graph, nodes, edits, graph)

@@ -19,6 +19,7 @@ from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 from ...accuracy.comparison import Metric, worst
 from ...accuracy.latency import interleaved_medians
 from ...accuracy.outputs import Outputs, compare_outputs
+from ...accuracy.padding import unpadded
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned
@@ -31,8 +32,9 @@ from ..calibration import calibrate
 from ..correction.equalization import equalize
 from ..correction.smooth_quant import smooth
 from ..execution import Feed, Session, open_onnxruntime
-from ..feeds import Array, few_samples
+from ..feeds import Array, few_samples, from_reader
 from ..model.preparation import Prepared, prepare
+from ..placement import place
 from ..qdq_model import QDQModel
 from ..quantization import quantize
 from .comparison import RunnableModel
@@ -58,7 +60,7 @@ def tune(
     target: str | float = 0.99,
     metric: Metric | None = None,
     validation: Iterable[Any] | None = None,
-    progress: bool = False,
+    progress: bool = True,
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QDQModel]:
@@ -83,7 +85,7 @@ def tune(
         Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
         than four, all serve both purposes.
     progress : bool
-        Show bars on a terminal.
+        Show bars on a terminal or in a notebook.
     resume : path, optional
         JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
     **options
@@ -108,9 +110,9 @@ def tune(
 
     Notes
     -----
-    The order is: the criteria, by themselves; each step on top of the best so far; then layers are left out, those
-    first that cost the outputs most for each layer lost. How many is found by doubling and bisection, so it takes about
-    2 log2(layers) trials. What turns out not to be needed is put back.
+    The order is: the criteria, by themselves; each step on top of the best so far; the criteria again, with the steps
+    that helped; then layers are left out, those first that cost the outputs most for each layer lost. How many is found
+    by doubling and bisection, so it takes about 2 log2(layers) trials. What turns out not to be needed is put back.
 
     The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
     the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`
@@ -118,7 +120,7 @@ def tune(
     """
     check_engine(engine)
     limits, settings = split_options(options)
-    wanted, split = Target.parse(target), hold_back(batches, validation)
+    wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
     prepared = prepare(model)
     with _reference(prepared, split, engine, metric) as reference:
         tuner = _OnnxTuner(prepared, split, settings, reference)
@@ -194,7 +196,8 @@ class _OnnxTuner:
         with _running(reference.model._replace(model=quantized.model), reference.engine) as session:
             found: list[Outputs] = [session(names, feed) for feed in reference.feeds]
             ratio = self._time_ratio(session)
-        outputs = compare_outputs(zip(reference.outputs, found, strict=True))
+        triples = zip(reference.feeds, reference.outputs, found, strict=True)
+        outputs = compare_outputs((unpadded(feed, exact), unpadded(feed, other)) for feed, exact, other in triples)
         agreement = worst([output.agreement for output in outputs])
         value = agreement if reference.metric is None else float(reference.metric(reference.outputs, found))
         return Measured(worst([one.sqnr_db for one in outputs]), value, ratio, self._int8_share(quantized))
@@ -217,7 +220,7 @@ class _OnnxTuner:
             warnings.simplefilter("ignore", CalibrationWarning)
             prepared, found = self._base(recipe)
             if recipe.criterion == "auto":
-                thresholds = auto_thresholds(prepared, found, self._split.calibration)
+                thresholds = auto_thresholds(prepared, found, self._split.calibration, progress=False)
             else:
                 thresholds = found.search_thresholds(criterion=recipe.criterion)  # type: ignore[arg-type]
             calibration = found._replace(thresholds=thresholds)
@@ -234,18 +237,19 @@ class _OnnxTuner:
             prepared, data = self._prepared, self._split.calibration
             for name in names:
                 prepared = prepare(CHANGES[name](prepared, data))
-            self._bases[names] = _Base(prepared, calibrate(prepared, data, **self._settings))
+            self._bases[names] = _Base(prepared, calibrate(prepared, data, progress=False, **self._settings))
         return self._bases[names]
 
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return what to leave out of INT8, what costs most first."""
         plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
-        graph = self._base(plain).prepared.graph
+        prepared, engine = self._base(plain).prepared, self._reference.engine
         calibration, quantized = self.make(plain)
         feeds = few_samples(self._feeds(), self._reference.model.inputs, SAMPLES)
-        costs = quantizer_costs(graph, quantized.model, feeds)
+        floats = place(prepared, calibration, engine, plain.exclude).prepared
+        costs = quantizer_costs(floats.graph, quantized.model, feeds)
         skipped = tuple(calibration.skipped)
-        return rank_layers(graph, calibration.thresholds, self._reference.engine, skipped, costs, min_int8=min_int8)
+        return rank_layers(prepared.graph, calibration.thresholds, engine, skipped, costs, min_int8=min_int8)
 
     def _feeds(self) -> Iterator[dict[str, Array]]:
         """Yield the data of the calibration."""

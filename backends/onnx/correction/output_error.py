@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 import onnx
 
+from ...accuracy.padding import unpadded
 from ..accuracy.output_noise import output_noise, output_parts, smooth_outputs
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.preparation import Prepared
@@ -28,9 +29,9 @@ def output_errors(
         open_all = (open_onnxruntime(with_outputs(model, names), optimized=optimized) for model in models)
         sessions = [stack.enter_context(opened) for opened in open_all]
         for feed in feeds:
-            expected = reference(names, feed)
+            expected = unpadded(feed, reference(names, feed))
             for k, session in enumerate(sessions):
-                found = session(names, feed)
+                found = unpadded(feed, session(names, feed))
                 errors[k] += [output_noise({name: expected[name] for name in place}, found) for place in places]
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = errors / errors[0]

@@ -33,6 +33,11 @@ class Prepared(NamedTuple):
     graph: Graph
     """The nodes and tensors of `model`, by name."""
 
+    def __repr__(self) -> str:
+        """Return the number of nodes, and the inputs and outputs."""
+        ends = f"{', '.join(self.graph.inputs)} -> {', '.join(self.graph.outputs)}"
+        return f"Prepared({len(self.graph.nodes)} nodes, {ends})"
+
 
 def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     """Prepare a model for :func:`calibrate` and :func:`quantize`.

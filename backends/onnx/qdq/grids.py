@@ -1,15 +1,17 @@
 """Quantization grids: scale, zero point and integer type of activations, weights and biases."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, TypeAlias
 
 import onnx
 
 from ...calibration import Calibration
+from ...curves import Curve
+from ...function_ranges import function_ranges
 from ...grid_thresholds import grid_thresholds
 from ...ranges import STEPS, Candidate, Range, better_range, candidates
-from ...settings import WEIGHTED, Engine
+from ...settings import WEIGHTED
 from ..model.graph import Graph
 from ..model.operators import attribute, has_constant_weight
 from .plan import Plan
@@ -91,22 +93,19 @@ def _groups(plan: Plan) -> Iterable[set[str]]:
     return {id(group): group for group in group_of.values()}.values()
 
 
-def fitted(graph: Graph, calibration: Calibration, engine: Engine) -> Calibration:
-    """Return a calibration with thresholds for the grids of an engine that has zero points."""
-    if engine == "tensorrt":
-        return calibration
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
-    return calibration._replace(thresholds=grid_thresholds(calibration, slow))
+def fitted(calibration: Calibration, slow: Collection[str], curves: Mapping[str, Curve]) -> Calibration:
+    """Return a calibration with thresholds for the grids of an engine that has zero points, and for the readers."""
+    return function_ranges(calibration._replace(thresholds=grid_thresholds(calibration, slow)), curves)
 
 
 def shifted_candidates(
-    graph: Graph, calibration: Calibration | Mapping[str, float], engine: Engine
+    calibration: Calibration | Mapping[str, float], slow: Collection[str], curves: Mapping[str, Curve]
 ) -> dict[str, Candidate]:
     """Return the ranges that an engine can run at no loss of speed; thresholds alone have none."""
-    if engine == "tensorrt" or not isinstance(calibration, Calibration):
+    if not isinstance(calibration, Calibration):
         return {}
-    slow = slow_with_zero_points(graph) if engine == "openvino" else set()
-    return {name: one for name, one in candidates(calibration).items() if one.range.low == 0 or name not in slow}
+    found = candidates(calibration, curves)
+    return {name: one for name, one in found.items() if one.range.low == 0 or name not in slow}
 
 
 def slow_with_zero_points(graph: Graph) -> set[str]:

@@ -14,7 +14,7 @@ from ..model.graph import Graph, copied, to_array
 from ..model.operators import attribute, channel_bias, has_constant_weight, output_channels
 from .grids import Grid
 from .plan import EVERYONE, Plan
-from .weights import Quantized, least_scales, quantize_bias, quantize_weight, representable
+from .weights import Quantized, least_scales, quantize_bias, quantize_operand, quantize_weight, representable
 
 Array = np.ndarray[Any, Any]
 
@@ -82,6 +82,8 @@ def write_qdq(
             _add_bias(edits, node)
     for node in (node for node in graph.nodes if node.name in plan.tables):
         _quantize_table(edits, node, done)
+    for node in (node for node in graph.nodes if node.name in plan.operands):
+        _quantize_operand(edits, node)
     if int_bias:
         _keep_floats(edits, plan, grids)
     if coarse:
@@ -169,6 +171,14 @@ def _quantize_bias(edits: Edits, node: onnx.NodeProto, input_scale: float, weigh
         edits.inputs[node.name, node.input[2]] = _dequantized(edits, node, node.input[2], found, axis=0)
 
 
+def _quantize_operand(edits: Edits, node: onnx.NodeProto) -> None:
+    """Replace the constant in a sum or a product by dequantized UINT8 with one scale."""
+    name = next(name for name in node.input if name in edits.graph.initializers)
+    edits.inputs[node.name, name] = _dequantized(
+        edits, node, name, quantize_operand(edits.graph.initializers[name]), axis=None
+    )
+
+
 def _quantize_table(edits: Edits, node: onnx.NodeProto, done: dict[tuple[object, ...], str]) -> None:
     """Gather integers, and dequantize them with one scale for each element of a vector."""
     name, output = node.input[0], node.output[0]
@@ -201,7 +211,7 @@ def _dequantized(edits: Edits, node: onnx.NodeProto, name: str, found: Quantized
     """Insert integers and their dequantizer before a node, and return the name of the result."""
     integers = edits.constant(f"{name}_quantized", found.codes)
     scale = edits.constant(f"{name}_scale", found.scale)
-    zero = edits.constant(f"{name}_zero_point", np.zeros(found.scale.shape, found.codes.dtype))
+    zero = edits.constant(f"{name}_zero_point", np.full(found.scale.shape, found.zero_point, found.codes.dtype))
     result = edits.new_name(f"{name}_dequantized")
     attributes = {} if axis is None else {"axis": axis}
     dequantize = _node(edits, "DequantizeLinear", [integers, scale, zero], result, **attributes)

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     """Why layers stay in floating point, by node name."""
     biased: AbstractSet[str] = frozenset()
     """Layers that get a bias that changes nothing, by node name."""
+    operands: AbstractSet[str] = frozenset()
+    """Names of sums and products of an activation and a constant, which is quantized too."""
     tables: AbstractSet[str] = frozenset()
     """Names of Gather nodes that read integers from a table, which are dequantized behind them."""
 

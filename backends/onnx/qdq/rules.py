@@ -1,6 +1,6 @@
 """The plan for each engine."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ...settings import Engine
 from ..model.graph import Graph
@@ -12,10 +12,20 @@ from .openvino import adapted
 from .plan import Plan
 
 
-def make_plan(graph: Graph, thresholds: Iterable[str], engine: Engine, exclude: tuple[str, ...] = ()) -> Plan:
-    """Return the plan for an engine, given the names of the tensors with a threshold."""
+def make_plan(
+    graph: Graph,
+    thresholds: Iterable[str],
+    engine: Engine,
+    exclude: tuple[str, ...] = (),
+    *,
+    products: Collection[str] = (),
+) -> Plan:
+    """Return the plan for an engine, given the names of the tensors with a threshold.
+
+    For onnxruntime, the nodes `products` may multiply by a constant in INT8.
+    """
     if engine == "onnxruntime":
-        plan = operators(graph, thresholds, exclude)
+        plan = operators(graph, thresholds, exclude, products)
     else:
         plan = explicit(graph, thresholds, exclude, layers_only=engine == "openvino")
     if engine == "openvino":

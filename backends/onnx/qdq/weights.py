@@ -27,6 +27,7 @@ class Quantized(NamedTuple):
     """Shape (channels,), or () where one scale holds for all values."""
     coarse: int = 0
     """How many channels have steps more than `COARSE` times as large as their weights need, to let the bias fit."""
+    zero_point: int = 0
 
 
 def quantize_weight(
@@ -59,6 +60,16 @@ def quantize_weight(
     steps = alive if axis is not None else float(alive)
     codes = klquant.quantize(values, steps, axis=axis, num_quantized_bins=levels)
     return Quantized(codes, scale, int(np.sum(~dead & (np.asarray(floor) > COARSE * wanted))))
+
+
+def quantize_operand(constant: onnx.TensorProto) -> Quantized:
+    """Return a constant in 0 .. 255, with one scale and a zero point; a single value is exact."""
+    values = to_array(constant).astype(np.float64)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    scale = representable((high - low) / 255, np.dtype(np.float32))
+    zero_point = int(np.rint(-low / float(scale)))
+    codes = np.clip(np.rint(values / float(scale)) + zero_point, 0, 255).astype(np.uint8)
+    return Quantized(codes, scale, zero_point=zero_point)
 
 
 def representable(scale: Array | float, dtype: "np.dtype[Any]") -> Array:

@@ -11,8 +11,8 @@ from ...accuracy.sums import Sums
 from ...thresholds import LayerThreshold
 from ..model.forward import Where
 from ..model.hooks import active
-from ..model.layers import weighted_layers
-from ..simulation import fake_quantize, simulate
+from ..model.layers import observed_layers
+from ..simulation import fake_quantize, quantized_layers, simulate
 
 
 def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:
@@ -72,9 +72,9 @@ class SwitchableModel:
         observe: Where,
     ) -> None:
         simulated = simulate(model, weight_scales, thresholds, observe=observe)
-        floats, modules = dict(weighted_layers(model)), dict(simulated.named_modules())
+        floats, quantized = dict(observed_layers(model)), quantized_layers(simulated) if thresholds else {}
         self.floats = {name: floats[name] for name in thresholds}
-        self.quantized = {name: modules[name] for name in thresholds}
+        self.quantized: dict[str, Any] = {name: quantized[name] for name in thresholds}
         self._root = nn.ModuleList([simulated])  # the parent of the model, which may be a single layer
         self._places: dict[int, list[tuple[nn.Module, str]]] = {id(layer): [] for layer in self.quantized.values()}
         for parent in self._root.modules():

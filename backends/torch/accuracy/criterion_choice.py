@@ -23,7 +23,7 @@ def choose_criterion(
     *,
     observe: Where = "inputs",
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
 ) -> dict[str, Choice]:
     """Choose for each tensor the criterion whose threshold gives the least error of its layer's output.
 

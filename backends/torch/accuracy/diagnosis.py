@@ -12,6 +12,7 @@ from klquant.errors import InvalidInputError
 
 from ...batches import progress_bar
 from ...html_tables import html_table
+from ...reprs import counted, worst
 from ...text import number, without_nan
 from ...thresholds import LayerThreshold
 from ..model.dataflow import tensors_in
@@ -54,6 +55,11 @@ class Diagnosis(NamedTuple):
         content = {"model_sqnr_db": self.model_sqnr_db, "model_cosine": self.model_cosine, "layers": self.layers}
         return json.dumps(without_nan(content), indent=2, allow_nan=False)
 
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        alone = worst((layer.name, layer.alone_sqnr_db) for layer in self.layers)
+        return f"Diagnosis({counted(len(self.layers), 'layer')}, output {number(self.model_sqnr_db, '.1f')} dB{alone})"
+
     def _repr_html_(self) -> str:
         """Return a table of the layers for notebooks."""
         caption = f"SQNR in dB, the most harmful layer first; {number(self.model_sqnr_db, '.1f')} dB with all of them"
@@ -84,7 +90,7 @@ def diagnose(
     *,
     observe: Where = "inputs",
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
     sensitivity: bool = True,
 ) -> Diagnosis:
     """Compare a model with its INT8 simulation, layer by layer, and rank the layers by the harm they do.
@@ -102,7 +108,7 @@ def diagnose(
     forward : callable (model, batch) -> output
         How to run the model on a batch; the floating point tensors that it returns are compared.
     progress : bool
-        Show a bar over layers and batches on a terminal.
+        Show a bar over layers and batches on a terminal or in a notebook.
     sensitivity : bool
         Also quantize one layer at a time, and all but one, on the first 64 samples. Otherwise these numbers are NaN,
         and the SQNR of the layers' outputs ranks them.

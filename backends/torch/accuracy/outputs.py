@@ -38,7 +38,7 @@ def compare(
     forward: Forward = call_model,
     labels: Array | None = None,
     metric: Metric | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Comparison:
     """Run a float module and its quantized form on the same data and compare outputs, time and size.
 
@@ -56,7 +56,7 @@ def compare(
         From the outputs of both models, each a list with one mapping of arrays by name for each batch, to a number. The
         names are ``output``, or ``output 0``, ``output 1``, ... of several tensors.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
 
     Returns
     -------

@@ -21,10 +21,11 @@ from ...accuracy.trials import Measured, Recipe, Target, Tuned
 from ...accuracy.tuning import TuningOptions, split_options
 from ...accuracy.tuning import tune as tune_shared
 from ...batches import progress_bar
+from ...calibration import Calibration
 from ...settings import CRITERIA, SettingsOptions
 from ..model.dataflow import tensors_in
 from ..model.forward import Forward, call_model, check_eval
-from ..model.layers import fingerprint, weighted_layers
+from ..model.layers import fingerprint
 from ..quantizer import Quantizer
 from ..stages import QuantizedModel
 from .outputs import named_outputs
@@ -40,7 +41,7 @@ def tune(
     forward: Forward = call_model,
     metric: Metric | None = None,
     validation: Iterable[Any] | None = None,
-    progress: bool = False,
+    progress: bool = True,
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QuantizedModel]:
@@ -63,7 +64,7 @@ def tune(
         Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
         than four, all serve both purposes.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
     resume : path, optional
         JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
     **options
@@ -123,7 +124,7 @@ class _TorchTuner:
         outputs = compare_outputs(zip(self._reference, found, strict=True))
         agreement = worst([output.agreement for output in outputs])
         value = agreement if self._metric is None else float(self._metric(self._reference, found))
-        share = len(quantized.thresholds) / max(sum(1 for _ in weighted_layers(self._model)), 1)
+        share = len(quantized.thresholds) / max(_number_of_points(quantized.calibration), 1)
         return Measured(worst([one.sqnr_db for one in outputs]), value, math.nan, share)
 
     def make(self, recipe: Recipe) -> QuantizedModel:
@@ -140,7 +141,7 @@ class _TorchTuner:
         """Return a calibrated quantizer with the thresholds of a recipe."""
         key, data = "equalize" in recipe.steps, self._split.calibration
         if key not in self._quantizers:
-            quantizer = Quantizer(self._model, forward=self._forward, **self._settings)
+            quantizer = Quantizer(self._model, forward=self._forward, progress=False, **self._settings)
             first = next(iter(data))
             quantizer.fold(first)
             if key:
@@ -157,9 +158,9 @@ class _TorchTuner:
         """Return the layers to leave out of INT8, what costs most first."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            found = self._searched(recipe).diagnose(list(islice(self._split.calibration, RANKING_BATCHES)))
-        total = sum(1 for _ in weighted_layers(self._model))
-        most = len(found.layers) - math.ceil(min_int8 * total - 1e-9)
+            quantizer = self._searched(recipe)
+            found = quantizer.diagnose(list(islice(self._split.calibration, RANKING_BATCHES)))
+        most = len(found.layers) - math.ceil(min_int8 * _number_of_points(quantizer.calibration) - 1e-9)
         return [(layer.name,) for layer in found.layers[: max(most, 0)]]
 
     def identity(self) -> object:
@@ -171,3 +172,8 @@ class _TorchTuner:
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         layers = sorted(fingerprint(self._model).items())
         return digest.hexdigest(), layers, sorted(map(repr, self._settings.items())), self._metric is None
+
+
+def _number_of_points(found: Calibration) -> int:
+    """Return how many layers and operands of functions could be in INT8."""
+    return len({*found.amax, *found.weight_scales})

@@ -14,10 +14,11 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ...batches import tracked
+from ..model.calls import Calls, layer_of
 from ..model.edits import copy_model
 from ..model.forward import Forward, call_model, check_eval, run_observed
-from ..model.layers import inner_layer, weighted_layers
-from ..simulation import QuantizedLayer
+from ..model.layers import LayerWrapper, Tap, inner_layer, weighted_layers
+from ..simulation import QuantizedLayer, quantized_layers
 
 
 def correct_bias(
@@ -26,7 +27,7 @@ def correct_bias(
     batches: Iterable[Any],
     *,
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Add to the bias of each quantized layer what rounding takes from the mean of each output channel.
 
@@ -44,7 +45,7 @@ def correct_bias(
     forward : callable (model, batch) -> output
         How to run the model on a batch.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
 
     Returns
     -------
@@ -75,14 +76,15 @@ def correct_in_place(
     simulated: nn.Module, reference: nn.Module, batches: Iterable[Any], *, forward: Forward, progress: bool
 ) -> dict[str, float]:
     """Do what :func:`correct_bias` does, to the simulated model itself; return the corrections."""
-    quantized = {name: m for name, m in simulated.named_modules() if isinstance(m, QuantizedLayer)}
+    quantized = {name: m for name, m in simulated.named_modules() if _has_weights(m)}
+    taps = quantized_layers(simulated) if quantized else {}
     layers = dict(weighted_layers(reference))
     _check_names(quantized, layers)
     shifts = {name: _Shift(layers[name], layer) for name, layer in quantized.items()}
 
     def observer(name: str, tensor: torch.Tensor) -> None:
-        if name in shifts:
-            shifts[name].update(tensor)
+        if layer_of(name) in shifts and name in taps:
+            shifts[layer_of(name)].update(tensor, input_quantizer(taps[name]))
 
     description = "bias correction" if progress else ""
     if not run_observed(reference, tracked(batches, description), observer, forward=forward):
@@ -92,6 +94,10 @@ def correct_in_place(
     for name, mean in means.items():
         _set_bias(inner_layer(quantized[name].layer), inner_layer(layers[name]).bias, mean)
     return {name: float(mean.abs().max()) for name, mean in means.items()}
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return isinstance(module, (QuantizedLayer, Calls)) and not isinstance(module.layer, Tap)
 
 
 def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:
@@ -111,9 +117,8 @@ def _check_names(quantized: dict[str, Any], layers: dict[str, Any]) -> None:
 class _Shift:
     """The mean difference between a layer and its quantized form, for each output channel."""
 
-    def __init__(self, layer: nn.Module, quantized: QuantizedLayer) -> None:
+    def __init__(self, layer: nn.Module, quantized: LayerWrapper) -> None:
         self._layers = inner_layer(layer), inner_layer(quantized.layer)
-        self._round = _input_quantizer(quantized)
         self._sums: list[torch.Tensor] = []  # of x and of x_hat, over `_samples` samples
         self._samples = 0
         self._total: Any = 0.0
@@ -123,9 +128,9 @@ class _Shift:
     def was_called(self) -> bool:
         return self._samples + self._count > 0
 
-    def update(self, x: torch.Tensor) -> None:
-        """Add a batch of inputs."""
-        sums = [_sum_up(value, self._layers[0]) for value in (x, self._round(x))]
+    def update(self, x: torch.Tensor, rounded: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Add a batch of inputs, and the same rounded."""
+        sums = [_sum_up(value, self._layers[0]) for value in (x, rounded(x))]
         if not sums[0].isfinite().all():
             raise InvalidInputError("activations must be finite, got NaN or infinity")
         if self._samples and self._sums[0].shape == sums[0].shape:
@@ -150,7 +155,7 @@ class _Shift:
         self._samples = 0
 
 
-def _input_quantizer(quantized: QuantizedLayer) -> Callable[[torch.Tensor], torch.Tensor]:
+def input_quantizer(quantized: QuantizedLayer) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function that the quantized layer applies to its input: the layer itself around an identity."""
     if quantized.observe != "inputs":
         return nn.Identity()

@@ -205,7 +205,7 @@ def _equalize_pair(pair: _Pair) -> torch.Tensor:
 
 def _output_axis(layer: Any) -> int:
     """Return the axis of the grouped weight for output channels, 1 or 2; the other one is for input channels."""
-    return 2 if type(layer) in TRANSPOSED else 1
+    return 2 if isinstance(layer, TRANSPOSED) else 1
 
 
 def _grouped(layer: Any, positions: int = 1) -> tuple[int, ...]:

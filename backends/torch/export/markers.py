@@ -29,6 +29,8 @@ class Roundings(NamedTuple):
     """Names of the simulated layers, by node name."""
     conflicts: list[tuple[str, str, str]]
     """A tensor, and two layers that round it by different scales."""
+    reached: set[str]
+    """Names of the simulated layers and operands that the graph has."""
 
 
 class Mark(NamedTuple):
@@ -67,7 +69,7 @@ class _Finder:
     """Removes marks from a graph, in their order, and collects the roundings."""
 
     def __init__(self, traced: Traced) -> None:
-        self.roundings = Roundings({}, {}, {}, [])
+        self.roundings = Roundings({}, {}, {}, [], set())
         self._graph, self._named_outputs = traced.model.graph, traced.named_outputs
         self._first: dict[str, str] = {}  # the layer that rounds a tensor first
 
@@ -83,6 +85,7 @@ class _Finder:
 
     def add(self, mark: Mark) -> None:
         """Remove a mark and add its rounding."""
+        self.roundings.reached.add(mark.layer)
         self._remove_repeated(mark)
         if any(node.graph is not self._graph for node in mark.result.consumers()):
             raise InvalidInputError(

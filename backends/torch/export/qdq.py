@@ -28,15 +28,22 @@ FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
 
 
-def place(traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None) -> QDQModel:
-    """Return a traced model with Q/DQ as simulated or, with batches and for onnxruntime, by the rules of an engine."""
+def place(
+    traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None, *, may_ignore: bool = False
+) -> QDQModel:
+    """Return a traced model with Q/DQ as simulated or, with batches and for onnxruntime, by the rules of an engine.
+
+    Batches that the user did not pass (`may_ignore`) may be none, and are ignored if layers round one tensor
+    differently, which those rules do not allow.
+    """
     model, found = remove_marks(traced)
+    if may_ignore and (not batches or (found.conflicts and engine != "onnxruntime")):
+        batches = None
     if batches is None and engine != "onnxruntime":
         result = _as_simulated(model, found)
     else:
         result = _by_rules(model, found, engine, batches)
-    reached = set(found.layers.values())
-    result.skipped.update({name: UNREACHED for name in traced.layers if name not in reached})
+    result.skipped.update({name: UNREACHED for name in traced.layers if name not in found.reached})
     return result
 
 
@@ -77,10 +84,12 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
     """Return the plan of the simulation; layers with unrounded inputs keep their float weights."""
     plan = Plan(found.readers, {}, [], {})
     for node in (node for node in graph.nodes if node.op_type in WEIGHTED):
-        readers = found.readers.get(node.input[0], set())
+        rounded = [not found.readers.get(name, set()).isdisjoint((node.name, EVERYONE)) for name in node.input[:2]]
         if node.name not in found.layers:
             plan.skipped[node.name] = FLOAT
-        elif not has_constant_weight(graph, node) or readers.isdisjoint((node.name, EVERYONE)):
+        elif not has_constant_weight(graph, node):
+            plan.skipped.update({} if all(rounded) else {node.name: UNROUNDED})
+        elif not rounded[0]:
             plan.skipped[node.name] = UNROUNDED
         else:
             plan.weights[node.name] = weight_axis(graph, node)

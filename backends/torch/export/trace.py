@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from klquant.errors import InvalidInputError, ModelError
 
+from ..model.arguments import Arguments
+from ..model.calls import Calls
 from ..model.edits import copy_model
-from ..model.layers import LayerWrapper, inner_layer
+from ..model.layers import LayerWrapper, Tap, inner_layer
 from ..simulation import QuantizedLayer, quantized_layers
 
 if TYPE_CHECKING:
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 
 DOMAIN, ROUNDED, KEPT = "klquant", "Rounded", "Kept"  # names of the marks, which no engine implements
 ROOT = "model"  # prefix of traced names
+DynamicShapes: TypeAlias = Mapping[str, Mapping[int, str]]
 _IRRELEVANT: list[tuple[str, type[Warning]]] = [
     ("", FutureWarning),  # torch's exporter uses deprecated functions of torch
     ("", DeprecationWarning),
-    ("# The axis name: batch will not be used, since it shares", UserWarning),  # it is used
+    ("# The axis name: .* will not be used, since it shares", UserWarning),  # it is used
     (
         "The tensor attribute.* assigned during export",
         UserWarning,
@@ -70,10 +73,10 @@ def _mark_kept(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tens
 class _Called(nn.Module):
     """Takes the tensors of an example as one list, so that shapes can be given in one form for any signature."""
 
-    def __init__(self, model: nn.Module, example: Any) -> None:
+    def __init__(self, model: nn.Module, example: Arguments) -> None:
         super().__init__()
         self.model = model
-        self._leaves, self._form = tree_flatten(as_arguments(example))
+        self._leaves, self._form = tree_flatten((example.args, example.kwargs))
         self.eval()
 
     def tensors(self) -> list[torch.Tensor]:
@@ -90,9 +93,10 @@ class _Called(nn.Module):
 
 def trace(
     model: nn.Module,
-    example: Any,
+    example: Arguments,
     *,
     dynamic_batch: bool,
+    dynamic_shapes: DynamicShapes,
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> Traced:
@@ -103,7 +107,7 @@ def trace(
         raise InvalidInputError(f"`input_names` must name {len(arguments)} tensors, {arguments}, got {inputs}")
     marked = _with_marks(model)
     called = _Called(marked, example)
-    shapes = _shapes(called.tensors()) if dynamic_batch else None
+    shapes = _shapes(dict(zip(inputs, called.tensors(), strict=True)), dynamic_batch, dynamic_shapes)
     with _quiet():
         try:
             program: Any = torch.onnx.export(  # Any: it is None only without dynamo
@@ -113,7 +117,7 @@ def trace(
                 verbose=False,
                 input_names=inputs,
                 output_names=output_names,
-                dynamic_shapes=shapes,
+                dynamic_shapes=(shapes,) if any(shapes) else None,
             )
         except Exception as error:
             cause = error.__cause__ or error
@@ -127,23 +131,24 @@ def trace(
 
 def _with_marks(model: nn.Module) -> nn.Module:
     model = copy_model(model).requires_grad_(requires_grad=False)
+    for layer in {id(layer): layer for layer in _rounded_layers(model)}.values():
+        layer.register_forward_hook(_mark_kept)
     for name, layer in quantized_layers(model).items():
-        inner_layer(layer.layer).register_forward_hook(_mark_kept)
         layer.__class__ = _MarkedLayer
         layer.__dict__["mark"] = {"layer": name, "scale": layer.scale.item(), "observe": layer.observe}
     return model
 
 
-def as_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments, as :func:`call_model` passes them."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
+def _rounded_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers whose weights may be rounded."""
+    for module in model.modules():
+        if isinstance(module, (QuantizedLayer, Calls)) and not isinstance(module.layer, Tap):
+            yield inner_layer(module.layer)
 
 
-def named_tensors(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a batch by argument name, with a number if an argument holds several."""
-    args, kwargs = as_arguments(batch)
+def named_tensors(model: nn.Module, arguments: Arguments) -> dict[str, torch.Tensor]:
+    """Return the tensors among arguments by name, with a number if an argument holds several."""
+    args, kwargs = arguments.args, arguments.kwargs
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [name for name, one in inspect.signature(model.forward).parameters.items() if one.kind in kinds]
     known += [f"input_{k}" if k else "input" for k in range(len(known), len(args))]
@@ -154,12 +159,35 @@ def named_tensors(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _shapes(tensors: list[torch.Tensor]) -> Any:
-    """Return the dynamic dimensions: dimension 0 of the first tensor, and of the tensors with as many samples."""
-    samples = next((len(x) for x in tensors if x.ndim), None)
-    batch = torch.export.Dim("batch")
-    shapes = [{0: batch} if x.ndim and len(x) == samples else None for x in tensors]
-    return None if samples is None else (shapes,)
+def _shapes(
+    tensors: Mapping[str, torch.Tensor], dynamic_batch: bool, given: DynamicShapes
+) -> list[dict[int, Any] | None]:
+    """Return the dynamic dimensions of each tensor: those given, and the batch size.
+
+    The batch size is dimension 0 of the first tensor, and of the tensors with as many samples.
+    """
+    samples = next((len(x) for x in tensors.values() if x.ndim), None) if dynamic_batch else None
+    _check_shapes(tensors, given)
+    shapes: dict[str, dict[int, str]] = {
+        name: {0: "batch"} if x.ndim and len(x) == samples else {} for name, x in tensors.items()
+    }
+    for name, axes in given.items():
+        shapes[name] |= {axis % tensors[name].ndim: size for axis, size in axes.items()}
+    sizes = {size: torch.export.Dim(size) for axes in shapes.values() for size in axes.values()}
+    return [{axis: sizes[size] for axis, size in axes.items()} or None for axes in shapes.values()]
+
+
+def _check_shapes(tensors: Mapping[str, torch.Tensor], given: DynamicShapes) -> None:
+    if unknown := given.keys() - tensors.keys():
+        raise InvalidInputError(f"`dynamic_shapes` must name inputs, {list(tensors)}, got {sorted(unknown)}")
+    for name, axes in given.items():
+        for axis, size in axes.items():
+            if not isinstance(axis, int) or not -tensors[name].ndim <= axis < tensors[name].ndim:
+                raise InvalidInputError(
+                    f"`dynamic_shapes` of `{name}` must be dimensions of a tensor of {tensors[name].ndim}, got {axis!r}"
+                )
+            if not isinstance(size, str) or not size.isidentifier():
+                raise InvalidInputError(f"`dynamic_shapes` of `{name}` must map to names of sizes, got {size!r}")
 
 
 def _plain_names(model: nn.Module, traced: Iterable[str]) -> dict[str, str]:

@@ -5,28 +5,62 @@ called once, and nothing else uses the output of the layer. For a ReLU it is eno
 of its layer: since relu(relu(x)) = relu(x), the ReLU can stay in place for its other callers.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
+from ...html_tables import html_skipped, html_table
+from ...reprs import left_out
+from ..model.arguments import log_left_out
+from ..model.calls import MOST
 from ..model.dataflow import Recording, outputs_agree, record_calls
-from ..model.edits import copy_model, restored, without_nested_tensors
+from ..model.edits import restored
 from ..model.forward import Forward, call_model, check_eval, naming_errors
-from ..model.layers import check_supported, skipped_layers
+from ..model.layers import check_supported, skipped_layers, weighted_layers
 from ..model.norms import other_norms
+from ..model.plain import LayerTypes, plain_copy
+from ..model.products import Product, can_own
 from ..model.quantized import check_float
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
 
 class Examination(NamedTuple):
-    """What one run of a model showed; ``_asdict()`` and ``Fold(*...)`` convert it to JSON and back."""
+    """What one run of a model showed; ``_asdict()``, ``Fold(*...)``, ``Product(*...)`` convert it to JSON and back."""
 
     folds: list[Fold]
     """One entry for each BatchNorm, and for each layer that can be joined with its ReLU."""
     skipped: dict[str, str]
     """By module name: why something with weights, or that multiplies activations, stays in floating point."""
+    products: list[Product]
+    """The calls of functions that are observed like layers."""
+    calls: dict[str, int]
+    """Layers, and operands of products, that were called several times: each call is observed apart."""
+
+    def as_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return how a model is changed, as rows for a calibration; what is skipped is not among them."""
+        calls = [{"name": name, "number": number} for name, number in self.calls.items()]
+        folds, products = ([row._asdict() for row in rows] for rows in (self.folds, self.products))
+        return {"fold": folds, "equalize": [], "products": products, "calls": calls}
+
+    @classmethod
+    def from_rows(cls, rows: Mapping[str, list[dict[str, Any]]]) -> "Examination":
+        """Return what :meth:`as_rows` returned; older calibrations have no products and calls."""
+        folds = [Fold(**row) for row in rows["fold"]]
+        products = [Product(**row) for row in rows.get("products", [])]
+        return cls(folds, {}, products, {row["name"]: row["number"] for row in rows.get("calls", [])})
+
+    def __repr__(self) -> str:
+        """Return the result in one line."""
+        folded = sum(not fold.reason for fold in self.folds)
+        return f"Examination({folded} of {len(self.folds)} modules can be folded{left_out(self.skipped)})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the folds for notebooks."""
+        rows = [(fold.module, fold.kind, fold.into or "", fold.reason) for fold in self.folds]
+        return html_table("Folds", ("name", "kind", "into", "reason"), rows) + html_skipped(self.skipped)
 
 
 def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> Examination:
@@ -63,24 +97,52 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     return examine_copy(copy_to_fold(model), batch, forward)
 
 
-def copy_to_fold(model: nn.Module) -> nn.Module:
+def copy_to_fold(model: nn.Module, layer_types: LayerTypes | None = None) -> nn.Module:
     """Return a copy of the model that can be examined and folded in place."""
     check_supported(model)
     check_float(model)
-    return without_nested_tensors(copy_model(model))
+    return plain_copy(model, layer_types)
 
 
 def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
     """Do what :func:`examine` does with a copy that the caller owns; the copy stays as it was."""
+    if forward is call_model:
+        log_left_out(model, batch)
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
+    products, floats = _split(model, seen)
+    calls = _repeated_calls(model, seen, products)
+    owners = {product.module for product in products}
+    skipped = {name: reason for name, reason in skipped.items() if name not in owners}
     inside = tuple(f"{name}." for name in skipped)
     computed = {
         name: f"{', '.join(dict.fromkeys(functions))} computes in floating point"
-        for name, functions in seen.products.items()
+        for name, functions in floats.items()
         if name not in skipped and not name.startswith(inside)
     }
-    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed})
+    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed}, [*products], calls)
+
+
+def _repeated_calls(model: nn.Module, seen: Recording, products: Counter[Product]) -> dict[str, int]:
+    """Return how often each layer and operand was called, of those that were called several times but not in a loop."""
+    calls = {name: len(seen.calls[name]) for name, _ in weighted_layers(model)}
+    calls |= {name: number for product, number in products.items() for name in product.names}
+    return {name: number for name, number in calls.items() if 1 < number <= MOST}
+
+
+def _split(model: nn.Module, seen: Recording) -> tuple[Counter[Product], dict[str, list[str]]]:
+    """Return the products that can be observed, and the functions that stay in floating point, by module."""
+    called = {name for name, calls in seen.calls.items() if calls}
+    mixed = {p[:2] for p in seen.products if p.weight.rpartition(".")[0] in called}  # a layer and a function share it
+    floats = {name: list(functions) for name, functions in seen.unknown.items()}
+    products: dict[tuple[str, str, int], tuple[Product, int]] = {}
+    for product, number in seen.products.items():
+        if product[:2] in mixed or not can_own(model.get_submodule(product.module)):
+            floats.setdefault(product.module, []).append(product.function)
+        else:
+            known, before = products.get(product[:3], (product, 0))
+            products[product[:3]] = known.joined(product), before + number
+    return Counter(dict(products.values())), floats
 
 
 def fold_batch_norm(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> tuple[nn.Module, list[Fold]]:

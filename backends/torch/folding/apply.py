@@ -1,6 +1,6 @@
 """Apply folds to a model by the names of its modules, without data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +9,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from klquant.errors import InvalidInputError
 
-from ..model.edits import copy_model, replace_module, without_nested_tensors
+from ..model.calls import separate_calls
+from ..model.edits import replace_module
 from ..model.forward import check_eval
 from ..model.layers import TRANSPOSED, WEIGHTED, LayerReLU, channel_axis, is_quantizable
 from ..model.norms import is_foldable
+from ..model.plain import plain_copy
+from ..model.products import Product, install
 
 RELU_MODULES = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
@@ -29,8 +32,17 @@ class Fold(NamedTuple):
     reason: str
     """Why it was left alone; empty if it was folded."""
 
+    def __repr__(self) -> str:
+        """Return what happened."""
+        return f"Fold({self.kind} {self.module}, {self.reason or f'into {self.into}'})"
 
-def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
+
+def apply_folds(
+    model: nn.Module,
+    folds: Iterable[Fold],
+    products: Iterable[Product] = (),
+    calls: Mapping[str, int] | None = None,
+) -> nn.Module:
     """Return a copy of the model with these folds applied, without data.
 
     Parameters
@@ -39,6 +51,10 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
         The model that was examined, or one with the same layers. It is not changed.
     folds : iterable of Fold
         ``examine(model, batch).folds``; entries with a reason are skipped.
+    products : iterable of Product
+        ``examine(model, batch).products``: calls of functions to observe like layers.
+    calls : mapping, optional
+        ``examine(model, batch).calls``: layers and operands whose calls are observed apart.
 
     Returns
     -------
@@ -52,8 +68,10 @@ def apply_folds(model: nn.Module, folds: Iterable[Fold]) -> nn.Module:
         If a module that `folds` names is missing, or of another type or size; if the model is in training mode.
     """
     check_eval(model)
-    folded = without_nested_tensors(copy_model(model))
+    folded = plain_copy(model)
     fold_in_place(folded, folds)
+    install(folded, products)
+    separate_calls(folded, calls or {}, {})
     return folded
 
 
@@ -75,7 +93,7 @@ def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
 def fuse(layer: Any, norm: Any) -> None:
     """Change the layer's weight and bias, computed in float64 and rounded once."""
     combine: Callable[..., Any] = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-    options = {} if isinstance(layer, nn.Linear) else {"transpose": type(layer) in TRANSPOSED}
+    options = {} if isinstance(layer, nn.Linear) else {"transpose": isinstance(layer, TRANSPOSED)}
     tensors = (layer.weight, layer.bias, norm.running_mean, norm.running_var)
     weight, bias, mean, var = (None if t is None else t.detach().double() for t in tensors)
     gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight.detach()
@@ -108,7 +126,7 @@ def _checked_relu(fold: Fold, modules: dict[str, nn.Module]) -> Any:
 
 def _layer(fold: Fold, modules: dict[str, nn.Module]) -> Any:
     wanted = ", ".join(kind.__name__ for kind in WEIGHTED)
-    layer = _module(str(fold.into), modules, wanted, lambda module: type(module) in WEIGHTED)
+    layer = _module(str(fold.into), modules, wanted, lambda module: isinstance(module, WEIGHTED))
     if not is_quantizable(layer):
         raise InvalidInputError(f"the weight of `{fold.into}` must be a parameter, got one computed from others")
     return layer

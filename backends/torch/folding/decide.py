@@ -60,7 +60,7 @@ def _feeding_call(norm: str, seen: Recording) -> Call | None:
 
 def _norm_obstacle(name: str, norm: Any, layer: Any, feeding: Call | None, seen: Recording, uses: Counter[int]) -> str:
     """Return why the BatchNorm cannot be folded; empty if it can."""
-    if layer is None or feeding is None or type(layer) not in WEIGHTED:
+    if layer is None or feeding is None or not isinstance(layer, WEIGHTED):
         return "never called" if not seen.calls[name] else _NO_LAYER
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
@@ -82,7 +82,7 @@ def _weights_obstacle(name: str, norm: Any, into: str, layer: Any, seen: Recordi
 def _layer_obstacle(norm: Any, layer: Any, feeding: Call) -> str:
     if has_hooks(layer) or has_hooks(norm):
         return "hooks are registered on it or its layer"
-    if type(layer) in TRANSPOSED and layer.groups != 1:
+    if isinstance(layer, TRANSPOSED) and layer.groups != 1:
         return "a grouped transposed convolution has no weight axis for its output channels"
     if feeding.output_ndim != layer.weight.ndim:  # 2 for linear layers; without a batch convolutions have one less
         return "dimension 1 does not hold the channels after a linear layer or convolution with other batch dimensions"

@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from .functions import METADATA, product_name, relu_kind
 from .hooks import active
-from .layers import RELUS, WEIGHTED
+from .layers import RELUS, is_quantizable
 from .norms import is_foldable
+from .products import Product, observed_operands, operands_of
 
 OUTPUT = "output"  # the consumer of what the model returns
 _FILL = 9e3  # masks are filled with -1e4 (-9984 in bfloat16), -1e9, the lowest value of a dtype
@@ -49,18 +50,24 @@ class Recording(NamedTuple):
     """The calls of each layer, BatchNorm and ReLU module; empty if it was not called."""
     output: list[torch.Tensor]
     """The tensors that the model returned."""
-    products: dict[str, list[str]]
-    """Functions that multiplied weights or activations outside the layers, by the innermost calling module."""
+    products: Counter[Product]
+    """How often functions multiplied activations outside the layers, with the innermost calling module."""
+    unknown: dict[str, list[str]]
+    """Functions that multiplied outside the layers in another way, by the innermost calling module."""
     read: set[str]
     """The modules of interest whose parameters were used outside them."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """Run the model and return its dataflow. The model stays as it was."""
-    interesting = [name for name, m in model.named_modules() if type(m) in (*WEIGHTED, *RELUS) or is_foldable(m)]
+    interesting = [name for name, module in model.named_modules() if _is_interesting(module)]
     with torch.no_grad(), recording(model, interesting, products=True) as seen:
         run()
     return seen
+
+
+def _is_interesting(module: nn.Module) -> bool:
+    return is_quantizable(module) or type(module) in RELUS or is_foldable(module)
 
 
 @contextmanager
@@ -69,8 +76,8 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], {}, set())
-    recorder = _Recorder(seen, model)
+    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set())
+    recorder = _Recorder(seen, model, _Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
         for name, module in model.named_modules():
@@ -131,12 +138,38 @@ def count_uses(model: nn.Module) -> Counter[int]:
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
+class _Constants:
+    """Knows which tensors do not depend on the input of the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+        self._fixed = {*self.names, *(id(buffer) for buffer in model.buffers())}
+        self._computed: dict[int, weakref.ref[torch.Tensor]] = {}
+
+    def __contains__(self, value: torch.Tensor) -> bool:
+        known = self._computed.get(id(value))
+        return id(value) in self._fixed or (known is not None and known() is value)
+
+    def follow(self, given: Any, result: Any) -> None:
+        """Note whether what a function returned depends on constants alone."""
+        given = list(tensors_in(given))
+        is_constant = bool(given) and all(value in self for value in given)
+        for value in tensors_in(result):
+            if is_constant:
+                self._computed[id(value)] = weakref.ref(value)
+            else:
+                self._computed.pop(id(value), None)  # written in place
+                self._fixed.discard(id(value))
+
+
 class _Recorder(TorchFunctionMode):
-    def __init__(self, seen: Recording, model: nn.Module) -> None:
+    def __init__(self, seen: Recording, model: nn.Module, constants: "_Constants | None") -> None:
         super().__init__()
         self._seen = seen
         self._owners = {id(p): name for name in seen.calls for p in model.get_submodule(name).parameters()}
         self._entered: list[str] = []
+        self._counts: list[Counter[str]] = []  # of the functions that multiply, for each module that is entered
+        self._constants = constants
         self._depth = 0  # of modules of interest: nothing is recorded inside them
         # weak references: strong ones would keep all activations of a run in memory
         self._produced: dict[int, tuple[weakref.ref[torch.Tensor], Call]] = {}
@@ -157,12 +190,14 @@ class _Recorder(TorchFunctionMode):
             if interesting and self._depth == 0:
                 self.consume(tensors_in((args, kwargs)), Consumer(name))
             self._entered.append(name)
+            self._counts.append(Counter())
             self._depth += interesting
 
         def leaving(module: nn.Module, args: Any, output: Any) -> None:
             if self._entered[-1:] != [name]:
                 return  # it was not entered: one of its own hooks raised an error before
             self._entered.pop()
+            self._counts.pop()
             self._depth -= interesting
             if interesting and self._depth == 0:
                 self._produce(name, output)
@@ -182,15 +217,32 @@ class _Recorder(TorchFunctionMode):
             self._seen.calls[name].append(call)
             self._produced[id(tensor)] = (weakref.ref(tensor), call)
 
+    def _multiply(self, function: str, args: Any, kwargs: Any, constants: "_Constants") -> None:
+        operands, module = operands_of(function, args, kwargs), self._entered[-1]
+        varying = [name for name, value in operands.items() if value not in constants]
+        if operands and not varying:
+            return  # a constant
+        if not operands:
+            if any(value not in constants for value in tensors_in((args, kwargs))):
+                self._seen.unknown.setdefault(module, []).append(function)
+            return
+        weight = next((constants.names[id(value)] for value in operands.values() if id(value) in constants.names), "")
+        number = self._counts[-1][function]
+        self._counts[-1][function] += 1
+        self._seen.products[Product(module, function, number, observed_operands(function, varying), weight)] += 1
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._depth or func in METADATA:
             return func(*args, **kwargs)
         relu = relu_kind(func, args, kwargs)
         self.consume(tensors_in((args, kwargs)), Consumer(None, func, relu))
-        if self._entered and (product := product_name(func)):
-            self._seen.products.setdefault(self._entered[-1], []).append(product)
+        constants = self._constants
+        if constants is not None and self._entered and (product := product_name(func)):
+            self._multiply(product, args, kwargs, constants)
         result = func(*args, **kwargs)
+        if constants is not None:
+            constants.follow((args, kwargs), result)
         if relu:
             self._produced.pop(id(result), None)  # in place: the tensor no longer holds what the layer returned
         return result

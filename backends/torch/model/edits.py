@@ -13,13 +13,23 @@ from klquant.errors import InvalidInputError
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy; raise InvalidInputError, with the reason, if the model does not allow one."""
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, _computed_tensors(model) or None)
     except Exception as error:
         raise InvalidInputError(f"the model must allow copy.deepcopy, got: {error}") from error
     for module in copied.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # cuDNN wants its weights in one block of memory; a copy has several
     return copied
+
+
+def _computed_tensors(model: nn.Module) -> dict[int, torch.Tensor]:
+    """Return copies of the tensors that hooks such as those of weight_norm computed, which deepcopy refuses, by id."""
+    found: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            own = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+            found |= {id(value): value.detach().clone() for value in own if not value.is_leaf}
+    return found
 
 
 def replace_module(old: nn.Module, new: nn.Module) -> None:
@@ -51,7 +61,8 @@ def restored(model: nn.Module) -> Iterator[None]:
             if not isinstance(module, torch.jit.ScriptModule):  # holds its attributes outside Python
                 stack.callback(_restorer(module))
         for buffer in model.buffers():
-            stack.callback(_restore_values, buffer, buffer.detach().clone(), buffer._version)
+            version = None if buffer.is_inference() else buffer._version  # these do not count their changes
+            stack.callback(_restore_values, buffer, buffer.detach().clone(), version)
         yield
 
 
@@ -70,8 +81,8 @@ def _restorer(module: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _restore_values(buffer: torch.Tensor, values: torch.Tensor, version: int) -> None:
-    if buffer._version != version:
+def _restore_values(buffer: torch.Tensor, values: torch.Tensor, version: int | None) -> None:
+    if version is None or buffer._version != version:
         with torch.no_grad():
             buffer.copy_(values)
 

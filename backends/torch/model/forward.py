@@ -11,8 +11,11 @@ from torch.utils.hooks import RemovableHandle
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ...settings import Observe
+from .advice import advice
+from .arguments import arguments_of
+from .exported import is_exported
 from .hooks import active
-from .layers import weighted_layers
+from .layers import observed_layers
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 Where: TypeAlias = Observe | Mapping[str, Observe]  # for all layers, or by name for those that are observed
@@ -20,23 +23,22 @@ Observer: TypeAlias = Callable[[str, torch.Tensor], None]
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call the model with a tensor, with the items of a tuple or list, or with the entries of a mapping by name.
+    """Call the model with a tensor, the items of a tuple or list, or the entries of a mapping: those that it takes.
 
     The tensors are cloned first, because a model may change its input in place and the batch is needed again.
     """
-    batch = tree_map_only(torch.Tensor, torch.clone, batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*batch)
-    return model(batch)
+    args, kwargs, _ = tree_map_only(torch.Tensor, torch.clone, tuple(arguments_of(model, batch)))
+    return model(*args, **kwargs)
 
 
 def check_eval(model: nn.Module) -> None:
     """Raise InvalidInputError if any module of the model is in training mode."""
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    exported = tuple(f"{name}." if name else "" for name, module in model.named_modules() if is_exported(module))
     for name, module in model.named_modules():
+        if f"{name}.".startswith(exported):
+            continue  # its mode was fixed by torch.export
         if getattr(module, "training", False):  # frozen TorchScript has no such attribute
             raise InvalidInputError(
                 f"the model must be in eval mode, got {name or 'the model'} in training mode; call model.eval() first"
@@ -84,7 +86,7 @@ def run_observed(
             except KLQuantError:
                 raise
             except Exception as error:
-                raise _model_error(error, entered, number, batch, forward) from error
+                raise _model_error(error, entered, number, batch, (model, forward)) from error
             entered, done = "", done + 1
     return done
 
@@ -102,33 +104,24 @@ def naming_errors(forward: Forward) -> Forward:
 
             return hook
 
-        hooks = (layer.register_forward_pre_hook(entering(name)) for name, layer in weighted_layers(model))
+        hooks = (layer.register_forward_pre_hook(entering(name)) for name, layer in observed_layers(model))
         try:
             with active(hooks):
                 return forward(model, batch)
         except KLQuantError:
             raise
         except Exception as error:
-            raise _model_error(error, entered, 0, batch, forward) from error
+            raise _model_error(error, entered, 0, batch, (model, forward)) from error
 
     return run
 
 
-def _model_error(error: Exception, entered: str, number: int, batch: Any, forward: Forward) -> ModelError:
-    hint = "" if entered or forward is not call_model or not isinstance(error, TypeError) else _hint(batch)
+def _model_error(error: Exception, entered: str, number: int, batch: Any, run: tuple[nn.Module, Forward]) -> ModelError:
+    model, forward = run
+    is_call = not entered and isinstance(error, TypeError)
+    hint = advice(model, batch, is_call=is_call) if forward is call_model else ""
     at = f"{entered}batch {number}: the model failed there or later"
     return ModelError(f"{at}, with {type(error).__name__}: {error}{hint}")
-
-
-def _hint(batch: Any) -> str:
-    """Say how to pass only the input if a batch is (image, label), or a dict with more than the model takes."""
-    if isinstance(batch, Mapping) and batch:
-        how, key = "its entries as keyword arguments", repr(next(iter(batch)))
-    elif isinstance(batch, (tuple, list)) and batch:
-        how, key = f"its {len(batch)} items as positional arguments", "0"
-    else:
-        return "; to call the model in another way, pass forward=lambda model, batch: ..."
-    return f"; the batch was passed with {how}; for one of them, pass forward=lambda model, batch: model(batch[{key}])"
 
 
 def _kind(value: Any) -> str:
@@ -136,7 +129,7 @@ def _kind(value: Any) -> str:
 
 
 def _hooks(model: nn.Module, observed: Callable[[str, Any], None], observe: Where) -> Iterator[RemovableHandle]:
-    for name, layer in weighted_layers(model):
+    for name, layer in observed_layers(model):
         place = observed_at(name, observe)
         if place == "inputs":
             yield layer.register_forward_pre_hook(_on_input(name, observed), with_kwargs=True)

@@ -22,7 +22,7 @@ _PRODUCTS = {
     *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)),
     *("conv_tbc", "convolution", "_convolution"),
     *("matmul", "mm", "bmm", "mv", "dot", "vdot", "vecdot", "inner", "einsum", "tensordot", "multi_dot"),
-    *("addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "_grouped_mm", "grouped_mm"),
+    *("addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "linalg_multi_dot", "_grouped_mm", "grouped_mm"),
     *("scaled_dot_product_attention", "multi_head_attention_forward"),
 }
 _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__imatmul__": "matmul"}
@@ -30,7 +30,7 @@ _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__imatmul__": "m
 
 def relu_kind(function: Any, args: Any, kwargs: Any) -> str:
     """Return `relu` or `relu6` if the call is one, in place or not, else an empty string."""
-    if function in _RELU:
+    if function in _RELU or getattr(function, "_opname", "") in ("relu", "relu_"):
         return "relu"
     if function is functional.relu6:
         return "relu6"
@@ -44,6 +44,9 @@ def relu_kind(function: Any, args: Any, kwargs: Any) -> str:
 
 def product_name(function: Any) -> str:
     """Return the name of a function that multiplies activations by activations or weights, else an empty string."""
-    name = str(getattr(function, "__name__", "")).partition(".")[0]  # torch.ops has names such as mm.default
+    name = getattr(function, "__name__", "")
+    if name in _PRODUCTS:
+        return str(name)
+    name = str(name).partition(".")[0]  # torch.ops has names such as mm.default
     name = _OPERATORS.get(name, name if name in _PRODUCTS else name.removesuffix("_"))
     return name if name in _PRODUCTS else ""

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from klquant.errors import InvalidInputError
@@ -43,7 +44,13 @@ class LayerWrapper(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):
+                raise  # the wrapper is not copied or pickled as its layer is
             return getattr(super().__getattr__("layer"), name)
+
+
+class LayerWithTaps(LayerWrapper):
+    """A layer whose calls are observed apart."""
 
 
 class LayerReLU(LayerWrapper):
@@ -59,12 +66,54 @@ class LayerReLU(LayerWrapper):
         return result
 
 
+class Tap(nn.Module):
+    """An identity, where an operand of a function is observed and rounded like the input of a layer."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.eval()
+
+    def forward(self, operand: torch.Tensor) -> torch.Tensor:
+        """Return the operand."""
+        return operand
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that pads its input so that the output has ceil(size / stride) pixels, as in TensorFlow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the convolution of the padded input."""
+        sizes: list[int] = []
+        for size, kernel, stride, dilation in zip(
+            x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            missing = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            sizes = [missing // 2, missing - missing // 2, *sizes]  # the last dimension comes first
+        x = functional.pad(x, sizes)
+        return functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
 def weighted_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield each layer that is quantized, with its qualified name in the user's model."""
-    joined = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
+    return observed_layers(model, taps=False)
+
+
+def observed_layers(model: nn.Module, *, taps: bool = True) -> Iterator[tuple[str, Layer]]:
+    """Yield each layer and tap with its name; the layers that have taps only without these."""
+    hidden = {id(module.layer) for module in model.modules() if isinstance(module, LayerWrapper)}
+    hidden |= {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, module in model.named_modules():
-        if isinstance(module, LayerReLU) or (is_quantizable(module) and id(module) not in joined):
-            yield name, module
+        if isinstance(module, LayerWithTaps) and not taps and not isinstance(module.layer, Tap):
+            yield point_name(name), module.layer
+        is_layer = isinstance(module, LayerReLU) or is_quantizable(module)
+        if (is_layer or (taps and isinstance(module, Tap))) and id(module) not in hidden:
+            yield point_name(name), module
+
+
+def point_name(path: str) -> str:
+    """Return the name of what is at this path in a model with points: `a:matmul.0.input` for `a.:matmul.0.input`."""
+    return path.replace(".:", ":").replace(".@", "@")
 
 
 def skipped_layers(model: nn.Module) -> dict[str, str]:
@@ -84,17 +133,27 @@ def _why_skipped(module: nn.Module) -> str:
         if isinstance(module, kinds):
             return reason
     if isinstance(module, WEIGHTED) and not is_quantizable(module):
-        return f"{type(module).__name__} is a subclass, or its weights are computed from other parameters"
+        return f"{type(module).__name__} computes more than its base class, or has a weight that is no parameter"
     return ""
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Return whether a module is a layer of a known class whose weight is a parameter."""
-    return type(module) in WEIGHTED and "weight" in module._parameters
+    """Return whether a module computes what a plain layer computes, with a weight that is a parameter."""
+    return isinstance(module, WEIGHTED) and keeps_forward(module) and "weight" in module._parameters
+
+
+def keeps_forward(module: nn.Module) -> bool:
+    """Return whether a convolution or linear layer computes what its base class computes."""
+    if isinstance(module, SameConv2d):
+        return True
+    base: Any = next(kind for kind in WEIGHTED if isinstance(module, kind))
+    methods = ("forward", "_conv_forward", "__call__")
+    same = all(getattr(type(module), name, None) is getattr(base, name, None) for name in methods)
+    return same and not {"forward", "_conv_forward"} & vars(module).keys()
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raise InvalidInputError for TorchScript, for lazy modules without weights, and for compiled modules.
+    """Raise InvalidInputError for TorchScript, for compiled modules, and for modules without weights: lazy or meta.
 
     Hooks do not run inside TorchScript and compiled modules.
     """
@@ -112,6 +171,12 @@ def check_supported(model: nn.Module) -> None:
             raise InvalidInputError(
                 f"expected a model with all its weights, got `{name}`: a {type(module).__name__} that was never run"
             )
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if tensor.is_meta:
+                raise InvalidInputError(
+                    f"expected a model with all its weights, got `{key}` of `{name}` on the meta device, "
+                    f"which holds no values; load the weights first"
+                )
 
 
 def inner_layer(layer: Layer) -> Any:
@@ -121,7 +186,7 @@ def inner_layer(layer: Layer) -> Any:
 
 def channel_axis(layer: nn.Module) -> int:
     """Return the axis of the weights for output channels; of one group, in transposed convolutions."""
-    return 1 if type(layer) in TRANSPOSED else 0
+    return 1 if isinstance(layer, TRANSPOSED) else 0
 
 
 _COUNTERS = ("num_batches_tracked",)  # of BatchNorm, which computes the same whatever it is

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from ...collection import Observation, add_call, look
 from ...collection.bins import BinsFor
 from ..model.forward import Forward, Where, call_model, run_observed
-from ..model.layers import tensor_bytes, weighted_layers
+from ..model.layers import observed_layers, tensor_bytes
 from .counting import count, extremes
 
 
@@ -27,7 +28,7 @@ class TorchObserver(NamedTuple):
     @property
     def names(self) -> list[str]:
         """Return the qualified names of the layers."""
-        return [name for name, _ in weighted_layers(self.model)]
+        return [name for name, _ in observed_layers(self.model)]
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run the model on a batch; return what each layer saw."""
@@ -43,7 +44,7 @@ class TorchObserver(NamedTuple):
     def digest(self, batch: Any) -> str:
         """Return a hash of the tensors, arrays, numbers and strings in a batch."""
         digest = hashlib.sha256()
-        for leaf in tree_leaves(batch):
+        for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
             if isinstance(leaf, torch.Tensor):
                 digest.update(tensor_bytes(leaf))
             elif isinstance(leaf, np.ndarray):

@@ -21,7 +21,7 @@ def collect_amax(
     observe: Where = "inputs",
     max_amax: float | None = None,
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Pass 1: find the largest absolute value of every observed tensor.
 
@@ -38,7 +38,7 @@ def collect_amax(
     forward : callable (model, batch) -> output
         How to run the model on a batch.
     progress : bool
-        Show a bar on a terminal.
+        Show a bar on a terminal or in a notebook.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def collect_histograms(
     num_bins: int = 4001,
     max_amax: float | None = None,
     forward: Forward = call_model,
-    progress: bool = False,
+    progress: bool = True,
 ) -> dict[str, klquant.Histogram]:
     """Pass 2: count every observed tensor into bins over [-amax, amax].
 

@@ -11,7 +11,7 @@ from klquant.errors import InvalidInputError
 from ..errors import printable
 from ..group import needed
 from ..options import NEW, ONNX_MODEL, TABLE, engine_option, json_option
-from ..output import busy, print_json, print_table
+from ..output import busy, print_json, print_next, print_table
 from .convert import read_thresholds
 
 SHOWN = 5
@@ -22,13 +22,18 @@ SHOWN = 5
 @click.argument("cache", type=TABLE)
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @engine_option
+@click.option("--allow-missing", is_flag=True, help="Exit with 0 although tensors have no scale.")
 @json_option
-def cache_to_qdq(model: Path, cache: Path, out: Path, engine: str, as_json: bool) -> None:
+@click.pass_context
+def cache_to_qdq(
+    ctx: click.Context, /, model: Path, cache: Path, out: Path, engine: str, allow_missing: bool, as_json: bool
+) -> None:
     """Quantize an ONNX model with a TensorRT calibration cache.
 
     TensorRT 11 has no calibrators. It needs a model with QuantizeLinear and DequantizeLinear nodes. CACHE is the cache
     of an older TensorRT for the same MODEL, or any other table that `klquant convert` reads. Names that are not in
-    MODEL are ignored, and tensors without a scale stay in floating point; the output lists both.
+    MODEL are ignored, and tensors without a scale stay in floating point; the output lists both. The exit code is 1 if
+    any tensor has no scale, unless you pass --allow-missing.
 
     \b
     Example:
@@ -54,11 +59,14 @@ def cache_to_qdq(model: Path, cache: Path, out: Path, engine: str, as_json: bool
     found = {"thresholds": quantized.thresholds, "skipped": quantized.skipped}
     if as_json:
         print_json({"out": out, "engine": engine, **found, "not_in_model": unknown, "without_scale": unscaled})
-        return
-    _print_tables(f"{model} for {engine}", **found)
-    click.echo(f"{len(unknown)} of {len(thresholds)} names in {cache} are not in the model{_listed(unknown)}")
-    click.echo(f"{len(unscaled)} of {len(wanted)} tensors to quantize have no scale{_listed(unscaled)}")
-    click.echo(f"wrote {out}")
+    else:
+        _print_tables(f"{model} for {engine}", **found)
+        click.echo(f"{len(unknown)} of {len(thresholds)} names in {cache} are not in the model{_listed(unknown)}")
+        click.echo(f"{len(unscaled)} of {len(wanted)} tensors to quantize have no scale{_listed(unscaled)}")
+        click.echo(f"wrote {out}")
+        print_next("klquant", "inspect", out, "--engine", engine)
+    if unscaled and not allow_missing:
+        ctx.exit(1)
 
 
 def _print_tables(title: str, thresholds: Mapping[str, float], skipped: Mapping[str, str]) -> None:

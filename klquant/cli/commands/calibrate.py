@@ -5,17 +5,25 @@ from typing import Any
 
 import click
 
-from ..data import SOURCE, fixed_batch_size, open_batches
+from ..data import Amount, data_option, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, batch_size_option, criterion_option, guard_option, json_option, override_option
-from ..output import busy, print_json, print_table, print_thresholds, threshold_record
+from ..options import (
+    NEW,
+    ONNX_MODEL,
+    batch_size_option,
+    criterion_option,
+    guard_option,
+    json_option,
+    max_samples_option,
+    override_option,
+)
+from ..output import busy, print_json, print_next, print_table, print_thresholds, threshold_record
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, see above.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option("Calibration data, see above.")
 @click.option("--out", "-o", required=True, type=NEW, help="Calibration to write, an .npz file.")
 @criterion_option("entropy", "How to choose each threshold T; auto: the best for each tensor.", others=["auto"])
 @guard_option
@@ -28,9 +36,12 @@ from ..output import busy, print_json, print_table, print_thresholds, threshold_
 @click.option("--dead-channel", type=click.FloatRange(min=0), default=0.0, metavar="SIZE",
               help="Zero channels whose weights are all below this.  [default: only those of zeros]")  # fmt: skip
 @batch_size_option(32)
+@max_samples_option(None)
 @image_options
 @json_option
-def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json: bool, **options: Any) -> None:
+def calibrate(
+    model: Path, data: str, out: Path, batch_size: int | None, max_samples: int | None, as_json: bool, **options: Any
+) -> None:
     """Calibrate an ONNX model on sample data.
 
     The float MODEL runs over the data twice: first for the range and then for the histogram of each tensor that an
@@ -42,7 +53,8 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
       a folder of .npy or .npz files, in order of their names: each file is
         one batch, or with --batch-size one sample without a batch axis;
         arrays in .npz files are named like the model's inputs
-      a folder of .png or .jpg images, read as (rgb / 255 - mean) / std
+      a folder of .png, .jpg, .bmp or .webp images, read as
+        (rgb / 255 - mean) / std
       an .npy file, or an .npz file with arrays named like the model's inputs;
         the first axis counts the samples
       module:function in the current folder; the function returns the batches
@@ -65,8 +77,8 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    size = fixed_batch_size(prepared.model.graph) or 32
-    batches = open_batches(data, batch_size=batch_size, default_size=size, images=images)
+    amount = Amount(batch_size, max_samples=max_samples)
+    batches = open_samples(data, images, prepared.model, folder=model.parent, amount=amount)
     calibration = backend.calibrate(prepared, batches, progress=True, **settings)
     calibration.save(out)
     if as_json:
@@ -77,3 +89,4 @@ def calibrate(model: Path, data: str, out: Path, batch_size: int | None, as_json
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
+    print_next("klquant", "quantize", model, out, "--engine", "ENGINE", "--data", data, "-o", "int8.onnx")

@@ -7,19 +7,18 @@ import click
 
 from klquant.backends.accuracy.outputs import COLUMNS
 
-from ..data import FOLDERS, SOURCE, fixed_batch_size, import_function, open_batches, open_labels
+from ..data import FOLDERS, Amount, data_option, import_function, open_labels, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import ONNX_MODEL, batch_size_option, json_option
+from ..options import ONNX_MODEL, Choice, batch_size_option, json_option
 from ..output import busy, print_table
 
 
 @click.command()
 @click.argument("float_model", metavar="FLOAT", type=ONNX_MODEL)
 @click.argument("int8_model", metavar="INT8", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Data that calibration has not seen.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
-@click.option("--engine", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
+@data_option("Data that calibration has not seen.")
+@click.option("--engine", type=Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
               help="What runs both models, on one thread.")  # fmt: skip
 @click.option("--labels", metavar=f"{FOLDERS.upper()}|FILE",
               help=f"True classes: `{FOLDERS}`, or an .npy or .npz file.")  # fmt: skip
@@ -57,12 +56,11 @@ def compare(
     """  # noqa: D301
     with busy(f"loading {engine}"):
         backend = needed("klquant.backends.onnx", "onnx")
-        graph = needed("onnx", "onnx").load(str(float_model), load_external_data=False).graph
-    size = fixed_batch_size(graph) or 8
+        loaded = needed("onnx", "onnx").load(str(float_model), load_external_data=False)
     result = backend.compare(
         str(float_model),
         str(int8_model),
-        open_batches(data, batch_size=batch_size, default_size=size, images=ImageOptions(**images)),
+        open_samples(data, ImageOptions(**images), loaded, amount=Amount(batch_size, default_size=8)),
         engine=engine,
         labels=None if labels is None else open_labels(labels, data),
         metric=None if metric is None else import_function(metric, "--metric"),

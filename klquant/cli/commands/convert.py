@@ -9,7 +9,7 @@ import click
 from klquant.backends.formats import FORMATS, read_table, write_table
 from klquant.errors import InvalidInputError
 
-from ..options import NEW, TABLE, json_option, load_calibration
+from ..options import NEW, TABLE, Choice, json_option, load_calibration
 from ..output import print_json
 
 CALIBRATION = "calibration"
@@ -19,11 +19,12 @@ CALIBRATION = "calibration"
 @click.argument("source", metavar="IN", type=TABLE)
 @click.argument("target", metavar="OUT", type=NEW)
 @click.option(
-    "--from", "source_format", type=click.Choice([*FORMATS, CALIBRATION]), help="Format of IN.  [default: detected]"
+    "--from",
+    "source_format",
+    type=Choice([*FORMATS, CALIBRATION], "formats"),
+    help="Format of IN.  [default: detected]",
 )
-@click.option(
-    "--to", "target_format", type=click.Choice(list(FORMATS)), help="Format of OUT.  [default: by its suffix]"
-)
+@click.option("--to", "target_format", type=Choice(FORMATS, "formats"), help="Format of OUT.  [default: by its suffix]")
 @json_option
 def convert(source: Path, target: Path, source_format: str | None, target_format: str | None, as_json: bool) -> None:
     """Convert a calibration table to another format.

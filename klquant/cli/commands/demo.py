@@ -1,6 +1,5 @@
 """``klquant demo``: its options and tables."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from klquant.backends.text import number
 
 from ..group import needed
+from ..output import print_next
 
 if TYPE_CHECKING:
     from klquant.demo.run import DemoResult
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 @click.option(
     "--retrain", is_flag=True, help="Train the network first (about a minute), and save its weights in --out."
 )
+@click.option("--sample", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Only write a model and pictures to this folder, to try `klquant auto` on.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
-def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_json: bool) -> None:
+def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, sample: Path | None, as_json: bool) -> None:
     """Quantize a small network and compare its accuracy.
 
     The network is a VGG-style classifier of scikit-learn's handwritten digits. The demo folds its batch norms,
@@ -34,9 +36,11 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
     \b
     Example:
       klquant demo --out results
+      klquant demo --sample .
     """  # noqa: D301
-    if not as_json:
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if sample is not None:
+        _write_sample(sample)
+        return
     status = Console(stderr=True)
     with status.status("loading torch and scikit-learn"):
         digits_module, run_module = (needed(f"klquant.demo.{name}", "demo") for name in ("digits", "run"))
@@ -53,6 +57,14 @@ def demo(out: Path, observe: Literal["inputs", "outputs"], retrain: bool, as_jso
         return
     _print_tables(result, run_module)
     click.echo(f"wrote {len(written)} files to {out}/: report.json, calibration.npz and a plot of each layer")
+    print_next("klquant", "report", out / "calibration.npz", "-o", out / "report.html")
+
+
+def _write_sample(folder: Path) -> None:
+    with Console(stderr=True).status("loading torch and scikit-learn"):
+        model, photos, test = needed("klquant.demo.sample", "demo").write_sample(folder)
+    click.echo(f"wrote {model}, {photos} (to calibrate on) and {test} (to measure on)")
+    print_next("klquant", "auto", model, "--data", photos, "--engine", "onnxruntime", "-o", folder / "int8.onnx")
 
 
 def _print_tables(result: "DemoResult", run_module: Any) -> None:

@@ -10,13 +10,13 @@ from klquant.backends.settings import ENGINES, WEIGHTED
 from ..data import SOURCE, first_batch
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import ONNX_MODEL, json_option
+from ..options import ONNX_MODEL, Choice, json_option
 from ..output import busy, print_json, print_table
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Engine to check.")
+@click.option("--engine", type=Choice(ENGINES), required=True, help="Engine to check.")
 @click.option("--data", metavar=SOURCE, help="Also run MODEL on a first batch and compare it with MODEL as written.")
 @image_options
 @json_option
@@ -42,8 +42,8 @@ def inspect(ctx: click.Context, /, model: Path, engine: str, data: str | None, a
     num_int8 = sum(node.int8 for node in weighted)
     verification = None
     if data is not None:
-        graph = needed("onnx", "onnx").load(str(model), load_external_data=False).graph
-        batches = first_batch(data, graph, ImageOptions(**images))
+        loaded = needed("onnx", "onnx").load(str(model), load_external_data=False)
+        batches = first_batch(data, loaded, ImageOptions(**images))
         verification = backend.verify(str(model), batches, engine)
     if as_json:
         summary = {"engine": engine, "weighted": len(weighted), "weighted_int8": num_int8}

@@ -22,7 +22,7 @@ from ..options import (
     load_calibration,
     override_option,
 )
-from ..output import busy, print_json, print_table, print_thresholds
+from ..output import busy, print_json, print_next, print_table, print_thresholds
 
 
 @click.command()
@@ -41,6 +41,10 @@ from ..output import busy, print_json, print_table, print_thresholds
               help="Correct biases in any case, or not at all.  [default: if the error falls]")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
+@click.option("--float16", is_flag=True, help="Compute the rest of the model in float16, for TensorRT 10 or newer.")
+@click.option("--skip-slow", is_flag=True,
+              help="Leave out layers that NVIDIA's quantizer leaves out because they gain no speed in TensorRT: few "
+              "channels, a single row or column.")  # fmt: skip
 @click.option("--reduce-range", is_flag=True, help="Use 7-bit weights, for onnxruntime on CPUs without VNNI.")
 @json_option
 def quantize(
@@ -71,7 +75,7 @@ def quantize(
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
     options["asymmetric"] = not options.pop("symmetric")
-    batches = some_batches(data, prepared.model.graph, images)
+    batches = some_batches(data, prepared.model, images)
     quantized = backend.quantize(prepared, found, engine=engine, batches=batches, **options)
     quantized.save(out)
     details = [(name, _as_written(found.thresholds[name], value)) for name, value in quantized.thresholds.items()]
@@ -90,6 +94,10 @@ def quantize(
     if quantized.verification is not None:
         click.echo(f"verified: {quantized.verification}")
     click.echo(f"wrote {out}")
+    if engine == "tensorrt":
+        print_next("klquant", "inspect", out, "--engine", engine)
+    else:
+        print_next("klquant", "compare", model, out, "--data", data or "DATA", "--engine", engine)
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:

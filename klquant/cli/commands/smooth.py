@@ -5,22 +5,22 @@ from typing import Any
 
 import click
 
-from ..data import SOURCE, fixed_batch_size, open_batches
+from ..data import Amount, data_option, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, batch_size_option, json_option
-from ..output import busy, print_json
+from ..options import NEW, ONNX_MODEL, batch_size_option, json_option, max_samples_option
+from ..output import busy, print_json, print_next
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, as for `klquant calibrate`.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
+@data_option()
 @click.option("--out", "-o", required=True, type=NEW, help="Float model to write.")
 @click.option("--alpha", type=click.FloatRange(0, 1),
               help="1 evens out the activations, 0 the weights.  [default: chosen for each]")  # fmt: skip
 @click.option("--equalize", is_flag=True, help="First equalize the weights of successive layers.")
 @batch_size_option(8)
+@max_samples_option(None)
 @image_options
 @json_option
 def smooth(
@@ -30,6 +30,7 @@ def smooth(
     alpha: float | None,
     equalize: bool,
     batch_size: int | None,
+    max_samples: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -49,8 +50,8 @@ def smooth(
         from klquant.backends.onnx.model.saving import save_model
 
         prepared = backend.prepare(str(model))
-    size = fixed_batch_size(prepared.model.graph) or 8
-    batches = open_batches(data, batch_size=batch_size, default_size=size, images=ImageOptions(**options))
+    amount = Amount(batch_size, default_size=8, max_samples=max_samples)
+    batches = open_samples(data, ImageOptions(**options), prepared.model, folder=model.parent, amount=amount)
     with busy("smoothing"):
         before = backend.prepare(backend.equalize(prepared)) if equalize else prepared
         smoothed = backend.smooth(before, batches, alpha=alpha)
@@ -62,6 +63,7 @@ def smooth(
         return
     click.echo(f"{changed} constants changed, {added} nodes added")
     click.echo(f"wrote {out}")
+    print_next("klquant", "calibrate", out, "--data", data, "--out", "calib.npz")
 
 
 def _num_changed(before: Any, after: Any) -> int:

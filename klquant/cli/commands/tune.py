@@ -9,18 +9,17 @@ import click
 from klquant.backends.accuracy.trials import COLUMNS
 from klquant.backends.settings import ENGINES
 
-from ..data import SOURCE, fixed_batch_size, import_function, open_batches
+from ..data import SOURCE, Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import NEW, ONNX_MODEL, batch_size_option, json_option
+from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
 from ..output import busy, print_table
 
 
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
-@click.option("--data", required=True, metavar=SOURCE, help="Calibration data, as for `klquant calibrate`.",
-              shell_complete=click.Path().shell_complete)  # fmt: skip
-@click.option("--engine", type=click.Choice(ENGINES), required=True, help="Engine that will run the model.")
+@data_option()
+@click.option("--engine", type=Choice(ENGINES), required=True, help="Engine that will run the model.")
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",
               help="SQNR of the worst output, or a value of the metric.")  # fmt: skip
@@ -32,6 +31,8 @@ from ..output import busy, print_table
 @click.option("--resume", type=NEW, help="File that keeps the trials; if it exists, they are not made again.")
 @click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
 @batch_size_option(8)
+@max_samples_option(None)
+@override_option
 @image_options
 @json_option
 @click.pass_context
@@ -42,6 +43,7 @@ def tune(
     out: Path,
     calibration: Path | None,
     batch_size: int | None,
+    max_samples: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -66,10 +68,10 @@ def tune(
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
         prepared = backend.prepare(str(model))
-    size = fixed_batch_size(prepared.model.graph) or 8
+    amount = Amount(batch_size, default_size=8, max_samples=max_samples)
     for name in ("data", "validation"):
         if options[name] is not None:
-            options[name] = open_batches(options[name], batch_size=batch_size, default_size=size, images=images)
+            options[name] = open_samples(options[name], images, prepared.model, folder=model.parent, amount=amount)
     if options["metric"] is not None:
         options["metric"] = import_function(options["metric"], "--metric")
     tuned = backend.tune(prepared, options.pop("data"), progress=True, **options)

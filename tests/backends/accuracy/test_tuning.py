@@ -65,6 +65,28 @@ def test_the_best_criterion_gets_the_steps_that_help():
     ]
 
 
+class Smoothable(Model):
+    """After smoothing, clipping is harmful."""
+
+    def measure(self, recipe):
+        found = super().measure(recipe)
+        gain = 6.0 * (recipe == Recipe("mse", ("smooth",)))
+        return found._replace(sqnr_db=found.sqnr_db + gain)
+
+
+def test_the_criteria_are_tried_again_with_the_steps_that_help():
+    found = search(Smoothable(costs(), {"mse": 1.5}, {"smooth": 0.5}), "43dB")
+    assert [trial.what for trial in found.trials] == [
+        "criterion entropy",
+        "criterion mse",
+        "entropy + smooth",
+        "entropy + smooth + bias",
+        "mse + smooth",
+    ]
+    assert found.reached
+    assert found.best.recipe == Recipe("mse", ("smooth",))
+
+
 def test_as_few_layers_as_needed_are_left_out():
     model = Model(costs(l3=1e-1, l5=1e-2, l9=1e-2))
     found = search(model, "37dB", min_int8=0.5)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,18 @@ def test_the_network_of_the_job_computes_exactly():
     with torch.no_grad():
         whole = network()(torch.cat(batches()))
         assert torch.equal(whole, torch.cat([network()(batch) for batch in batches()]))
+
+
+@pytest.mark.parametrize(("rank", "number"), [(0, 1), (1, 0), (None, 1)])
+def test_only_the_first_process_warns(rank, number):
+    from types import SimpleNamespace
+
+    from klquant.backends.collection.distributed import warning_once
+    from klquant.backends.warning import warn
+
+    group = None if rank is None else SimpleNamespace(rank=lambda: rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with warning_once(group):
+            warn("layer `fc`: look at it")
+    assert len(caught) == number

@@ -292,3 +292,34 @@ def test_the_floats_of_a_product_are_selected_as_floats():
     constants = {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}
     model = build("float[n, 8, 8] x", "float y", body, w=(8, 8), **constants)
     assert onnxruntime(model).readers.keys() == {"x", "s"}
+
+
+@pytest.mark.parametrize(
+    ("body", "quantized"),
+    [
+        ("r = Relu(c) p = MaxPool<kernel_shape = [2, 2]>(r) y = Conv(p, v)", True),
+        ("r = Relu(c) p = MaxPool<kernel_shape = [2, 2]>(r) y = GlobalAveragePool(p)", True),
+        ("s = Add(c, c) p = MaxPool<kernel_shape = [2, 2]>(s) y = Conv(p, v)", True),
+        ("s = Add(c, c) p = MaxPool<kernel_shape = [2, 2]>(s) y = GlobalAveragePool(p)", False),
+    ],
+)
+def test_max_pooling_is_quantized_beside_a_convolution(body, quantized):
+    """Elsewhere onnxruntime's UINT8 kernel is slower than floating point."""
+    used = {"v": (4, 4, 1, 1)} if "v)" in body else {}
+    found = onnxruntime(build(IMAGE, "float y", f"c = Conv(x, w) {body}", w=(4, 3, 3, 3), **used))
+    assert ("p" in found.readers) == quantized
+
+
+def test_scalars_are_quantized_beside_what_an_int8_kernel_computes():
+    body = "c = Conv(x, w) s = Add(c, one) m = Mul(s, g) e = Exp(m) y = Add(e, one)"
+    model = build(IMAGE, "float[n, 4, 6, 6] y", body, w=(4, 3, 3, 3), one=np.float32(1), g=(4, 1, 1))
+    assert onnxruntime(model).operands == {"add1"}
+    found = onnxruntime(model, products={"mul2"})
+    assert found.operands == {"add1", "mul2"}
+    assert for_everyone(found.readers, "x", "c", "s", "m")
+
+
+@pytest.mark.parametrize("value", [np.float32(0), np.array([1, np.inf], np.float32)])
+def test_constants_that_have_no_integers_keep_their_node_in_floating_point(value):
+    model = build("float[n, 3, 8, 2] x", "float y", "c = Conv(x, w) y = Add(c, k)", w=(4, 3, 3, 1), k=value)
+    assert not onnxruntime(model).operands

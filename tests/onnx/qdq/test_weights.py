@@ -4,7 +4,7 @@ from onnx import numpy_helper
 
 import klquant
 from klquant.backends.onnx.model.graph import read_graph
-from klquant.backends.onnx.qdq.weights import quantize_bias, quantize_weight, weight_scales
+from klquant.backends.onnx.qdq.weights import quantize_bias, quantize_operand, quantize_weight, weight_scales
 from support.onnx_models import build
 
 
@@ -97,3 +97,18 @@ def test_a_bias_counts_in_products():
 @pytest.mark.parametrize("bias", [[1.0, 1e9], [1.0, np.nan], [[1.0, 2.0]], 1.0])
 def test_a_bias_that_does_not_fit_stays_in_floating_point(bias):
     assert quantize_bias(np.asarray(bias), 0.1, np.array([0.01, 0.02], np.float32)) is None
+
+
+@pytest.mark.parametrize("value", [3.0, -0.25, 1e-3])
+def test_an_operand_of_one_value_is_exact(value):
+    found = quantize_operand(numpy_helper.from_array(np.float32(value)))
+    assert found.codes.dtype == np.uint8
+    assert (float(found.codes) - found.zero_point) * float(found.scale) == pytest.approx(value, rel=1e-6)
+
+
+def test_an_operand_of_many_values_is_within_half_a_step():
+    values = np.random.default_rng(0).normal(size=(64, 1, 1)).astype(np.float32)
+    found = quantize_operand(numpy_helper.from_array(values))
+    back = (found.codes.astype(np.float32) - found.zero_point) * found.scale
+    assert np.abs(back - values).max() <= 0.51 * found.scale
+    assert found.scale == pytest.approx(np.ptp(values) / 255)

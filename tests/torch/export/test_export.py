@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 
 from klquant.backends.torch import export_onnx, quantize, saturate_like_engines
 from klquant.backends.torch.export.api import _Arrays
@@ -407,3 +408,51 @@ def test_operators_that_no_plan_covers_are_named():
     model, batches = zoo.load("text", torch.float32)
     found = export_onnx(simulated(model, batches), batches[0], dynamic_batch=False).skipped
     assert sorted(reason.split()[0] for reason in found.values()) == ["Gather", "LSTM"]
+
+
+# Sizes that stay dynamic
+
+
+def bert():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return BertModel(BertConfig(vocab_size=50, **sizes), add_pooling_layer=False).eval()
+
+
+def tokens(samples, length):
+    ids = torch.randint(0, 50, (samples, length), generator=torch.Generator().manual_seed(length))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_a_bert_takes_sequences_of_any_length():
+    data = [tokens(3, 5), tokens(2, 9)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        result = quantize(bert(), data, num_bins=255)
+        names = {key: {1: "length"} for key in data[0]}
+        exported = export_onnx(result, data[0], dynamic_shapes=names)
+    shapes = [[size.dim_param for size in value.type.tensor_type.shape.dim] for value in exported.model.graph.input]
+    assert shapes == [["batch", "length"]] * 2
+    for given in (tokens(1, 1), tokens(4, 30)):
+        expected = outputs(saturate_like_engines(result.model), **given)[0]
+        torch.testing.assert_close(compute(exported, given)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_dynamic_shapes_are_checked():
+    model, given = simulated(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), images()), images()[0]
+    exported = export_onnx(model, given, dynamic_batch=False, dynamic_shapes={"input": {-1: "width", 2: "height"}})
+    (shape,) = [value.type.tensor_type.shape.dim for value in exported.model.graph.input]
+    assert [size.dim_param or size.dim_value for size in shape] == [4, 3, "height", "width"]
+    for message, wrong in {
+        "must name inputs": {"x": {1: "n"}},
+        "dimensions of a tensor of 4, got 4": {"input": {4: "n"}},
+        "names of sizes, got 7": {"input": {2: 7}},
+    }.items():
+        with pytest.raises(InvalidInputError, match=message):
+            export_onnx(model, given, dynamic_shapes=wrong)
+
+
+def test_a_size_that_the_model_fixes_is_warned_of():
+    net = ready(Net(lambda net, x: net.fc(x), fc=nn.Linear(4, 2)), dtype=torch.float32)
+    given = batch(5, 4, dtype=torch.float32)
+    with pytest.warns(CalibrationWarning, match="`width`, dimension 1 of input `input`, is fixed"):
+        export_onnx(simulated(net, [given]), given, dynamic_batch=False, dynamic_shapes={"input": {1: "width"}})

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
 
 from klquant.backends.torch import fold_batch_norm, fold_relu
 from klquant.backends.torch.folding.api import Examination, Fold, _sound, examine
 from klquant.backends.torch.folding.apply import apply_folds
 from klquant.backends.torch.model.layers import LayerReLU
+from klquant.backends.torch.model.products import Product
 from klquant.errors import InvalidInputError, ModelError
 from support.networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
 
@@ -81,18 +81,6 @@ def hooked(name, register):
     return model
 
 
-def pruned():
-    model = pair(norm_of_conv)
-    prune.l1_unstructured(model.conv, "weight", amount=0.3)
-    return model
-
-
-def old_weight_norm():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pair(norm_of_conv, conv=nn.utils.weight_norm(nn.Conv1d(3, 3, 3, padding=1)))
-
-
 REFUSED = {
     "grouped transposed": (
         lambda: pair(norm_of_conv, conv=nn.ConvTranspose1d(4, 4, 3, groups=2), norm=nn.BatchNorm1d(4)),
@@ -146,8 +134,6 @@ REFUSED = {
         "used elsewhere too",
     ),
     "attribute of the norm read": (lambda: pair(lambda net, x: norm_of_conv(net, x) / net.norm.eps), "makes it fail"),
-    "pruned": (pruned, "weights of its layer are computed"),
-    "old weight norm": (old_weight_norm, "weights of its layer are computed"),
     "hook on the layer": (lambda: hooked("conv", "register_forward_hook"), "hooks"),
     "pre-hook on the layer": (lambda: hooked("conv", "register_forward_pre_hook"), "hooks"),
     "hook on the norm": (lambda: hooked("norm", "register_forward_hook"), "hooks"),
@@ -536,14 +522,6 @@ def test_a_layer_whose_hook_returns_a_tuple_is_left_alone():
     fold_batch_norm(model, batch(2, 3, 5))
 
 
-def test_a_parametrized_layer_is_refused_with_the_reason():
-    model = pair(norm_of_conv, conv=parametrizations.weight_norm(nn.Conv1d(3, 3, 3, padding=1)))
-    x = batch(2, 3, 5)
-    folded, (fold,) = fold_batch_norm(model, x)
-    assert is_same(outputs(folded, x), outputs(model, x))
-    assert "parametrized" in fold.reason
-
-
 # --- deciding and applying apart ---
 
 
@@ -616,15 +594,15 @@ def test_nothing_is_applied_that_was_left_alone():
         (Fold("wide", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `wide`"),
         (Fold("bare", "batch_norm", "conv", ""), "the 3 channels of `conv`, got `bare`"),
         (Fold("act", "gelu", "conv", ""), "got 'gelu'"),
-        (Fold("norm", "batch_norm", "pruned", ""), "the weight of `pruned` must be a parameter"),
+        (Fold("norm", "batch_norm", "odd", ""), "the weight of `odd` must be a parameter"),
     ],
 )
 def test_folds_of_another_model_are_refused_by_name(fold, message):
     model = plan_model()
     model.wide, model.bare = nn.BatchNorm1d(4).eval(), nn.BatchNorm1d(3, track_running_stats=False).eval()
-    model.pruned = nn.Conv1d(3, 3, 3).eval()
-    prune.l1_unstructured(model.pruned, "weight", amount=0.3)
-    outputs(model.pruned, torch.ones(1, 3, 5))  # its weight can be copied only after a run without gradients
+    model.odd = nn.Conv1d(3, 3, 3).eval()
+    del model.odd.weight
+    model.odd.register_buffer("weight", torch.ones(3, 3, 3))
     with pytest.raises(InvalidInputError, match=message):
         apply_folds(model, [fold])
 
@@ -704,25 +682,48 @@ PRODUCTS = {
     "mm": lambda net, x: torch.ops.aten.mm(x[0], net.kernel),
     "addmm": lambda net, x: x[0].addmm_(x[0], net.kernel),
     "einsum": lambda net, x: torch.einsum("bij,jk", x, net.kernel),
-    "bilinear": lambda net, x: F.bilinear(x, x, net.kernel.expand(4, 4, 4)),
-    "embedding": lambda net, x: F.embedding(x.long().abs() % 4, net.kernel),
     "scaled_dot_product_attention": lambda net, x: F.scaled_dot_product_attention(x, x, x),
 }
+FLOATS = {
+    "bilinear": lambda net, x: F.bilinear(x, x, net.kernel.expand(4, 4, 4)),
+    "embedding": lambda net, x: F.embedding(x.long().abs() % 4, net.kernel),
+    "tensordot": lambda net, x: torch.tensordot(x, net.kernel, 1),
+    "multi_dot": lambda net, x: torch.linalg.multi_dot([x[0], net.kernel, net.kernel]),
+    "einsum": lambda net, x: torch.einsum("bij,jk,kl", x, net.kernel, net.kernel),
+    "mm": lambda net, x: x[0].long() @ net.kernel.long(),
+}
+FLOATS["matmul"] = FLOATS.pop("mm")
+FLOATS["linalg_multi_dot"] = FLOATS.pop("multi_dot")
+BOTH = ("bmm", "baddbmm")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_outside_layers_are_named_with_the_module_that_computes_them(name):
+def test_products_outside_layers_are_found_with_the_module_that_computes_them(name):
     inner = functional(PRODUCTS[name])
     inner.kernel = nn.Parameter(torch.eye(4, dtype=torch.float64))
     model = functional(lambda net, x: net.inner(net.fc(x)), inner=nn.Sequential(inner)).eval()
     before = fingerprint(model)
-    assert examine(model, batch(4, 4, 4)) == Examination([], {"inner.0": f"{name} computes in floating point"})
+    operands = "query key weights value" if "attention" in name else "input other" if name in BOTH else "input"
+    weight = "" if name in BOTH or "attention" in name or "conv" in name else "inner.0.kernel"
+    assert examine(model, batch(4, 4, 4)) == Examination([], {}, [Product("inner.0", name, 0, operands, weight)], {})
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_other_products_are_named_with_the_module_that_computes_them(name):
+    inner = functional(FLOATS[name])
+    inner.kernel = nn.Parameter(torch.eye(4, dtype=torch.float64))
+    model = functional(lambda net, x: net.inner(net.fc(x)), inner=nn.Sequential(inner)).eval()
+    before = fingerprint(model)
+    assert examine(model, batch(4, 4, 4)) == Examination([], {"inner.0": f"{name} computes in floating point"}, [], {})
     assert fingerprint(model) == before
 
 
 def test_functions_are_named_once_in_the_order_of_their_calls_and_the_root_has_the_empty_name():
-    model = functional(lambda net, x: net.fc(x) @ x.bmm(x) @ x)
-    assert examine(model, batch(4, 4, 4)).skipped == {"": "bmm, matmul computes in floating point"}
+    model = functional(
+        lambda net, x: torch.tensordot(torch.tensordot(net.fc(x), x[0], 1), x[0], 1) + x[0, 0].dot(x[0, 0])
+    )
+    assert examine(model, batch(4, 4, 4)).skipped == {"": "tensordot, dot computes in floating point"}
 
 
 def test_what_is_done_outside_the_model_is_not_the_models():
@@ -731,10 +732,10 @@ def test_what_is_done_outside_the_model_is_not_the_models():
 
 
 def test_a_module_that_is_skipped_is_not_named_again_for_what_it_computes():
-    odd = parametrizations.orthogonal(nn.Linear(4, 4))
-    model = functional(lambda net, x: net.odd(net.attend(x, x, x)[0]), attend=nn.MultiheadAttention(4, 2), odd=odd)
+    attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    model = functional(lambda net, x: net.both(net.attend(x, x, x)[0], x), attend=attention, both=nn.Bilinear(4, 4, 4))
     skipped = examine(model, batch(5, 4, 4)).skipped
-    assert list(skipped) == ["attend", "odd"]
+    assert list(skipped) == ["attend", "both"]
     assert "projections" in skipped["attend"]
 
 
@@ -748,7 +749,8 @@ def test_the_fast_path_of_a_transformer_encoder_does_not_hide_its_layers(norm_fi
     used, before = ~given["src_key_padding_mask"], fingerprint(model)
     found = examine(model, given)
     assert [(fold.module, fold.kind) for fold in found.folds] == [(f"layers.{k}.linear1", "relu") for k in range(2)]
-    assert list(found.skipped) == [f"layers.{k}.self_attn" for k in range(2)]
+    assert found.skipped == {}
+    assert [product.module for product in found.products] == [f"layers.{k}.self_attn" for k in range(2)]
     folded, called = apply_folds(model, found.folds), []
     for name in ("linear1", "linear2"):
         folded.layers[1].get_submodule(name).register_forward_hook(lambda module, args, y: called.append(y.is_nested))
@@ -760,4 +762,6 @@ def test_the_fast_path_of_a_transformer_encoder_does_not_hide_its_layers(norm_fi
 
 def test_an_examination_can_be_written_down():
     found = examine(plan_model(), batch(2, 3, 9))
-    assert json.loads(json.dumps(found._asdict())) == {"folds": [list(fold) for fold in PLAN], "skipped": {}}
+    assert json.loads(json.dumps(found._asdict())) == {
+        "folds": [list(fold) for fold in PLAN], "skipped": {}, "products": [], "calls": {}
+    }  # fmt: skip

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 from klquant.backends.torch import fold_batch_norm, quantize
 from klquant.errors import CalibrationWarning
@@ -94,12 +93,10 @@ def test_what_computes_the_same_is_folded(norm):
 
 
 OTHERS = {
-    "activates": lambda: NormAct(4),
     "calls differently": lambda: Called(4),
     "frozen and activates": lambda: FrozenAct(4),
     "eps is another": lambda: FrozenInside(4),
     "instance norm with statistics": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
-    "parametrized": lambda: parametrizations.weight_norm(nn.BatchNorm2d(4), dim=None),
     "forward is replaced": patched,
 }
 

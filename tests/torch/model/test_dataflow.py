@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from klquant.backends.torch.model.dataflow import OUTPUT, Consumer, count_uses, record_calls
+from klquant.backends.torch.model.products import Product
 from support.networks import Broken, Net, fingerprint, ready
 
 X = torch.ones(2, 3)
@@ -212,7 +213,7 @@ def test_a_layer_that_was_not_entered_is_not_left():
     assert [[use.function.__name__ for use in call.consumers] for call in seen.calls["inner.fc"]] == [
         ["matmul"], ["__get__"]
     ]  # fmt: skip
-    assert seen.products == {"inner": ["matmul"]}
+    assert seen.products == {Product("inner", "matmul", 0, "input other"): 1}
 
 
 def test_parameters_that_others_use_are_seen_and_metadata_are_none():

@@ -22,7 +22,17 @@ from support.networks import Net, is_same, outputs
 
 
 class OddLinear(nn.Linear):
-    """What a subclass computes is not known."""
+    """Computes more than a linear layer."""
+
+    def forward(self, x):
+        return super().forward(x).exp()
+
+
+class NamedLinear(nn.Linear):
+    """Changes only how it is made."""
+
+    def __init__(self, size):
+        super().__init__(size, size)
 
 
 def traced(model):
@@ -53,8 +63,11 @@ def test_a_joined_layer_is_found_once_under_its_own_name():
     assert inner_layer(model.other) is model.other
 
 
-def test_subclasses_are_left_alone():
-    assert list(weighted_layers(nn.Sequential(OddLinear(2, 2)))) == []
+def test_subclasses_are_layers_if_they_keep_what_their_base_computes():
+    patched, called = nn.Linear(2, 2), type("Called", (nn.Linear,), {"__call__": lambda self, x: x})(2, 2)
+    patched.forward = lambda x: x
+    model = nn.Sequential(OddLinear(2, 2), NamedLinear(2), patched, called)
+    assert [name for name, _ in weighted_layers(model)] == ["1"]
 
 
 def test_the_channel_axis_is_that_of_the_output_channels():
@@ -108,13 +121,12 @@ def test_what_is_skipped_has_a_name_and_a_reason():
         bag=nn.EmbeddingBag(3, 2),
         deep=nn.Sequential(nn.LSTM(2, 2), nn.GRU(2, 2), nn.RNN(2, 2), nn.LSTMCell(2, 2), nn.GRUCell(2, 2)),
         both=nn.Bilinear(2, 2, 2),
-        lazy=nn.LazyLinear(2),
         normed=parametrizations.weight_norm(nn.Linear(2, 2)),
         compiled=traced(nn.Sequential(nn.Linear(2, 2), OddLinear(2, 2))),
     )
     reasons = skipped_layers(model)
     deep = [f"deep.{k}" for k in range(5)]
-    assert list(reasons) == ["odd", "attend", "words", "bag", *deep, "both", "lazy", "normed", "compiled"]
+    assert list(reasons) == ["odd", "attend", "words", "bag", *deep, "both", "normed", "compiled"]
     assert "OddLinear" in reasons["odd"]
     assert "projections" in reasons["attend"]
     assert "embedding" in reasons["words"]
@@ -139,3 +151,9 @@ def test_lazy_modules_are_refused_by_name_until_they_have_weights():
 def test_compiled_modules_are_refused_by_name():
     with pytest.raises(InvalidInputError, match="got `1`, which is compiled"):
         check_supported(nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2))))
+
+
+def test_modules_on_the_meta_device_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    with pytest.raises(InvalidInputError, match="got `weight` of `1` on the meta device, which holds no values"):
+        check_supported(model)

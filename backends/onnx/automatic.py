@@ -1,0 +1,239 @@
+"""Quantize an ONNX model in every way and keep the best: one call from a float model to a verified INT8 model."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import onnx
+
+from klquant.errors import CalibrationWarning, InvalidInputError
+
+from ..accuracy.comparison import Comparison, Metric, compare_models
+from ..accuracy.outputs import Outputs, compare_outputs
+from ..accuracy.splits import Split, hold_back
+from ..accuracy.trials import Recipe, Target
+from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_all
+from ..batches import numbered, progress_bar
+from ..calibration import Calibration
+from ..settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
+from ..warning import warn
+from .accuracy.comparison import RunnableModel
+from .accuracy.criterion_choice import auto_thresholds
+from .calibration import calibrate
+from .correction.equalization import equalize
+from .correction.smooth_quant import smooth
+from .execution import Feed, Session, open_onnxruntime
+from .model.preparation import Prepared, prepare
+from .qdq_model import QDQModel
+from .quantization import quantize
+from .verification import verify
+
+CORRECT_BIAS = "correct_bias"
+CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
+    "equalize": lambda prepared, batches: equalize(prepared),
+    "smooth": smooth,
+}
+VERIFIED = 2  # batches
+
+
+def auto(
+    model: onnx.ModelProto | str | Path,
+    batches: Iterable[Any],
+    *,
+    engine: Engine,
+    target: str | float = 0.99,
+    metric: Metric | None = None,
+    validation: Iterable[Any] | None = None,
+    max_seconds: float = 240.0,
+    progress: bool = True,
+    **settings: Unpack[SettingsOptions],
+) -> Automatic[QDQModel]:
+    """Quantize a model by every criterion and with every step, verify the best and compare it with the float model.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto or path
+        A float model. It is not changed.
+    batches : iterable
+        Data in any form that :func:`calibrate` takes, to be iterated several times.
+    engine : {"tensorrt", "onnxruntime", "openvino"}
+        The engine that will run the model. For "tensorrt", which needs a GPU, onnxruntime runs the graph as written,
+        and times are not measured.
+    target : str or float
+        What is accurate enough: ``"30dB"`` is the SQNR of the worst output; a number is the metric, by default the
+        agreement of the worst output: top-1 of scores, the cosine of other outputs.
+    metric : callable, optional
+        As for :func:`compare`: the larger, the better.
+    validation : iterable, optional
+        Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
+        than four, all serve both purposes.
+    max_seconds : float
+        No further way is tried after this time. The first one and its verification always are.
+    progress : bool
+        Show bars on a terminal.
+    **settings
+        Of :func:`calibrate`.
+
+    Returns
+    -------
+    Automatic
+        ``quantized`` is the best model, ``verdict`` a sentence about it, ``rows()`` the table of all attempts, and
+        ``next_steps`` says what to do next.
+
+    Raises
+    ------
+    InvalidInputError
+        As :func:`calibrate` and :func:`quantize`; for data that can be iterated only once, and an impossible target.
+    ModelError
+        If the engine cannot load or run the model.
+    MissingDependencyError
+        For "openvino" without openvino.
+
+    Notes
+    -----
+    The model is calibrated once, and once more for each step that changes its weights. The ways are the criteria
+    (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far.
+    :func:`tune` goes on from here: it leaves out the layers that cost most.
+    """
+    begin = time.perf_counter()
+    check_engine(engine)
+    check_limit(max_seconds)
+    wanted, split = Target.parse(target), hold_back(batches, validation)
+    prepared = prepare(model)
+    calibration = calibrate(prepared, split.calibration, progress=progress, **settings)
+    with _reference(RunnableModel.of("model", model), split, engine, metric) as reference:
+        tried = _Ways(prepared, split, settings, calibration, reference)
+        samples, measure = reference.samples, reference.measure
+        tolerance = 1 / samples if metric is None else 0.0
+        with progress_bar("trying" if progress else "", range(len(tried.criteria) + len(tried.steps))) as advance:
+            limits: dict[str, Any] = {"max_seconds": max_seconds - (time.perf_counter() - begin), "advance": advance}
+            attempts, best, left_out = try_all(tried, better_than(wanted, tolerance), **limits)
+        chosen, quantized = tried.make(best.recipe)
+    some = [batch for _, batch in zip(range(VERIFIED), split.validation, strict=False)]
+    verification = verify(quantized, some, engine, progress=progress)
+    _warn_of_floats(quantized)
+    data = Data(calibration.num_batches, samples, split.calibration is not split.validation)
+    size = reference.model.size
+    return Automatic(quantized, chosen, attempts, best, wanted, measure, data, size, verification, left_out)
+
+
+def _warn_of_floats(quantized: QDQModel) -> None:
+    """Warn in one line of what stays in floating point: each attempt would have warned of it."""
+    if quantized.skipped:
+        name, reason = next(iter(quantized.skipped.items()))
+        warn(f"{len(quantized.skipped)} nodes stay in floating point, such as `{name}`: {reason}")
+
+
+class _Reference(NamedTuple):
+    """The float model, open in the engine to be timed, and its outputs on the data to measure on."""
+
+    engine: Engine
+    model: RunnableModel
+    run: Session
+    feeds: list[Feed]
+    outputs: list[Outputs]
+    metric: Metric | None
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples to measure on."""
+        return sum(max((len(array) if array.ndim else 1 for array in feed.values()), default=1) for feed in self.feeds)
+
+    @property
+    def measure(self) -> str:
+        """Return what the agreement is."""
+        if self.metric is not None:
+            return "metric"
+        outputs = compare_outputs([(self.outputs[0], self.outputs[0])])
+        return "cosine" if any(math.isnan(one.top1) for one in outputs) else "top-1"
+
+    def compared(self, session: Session, size: int) -> Comparison:
+        """Return the comparison of a session, of a model of this size, with the float model."""
+        names, timed = self.model.outputs, self.engine != "tensorrt"
+        runs = [
+            (lambda feed, one=one: one(names, feed[1])) if timed else (lambda feed: None) for one in (self.run, session)
+        ]
+        found = compare_models(
+            (lambda feed: self.outputs[feed[0]], lambda feed: session(names, feed[1])),
+            enumerate(self.feeds),
+            timed=runs,
+            sizes=(self.model.size, size),
+            labels=None,
+            metric=self.metric,
+        )
+        return found if timed else found._replace(float_ms=math.nan, int8_ms=math.nan)
+
+
+@contextmanager
+def _reference(model: RunnableModel, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
+    with _running(model, engine) as run:
+        feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
+        if not feeds:
+            raise InvalidInputError("expected at least one batch to measure on, got none")
+        with model.exact() as exact:
+            outputs: list[Outputs] = [exact(model.outputs, feed) for feed in feeds]
+        yield _Reference(engine, model, run, feeds, outputs, metric)
+
+
+@contextmanager
+def _running(model: RunnableModel, engine: Engine) -> Iterator[Session]:
+    if engine == "tensorrt":
+        with open_onnxruntime(model.model, optimized=False) as session:
+            yield session
+    else:
+        with model.running(engine) as session:
+            yield session
+
+
+class _Ways:
+    """A model that can be quantized in several ways, and measured: a ``Quantizable``."""
+
+    criteria = (*CRITERIA, "auto")
+    steps = (*CHANGES, CORRECT_BIAS)
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        split: Split,
+        settings: SettingsOptions,
+        calibration: Calibration,
+        reference: _Reference,
+    ) -> None:
+        self._data, self._settings, self._reference = split.calibration, settings, reference
+        self._bases: dict[tuple[str, ...], tuple[Prepared, Calibration]] = {(): (prepared, calibration)}
+        self._layers = [node.name for node in prepared.graph.nodes if node.op_type in WEIGHTED]
+
+    def attempt(self, recipe: Recipe) -> Attempt:
+        """Quantize the model and compare it with the float model."""
+        quantized, reference = self.make(recipe)[1], self._reference
+        written = RunnableModel.of("int8 model", quantized.model)
+        with _running(written, reference.engine) as session:
+            found = reference.compared(session, written.size)
+        share = sum(name not in quantized.skipped for name in self._layers) / max(len(self._layers), 1)
+        return Attempt.of(recipe, found, share)
+
+    def make(self, recipe: Recipe) -> tuple[Calibration, QDQModel]:
+        """Return the calibration and the model of a recipe; what warnings would say is measured."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            prepared, found = self._base(tuple(step for step in recipe.steps if step in CHANGES))
+            criterion: Any = recipe.criterion
+            if criterion == "auto":
+                thresholds = auto_thresholds(prepared, found, self._data)
+            else:
+                thresholds = found.search_thresholds(criterion=criterion)
+            corrected = {"batches": self._data, "correct_bias": True} if CORRECT_BIAS in recipe.steps else {}
+            calibration, engine = found._replace(thresholds=thresholds), self._reference.engine
+            return calibration, quantize(prepared, calibration, engine=engine, **corrected)  # type: ignore[arg-type]
+
+    def _base(self, names: tuple[str, ...]) -> tuple[Prepared, Calibration]:
+        """Return the float model after these changes, and its calibration."""
+        if names not in self._bases:
+            before, _ = self._base(names[:-1])
+            changed = prepare(CHANGES[names[-1]](before, self._data))
+            self._bases[names] = changed, calibrate(changed, self._data, **self._settings)
+        return self._bases[names]

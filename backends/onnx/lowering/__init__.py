@@ -1,0 +1,1 @@
+"""Float models rewritten into operators for which onnxruntime has INT8 kernels; they compute the same."""

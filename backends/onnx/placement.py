@@ -1,0 +1,132 @@
+"""Where the quantizers of a model go, and on which grid each rounds."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from klquant.errors import InvalidInputError
+
+from ..calibration import Calibration, checked
+from ..curves import Curve
+from ..settings import Engine, matching
+from .lowering.api import lower
+from .model.fingerprint import fingerprint
+from .model.graph import Graph
+from .model.pointwise import find_curves
+from .model.preparation import Prepared
+from .model.signs import non_negative
+from .qdq.floats import body_layers
+from .qdq.grids import (
+    Grid,
+    Rule,
+    by_sign,
+    fitted,
+    make_grids,
+    shifted_candidates,
+    signed,
+    slow_with_zero_points,
+    unsigned,
+)
+from .qdq.plan import Plan
+from .qdq.rules import make_plan
+
+RULES: dict[Engine, Rule] = {"tensorrt": signed, "onnxruntime": unsigned, "openvino": by_sign}
+
+
+class Placement(NamedTuple):
+    """Where quantizers go."""
+
+    prepared: Prepared
+    """The float model, for onnxruntime with operators that have INT8 kernels."""
+    plan: Plan
+    grids: dict[str, Grid]
+    """By activation of `prepared`."""
+    factors: Mapping[str, float] = {}
+    """By what its values are multiplied there, where that is not 1."""
+
+    def given(self) -> dict[str, Grid]:
+        """Return the grids in units of the model that was given."""
+        return {
+            name: grid._replace(threshold=grid.threshold / factor, scale=grid.scale / factor)
+            for name, grid in self.grids.items()
+            for factor in (self.factors.get(name, 1.0),)
+        }
+
+
+def place(
+    prepared: Prepared,
+    calibration: Calibration | Mapping[str, float],
+    engine: Engine,
+    exclude: Iterable[str] | str = (),
+    slow: Iterable[str] = (),
+    *,
+    asymmetric: bool = True,
+) -> Placement:
+    """Return where quantizers go, and the grid of each activation; `slow` are names of nodes to leave out too."""
+    graph = prepared.graph
+    excluded = (*_excluded(graph, exclude), *slow)
+    symmetric = slow_with_zero_points(graph) if engine == "openvino" else set()
+    shifts, curves = asymmetric and engine != "tensorrt", dict[str, Curve]()
+    if isinstance(calibration, Calibration):
+        calibration.check_fits(fingerprint(graph) if calibration.model else {})
+        excluded += tuple(calibration.skipped)
+        curves = _curves(prepared, calibration) if asymmetric and engine == "onnxruntime" else {}
+        calibration = fitted(calibration, symmetric, curves) if shifts else calibration
+    thresholds = _thresholds(calibration)
+    candidates = shifted_candidates(calibration, symmetric, curves) if shifts else {}
+    if engine == "onnxruntime":
+        prepared, thresholds, candidates, plan, factors = lower(prepared, thresholds, candidates, excluded)
+    else:
+        plan, factors = make_plan(graph, thresholds, engine, excluded), {}
+    _check_types(prepared, plan)
+    grids = make_grids(plan, thresholds, non_negative(prepared.graph), RULES[engine], candidates)
+    return Placement(prepared, plan, grids, factors)
+
+
+def _curves(prepared: Prepared, calibration: Calibration) -> dict[str, Curve]:
+    """Return the pointwise functions that read activations, at the edges and centres of the bins."""
+    edges = {name: np.asarray(calibration.histograms[name].edges) for name in calibration.histograms}
+    points = {name: np.union1d(one, (one[1:] + one[:-1]) / 2) for name, one in edges.items()}
+    return find_curves(prepared, points)
+
+
+def _check_types(prepared: Prepared, plan: Plan) -> None:
+    opset = next(entry.version for entry in prepared.model.opset_import if entry.domain in ("", "ai.onnx"))
+    weights = {node.input[1] for node in prepared.graph.nodes if node.name in plan.weights}
+    halves = [name for name in (*plan.readers, *weights) if prepared.graph.types[name] == onnx.TensorProto.FLOAT16]
+    if opset < 19 and halves:
+        raise InvalidInputError(f"quantizers of float16 need opset 19 or newer, got opset {opset}")
+
+
+def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, float]:
+    """Return T by tensor name, checked."""
+    if isinstance(calibration, Mapping):
+        found = {name: float(value) for name, value in calibration.items()}
+    else:
+        layers = checked(calibration).thresholds
+        found = {name: layer.threshold for name, layer in layers.items()}
+        for name, layer in layers.items():
+            if layer.num_bits != 8:
+                raise InvalidInputError(f"tensor `{name}` must be calibrated for 8 bits, got {layer.num_bits}")
+    if not found:
+        raise InvalidInputError("expected thresholds, got none; call search_thresholds() first")
+    for name, value in found.items():
+        if not 0 < value < float("inf"):
+            raise InvalidInputError(f"the threshold of `{name}` must be positive and finite, got {value}")
+    return found
+
+
+def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
+    """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]
+    bodies = [path for node in graph.nodes for path in body_layers(graph, node)]
+    names = list(dict.fromkeys([*nodes, *bodies, *graph.inputs, *graph.producers]))
+    for pattern in patterns:
+        if not matching(names, [pattern]):
+            close = get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise InvalidInputError(f"pattern `{pattern}` matches no node, tensor or operator; similar names: {close}")
+    return tuple(matching(names, patterns))

@@ -1,0 +1,175 @@
+"""Quantize a module in every way and keep the best: one call from a float model to INT8 and its accuracy."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any, Unpack
+
+from torch import nn
+
+from klquant.errors import CalibrationWarning, InvalidInputError
+
+from ..accuracy.comparison import Metric, compare_models
+from ..accuracy.outputs import Outputs
+from ..accuracy.splits import Split, hold_back
+from ..accuracy.trials import Recipe, Target
+from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_all
+from ..batches import numbered, progress_bar
+from ..settings import CRITERIA, SettingsOptions
+from .accuracy.outputs import named_outputs, num_bytes
+from .model.forward import Forward, call_model, check_eval
+from .model.layers import weighted_layers
+from .quantizer import Quantizer
+from .stages import QuantizedModel, warn_of_skipped
+
+EQUALIZE, CORRECT_BIAS = "equalize", "correct_bias"
+
+
+def auto(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward = call_model,
+    target: str | float = 0.99,
+    metric: Metric | None = None,
+    validation: Iterable[Any] | None = None,
+    max_seconds: float = 240.0,
+    progress: bool = True,
+    **settings: Unpack[SettingsOptions],
+) -> Automatic[QuantizedModel]:
+    """Quantize a module by every criterion and with every step, and compare each with the float model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, in eval mode
+        It is not changed.
+    batches : iterable
+        Data to be iterated several times, such as a DataLoader.
+    forward : callable (model, batch) -> output
+        How to run the model on a batch.
+    target : str or float
+        What is accurate enough: ``"30dB"`` is the SQNR of the worst output; a number is the metric, by default the
+        agreement of the worst output: top-1 of scores, the cosine of other outputs.
+    metric : callable, optional
+        As for :func:`compare`: the larger, the better.
+    validation : iterable, optional
+        Batches to measure on. By default every fourth of `batches` is held back from calibration for this; of fewer
+        than four, all serve both purposes.
+    max_seconds : float
+        No further way is tried after this time. The first one always is.
+    progress : bool
+        Show bars on a terminal.
+    **settings
+        Of :class:`Quantizer`.
+
+    Returns
+    -------
+    Automatic
+        ``quantized`` is the best model, ``verdict`` a sentence about it, ``rows()`` the table of all attempts, and
+        ``next_steps`` says what to do next.
+
+    Raises
+    ------
+    InvalidInputError
+        As :func:`quantize`; for data that can be iterated only once, and an impossible target.
+
+    Notes
+    -----
+    The ways are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of the
+    best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
+    leaves out the layers that cost most.
+    """
+    begin = time.perf_counter()
+    check_eval(model)
+    check_limit(max_seconds)
+    wanted, split = Target.parse(target), hold_back(batches, validation)
+    tried = _Ways(model, split, settings, forward, metric, progress=progress)
+    tried.quantizer(())
+    with progress_bar("trying" if progress else "", range(len(tried.criteria) + len(tried.steps))) as advance:
+        limits: dict[str, Any] = {"max_seconds": max_seconds - (time.perf_counter() - begin), "advance": advance}
+        tolerance = 1 / tried.samples if metric is None else 0.0
+        attempts, best, left_out = try_all(tried, better_than(wanted, tolerance), **limits)
+    quantized = tried.make(best.recipe)
+    warn_of_skipped(quantized.calibration)
+    found = quantized.calibration
+    data = Data(found.num_batches, tried.samples, split.calibration is not split.validation)
+    size = num_bytes(model)
+    return Automatic(quantized, found, attempts, best, wanted, tried.measure, data, size, left_out=left_out)
+
+
+class _Ways:
+    """A module that can be quantized in several ways, and measured: a ``Quantizable``."""
+
+    criteria = (*CRITERIA, "auto")
+    steps = (EQUALIZE, CORRECT_BIAS)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        settings: SettingsOptions,
+        forward: Forward,
+        metric: Metric | None,
+        *,
+        progress: bool,
+    ) -> None:
+        self._model, self._split, self._settings, self._progress = model, split, settings, progress
+        self._forward, self._metric = forward, metric
+        self._reference: list[Outputs] = [named_outputs(model, one, forward) for _, one in numbered(split.validation)]
+        if not self._reference:
+            raise InvalidInputError("expected at least one batch to measure on, got none")
+        self._quantizers: dict[tuple[str, ...], Quantizer] = {}
+        self.measure = "metric" if metric is not None else ""
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples to measure on."""
+        return sum(max((len(one) if one.ndim else 1 for one in found.values()), default=1) for found in self._reference)
+
+    def attempt(self, recipe: Recipe) -> Attempt:
+        """Quantize the model and compare it with the float model."""
+        quantized = self.make(recipe)
+        found = compare_models(
+            (
+                lambda feed: self._reference[feed[0]],
+                lambda feed: named_outputs(quantized.model, feed[1], self._forward),
+            ),
+            enumerate(self._split.validation),
+            timed=[lambda feed: None] * 2,
+            sizes=(0, num_bytes(quantized.model)),
+            labels=None,
+            metric=self._metric,
+        )
+        if not self.measure:
+            self.measure = "cosine" if any(math.isnan(one.top1) for one in found.outputs) else "top-1"
+        share = len(quantized.thresholds) / max(sum(1 for _ in weighted_layers(self._model)), 1)
+        return Attempt.of(recipe, found._replace(float_ms=math.nan, int8_ms=math.nan), share)
+
+    def make(self, recipe: Recipe) -> QuantizedModel:
+        """Return the model of a recipe; what warnings would say is measured."""
+        criterion: Any = recipe.criterion
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            quantizer = self.quantizer(recipe.steps)
+            quantizer.search_thresholds(criterion=criterion, batches=self._split.calibration)
+            quantized = quantizer.simulate()
+            if CORRECT_BIAS in recipe.steps:
+                quantized = quantizer.correct_bias(quantized, self._split.calibration)
+        return quantized
+
+    def quantizer(self, steps: tuple[str, ...]) -> Quantizer:
+        """Return a quantizer with the histograms of the model after these steps."""
+        key, data = tuple(step for step in steps if step == EQUALIZE), self._split.calibration
+        if key not in self._quantizers:
+            quantizer = Quantizer(self._model, forward=self._forward, progress=self._progress, **self._settings)
+            first = next(iter(data))
+            quantizer.fold(first)
+            if key:
+                quantizer.equalize(first)
+            quantizer.quantize_weights()
+            if self._settings.get("passes", 2) == 2:
+                quantizer.collect_amax(data)
+            quantizer.collect_histograms(data)
+            self._quantizers[key] = quantizer
+        return self._quantizers[key]

@@ -1,0 +1,1 @@
+"""Tables of what is quantized in models that others made; run by hand."""
