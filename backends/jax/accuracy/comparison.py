@@ -37,7 +37,7 @@ def compare(
     *,
     labels: Array | None = None,
     metric: Metric | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Comparison:
     """Run a function and its quantized form on the same data and compare outputs, time and size.
 

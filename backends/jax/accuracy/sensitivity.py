@@ -31,7 +31,7 @@ class ProductCost(NamedTuple):
 
 
 def sensitivity(
-    f: Function, params: Any, calibration: Calibration, batches: Iterable[Any], *, progress: bool = False
+    f: Function, params: Any, calibration: Calibration, batches: Iterable[Any], *, progress: bool = True
 ) -> list[ProductCost]:
     """Quantize one product at a time, and all but one, and compare the results with those in floating point.
 

@@ -42,7 +42,7 @@ def tune(
     target: str | float = 0.99,
     metric: Metric | None = None,
     validation: Iterable[Any] | None = None,
-    progress: bool = False,
+    progress: bool = True,
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QuantizedFunction]:
