@@ -2,8 +2,11 @@
 
 :func:`quantize` takes any function ``f(params, *inputs)`` and returns a :class:`QuantizedFunction`; :func:`calibrate`
 makes its :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions` and each :class:`LayerThreshold`.
-:func:`requantize` does without data, and :func:`export` makes StableHLO. With ``jax.distributed``,
-:class:`JaxProcesses` calibrate together.
+:func:`requantize` does without data, and :func:`export` makes StableHLO. :func:`compare`
+returns a :class:`Comparison` of a function with its quantized form, with an :class:`OutputComparison` of each output.
+:func:`sensitivity` returns the :class:`ProductCost` of each product. :func:`tune` returns a :class:`Tuned` function,
+with a :class:`Trace` of every :class:`Trial`: its :class:`Recipe` and what was :class:`Measured`. With
+``jax.distributed``, :class:`JaxProcesses` calibrate together.
 """
 
 from klquant.errors import MissingDependencyError
@@ -13,9 +16,15 @@ try:
 except ImportError as error:
     raise MissingDependencyError("klquant.backends.jax needs JAX: pip install 'klquant[jax]'") from error
 
+from ..accuracy.comparison import Comparison
+from ..accuracy.outputs import OutputComparison
+from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
+from .accuracy.comparison import compare
+from .accuracy.sensitivity import ProductCost, sensitivity
+from .accuracy.tuning import tune
 from .calibration import calibrate
 from .observation.processes import JaxProcesses
 from .quantization import quantize, requantize
@@ -24,15 +33,26 @@ from .stablehlo import export
 
 __all__ = [
     "Calibration",
+    "Comparison",
     "JaxProcesses",
     "LayerOptions",
     "LayerThreshold",
+    "Measured",
+    "OutputComparison",
+    "ProductCost",
     "QuantizedFunction",
+    "Recipe",
     "Settings",
+    "Trace",
+    "Trial",
+    "Tuned",
     "calibrate",
+    "compare",
     "export",
     "quantize",
     "requantize",
+    "sensitivity",
+    "tune",
 ]
 
 

@@ -1,7 +1,7 @@
 """What is known of a function without data: its products, their weights, and which of them are quantized."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +57,10 @@ class Description(NamedTuple):
             if not found[name][1]:
                 raise InvalidInputError(f"layer `{name}`: weights must be finite, got NaN or infinity")
         return {name: found[name][0] for name in bits}
+
+    def num_bytes(self, names: Container[str]) -> int:
+        """Return the size of these weights in floating point."""
+        return sum(self.weights[path].nbytes for path, site in self._weighted() if site.name in names)
 
     def blank(self, settings: Settings) -> Calibration:
         """Return a calibration that has not seen data."""

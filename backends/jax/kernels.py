@@ -1,6 +1,6 @@
 """Products in INT8: rounding of both operands, and the product in integers or of what the integers stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..thresholds import LayerThreshold
 from .model.interpretation import bind
 from .model.sites import Site
 
@@ -73,6 +74,21 @@ def round_to_levels(x: Any, scale: Any, num_bits: int) -> Any:
     return found.astype(jnp.int8 if num_bits <= INT8_BITS else jnp.int16)
 
 
+def arranged(site: Site, operand: int, x: Any) -> Any:
+    """Return an operand with the axes in the order in which :func:`multiply` takes it; those of scans come first.
+
+    XLA's kernels for convolutions of integers know only channels last. It makes a transposition of integers part of
+    the convolution, which then has no kernel. So activations are transposed before they are rounded.
+    """
+    if site.primitive == "dot_general":
+        return x
+    numbers = site.equation.params["dimension_numbers"]
+    spec = numbers.rhs_spec if operand == 1 else numbers.lhs_spec
+    axes = (*spec[2:], spec[1], spec[0]) if operand == 1 else (spec[0], *spec[2:], spec[1])
+    first = x.ndim - len(axes)
+    return x.transpose(*range(first), *(first + axis for axis in axes))
+
+
 def quantize_activation(x: Any, scale: float, num_bits: int) -> Levels:
     """Return an activation in integers, with one scale."""
     return Levels(round_to_levels(x, np.float32(scale), num_bits), jnp.full((1,) * x.ndim, scale, jnp.float32))
@@ -92,8 +108,27 @@ def _straight_through(num_bits: int, primals: Any, tangents: Any) -> Any:
     return fake_quantize(x, scale, num_bits), jnp.where(passes, tangent, 0)
 
 
+def rounded_operands(
+    site: Site, operands: Sequence[Any], thresholds: Mapping[str, LayerThreshold], dead_channel: float
+) -> list[Any]:
+    """Return what the levels of both operands stand for, with gradients; a weight is rounded as it is passed."""
+    layers = {k: thresholds[name] for k, name in site.tensors.items()}
+    values = list(operands)
+    for k, layer in layers.items():
+        values[k] = fake_quantize(operands[k], np.float32(layer.scale), layer.num_bits)
+    if site.weight is not None:
+        bits = layers[1 - site.weight].num_bits
+        once = site._replace(varies=frozenset())  # in a scan this is the weight of one iteration
+        scale = lax.stop_gradient(quantize_weight(once, operands[site.weight], bits, dead_channel).scale)
+        values[site.weight] = fake_quantize(operands[site.weight], scale, bits)
+    return values
+
+
 def multiply(site: Site, operands: Sequence[Levels]) -> Any:
-    """Return the product, computed in integers: INT8 operands and an INT32 sum, then one scaling."""
+    """Return the product, computed in integers: INT8 operands and an INT32 sum, then one scaling.
+
+    The levels of the operands are :func:`arranged`.
+    """
     left, right = (operand.levels for operand in operands)
     total = _PRODUCTS[site.primitive](left, right, site.equation.params)
     dtype = site.equation.outvars[0].aval.dtype
@@ -114,10 +149,22 @@ def _dot(left: Any, right: Any, params: Any) -> Any:
 
 
 def _conv(left: Any, right: Any, params: Any) -> Any:
-    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count")
-    return lax.conv_general_dilated(
-        left, right, **{name: params[name] for name in names}, preferred_element_type=jnp.int32
+    out = params["dimension_numbers"].out_spec
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "feature_group_count")
+    total = lax.conv_general_dilated(
+        left,
+        right,
+        **{name: params[name] for name in names},
+        dimension_numbers=_channels_last(left.ndim),
+        preferred_element_type=jnp.int32,
     )
+    return total.transpose(np.argsort([out[0], *out[2:], out[1]]))
+
+
+def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
+    space = tuple(range(1, ndim - 1))
+    image = (0, ndim - 1, *space)
+    return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *(axis - 1 for axis in space)), image)
 
 
 _PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _conv}

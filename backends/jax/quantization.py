@@ -21,15 +21,15 @@ from .kernels import (
     INT8_BITS,
     Form,
     Levels,
-    fake_quantize,
+    arranged,
     multiply,
     multiply_simulated,
     qmax,
     quantize_activation,
-    quantize_weight,
+    rounded_operands,
     terms,
 )
-from .model.arguments import Function, Static, split
+from .model.arguments import Function, Static, on_arrays
 from .model.interpretation import Rule, interpret
 from .model.sites import Site
 from .model.tracing import trace
@@ -161,10 +161,17 @@ def requantize(
     reasons = {**found.skipped, **dict.fromkeys(excluded, EXCLUDED)}
     thresholds, skipped = _feasible(description, chosen, reasons, form)
     weights = description.quantized_weights(found.settings.resolve(thresholds), found.settings.dead_channel)
-    function = _function(f, found._replace(thresholds=thresholds), weights, form, straight_through)
+    fixed = {} if straight_through else weights
+    if form == "int8":
+        sites = description.program.named
+        fixed = {name: w._replace(levels=arranged(sites[name], 1, w.levels)) for name, w in weights.items()}
+    function = _function(f, found._replace(thresholds=thresholds), fixed, form)
     scales = {name: np.asarray(weight.scale).ravel() for name, weight in weights.items()}
+    saved = description.num_bytes(weights) - sum(
+        weight.levels.nbytes + weight.scale.nbytes for weight in weights.values()
+    )
     warn_of_floats("layer", {name: reason for name, reason in skipped.items() if reason != EXCLUDED})
-    return QuantizedFunction(function, form, thresholds, scales, skipped, found)
+    return QuantizedFunction(function, form, thresholds, scales, skipped, found, saved)
 
 
 def check_form(form: str, straight_through: bool) -> None:
@@ -217,14 +224,10 @@ def _obstacle(site: Site, thresholds: Mapping[str, LayerThreshold], form: Form) 
     return ""
 
 
-def _function(
-    f: Function, found: Calibration, weights: Mapping[str, Levels], form: Form, straight_through: bool
-) -> Callable[..., Any]:
-    """Return the quantized function; it is traced for the shapes of each call."""
-    fixed = {} if straight_through else weights
+def _function(f: Function, found: Calibration, fixed: Mapping[str, Levels], form: Form) -> Callable[..., Any]:
+    """Return the quantized function; it is traced for the shapes of each call. `fixed` are its weights."""
     multiplied = functools.partial(_product, found.thresholds, form, found.settings.dead_channel)
 
-    @functools.partial(jax.jit, static_argnums=0, inline=True)  # an export drops what it does not need
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
         program = trace(f, static, params, inputs)
         sites = {
@@ -234,12 +237,7 @@ def _function(
         rule = Rule(lambda site, operands, weight, state: (multiplied(site, operands, weight), state), sites, given)
         return jax.tree.unflatten(program.result, interpret(program.jaxpr, [*params, *inputs], rule, {})[0])
 
-    @functools.wraps(f)
-    def function(params: Any, *inputs: Any) -> Any:
-        own, given = split(params), split(inputs)
-        return run((own.static, given.static), own.arrays, given.arrays)
-
-    return function
+    return on_arrays(run, f)
 
 
 def _product(
@@ -250,25 +248,15 @@ def _product(
     operands: Sequence[Any],
     weight: Levels | None,
 ) -> Any:
-    """Return the product at a site. Without a weight in integers, it is rounded here, with a gradient."""
+    """Return the product at a site. In a simulation without a weight in integers, it is rounded here."""
+    if form == "simulate":
+        values = rounded_operands(site, operands, thresholds, dead_channel)
+        if site.weight is not None and weight is not None:
+            values[site.weight] = weight.values
+        return multiply_simulated(site, values)
     layers = {k: thresholds[name] for k, name in site.tensors.items()}
-    if form == "int8":
-        levels = [
-            quantize_activation(x, layers[k].scale, layers[k].num_bits) if k in layers else weight
-            for k, x in enumerate(operands)
-        ]
-        return multiply(site, [one for one in levels if one is not None])
-    values = [
-        fake_quantize(x, np.float32(layers[k].scale), layers[k].num_bits) if k in layers else x
+    levels = [
+        quantize_activation(arranged(site, k, x), layers[k].scale, layers[k].num_bits) if k in layers else weight
         for k, x in enumerate(operands)
     ]
-    if site.weight is not None:
-        values[site.weight] = weight.values if weight else _rounded(site, operands[site.weight], layers, dead_channel)
-    return multiply_simulated(site, values)
-
-
-def _rounded(site: Site, weight: Any, layers: Mapping[int, LayerThreshold], dead_channel: float) -> Any:
-    [layer] = layers.values()
-    once = site._replace(varies=frozenset())  # in a scan this is the weight of one iteration
-    scale = jax.lax.stop_gradient(quantize_weight(once, weight, layer.num_bits, dead_channel).scale)
-    return fake_quantize(weight, scale, layer.num_bits)
+    return multiply(site, [one for one in levels if one is not None])

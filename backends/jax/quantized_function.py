@@ -26,6 +26,14 @@ class QuantizedFunction(NamedTuple):
     """Why products stay in floating point, by name."""
     calibration: Calibration
     """Everything that was found; ``calibration.save(path)`` saves it."""
+    bytes_saved: int = 0
+    """By how much the weights are smaller than in floating point."""
+
+    def __repr__(self) -> str:
+        """Return what it is in one line."""
+        return (
+            f"QuantizedFunction({self.form}: {len(self.thresholds)} activations quantized, {len(self.skipped)} skipped)"
+        )
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds for notebooks."""

@@ -42,6 +42,7 @@ def test_a_product_is_what_klquant_computes():
     np.testing.assert_allclose(result.weight_scales["w"], scales, rtol=1e-6)
     assert result.form == "int8"
     assert "1 activations" in result._repr_html_()
+    assert repr(result) == "QuantizedFunction(int8: 1 activations quantized, 0 skipped)"
 
 
 def test_products_in_bodies_are_quantized(in_loops):

@@ -1,5 +1,6 @@
 """Arguments of a function: arrays, which are traced, and everything else, which is static."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -60,6 +61,27 @@ def _key(entry: Any) -> str:
 def inputs_of(batch: Any) -> tuple[Any, ...]:
     """Return the arguments in a batch: a tuple or list holds several, anything else is one."""
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+
+
+def on_arrays(run: Callable[..., Any], function: Function) -> Function:
+    """Return ``run(static, params, inputs)`` of arrays, jitted, with the signature of `function`."""
+    jitted = jax.jit(run, static_argnums=0, inline=True)  # inline: an export drops what it does not need
+
+    @functools.wraps(function)
+    def call(params: Any, *inputs: Any) -> Any:
+        own, given = split(params), split(inputs)
+        return jitted((own.static, given.static), own.arrays, given.arrays)
+
+    return call
+
+
+def jitted(function: Function) -> Function:
+    """Return a function jitted, whatever its arguments hold beside arrays."""
+
+    def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        return function(static[0].filled(params), *static[1].filled(inputs))
+
+    return on_arrays(run, function)
 
 
 def check_function(function: Any) -> None:
