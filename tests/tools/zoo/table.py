@@ -102,13 +102,14 @@ def exported(result, batch):
     import onnxruntime
 
     from klquant.backends.torch.export.trace import named_tensors
+    from klquant.backends.torch.model.arguments import arguments_of
 
     simulation = saturate_like_engines(result.model)
     model = export_onnx(simulation, batch, engine="tensorrt", dynamic_batch=False).model
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    given = {name: x.numpy() for name, x in named_tensors(simulation, batch).items()}
+    given = {name: x.numpy() for name, x in named_tensors(simulation, arguments_of(simulation, batch)).items()}
     wanted = {node.name for node in session.get_inputs()}
     got = [torch.from_numpy(y) for y in session.run(None, {k: v for k, v in given.items() if k in wanted})]
     with torch.no_grad():
