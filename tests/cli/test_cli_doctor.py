@@ -76,12 +76,12 @@ def test_everything_usable_is_a_table_without_commands(installed):
     ("package", "lost"),
     [
         ("jax", {"jax"}),
-        ("rich", {"torch", "onnx", "cli", "demo"}),
-        ("torch", {"torch", "demo"}),
-        ("onnxscript", {"onnx"}),
+        ("rich", {"jax", "torch", "pt2e", "onnx", "cli", "demo"}),
+        ("torch", {"torch", "pt2e", "demo"}),
+        ("onnxscript", {"onnx", "demo"}),
         ("jinja2", {"report", "cli", "demo"}),
         ("matplotlib", {"plots", "demo"}),
-        ("pillow", {"images"}),
+        ("pillow", {"images", "demo"}),
         ("openvino", {"openvino"}),
     ],
 )
