@@ -40,6 +40,7 @@ class Fold(NamedTuple):
 def apply_folds(
     model: nn.Module,
     folds: Iterable[Fold],
+    *,
     products: Iterable[Product] = (),
     calls: Mapping[str, int] | None = None,
 ) -> nn.Module:

@@ -206,7 +206,7 @@ def test_attention_with_masks_groups_and_a_scale_computes_the_same_through_its_t
     assert [product[:3] for product in found.products] == [
         ("inner", "scaled_dot_product_attention", k) for k in range(5)
     ]
-    taps = apply_folds(model, found.folds, found.products)
+    taps = apply_folds(model, found.folds, products=found.products)
     torch.testing.assert_close(outputs(taps, X), outputs(model, X))
 
 
