@@ -9,8 +9,8 @@ from torch.nn.utils import parametrize
 from klquant.errors import InvalidInputError
 
 from .model.edits import copy_model
-from .model.layers import channel_axis, inner_layer
-from .simulation import channel_scales, fake_quantize, quantized_layers
+from .model.layers import channel_axis
+from .simulation import channel_scales, fake_quantize, quantized_layers, rounded_layers
 
 
 class _Rounding(nn.Module):
@@ -52,12 +52,12 @@ def unfreeze_weights(model: nn.Module) -> nn.Module:
     Save it by ``state_dict()``: PyTorch cannot pickle parametrized modules.
     """
     model = copy_model(model)
-    for name, layer in quantized_layers(model).items():
-        inner = inner_layer(layer.layer)
+    quantized_layers(model)  # raises for a model without any
+    for name, inner, num_bits in list(rounded_layers(model)):
         if parametrize.is_parametrized(inner):
             raise InvalidInputError(f"expected the model of a result, got layer `{name}`, which can be trained already")
         if "weight" in inner._parameters:
-            rounding = _Rounding(channel_axis(inner), layer.num_bits)
+            rounding = _Rounding(channel_axis(inner), num_bits)
             parametrize.register_parametrization(inner, "weight", rounding)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -83,8 +83,8 @@ def freeze_weights(model: nn.Module) -> nn.Module:
         For a model without quantized layers.
     """
     model = copy_model(model).eval()
-    for layer in quantized_layers(model).values():
-        inner = inner_layer(layer.layer)
+    quantized_layers(model)  # raises for a model without any
+    for _, inner, _ in list(rounded_layers(model)):
         if parametrize.is_parametrized(inner, "weight"):
             _keep_rounded(inner)
     return model.requires_grad_(requires_grad=False)

@@ -1,6 +1,6 @@
 """Simulate INT8 inference: round weights and activations where an engine does."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from klquant.errors import InvalidInputError
 
 from ..settings import Observe
 from ..thresholds import LayerThreshold
-from .model.calls import layer_of
+from .model.calls import Calls, layer_of
 from .model.edits import copy_model, replace_module
 from .model.forward import Where, observed_at
 from .model.layers import LayerWrapper, Tap, channel_axis, inner_layer, observed_layers, point_name, weighted_layers
@@ -256,6 +256,15 @@ def saturate_like_engines(model: nn.Module) -> nn.Module:
     for layer in quantized_layers(model).values():
         layer.qmin = -qmax(layer.num_bits) - 1
     return model
+
+
+def rounded_layers(model: nn.Module) -> Iterator[tuple[str, Any, int]]:
+    """Yield name, layer and number of bits of each layer of a simulated model whose weight is rounded."""
+    for name, module in model.named_modules():
+        if isinstance(module, (QuantizedLayer, Calls)) and not isinstance(module.layer, Tap):
+            points = [one for one in module.modules() if isinstance(one, QuantizedLayer)]
+            if points:
+                yield point_name(name), inner_layer(module.layer), points[0].num_bits
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

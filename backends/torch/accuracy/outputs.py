@@ -12,8 +12,7 @@ from ...accuracy.comparison import Comparison, Metric, compare_models
 from ...batches import numbered, tracked
 from ..model.dataflow import tensors_in
 from ..model.forward import Forward, call_model, check_eval
-from ..model.layers import inner_layer
-from ..simulation import QuantizedLayer
+from ..simulation import rounded_layers
 
 
 def named_outputs(model: nn.Module, batch: Any, forward: Forward) -> dict[str, Array]:
@@ -86,8 +85,6 @@ def num_bytes(model: nn.Module) -> int:
     """Return the size of parameters and buffers, with the weights of simulated layers in their number of bits."""
     tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
     sizes = {key: float(one.numel() * one.element_size()) for key, one in tensors.items()}
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLayer):
-            weight = inner_layer(layer).weight
-            sizes[id(weight)] = weight.numel() * layer.num_bits / 8
+    for _, layer, num_bits in rounded_layers(model):
+        sizes[id(layer.weight)] = layer.weight.numel() * num_bits / 8
     return round(sum(sizes.values()))

@@ -15,10 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from klquant.errors import InvalidInputError, ModelError
 
 from ..model.arguments import Arguments
-from ..model.calls import Calls
 from ..model.edits import copy_model
-from ..model.layers import LayerWrapper, Tap, inner_layer
-from ..simulation import QuantizedLayer, quantized_layers
+from ..model.layers import LayerWrapper
+from ..simulation import QuantizedLayer, quantized_layers, rounded_layers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -131,19 +130,12 @@ def trace(
 
 def _with_marks(model: nn.Module) -> nn.Module:
     model = copy_model(model).requires_grad_(requires_grad=False)
-    for layer in {id(layer): layer for layer in _rounded_layers(model)}.values():
+    for layer in {id(layer): layer for _, layer, _ in rounded_layers(model)}.values():
         layer.register_forward_hook(_mark_kept)
     for name, layer in quantized_layers(model).items():
         layer.__class__ = _MarkedLayer
         layer.__dict__["mark"] = {"layer": name, "scale": layer.scale.item(), "observe": layer.observe}
     return model
-
-
-def _rounded_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers whose weights may be rounded."""
-    for module in model.modules():
-        if isinstance(module, (QuantizedLayer, Calls)) and not isinstance(module.layer, Tap):
-            yield inner_layer(module.layer)
 
 
 def named_tensors(model: nn.Module, arguments: Arguments) -> dict[str, torch.Tensor]:

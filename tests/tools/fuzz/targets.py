@@ -227,7 +227,9 @@ def _known_elements(folder, cache={}):  # noqa: B006
     if not cache:
         for data in seeds.calibrations(folder):
             page = _Elements()
-            page.feed(render_html(describe(Calibration.load(_written(folder / "c.npz", data)), next_steps=["copy this"])))
+            page.feed(
+                render_html(describe(Calibration.load(_written(folder / "c.npz", data)), next_steps=["copy this"]))
+            )
             cache.update(dict.fromkeys(page.found))
     return cache.keys()
 

@@ -52,11 +52,10 @@ def test_a_batch_has_one_transfer(transfers):
     assert transfers == [2] * 6
 
 
-def test_layers_that_are_called_twice_add_up(transfers):
-    model = mlp()
-    twice = Net(lambda net, x: net.inner(x) + net.inner(2 * x), inner=model).eval()
-    assert quantize(twice, DATA, num_bins=401).calibration.calls == {"inner.first": 2, "inner.second": 2}
-    assert transfers == [4] * 6
+def test_layers_that_are_called_in_a_loop_add_up(transfers):
+    loop = Net(lambda net, x: sum(net.inner(k * x) for k in range(20)), inner=mlp()).eval()
+    assert quantize(loop, DATA, num_bins=401).calibration.calls == {"inner.first": 20, "inner.second": 20}
+    assert transfers == [40] * 6
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
