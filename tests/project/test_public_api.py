@@ -3,6 +3,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 
@@ -49,7 +50,7 @@ MODULES = [
         "klquant.presets",
         "klquant.testing",
         "klquant.backends.torch",
-        "klquant.backends.jax",
+        *(["klquant.backends.jax"] if find_spec("jax") else []),
         "klquant.backends.onnx",
         "klquant.backends.formats",
         "klquant.backends.report",

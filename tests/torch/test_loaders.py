@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from transformers import BatchEncoding, BertConfig, BertModel
 
 from klquant.backends import batches
 from klquant.backends.torch import Quantizer, quantize
@@ -98,17 +97,19 @@ def test_what_is_left_out_is_logged_once(caplog):
 
 def bert():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    return BertModel(BertConfig(vocab_size=50, **sizes)).eval()
+    transformers = pytest.importorskip("transformers")
+    return transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).eval()
 
 
 def tokens(*lengths):
     return [torch.randint(0, 50, (3, n), generator=torch.Generator().manual_seed(n)) for n in lengths]
 
 
-@pytest.mark.parametrize("kind", [dict, BatchEncoding, "(inputs, labels)"])
+@pytest.mark.parametrize("kind", ["dict", "BatchEncoding", "(inputs, labels)"])
 def test_what_tokenizers_return_is_passed_by_name(kind):
     data = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens(4, 7)]
-    given = [(one, LABELS[:3]) if isinstance(kind, str) else kind(one) for one in data]
+    kinds = {"dict": dict, "BatchEncoding": pytest.importorskip("transformers").BatchEncoding}
+    given = [kinds[kind](one) if kind in kinds else (one, LABELS[:3]) for one in data]
     model = bert()
     alone = thresholds(model, data, forward=lambda model, batch: model(**batch))
     assert thresholds(model, given) == alone

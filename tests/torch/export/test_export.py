@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
 
 from klquant.backends.torch import export_onnx, quantize, saturate_like_engines
 from klquant.backends.torch.export.api import _Arrays
@@ -415,7 +414,8 @@ def test_operators_that_no_plan_covers_are_named():
 
 def bert():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    return BertModel(BertConfig(vocab_size=50, **sizes), add_pooling_layer=False).eval()
+    transformers = pytest.importorskip("transformers")
+    return transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes), add_pooling_layer=False).eval()
 
 
 def tokens(samples, length):
