@@ -50,6 +50,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install "
 OTHERS = "torch|onnx|onnxscript|copyreg"  # modules whose own warnings do not matter here
 
+NEEDS = {"docs/jax.md": "jax", "docs/howto-huggingface.md": "transformers"}  # beside the extras of every run
 needs_docs = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
 
@@ -164,6 +165,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 @pytest.mark.usefixtures("folder")
 def test_page(page):
+    pytest.importorskip(NEEDS.get(name_of(page), "klquant"))
     torch.manual_seed(0)
     names, printed = {"__name__": "page"}, []
     for kind, content in blocks_of(page):

@@ -155,7 +155,7 @@ class _Constants:
     def follow(self, given: Any, result: Any) -> None:
         """Note whether what a function returned depends on constants alone."""
         given = list(tensors_in(given))
-        is_constant = bool(given) and all(value in self for value in given)
+        is_constant = len(given) > 0 and all(value in self for value in given)
         for value in tensors_in(result):
             if is_constant:
                 self._computed[id(value)] = weakref.ref(value)
