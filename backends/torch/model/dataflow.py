@@ -239,7 +239,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         relu = relu_kind(func, args, kwargs)
         self.consume(tensors_in((args, kwargs)), Consumer(None, func, relu))
-        constants = self._constants
+        constants = None if torch.compiler.is_dynamo_compiling() else self._constants  # branches, in torch 2.9
         if constants is not None and self._entered and (product := product_name(func)):
             self._multiply(product, args, kwargs, constants)
         result = func(*args, **kwargs)
