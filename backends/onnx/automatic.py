@@ -23,10 +23,11 @@ from ..settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..warning import warn
 from .accuracy.comparison import RunnableModel
 from .accuracy.criterion_choice import auto_thresholds
+from .accuracy.engine_sessions import running
 from .calibration import calibrate
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
-from .execution import Feed, Session, open_onnxruntime
+from .execution import Feed, Session
 from .model.preparation import Prepared, prepare
 from .qdq_model import QDQModel
 from .quantization import quantize
@@ -170,23 +171,13 @@ class _Reference(NamedTuple):
 
 @contextmanager
 def _reference(model: RunnableModel, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
-    with _running(model, engine) as run:
+    with running(model, engine) as run:
         feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
         if not feeds:
             raise InvalidInputError("expected at least one batch to measure on, got none")
         with model.exact() as exact:
             outputs: list[Outputs] = [exact(model.outputs, feed) for feed in feeds]
         yield _Reference(engine, model, run, feeds, outputs, metric)
-
-
-@contextmanager
-def _running(model: RunnableModel, engine: Engine) -> Iterator[Session]:
-    if engine == "tensorrt":
-        with open_onnxruntime(model.model, optimized=False) as session:
-            yield session
-    else:
-        with model.running(engine) as session:
-            yield session
 
 
 class _Ways:
@@ -211,7 +202,7 @@ class _Ways:
         """Quantize the model and compare it with the float model."""
         quantized, reference = self.make(recipe)[1], self._reference
         written = RunnableModel.of("int8 model", quantized.model)
-        with _running(written, reference.engine) as session:
+        with running(written, reference.engine) as session:
             found = reference.compared(session, written.size)
         share = sum(name not in quantized.skipped for name in self._layers) / max(len(self._layers), 1)
         return Attempt.of(recipe, found, share)

@@ -31,7 +31,7 @@ from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engin
 from ..calibration import calibrate
 from ..correction.equalization import equalize
 from ..correction.smooth_quant import smooth
-from ..execution import Feed, Session, open_onnxruntime
+from ..execution import Feed, Session
 from ..feeds import Array, few_samples, from_reader
 from ..model.preparation import Prepared, prepare
 from ..placement import place
@@ -39,6 +39,7 @@ from ..qdq_model import QDQModel
 from ..quantization import quantize
 from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
+from .engine_sessions import running
 from .sensitivity import quantizer_costs, rank_layers
 
 CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
@@ -145,23 +146,13 @@ class _Reference(NamedTuple):
 @contextmanager
 def _reference(prepared: Prepared, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
     model = RunnableModel.of("model", prepared.model)
-    with _running(model, engine) as run:
+    with running(model, engine) as run:
         feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
         if not feeds:
             raise InvalidInputError("expected at least one batch to measure on, got none")
         with model.exact() as exact:
             outputs: list[Outputs] = [exact(model.outputs, feed) for feed in feeds]
         yield _Reference(engine, model, run, feeds, outputs, metric)
-
-
-@contextmanager
-def _running(model: RunnableModel, engine: Engine) -> Iterator[Session]:
-    if engine == "tensorrt":
-        with open_onnxruntime(model.model, optimized=False) as session:
-            yield session
-    else:
-        with model.running(engine) as session:
-            yield session
 
 
 class _Base(NamedTuple):
@@ -193,7 +184,7 @@ class _OnnxTuner:
 
     def _measured(self, quantized: QDQModel) -> Measured:
         reference, names = self._reference, self._reference.model.outputs
-        with _running(reference.model._replace(model=quantized.model), reference.engine) as session:
+        with running(reference.model._replace(model=quantized.model), reference.engine) as session:
             found: list[Outputs] = [session(names, feed) for feed in reference.feeds]
             ratio = self._time_ratio(session)
         triples = zip(reference.feeds, reference.outputs, found, strict=True)
