@@ -14,7 +14,7 @@ torch.manual_seed(0)
 MODEL = nn.Sequential(
     nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
 ).eval()
-X = [torch.randn(8, 3, 8, 8) for _ in range(8)]
+X = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(8)]
 KEPT, HELD = [X[k] for k in (0, 1, 2, 4, 5, 6)], [X[3], X[7]]
 
 
