@@ -129,7 +129,8 @@ def tune(
         with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
             trace = tune_shared(tuner, wanted, limits, log, advance)
         calibration, quantized = tuner.make(trace.best.recipe)
-    return Tuned(quantized, calibration, trace)
+        changed = tuner.changed(trace.best.recipe)
+    return Tuned(quantized, calibration, trace, changed)
 
 
 class _Reference(NamedTuple):
@@ -220,6 +221,10 @@ class _OnnxTuner:
                 corrected = {"correct_bias": True, "batches": self._split.calibration}
             engine = self._reference.engine
             return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **corrected)
+
+    def changed(self, recipe: Recipe) -> onnx.ModelProto | None:
+        """Return the float model that the calibration of a recipe fits, or None if no step changed the given one."""
+        return self._base(recipe).prepared.model if any(name in CHANGES for name in recipe.steps) else None
 
     def _base(self, recipe: Recipe) -> _Base:
         """Return the float model after the steps that change it, and its calibration."""

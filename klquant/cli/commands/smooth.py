@@ -43,7 +43,7 @@ def smooth(
     Example:
       klquant smooth model.onnx --data samples.npz -o smooth.onnx
       klquant calibrate smooth.onnx --data samples.npz --out calib.npz
-      klquant quantize smooth.onnx calib.npz --data samples.npz -o int8.onnx
+      klquant quantize smooth.onnx calib.npz --engine onnxruntime -o int8.onnx
     """  # noqa: D301
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")

@@ -13,7 +13,7 @@ from ..data import SOURCE, Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
-from ..output import busy, print_table
+from ..output import busy, print_next, print_table
 
 
 @click.command()
@@ -29,7 +29,9 @@ from ..output import busy, print_table
 @click.option("--min-int8", type=click.FloatRange(0, 1), default=0.8, show_default=True,
               help="Share of Conv, ConvTranspose, Gemm and MatMul that stay in INT8.")  # fmt: skip
 @click.option("--resume", type=NEW, help="File that keeps the trials; if it exists, they are not made again.")
-@click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
+@click.option("--calibration", type=NEW,
+              help="Also write the calibration of the result, and the float model that it fits if a step such as "
+                   "smooth changed MODEL.")  # fmt: skip
 @batch_size_option(8)
 @max_samples_option(None)
 @override_option
@@ -76,14 +78,29 @@ def tune(
         options["metric"] = import_function(options["metric"], "--metric")
     tuned = backend.tune(prepared, options.pop("data"), progress=True, **options)
     tuned.quantized.save(out)
-    if calibration is not None:
-        tuned.calibration.save(calibration)
+    written = [out, *_save_calibration(tuned, calibration)]
     if as_json:
         click.echo(tuned.trace.as_json())
     else:
         print_table(f"{model} on {options['engine']}", COLUMNS, tuned.trace.rows())
         click.echo(str(tuned.trace))
         click.echo(f"settings: {json.dumps(tuned.trace.best.recipe._asdict())}")
-        click.echo(f"wrote {out}")
+        click.echo(f"wrote {', '.join(map(str, written))}")
+        print_next("klquant", "inspect", out, "--engine", options["engine"])
     if not tuned.trace.reached:
         ctx.exit(1)
+
+
+def _save_calibration(tuned: Any, path: Path | None) -> list[Path]:
+    """Write the calibration, and beside it the float model that it fits if that is not MODEL; return the paths."""
+    if path is None:
+        return []
+    tuned.calibration.save(path)
+    if tuned.model is None:
+        return [path]
+    from klquant.backends.onnx.model.saving import save_model
+
+    steps = [step for step in tuned.trace.best.recipe.steps if step != "correct_bias"]
+    changed = path.with_name(f"{path.stem}_{'_'.join(steps)}.onnx")
+    save_model(tuned.model, changed)
+    return [path, changed]
