@@ -6,6 +6,7 @@ import pytest
 
 from klquant.backends.onnx import auto, calibrate, compare, prepare, quantize
 from klquant.backends.onnx.accuracy.comparison import RunnableModel
+from klquant.backends.onnx.accuracy.criterion_choice import auto_thresholds
 from klquant.errors import InvalidInputError
 from support.onnx_models import build
 
@@ -49,6 +50,19 @@ def test_a_criterion_alone_gives_what_calibrate_and_quantize_give(found):
 def test_the_result_is_verified_on_its_engine(found):
     assert found.verification.ran == "onnxruntime"
     assert found.verification.wrong == []
+
+
+def test_the_choice_of_criteria_is_made_once(monkeypatch):
+    chosen = []
+
+    def counted(prepared, *arguments):
+        chosen.append(prepared.model.SerializeToString())
+        return auto_thresholds(prepared, *arguments)
+
+    monkeypatch.setattr("klquant.backends.onnx.automatic._Ways.criteria", ("auto",))
+    monkeypatch.setattr("klquant.backends.onnx.automatic.auto_thresholds", counted)
+    assert auto(MODEL, X, engine="onnxruntime", target="10dB").best.recipe.criterion == "auto"
+    assert len(chosen) == len(set(chosen))
 
 
 def test_for_tensorrt_nothing_is_timed():
