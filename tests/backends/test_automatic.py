@@ -96,8 +96,8 @@ def result(best=None, data=FULL, wrong=(), target=SHARE):
 
 def test_the_verdict_has_accuracy_and_costs():
     assert str(result()) == (
-        "Accurate enough: with mse, top-1 agreement is 1.0000 and SQNR 30.0 dB on 100 samples that calibration has not seen "
-        "(target 0.99); 0.25 instead of 1 MB, 1 instead of 2 ms per batch"
+        "Accurate enough: with mse, top-1 agreement is 1.0000 and SQNR 30.0 dB on 100 samples that calibration has "
+        "not seen (target 0.99); 0.25 instead of 1 MB, 1 instead of 2 ms per batch"
     )
     assert repr(result()) == f"Automatic({result()})"
 
