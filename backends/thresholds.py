@@ -136,7 +136,7 @@ def _warn(complaints: Mapping[str, Complaint], number: int) -> None:
             warn(f"layer `{name}`: {complaint.text}", {name: complaint.better} if complaint.better else {})
         return
     worst = sorted(complaints, key=lambda name: complaints[name].gain_db, reverse=True)[:SHOWN]
-    listed = "; ".join(f"`{name}`: {complaints[name].text}" for name in worst)
+    listed = "; ".join(f"`{name}`: {complaints[name].text.partition('; ')[0]}" for name in worst)
     better = {name: complaint.better for name, complaint in complaints.items() if complaint.better}
     warn(f"{len(complaints)} of {number} layers need attention; the worst: {listed}", better)
 

@@ -127,7 +127,7 @@ def test_the_advice_fits_what_was_found(found, advice):
 
 
 def test_times_are_scaled_to_one_time_of_the_float_model():
-    quiet, busy = attempt("mse", ms=1.0, float_ms=2.0), attempt("max", ms=4.0, float_ms=10.0)
+    quiet, busy = attempt("mse", ms=1.0, float_ms=2.0), attempt("max", ms=4000.0, float_ms=10000.0)
     found = result()._replace(attempts=[attempt("entropy"), quiet, busy], best=quiet)
     assert [row[4] for row in found.rows()] == ["2", "1", "1", "0.8"]
 

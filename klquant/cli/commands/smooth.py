@@ -17,7 +17,7 @@ from ..output import busy, print_json, print_next
 @data_option()
 @click.option("--out", "-o", required=True, type=NEW, help="Float model to write.")
 @click.option("--alpha", type=click.FloatRange(0, 1),
-              help="1 evens out the activations, 0 the weights.  [default: chosen for each]")  # fmt: skip
+              help="1 evens out the activations, 0 the weights.  [default: chosen for each activation]")  # fmt: skip
 @click.option("--equalize", is_flag=True, help="First equalize the weights of successive layers.")
 @batch_size_option(8)
 @max_samples_option(None)
@@ -36,8 +36,9 @@ def smooth(
 ) -> None:
     """Change the weights of an ONNX model so that INT8 is more accurate.
 
-    This is SmoothQuant. The result is a float model that computes the same as MODEL: calibrate and quantize it in place
-    of MODEL. It helps where few channels of an activation are far larger than the others, as in transformers.
+    This is SmoothQuant. The result is a float model that computes the same function as MODEL. Calibrate and quantize it
+    instead of MODEL. Smoothing helps where few channels of an activation are far larger than the others, as in
+    transformers.
 
     \b
     Example:

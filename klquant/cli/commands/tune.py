@@ -1,4 +1,4 @@
-"""``klquant tune``: quantize in several ways, on the engine itself, until the result is accurate enough."""
+"""``klquant tune``: try settings on the engine itself until the result is accurate enough."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,14 @@ from ..output import busy, print_next, print_table
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",
               help="SQNR of the worst output, or a value of the metric.")  # fmt: skip
-@click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, as for `klquant compare`.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Function that measures your task, as for `klquant compare`.")
 @click.option("--validation", metavar=SOURCE, help="Data to measure on.  [default: every fourth batch of --data]")
-@click.option("--max-runs", type=click.IntRange(min=1), default=40, show_default=True, help="Models to try at most.")
+@click.option(
+    "--max-runs", type=click.IntRange(min=1), default=40, show_default=True, help="Largest number of models to try."
+)
 @click.option("--min-int8", type=click.FloatRange(0, 1), default=0.8, show_default=True,
-              help="Share of Conv, ConvTranspose, Gemm and MatMul that stay in INT8.")  # fmt: skip
-@click.option("--resume", type=NEW, help="File that keeps the trials; if it exists, they are not made again.")
+              help="Smallest share of Conv, ConvTranspose, Gemm and MatMul that stays in INT8.")  # fmt: skip
+@click.option("--resume", type=NEW, help="JSON file that keeps the trials. If it exists, its trials are not repeated.")
 @click.option("--calibration", type=NEW,
               help="Also write the calibration of the result, and the float model that it fits if a step such as "
                    "smooth changed MODEL.")  # fmt: skip
@@ -49,15 +51,16 @@ def tune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Quantize an ONNX model in several ways until it is accurate enough.
+    """Try settings until the INT8 model is accurate enough.
 
-    Each trial is run on the engine and compared with the float MODEL: first the criteria, then with some layers left in
-    floating point, those first that cost the outputs most. The table has what each trial gains and costs; `*` marks the
-    model that is written. If none reaches the target, that is the most accurate one, and the exit code is 1.
+    Each trial runs on the engine and is compared with the float MODEL. klquant tries the criteria and corrections
+    first. Then it leaves layers in floating point, beginning with those that cost the outputs most. The table shows
+    what each trial gains and costs; `*` marks the model that is written. If no trial reaches the target, klquant writes
+    the most accurate model, and the exit code is 1.
 
-    Without --metric a target such as 0.99 is the agreement of the worst output with the float model: of scores how
-    often the best class is the same, of other outputs the cosine. For TensorRT, which needs a GPU, onnxruntime runs the
-    graph as written.
+    Without --metric, a target such as 0.99 is the agreement of the worst output with the float model. For class scores
+    it is how often both choose the same class, for other outputs the cosine. TensorRT needs a GPU, so onnxruntime runs
+    the graph as written instead.
 
     \b
     Example:
