@@ -17,7 +17,7 @@ from .text import number, percent, without_nan
 
 Advice: TypeAlias = Literal["verify", "tune", "data", "held-out", "inspect", "slow", "labels"]
 Quantized = TypeVar("Quantized")
-COLUMNS = ("way", "SQNR dB", "agreement", "MB", "ms", "in INT8")
+COLUMNS = ("method", "SQNR dB", "agreement", "MB", "ms", "in INT8")
 FEW = 64  # samples: with fewer, thresholds and agreement depend much on each of them
 GAIN_DB = 0.2  # a step has to gain more than noise
 NEXT: dict[Advice, str] = {
@@ -94,7 +94,7 @@ class Automatic(NamedTuple, Generic[Quantized]):
     verification: Any = None
     """A Verification of the best attempt in its engine; None if no engine was run."""
     left_out: tuple[str, ...] = ()
-    """Ways that there was no time for."""
+    """Methods that were not tried within the time limit."""
 
     @property
     def reached(self) -> bool:
@@ -236,7 +236,7 @@ def try_all(
     Returns
     -------
     tuple
-        All attempts, the best one, and the ways that were left out.
+        All attempts, the best one, and the methods that were left out.
     """
     begin, longest = time.perf_counter(), 0.0
     attempts: list[Attempt] = []
