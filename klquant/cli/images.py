@@ -113,6 +113,17 @@ def image_options(command: Any) -> Any:
     return command
 
 
+def options_as_given() -> list[str]:
+    """Return the words of the options for images on this command line, for another command on the same data."""
+    arguments: list[str] = click.get_current_context().meta["klquant.arguments"]
+    words: list[str] = []
+    for k, word in enumerate(arguments):
+        if word.partition("=")[0] in _NAMES:
+            words += arguments[k : k + 1 if "=" in word else k + 2]
+    return words
+
+
+_NAMES = ("--image-size", "--fit", "--mean", "--std", "--pixel-range", "--channels", "--layout")
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--image-size", "size", metavar="HxW", callback=parse_size,
                  help="Size of images.  [default: as in the model]"),

@@ -7,7 +7,7 @@ import click
 
 from ..data import Amount, data_option, open_samples
 from ..group import needed
-from ..images import ImageOptions, image_options
+from ..images import ImageOptions, image_options, options_as_given
 from ..options import (
     NEW,
     ONNX_MODEL,
@@ -89,4 +89,5 @@ def calibrate(
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
-    print_next("klquant", "quantize", model, out, "--engine", "ENGINE", "--data", data, "-o", "int8.onnx")
+    given = ("--data", data, *options_as_given())
+    print_next("klquant", "quantize", model, out, "--engine", "ENGINE", *given, "-o", "int8.onnx")

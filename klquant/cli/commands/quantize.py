@@ -10,7 +10,7 @@ from klquant.backends.thresholds import LayerThreshold
 
 from ..data import SOURCE, some_batches
 from ..group import needed
-from ..images import ImageOptions, image_options
+from ..images import ImageOptions, image_options, options_as_given
 from ..options import (
     NEW,
     ONNX_MODEL,
@@ -97,7 +97,7 @@ def quantize(
     if engine == "tensorrt":
         print_next("klquant", "inspect", out, "--engine", engine)
     else:
-        print_next("klquant", "compare", model, out, "--data", data or "DATA", "--engine", engine)
+        print_next("klquant", "compare", model, out, "--data", data or "DATA", *options_as_given(), "--engine", engine)
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:

@@ -7,7 +7,7 @@ import click
 
 from ..data import Amount, data_option, open_samples
 from ..group import needed
-from ..images import ImageOptions, image_options
+from ..images import ImageOptions, image_options, options_as_given
 from ..options import NEW, ONNX_MODEL, batch_size_option, json_option, max_samples_option
 from ..output import busy, print_json, print_next
 
@@ -64,7 +64,7 @@ def smooth(
         return
     click.echo(f"{changed} constants changed, {added} nodes added")
     click.echo(f"wrote {out}")
-    print_next("klquant", "calibrate", out, "--data", data, "--out", "calib.npz")
+    print_next("klquant", "calibrate", out, "--data", data, *options_as_given(), "--out", "calib.npz")
 
 
 def _num_changed(before: Any, after: Any) -> int:
