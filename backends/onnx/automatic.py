@@ -29,7 +29,9 @@ from .calibration import calibrate
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
 from .execution import Feed, Session
+from .feeds import from_reader
 from .model.preparation import Prepared, prepare
+from .qdq.first_layers import FASTER
 from .qdq_model import QDQModel
 from .quantization import quantize
 from .verification import verify
@@ -104,7 +106,7 @@ def auto(
     begin = time.perf_counter()
     check_engine(engine)
     check_limit(max_seconds)
-    wanted, split = Target.parse(target), hold_back(batches, validation)
+    wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
     prepared = prepare(model)
     calibration = calibrate(prepared, split.calibration, progress=progress, **settings)
     with _reference(RunnableModel.of("model", model), split, engine, metric) as reference:
@@ -125,9 +127,10 @@ def auto(
 
 def _warn_of_floats(quantized: QDQModel) -> None:
     """Warn in one line of what stays in floating point: each attempt would have warned of it."""
-    if quantized.skipped:
-        name, reason = next(iter(quantized.skipped.items()))
-        rest = f" and {len(quantized.skipped) - 1} more" if len(quantized.skipped) > 1 else ""
+    reasons = {name: reason for name, reason in quantized.skipped.items() if reason != FASTER}
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        rest = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         warn(f"`{name}`{rest} in floating point: {reason}")
 
 

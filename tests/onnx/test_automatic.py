@@ -101,6 +101,25 @@ def test_impossible_arguments_are_refused(options, message):
         auto(MODEL, X, **{"engine": "onnxruntime", **options})
 
 
+class Reader:
+    def __init__(self):
+        self.rewind()
+
+    def rewind(self):
+        self.batches = iter({"x": batch} for batch in X)
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+def test_a_reader_of_onnxruntime_is_split_like_a_list(monkeypatch):
+    monkeypatch.setattr("klquant.backends.onnx.automatic._Ways.criteria", ("max",))
+    monkeypatch.setattr("klquant.backends.onnx.automatic._Ways.steps", ())
+    read, given = (auto(MODEL, data, engine="tensorrt") for data in (Reader(), X))
+    assert read.data == given.data == (6, 16, True)
+    assert read.best.sqnr_db == given.best.sqnr_db
+
+
 def test_sizes_of_minus_one_are_free():
     """PaddlePaddle writes them; `prepare` and `compare` must read the file alike."""
     model = onnx.ModelProto.FromString(MODEL.SerializeToString())
