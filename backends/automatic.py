@@ -13,7 +13,7 @@ from .accuracy.comparison import Comparison
 from .accuracy.trials import Recipe, Target
 from .calibration import Calibration
 from .html_tables import html_table
-from .text import number, percent, without_nan
+from .text import milliseconds, number, percent, without_nan
 
 Advice: TypeAlias = Literal["verify", "tune", "data", "held-out", "inspect", "slow", "labels"]
 Quantized = TypeVar("Quantized")
@@ -88,7 +88,7 @@ class Automatic(NamedTuple, Generic[Quantized]):
     best: Attempt
     target: Target
     measure: str
-    """What `agreement` is: top-1, cosine or metric."""
+    """What `agreement` is: top-1, cosine or metric; for outputs of both kinds agreement, the worst of them."""
     data: Data
     float_bytes: int
     verification: Any = None
@@ -119,7 +119,7 @@ class Automatic(NamedTuple, Generic[Quantized]):
         size = f"{number(self.best.num_bytes / 1e6, '.3g')} instead of {number(self.float_bytes / 1e6, '.3g')} MB"
         if math.isnan(self.best.ms):
             return size
-        return f"{size}, {self._ms(self.best)} instead of {_milliseconds(self._float_ms)} ms per batch"
+        return f"{size}, {self._ms(self.best)} instead of {milliseconds(self._float_ms)} ms per batch"
 
     @property
     def _float_ms(self) -> float:
@@ -129,7 +129,7 @@ class Automatic(NamedTuple, Generic[Quantized]):
 
     def _ms(self, one: Attempt) -> str:
         """Return the time of an attempt: its ratio to the float model, times the latter's median over all attempts."""
-        return _milliseconds(one.ms / one.float_ms * self._float_ms)
+        return milliseconds(one.ms / one.float_ms * self._float_ms)
 
     @property
     def advice(self) -> list[Advice]:
@@ -157,7 +157,7 @@ class Automatic(NamedTuple, Generic[Quantized]):
         Each attempt was timed in turns with the float model. The table scales all times to one time of the float model,
         so that they can be compared even if the machine was busy with other work for a while.
         """
-        floats = ("float model", "", "", number(self.float_bytes / 1e6, ".3g"), _milliseconds(self._float_ms), "")
+        floats = ("float model", "", "", number(self.float_bytes / 1e6, ".3g"), milliseconds(self._float_ms), "")
         return [floats, *map(self._row, self.attempts)]
 
     def _row(self, one: Attempt) -> tuple[str, ...]:
@@ -193,10 +193,6 @@ class Automatic(NamedTuple, Generic[Quantized]):
     def _repr_html_(self) -> str:
         """Return a table of the attempts for notebooks."""
         return html_table(self.verdict, COLUMNS, self.rows())
-
-
-def _milliseconds(value: float) -> str:
-    return number(value, ".0f" if value >= 1000 else ".3g")
 
 
 class Quantizable(Protocol):

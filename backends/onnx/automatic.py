@@ -12,7 +12,7 @@ import onnx
 
 from klquant.errors import CalibrationWarning, InvalidInputError
 
-from ..accuracy.comparison import Comparison, Metric, compare_models
+from ..accuracy.comparison import Comparison, Metric, compare_models, kind_of_agreement
 from ..accuracy.outputs import Outputs, compare_outputs
 from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
@@ -154,8 +154,7 @@ class _Reference(NamedTuple):
         """Return what the agreement is."""
         if self.metric is not None:
             return "metric"
-        outputs = compare_outputs([(self.outputs[0], self.outputs[0])])
-        return "cosine" if any(math.isnan(one.top1) for one in outputs) else "top-1"
+        return kind_of_agreement(compare_outputs([(self.outputs[0], self.outputs[0])]))
 
     def compared(self, session: Session, size: int) -> Comparison:
         """Return the comparison of a session, of a model of this size, with the float model."""
