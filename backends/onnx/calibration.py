@@ -85,7 +85,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     Raises
     ------
     InvalidInputError
-        For an iterator (it can be gone through only once), no batches, a batch that does not fit the inputs (naming
+        For an iterator (it can be iterated only once), no batches, a batch that does not fit the inputs (naming
         batch and input), NaN or infinity in a tensor (naming both), other data in the second pass than in the first.
     ModelError
         If onnxruntime fails on a batch, naming it.
