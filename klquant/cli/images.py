@@ -51,7 +51,7 @@ class ImageOptions(NamedTuple):
             if self.pixel_range == 1 and max(map(abs, numbers)) > most:
                 got = ",".join(f"{number:g}" for number in numbers)
                 raise InvalidInputError(
-                    f"`--{name}` must refer to pixels from 0 to 1, got {got}; add --pixel-range 255 if it refers to 0 .. 255"
+                    f"`--{name}` must be for pixels from 0 to 1, got {got}; add --pixel-range 255 for pixels up to 255"
                 )
 
     @property
