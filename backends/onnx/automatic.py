@@ -1,4 +1,4 @@
-"""Quantize an ONNX model in every way and keep the best: one call from a float model to a verified INT8 model."""
+"""Try every criterion and correction on an ONNX model: one call from a float model to a verified INT8 model."""
 
 import math
 import time
@@ -99,7 +99,7 @@ def auto(
 
     Notes
     -----
-    The model is calibrated once, and once more for each step that changes its weights. The ways are the criteria
+    The model is calibrated once, and once more for each step that changes its weights. The methods are the criteria
     (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far.
     :func:`tune` goes on from here: it leaves out the layers that cost most.
     """

@@ -1,4 +1,4 @@
-"""Quantize a module in every way and keep the best: one call from a float model to INT8 and its accuracy."""
+"""Try every criterion and correction on a module: one call from a float model to INT8 and its accuracy."""
 
 import math
 import time
@@ -76,7 +76,7 @@ def auto(
 
     Notes
     -----
-    The ways are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of the
+    The methods are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of the
     best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
     leaves out the layers that cost most.
     """
