@@ -197,3 +197,16 @@ def test_infinity_that_is_no_constant_of_the_model():
     given = model("float[n, 8] x", "float y", "a = MatMul(x, w) r = Relu(a) y = MatMul(r, v)", **TWO)
     with pytest.raises(InvalidInputError, match="tensor `x`, batch 0: activations must be finite, got inf"):
         calibrate(given, [np.full((2, 8), np.inf, np.float32)])
+
+
+@every_engine
+@pytest.mark.parametrize("size", [{"dim_value": -1}, {"dim_param": "?"}])
+def test_free_sizes_as_paddlepaddle_writes_them(size, engine):
+    one, other = "a = Conv(x, w) r = Tanh(a) c = Conv(r, v)", "b = Conv(z, w) s = Tanh(b) d = Conv(s, v)"
+    body = f"{one} p = GlobalAveragePool(c) {other} q = GlobalAveragePool(d) y = Add(p, q)"
+    given = model(
+        "float[n, 3, h, w] x, float[n, 3, h, w] z", "float y", body, w=normal(8, 3, 3, 3), v=normal(8, 8, 1, 1)
+    )
+    for dim in (dim for value in given.graph.input for dim in value.type.tensor_type.shape.dim[2:]):
+        dim.CopyFrom(onnx.TensorShapeProto.Dimension(**size))
+    verified(given, [{"x": normal(2, 3, 9, 16), "z": normal(2, 3, 5, 4)}], engine)
