@@ -25,6 +25,7 @@ _State = TypeVar("_State")
 ACCELERATOR_BATCH = 256
 CHUNK = 2**16
 BLOCK_ROWS = 128
+MANTISSA_BITS, EXPONENT_BIAS = 52, 1023  # of float64
 _RECORDS: list[type] = []  # filled when klquant is imported
 
 
@@ -179,6 +180,24 @@ def from_numpy(array: np.ndarray, *, xp: ModuleType) -> Array:
         return array
     with enable_x64():
         return xp.asarray(array)
+
+
+def binary_exponent(x: Array, *, xp: ModuleType) -> Array:
+    """Return the e with 2**(e - 1) <= x < 2**e, for float64 x. For 0, NaN and numbers below 2**-1022 it has no meaning.
+
+    JAX 0.12 expands its own ``frexp`` and ``ldexp`` when it lowers a jitted function, after 64 bits were switched off.
+    """
+    if xp is np:
+        return np.frexp(x)[1]
+    bits = sys.modules["jax"].lax.bitcast_convert_type(x, xp.int64)
+    return (bits >> MANTISSA_BITS) - (EXPONENT_BIAS - 1)
+
+
+def power_of_two(exponent: Array, *, xp: ModuleType) -> Array:
+    """Return 2.0**exponent, exactly, for integers -1022 .. 1023."""
+    if xp is np:
+        return np.ldexp(1.0, exponent)
+    return sys.modules["jax"].lax.bitcast_convert_type((exponent + EXPONENT_BIAS) << MANTISSA_BITS, xp.float64)
 
 
 def count_truncated(x: Array, factor: Array, limit: int, *, clip: bool, xp: ModuleType) -> Array:

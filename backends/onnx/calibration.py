@@ -20,7 +20,7 @@ from .accuracy.criterion_choice import auto_thresholds
 from .feeds import from_reader
 from .model.fingerprint import fingerprint
 from .model.graph import Graph
-from .model.operators import observed_tensors
+from .model.observed import MASKED, infinite_tensors, observed_tensors
 from .model.preparation import Prepared, prepare
 from .qdq.floats import body_layers
 from .qdq.weights import weight_scales
@@ -145,9 +145,10 @@ def empty_calibration(
     if not tensors:
         _refuse_bodies(graph)
     names = set(_observed_names(tensors, chosen))
+    excluded = [name for name in tensors if name not in names]
     return Calibration.of(chosen)._replace(
         model=fingerprint(graph),
-        skipped={name: EXCLUDED for name in tensors if name not in names},
+        skipped=dict.fromkeys(infinite_tensors(graph), MASKED) | dict.fromkeys(excluded, EXCLUDED),
         weight_scales=weight_scales(graph, chosen.num_bits, chosen.dead_channel),
     )
 

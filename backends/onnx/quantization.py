@@ -17,7 +17,7 @@ from .correction.bias_correction import MAX_BATCHES, correct_biases
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .feeds import from_reader
 from .model.graph import read_graph
-from .model.operators import observed_tensors
+from .model.observed import observed_tensors
 from .model.preparation import Prepared, prepare
 from .placement import place
 from .qdq.first_layers import FASTER

@@ -18,7 +18,15 @@ from types import ModuleType
 
 import numpy as np
 
-from klquant._namespace import Array, at_most, fixed_shapes, nonzero_positions, running_sums
+from klquant._namespace import (
+    Array,
+    at_most,
+    binary_exponent,
+    fixed_shapes,
+    nonzero_positions,
+    power_of_two,
+    running_sums,
+)
 from klquant._search.bin_by_bin import Search
 from klquant._search.candidates import Group, Layout, all_windows
 from klquant._search.chains import SERIES_LIMIT, TERMS, interior_chains
@@ -164,18 +172,16 @@ def _self_term(search: Search, tiny: Array, unit: Array, *, xp: ModuleType) -> A
     log = xp.log(counts / unit)
     ratio, k = P_LIMIT * tiny / counts.min(), xp.arange(2, P_TERMS)
     terms = at_most(P_TERMS, 2 + (ratio**k / k**2 > 1e-17).sum(), xp=xp)
-    exponent = xp.maximum(xp.frexp(unit)[1], -900)
-    inverse = xp.where(counts > WEIGHTLESS * search.total, 1.0 / xp.ldexp(counts, -exponent), 0.0)
+    scale = power_of_two(xp.clip(binary_exponent(unit, xp=xp), -900, 900), xp=xp)
+    inverse = xp.where(counts > WEIGHTLESS * search.total, scale / counts, 0.0)
     powers = itertools.accumulate([inverse] * (terms - 2), operator.mul)
-    coefficients = [xp.ldexp(counts, -exponent) * log, -(log + 1.0)]
+    coefficients = [counts / scale * log, -(log + 1.0)]
     coefficients += [power / (k * (k - 1)) for k, power in enumerate(powers, 2)]
     running = running_sums(xp.where(filled, xp.stack(coefficients), 0.0), xp=xp)
-    between, scaled_loss = 0.0, xp.ldexp(loss, -exponent)
+    between, scaled_loss = 0.0, loss / scale
     for within in (running[:, window.stop - 2] - running[:, window.start])[::-1]:
         between = between * scaled_loss + within
-    return (
-        xp.ldexp(between, exponent) + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
-    )
+    return between * scale + _xlogx(window.first, loss, unit, xp=xp) + _xlogx(window.last, loss, unit, xp=xp)
 
 
 def _xlogx(counts: Array, loss: Array, unit: Array, *, xp: ModuleType) -> Array:

@@ -8,7 +8,7 @@ float64 sums would have lost it. The one rounding of the conversion is 2**-53 of
 from types import ModuleType
 from typing import NamedTuple
 
-from klquant._namespace import Array, running_sums, slice_at
+from klquant._namespace import Array, binary_exponent, power_of_two, running_sums, slice_at
 
 REST_BITS = 46  # the sum over 2**16 bins stays below 2**62
 
@@ -37,11 +37,11 @@ def sum_up(hist: Array, padding: int, *, xp: ModuleType) -> Sums:
     unit, filled, counts, fractions = None, (hist > 0).astype(xp.int64), hist, []
     if hist.dtype.kind not in "iub":
         weights = hist.astype(xp.float64)
-        exponent = xp.maximum(xp.frexp(weights.sum())[1], -900)
-        unit = xp.ldexp(xp.asarray(1.0), exponent - 62)
-        scaled = xp.ldexp(weights, 62 - exponent)
+        exponent = xp.maximum(binary_exponent(weights.sum(), xp=xp), -900)
+        unit = power_of_two(exponent - 62, xp=xp)
+        scaled = weights * power_of_two(62 - exponent, xp=xp)
         counts = xp.floor(scaled)
-        fractions = [xp.rint(xp.ldexp(scaled - counts, REST_BITS)).astype(xp.int64)]
+        fractions = [xp.rint((scaled - counts) * 2.0**REST_BITS).astype(xp.int64)]
     sums = running_sums(xp.stack([counts.astype(xp.int64), filled, *fractions]), xp=xp)
     padded = [xp.zeros_like(sums[:, :1]), sums, xp.repeat(sums[:, -1:], padding, axis=1)]
     return Sums(xp.concatenate(padded, axis=1), unit)
@@ -51,7 +51,7 @@ def _values(sums: Sums, difference: Array, *, xp: ModuleType) -> tuple[Array, Ar
     """Return the counts, float64, and the number of non-empty bins of some differences of running sums."""
     counts = difference[0].astype(xp.float64)
     if sums.unit is not None:
-        counts = counts * sums.unit + xp.ldexp(difference[2].astype(xp.float64), -REST_BITS) * sums.unit
+        counts = counts * sums.unit + difference[2].astype(xp.float64) * 2.0**-REST_BITS * sums.unit
     return counts, difference[1]
 
 

@@ -47,6 +47,7 @@ def int8_of(quantized, engine, *kinds):
     return [node.int8 for node in inspect(quantized, engine) if node.op_type in (kinds or ("Conv", "MatMul", "Gemm"))]
 
 
+F = np.float32
 TWO = {"w": normal(8, 8), "v": normal(8, 3)}
 
 
@@ -177,3 +178,35 @@ def test_empty_batches_do_not_count():
         assert calibrate(given, data, criterion="max").ranges["x"] == (full.min(), full.max())
     with pytest.warns(CalibrationWarning):
         assert calibrate(given, [empty]).ranges["x"] == (0, 0)
+
+
+@every_engine
+@pytest.mark.parametrize("hidden", [-np.inf, -1e9, float(np.finfo(np.float32).min)])
+def test_scores_of_attention_behind_a_mask(hidden, engine):
+    body = "q = MatMul(x, w) s = MatMul(q, t) h = Where(keep, zero, far) m = Add(s, h) p = Softmax(m) y = MatMul(p, v)"
+    constants = {"w": normal(8, 8), "t": normal(8, 6), "v": normal(6, 3)}
+    given = model("float[n, 8] x, bool[n, 6] keep", "float y", body, zero=F(0), far=F(hidden), **constants)
+    keep = np.arange(6) < np.arange(1, 6)[:, None]
+    data = [{"x": normal(5, 8), "keep": keep}]
+    verified(given, data, engine)
+    found = calibrate(given, data, criterion="max")
+    assert {"h", "m"} <= (found.skipped.keys() if np.isinf(hidden) else found.thresholds.keys())
+
+
+def test_infinity_that_is_no_constant_of_the_model():
+    given = model("float[n, 8] x", "float y", "a = MatMul(x, w) r = Relu(a) y = MatMul(r, v)", **TWO)
+    with pytest.raises(InvalidInputError, match="tensor `x`, batch 0: activations must be finite, got inf"):
+        calibrate(given, [np.full((2, 8), np.inf, np.float32)])
+
+
+@every_engine
+@pytest.mark.parametrize("size", [{"dim_value": -1}, {"dim_param": "?"}])
+def test_free_sizes_as_paddlepaddle_writes_them(size, engine):
+    one, other = "a = Conv(x, w) r = Tanh(a) c = Conv(r, v)", "b = Conv(z, w) s = Tanh(b) d = Conv(s, v)"
+    body = f"{one} p = GlobalAveragePool(c) {other} q = GlobalAveragePool(d) y = Add(p, q)"
+    given = model(
+        "float[n, 3, h, w] x, float[n, 3, h, w] z", "float y", body, w=normal(8, 3, 3, 3), v=normal(8, 8, 1, 1)
+    )
+    for dim in (dim for value in given.graph.input for dim in value.type.tensor_type.shape.dim[2:]):
+        dim.CopyFrom(onnx.TensorShapeProto.Dimension(**size))
+    verified(given, [{"x": normal(2, 3, 9, 16), "z": normal(2, 3, 5, 4)}], engine)

@@ -20,7 +20,8 @@ from klquant.errors import InvalidInputError
 from ..feeds import Array
 from ..model.graph import Graph, copied, read_graph
 from ..model.normal_form import all_nodes
-from ..model.operators import attribute, has_constant_weight, observed_tensors
+from ..model.observed import observed_tensors
+from ..model.operators import attribute, has_constant_weight
 from ..model.preparation import Prepared, prepare
 from ..qdq.plan import EVERYONE
 from ..qdq.rules import make_plan

@@ -9,6 +9,7 @@ import onnx
 
 from ...settings import WEIGHTED
 from ..model.graph import MAX_CHAIN, Graph
+from ..model.observed import infinite_tensors
 from ..model.operators import MOVING, RECTIFIERS, sole_consumer
 from .quantizer_nodes import DEQUANTIZE, QUANTIZE, axes_of_scales, constant, dequantizer, follow, label, parameters
 from .tensorrt_quantizers import RULES as QUANTIZER_RULES
@@ -66,7 +67,7 @@ def residual_shortcut(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
     shortcuts = [name for name in node.input if name not in branches[:1]]
     alone = [name for name in branches if sole_consumer(graph, name) is not None]
     int8 = any(is_dequantized(graph, layer.input[0]) for name in alone if (layer := layer_of(graph, name)))
-    if int8 and not quantized and constant(graph, shortcuts[0]) is None:
+    if int8 and not quantized and constant(graph, shortcuts[0]) is None and shortcuts[0] not in infinite_tensors(graph):
         yield f"its shortcut `{shortcuts[0]}` must be quantized"
 
 

@@ -15,14 +15,6 @@ MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 COMBINING = ("Add", "Mul", "Concat")
 CURVES = ("Sigmoid", "LeakyRelu")
-OBSERVED = (*WEIGHTED, *RECTIFIERS, *MOVING, *AVERAGING, *COMBINING, *CURVES)
-"""Operators whose inputs and outputs an engine may quantize."""
-
-
-def observed_tensors(graph: Graph) -> list[str]:
-    """Return the activations that an engine may quantize, in the order of the graph."""
-    names = [name for node in graph.nodes if node.op_type in OBSERVED for name in (*node.input, *node.output)]
-    return [name for name in dict.fromkeys(names) if graph.is_activation(name) and rectified(graph, name) == name]
 
 
 def activations(graph: Graph, node: onnx.NodeProto) -> list[str]:

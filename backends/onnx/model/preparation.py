@@ -18,7 +18,7 @@ from .graph import Graph, copied, read_graph
 from .loading import check_graph, read_model, wanted
 from .normal_form import model_nodes, sort_values, tidy
 from .optimization import optimize
-from .repairs import drop_default_dilations, free_weights, make_dense, name_apart, rank_outputs, split_sums
+from .repairs import drop_default_dilations, free_sizes, free_weights, make_dense, name_apart, rank_outputs, split_sums
 from .saving import write_model
 from .types import infer_types
 
@@ -77,6 +77,7 @@ def prepare(model: onnx.ModelProto | str | Path | Prepared) -> Prepared:
     _refuse_quantized(name, given)
     with wanted(f"{name} must be a valid ONNX model"):
         make_dense(given)
+        free_sizes(given)
         rank_outputs(given)
     free_weights(given)
     with temporary_folder() as folder:

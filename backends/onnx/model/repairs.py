@@ -22,6 +22,15 @@ def free_weights(model: onnx.ModelProto) -> None:
         model.ir_version = MIN_IR
 
 
+def free_sizes(model: onnx.ModelProto) -> None:
+    """Clear sizes that PaddlePaddle writes as -1 or "?". They are free, but onnxruntime takes those alike as equal."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else ():
+            if size.dim_value < 0 or (size.dim_param and not any(map(str.isalpha, size.dim_param))):
+                size.Clear()
+
+
 def rank_outputs(model: onnx.ModelProto) -> None:
     """Infer the shapes of outputs that have none, which onnx's checker and converter demand."""
     outputs = [value for value in model.graph.output if value.type.HasField("tensor_type")]

@@ -10,7 +10,8 @@ from klquant.errors import InvalidInputError
 
 from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
-from ...onnx.model.operators import MOVING, has_constant_weight, observed_tensors, sole_consumer, weight_axis
+from ...onnx.model.observed import observed_tensors
+from ...onnx.model.operators import MOVING, has_constant_weight, sole_consumer, weight_axis
 from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.floats import float_layers
 from ...onnx.qdq.grids import make_grids, signed

@@ -3,7 +3,7 @@ import pytest
 
 from klquant.backends.onnx import calibrate, inspect, prepare, quantize, sensitivity, verify
 from klquant.backends.onnx.lowering.api import lower
-from klquant.backends.onnx.model.operators import observed_tensors
+from klquant.backends.onnx.model.observed import observed_tensors
 from support.onnx_models import build, run
 
 IMAGE = "float[n, 3, 8, 8] x"

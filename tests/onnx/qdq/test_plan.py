@@ -4,7 +4,8 @@ import pytest
 
 from klquant.backends.onnx import calibrate, inspect, quantize
 from klquant.backends.onnx.model.graph import read_graph
-from klquant.backends.onnx.model.operators import observed_tensors, weight_axis
+from klquant.backends.onnx.model.observed import observed_tensors
+from klquant.backends.onnx.model.operators import weight_axis
 from klquant.backends.onnx.qdq.explicit import explicit
 from klquant.backends.onnx.qdq.kernels import operators
 from klquant.backends.onnx.qdq.plan import EVERYONE

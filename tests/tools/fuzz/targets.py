@@ -136,7 +136,7 @@ def picture(folder, data):
 def onnx_model(folder, data):
     """Whatever can be prepared can be quantized, for each engine."""
     from klquant.backends.onnx import prepare, quantize
-    from klquant.backends.onnx.model.operators import observed_tensors
+    from klquant.backends.onnx.model.observed import observed_tensors
 
     prepared = prepare(_written(folder / "m.onnx", data))
     scales = dict.fromkeys(observed_tensors(prepared.graph), 1.0)
