@@ -62,7 +62,7 @@ def verify(
     Notes
     -----
     onnxruntime returns all integers. They are compared from quantizer to quantizer and may differ by one level, floats
-    by 0.2 % of the largest value. OpenVINO returns only its outputs. Their noise may be 20 dB below them, or three times
+    by 0.2 % of the largest value. OpenVINO returns only its outputs. Their noise may be 20 dB below them, or 3 times
     what half a level at the input causes. Layers that are not in INT8 run in float32 there, not in bfloat16, which is
     the default on some CPUs. TensorRT needs a GPU and is not run: `verify` checks that its documented rules hold and
     that onnxruntime can run the graph as written, and compares nothing.

@@ -76,8 +76,8 @@ def auto(
 
     Notes
     -----
-    The methods are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of the
-    best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
+    The methods are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of
+    the best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
     leaves out the layers that cost most.
     """
     begin = time.perf_counter()
