@@ -139,6 +139,7 @@
 
   at("download").href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   at("download").hidden = false;
-  const first = report.tensors.find(({ warnings, bars }) => warnings.length && bars) ?? report.tensors[0];
+  const worst = document.querySelector("header [data-pick]")?.dataset.pick;
+  const first = report.tensors.find(({ name, bars }) => name === worst && bars) ?? report.tensors[0];
   if (first) choose(first.name);
 }

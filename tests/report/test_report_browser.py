@@ -147,7 +147,12 @@ def test_the_filter_narrows_the_table(page):
     assert page["#filter-count"].text == "9 tensors"
 
 
-def test_what_needs_a_look_is_chosen_first(page):
+def test_the_worst_tensor_is_chosen_first(page, report, tmp_path):
+    assert page["#layer-title"].text == OUTLIER
+    calm = report._replace(tensors=[tensor._replace(warnings=[]) for tensor in report.tensors])
+    (tmp_path / "calm.html").write_text(render_html(calm), encoding="utf-8")
+    page.open(tmp_path / "calm.html")
+    assert report.tensors[0].name != OUTLIER
     assert page["#layer-title"].text == OUTLIER
     assert "clips" in page["#layer-warnings"].text
     assert page.run("return document.querySelectorAll('section.warnings li').length") == 2
