@@ -73,7 +73,7 @@ class Verification(NamedTuple):
         if self.engine == "tensorrt":
             return f"{self.ran} was not run; its rules hold, and onnxruntime runs the model as it is written"
         if not self.wrong:
-            return f"{self.ran}: tensors that match the model: {len(self.checks)} of {len(self.checks)}"
+            return f"{self.ran}: {len(self.checks)} of {len(self.checks)} tensors match the model"
         first = self.wrong[0]
         where = (
             f"`{first.tensor}` of {first.node}" if first.node == WHOLE_RUN else f"`{first.tensor}`, node `{first.node}`"
