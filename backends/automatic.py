@@ -13,18 +13,18 @@ from .accuracy.comparison import Comparison
 from .accuracy.trials import Recipe, Target
 from .calibration import Calibration
 from .html_tables import html_table
-from .text import number, percent, without_nan
+from .text import milliseconds, number, percent, without_nan
 
 Advice: TypeAlias = Literal["verify", "tune", "data", "held-out", "inspect", "slow", "labels"]
 Quantized = TypeVar("Quantized")
-COLUMNS = ("way", "SQNR dB", "agreement", "MB", "ms", "in INT8")
+COLUMNS = ("method", "SQNR dB", "agreement", "MB", "ms", "in INT8")
 FEW = 64  # samples: with fewer, thresholds and agreement depend much on each of them
 GAIN_DB = 0.2  # a step has to gain more than noise
 NEXT: dict[Advice, str] = {
-    "verify": "report this at https://github.com/klquant/klquant/issues: the engine does not compute what it should",
+    "verify": "report this at https://github.com/klquant/klquant/issues: the engine computes something else",
     "tune": "tune(model, batches, target=...) leaves the layers that cost most in floating point",
-    "held-out": "pass validation=, data that calibration has not seen",
-    "data": "pass more data: 100 to 500 samples such as the model will see",
+    "held-out": "pass validation=: data that calibration has not seen",
+    "data": "pass more data: 100 to 500 typical samples make all numbers more reliable",
     "inspect": "quantized.skipped says why some layers stay in floating point",
     "slow": "INT8 is slower here: measure on the machine that will run the model",
     "labels": "compare(..., labels=...) measures the accuracy on your labels",
@@ -74,7 +74,7 @@ class Data(NamedTuple):
     measured: int
     """Samples that the accuracy comes from."""
     held_out: bool
-    """Whether calibration has not seen them."""
+    """Whether they were held back from calibration."""
 
 
 class Automatic(NamedTuple, Generic[Quantized]):
@@ -88,13 +88,13 @@ class Automatic(NamedTuple, Generic[Quantized]):
     best: Attempt
     target: Target
     measure: str
-    """What `agreement` is: top-1, cosine or metric."""
+    """What `agreement` is: top-1, cosine or metric; for outputs of both kinds agreement, the worst of them."""
     data: Data
     float_bytes: int
     verification: Any = None
     """A Verification of the best attempt in its engine; None if no engine was run."""
     left_out: tuple[str, ...] = ()
-    """Ways that there was no time for."""
+    """Methods that were not tried within the time limit."""
 
     @property
     def reached(self) -> bool:
@@ -110,7 +110,8 @@ class Automatic(NamedTuple, Generic[Quantized]):
         best, data = self.best, self.data
         outcome = "Accurate enough" if self.reached else "Not accurate enough"
         where = "that calibration has not seen" if data.held_out else "of the calibration itself"
-        accuracy = f"{self.measure} is {number(best.agreement, '.4f')} and SQNR {number(best.sqnr_db, '.1f')} dB"
+        measure = "top-1 agreement" if self.measure == "top-1" else self.measure
+        accuracy = f"{measure} is {number(best.agreement, '.4f')} and SQNR {number(best.sqnr_db, '.1f')} dB"
         samples = f"{data.measured} samples {where} (target {self.target})"
         return f"{outcome}: with {best.what}, {accuracy} on {samples}; {self._costs()}"
 
@@ -118,7 +119,17 @@ class Automatic(NamedTuple, Generic[Quantized]):
         size = f"{number(self.best.num_bytes / 1e6, '.3g')} instead of {number(self.float_bytes / 1e6, '.3g')} MB"
         if math.isnan(self.best.ms):
             return size
-        return f"{size}, {number(self.best.ms, '.3g')} instead of {number(self.best.float_ms, '.3g')} ms per batch"
+        return f"{size}, {self._ms(self.best)} instead of {milliseconds(self._float_ms)} ms per batch"
+
+    @property
+    def _float_ms(self) -> float:
+        """Return the median time of the float model; NaN if the engine was not run."""
+        times = [one.float_ms for one in self.attempts if not math.isnan(one.float_ms)]
+        return sorted(times)[len(times) // 2] if times else math.nan
+
+    def _ms(self, one: Attempt) -> str:
+        """Return the time of an attempt: its ratio to the float model, times the latter's median over all attempts."""
+        return milliseconds(one.ms / one.float_ms * self._float_ms)
 
     @property
     def advice(self) -> list[Advice]:
@@ -141,11 +152,18 @@ class Automatic(NamedTuple, Generic[Quantized]):
         return [NEXT[name] for name in self.advice]
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the cells of a table with `COLUMNS`; `*` marks the best attempt."""
-        times = [one.float_ms for one in self.attempts if not math.isnan(one.float_ms)]
-        float_ms = sorted(times)[len(times) // 2] if times else math.nan
-        floats = ("float model", "", "", number(self.float_bytes / 1e6, ".3g"), number(float_ms, ".3g"), "")
-        return [floats, *(_row(one, ("* " if one is self.best else "") + one.what) for one in self.attempts)]
+        """Return the cells of a table with `COLUMNS`; `*` marks the best attempt.
+
+        Each attempt was timed in turns with the float model. The table scales all times to one time of the float model,
+        so that they can be compared even if the machine was busy with other work for a while.
+        """
+        floats = ("float model", "", "", number(self.float_bytes / 1e6, ".3g"), milliseconds(self._float_ms), "")
+        return [floats, *map(self._row, self.attempts)]
+
+    def _row(self, one: Attempt) -> tuple[str, ...]:
+        name = ("* " if one is self.best else "") + one.what
+        numbers = number(one.sqnr_db, ".1f"), number(one.agreement, ".4f"), number(one.num_bytes / 1e6, ".3g")
+        return name, *numbers, self._ms(one), percent(one.int8_share)
 
     def as_json(self) -> str:
         """Return everything but the model and its calibration as JSON, with null for NaN and infinity."""
@@ -175,11 +193,6 @@ class Automatic(NamedTuple, Generic[Quantized]):
     def _repr_html_(self) -> str:
         """Return a table of the attempts for notebooks."""
         return html_table(self.verdict, COLUMNS, self.rows())
-
-
-def _row(one: Attempt, name: str) -> tuple[str, ...]:
-    numbers = number(one.sqnr_db, ".1f"), number(one.agreement, ".4f"), number(one.num_bytes / 1e6, ".3g")
-    return name, *numbers, number(one.ms, ".3g"), percent(one.int8_share)
 
 
 class Quantizable(Protocol):
@@ -212,14 +225,14 @@ def try_all(
     is_better : callable
         Whether the first attempt is better than the second.
     max_seconds : float
-        No attempt is begun that would end later, as far as the longest one so far tells. The first is always made.
+        No attempt is started that would end later if it took as long as the longest so far. The first is always made.
     advance : callable
         Called after each attempt.
 
     Returns
     -------
     tuple
-        All attempts, the best one, and the ways that were left out.
+        All attempts, the best one, and the methods that were left out.
     """
     begin, longest = time.perf_counter(), 0.0
     attempts: list[Attempt] = []

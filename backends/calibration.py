@@ -131,7 +131,7 @@ class Calibration(NamedTuple):
         if differing:
             shown = "; ".join(sorted(differing)[:10]) + ("; ..." if len(differing) > 10 else "")
             raise InvalidInputError(
-                f"the calibration must be of this model, got {len(differing)} differing layers: {shown}"
+                f"the calibration must belong to this model, got {len(differing)} differing layers: {shown}"
             )
 
     def save(self, path: str | Path) -> None:

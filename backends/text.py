@@ -17,6 +17,11 @@ def number(value: float | None, form: str = ".4g", missing: str = MISSING) -> st
     return format(value, form) if math.isfinite(value) else "\N{INFINITY}" if value > 0 else "-\N{INFINITY}"
 
 
+def milliseconds(value: float) -> str:
+    """Return a time in milliseconds, without an exponent."""
+    return number(value, ".0f" if value >= 1000 else ".3g")
+
+
 def percent(share: float | None, missing: str = MISSING) -> str:
     """Return a share in percent."""
     return missing if share is None or math.isnan(share) else f"{100 * share:.3g}%"

@@ -136,9 +136,9 @@ def _warn(complaints: Mapping[str, Complaint], number: int) -> None:
             warn(f"layer `{name}`: {complaint.text}", {name: complaint.better} if complaint.better else {})
         return
     worst = sorted(complaints, key=lambda name: complaints[name].gain_db, reverse=True)[:SHOWN]
-    listed = "; ".join(f"`{name}`: {complaints[name].text}" for name in worst)
+    listed = "; ".join(f"`{name}`: {complaints[name].text.partition('; ')[0]}" for name in worst)
     better = {name: complaint.better for name, complaint in complaints.items() if complaint.better}
-    warn(f"{len(complaints)} of {number} layers need a look, the worst are {listed}", better)
+    warn(f"{len(complaints)} of {number} layers need attention; the worst: {listed}", better)
 
 
 def candidate_thresholds(
@@ -162,7 +162,7 @@ def complaint_about(layer: LayerThreshold, seen: Seen | None, alternatives: Mapp
     `seen` is None without a histogram. Without alternatives only the range of the values is judged.
     """
     if layer.amax == 0:
-        return Complaint("all its values are 0; it gets scale 1")
+        return Complaint("all its values are 0; it gets scale 1", gain_db=-math.inf)
     if seen is None:
         return Complaint()
     if layer.criterion == "none":

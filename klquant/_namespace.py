@@ -41,7 +41,7 @@ def array_namespace(**arrays: Array) -> ModuleType:
 
 
 def register_record(kind: type) -> None:
-    """Make a dataclass of arrays a pytree, as soon as somebody has imported JAX."""
+    """Register a dataclass of arrays as a pytree once JAX has been imported."""
     _RECORDS.append(kind)
 
 

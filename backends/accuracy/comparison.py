@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from ..html_tables import html_table
-from ..text import number, without_nan
+from ..text import milliseconds, number, without_nan
 from .classes import Array
 from .latency import interleaved_medians
 from .outputs import COLUMNS, OutputComparison, Outputs, check_labels, compare_outputs
@@ -64,12 +64,18 @@ class Comparison(NamedTuple):
     def costs(self) -> str:
         """Return time and size side by side."""
         sizes = f"{_megabytes(self.int8_bytes)} against {_megabytes(self.float_bytes)} MB"
-        times = f"{number(self.int8_ms, '.3g')} against {number(self.float_ms, '.3g')} ms"
+        times = f"{milliseconds(self.int8_ms)} against {milliseconds(self.float_ms)} ms"
         return f"{times} (x {number(self.time_ratio, '.2f')}), {sizes}"
 
     def _repr_html_(self) -> str:
         """Return a table of the outputs for notebooks."""
         return html_table(str(self), COLUMNS, [output.cells() for output in self.outputs])
+
+
+def kind_of_agreement(outputs: Iterable[OutputComparison]) -> str:
+    """Return what the agreement of these outputs is: "top-1" or "cosine", and "agreement" if there are both kinds."""
+    kinds = {"cosine" if math.isnan(one.top1) else "top-1" for one in outputs}
+    return kinds.pop() if len(kinds) == 1 else "agreement"
 
 
 def worst(values: Sequence[float]) -> float:

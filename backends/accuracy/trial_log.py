@@ -64,7 +64,7 @@ def _load(path: Path, identity: str) -> list[Trial]:
         trials = [Trial.from_record(record) for record in content["trials"]]
         found = content["identity"]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InvalidInputError(f"`{path}` must be the file of a tuning by klquant, got: {error}") from error
+        raise InvalidInputError(f"`{path}` must be a tuning file of klquant, got: {error}") from error
     if found != identity:
-        raise InvalidInputError(f"`{path}` must be of a tuning of this model, data and options, got one of others")
+        raise InvalidInputError(f"`{path}` must come from a tuning of this model, data and options, got another one")
     return trials

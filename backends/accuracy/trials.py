@@ -160,9 +160,11 @@ class Tuned(NamedTuple, Generic[Quantized]):
     quantized: Quantized
     """What ``quantize`` returned for the chosen trial."""
     calibration: Calibration
-    """With the thresholds of the chosen trial."""
+    """With the thresholds of the chosen trial. It fits `model` if that is given, else the model that was passed."""
     trace: Trace
     """All trials, and the one that was chosen: ``trace.best.recipe`` says how its model was made."""
+    model: Any = None
+    """The float ModelProto that ``smooth`` or ``equalize`` made, if the chosen trial has these steps; else None."""
 
     def __repr__(self) -> str:
         """Return the result in one line."""

@@ -141,7 +141,7 @@ def _load(path: Path, identity: str) -> dict[str, Progress]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InvalidInputError(f"`{path}` must be a klquant checkpoint file, got a damaged one: {error}") from error
     if other:
-        raise InvalidInputError(f"`{path}` must be a checkpoint of this model with these settings, got another's")
+        raise InvalidInputError(f"`{path}` must be a checkpoint of this model with these settings, got a different one")
     return passes
 
 

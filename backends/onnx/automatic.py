@@ -1,4 +1,4 @@
-"""Quantize an ONNX model in every way and keep the best: one call from a float model to a verified INT8 model."""
+"""Try every criterion and correction on an ONNX model: one call from a float model to a verified INT8 model."""
 
 import math
 import time
@@ -12,7 +12,7 @@ import onnx
 
 from klquant.errors import CalibrationWarning, InvalidInputError
 
-from ..accuracy.comparison import Comparison, Metric, compare_models
+from ..accuracy.comparison import Comparison, Metric, compare_models, kind_of_agreement
 from ..accuracy.outputs import Outputs, compare_outputs
 from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
@@ -20,6 +20,7 @@ from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_
 from ..batches import numbered, progress_bar
 from ..calibration import Calibration
 from ..settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
+from ..thresholds import LayerThreshold
 from ..warning import warn
 from .accuracy.comparison import RunnableModel
 from .accuracy.criterion_choice import auto_thresholds
@@ -28,7 +29,9 @@ from .calibration import calibrate
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
 from .execution import Feed, Session
+from .feeds import from_reader
 from .model.preparation import Prepared, prepare
+from .qdq.first_layers import FASTER
 from .qdq_model import QDQModel
 from .quantization import quantize
 from .verification import verify
@@ -96,14 +99,14 @@ def auto(
 
     Notes
     -----
-    The model is calibrated once, and once more for each step that changes its weights. The ways are the criteria
+    The model is calibrated once, and once more for each step that changes its weights. The methods are the criteria
     (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far.
     :func:`tune` goes on from here: it leaves out the layers that cost most.
     """
     begin = time.perf_counter()
     check_engine(engine)
     check_limit(max_seconds)
-    wanted, split = Target.parse(target), hold_back(batches, validation)
+    wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
     prepared = prepare(model)
     calibration = calibrate(prepared, split.calibration, progress=progress, **settings)
     with _reference(RunnableModel.of("model", model), split, engine, metric) as reference:
@@ -124,9 +127,11 @@ def auto(
 
 def _warn_of_floats(quantized: QDQModel) -> None:
     """Warn in one line of what stays in floating point: each attempt would have warned of it."""
-    if quantized.skipped:
-        name, reason = next(iter(quantized.skipped.items()))
-        warn(f"{len(quantized.skipped)} nodes stay in floating point, such as `{name}`: {reason}")
+    reasons = {name: reason for name, reason in quantized.skipped.items() if reason != FASTER}
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        rest = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        warn(f"`{name}`{rest} in floating point: {reason}")
 
 
 class _Reference(NamedTuple):
@@ -149,8 +154,7 @@ class _Reference(NamedTuple):
         """Return what the agreement is."""
         if self.metric is not None:
             return "metric"
-        outputs = compare_outputs([(self.outputs[0], self.outputs[0])])
-        return "cosine" if any(math.isnan(one.top1) for one in outputs) else "top-1"
+        return kind_of_agreement(compare_outputs([(self.outputs[0], self.outputs[0])]))
 
     def compared(self, session: Session, size: int) -> Comparison:
         """Return the comparison of a session, of a model of this size, with the float model."""
@@ -195,7 +199,7 @@ class _Ways:
         reference: _Reference,
     ) -> None:
         self._data, self._settings, self._reference = split.calibration, settings, reference
-        self._bases: dict[tuple[str, ...], tuple[Prepared, Calibration]] = {(): (prepared, calibration)}
+        self._bases: dict[tuple[str, ...], _Base] = {(): _Base(prepared, calibration, {})}
         self._layers = [node.name for node in prepared.graph.nodes if node.op_type in WEIGHTED]
 
     def attempt(self, recipe: Recipe) -> Attempt:
@@ -211,20 +215,38 @@ class _Ways:
         """Return the calibration and the model of a recipe; what warnings would say is measured."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            prepared, found = self._base(tuple(step for step in recipe.steps if step in CHANGES))
-            criterion: Any = recipe.criterion
-            if criterion == "auto":
-                thresholds = auto_thresholds(prepared, found, self._data)
-            else:
-                thresholds = found.search_thresholds(criterion=criterion)
+            base = self._base(tuple(step for step in recipe.steps if step in CHANGES))
+            prepared, thresholds = base.prepared, self._searched(base, recipe.criterion)
+            calibration = base.calibration._replace(thresholds=thresholds)
             corrected = {"batches": self._data, "correct_bias": True} if CORRECT_BIAS in recipe.steps else {}
-            calibration, engine = found._replace(thresholds=thresholds), self._reference.engine
+            engine = self._reference.engine
             return calibration, quantize(prepared, calibration, engine=engine, **corrected)  # type: ignore[arg-type]
 
-    def _base(self, names: tuple[str, ...]) -> tuple[Prepared, Calibration]:
-        """Return the float model after these changes, and its calibration."""
+    def _searched(self, base: "_Base", criterion: Any) -> dict[str, LayerThreshold]:
+        """Return the thresholds by a criterion; each is searched once."""
+        if criterion not in base.thresholds:
+            prepared, found, _ = base
+            if criterion == "auto":
+                base.thresholds[criterion] = auto_thresholds(prepared, found, self._data)
+            else:
+                base.thresholds[criterion] = found.search_thresholds(criterion=criterion)
+        return base.thresholds[criterion]
+
+    def _base(self, names: tuple[str, ...]) -> "_Base":
+        """Return the float model after these changes, and its calibration; a step may find nothing to change."""
         if names not in self._bases:
-            before, _ = self._base(names[:-1])
-            changed = prepare(CHANGES[names[-1]](before, self._data))
-            self._bases[names] = changed, calibrate(changed, self._data, **self._settings)
+            before = self._base(names[:-1])
+            changed = prepare(CHANGES[names[-1]](before.prepared, self._data))
+            if changed.model.SerializeToString() == before.prepared.model.SerializeToString():
+                self._bases[names] = before
+            else:
+                self._bases[names] = _Base(changed, calibrate(changed, self._data, **self._settings), {})
         return self._bases[names]
+
+
+class _Base(NamedTuple):
+    """A float model, its calibration, and the thresholds by each criterion that was searched."""
+
+    prepared: Prepared
+    calibration: Calibration
+    thresholds: dict[str, dict[str, LayerThreshold]]

@@ -58,7 +58,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
         tensor: with the least error behind the nodes that read it, on the first 8 samples (or batches, where the
         model fixes their size). That takes about as long as ten runs of the model on these.
     num_batches : int, optional
-        Use only so many batches of the data.
+        Use only this many batches.
     progress : bool
         Show bars on a terminal or in a notebook.
     providers : sequence
@@ -85,7 +85,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     Raises
     ------
     InvalidInputError
-        For an iterator (it can be gone through only once), no batches, a batch that does not fit the inputs (naming
+        For an iterator (it can be iterated only once), no batches, a batch that does not fit the inputs (naming
         batch and input), NaN or infinity in a tensor (naming both), other data in the second pass than in the first.
     ModelError
         If onnxruntime fails on a batch, naming it.
@@ -97,9 +97,9 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
 
     Notes
     -----
-    The counts are integers over ranges that are known before: neither the split of the data into batches nor their
-    order shows, as far as the kernels of onnxruntime compute each sample alike in every batch. All observed
-    tensors of one batch are in memory at a time, and of the batches before only a histogram of each.
+    The counts are integers over ranges that are known beforehand. So results do not depend on batch size or order, as
+    long as the kernels of onnxruntime compute a sample equally in every batch. Memory holds all observed tensors of one
+    batch, and one histogram for each tensor.
     """
     check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")
     once = settings.get("passes", 2) == 1 and criterion != "auto"

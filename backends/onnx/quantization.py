@@ -62,13 +62,12 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     reduce_range : bool
         Keep weights in -63 .. 63, for CPUs without VNNI: there onnxruntime's products of UINT8 and INT8 saturate.
     batches : iterable, optional
-        Some data, at most 32 batches of which are read: biases are corrected with them, which is the better the more
-        they are, and the engine runs the quantized model on the first 4 and is compared with the model as written, see
-        :func:`verify`.
+        Some data; at most 32 batches are read. They serve to correct biases, the better the more there are. The engine
+        runs the quantized model on the first 4, and is compared with the model as written, see :func:`verify`.
     correct_bias : bool, optional
-        Whether to add to the biases what quantization takes from the mean of each output channel. Without a value,
-        biases are corrected if there are `batches` and the error of the outputs falls by it on those of them that the
-        corrections do not come from.
+        Whether to correct the biases by the shift that quantization causes in the mean of each output channel. By
+        default they are corrected if there are `batches`, and if that lowers the error of the outputs on those batches
+        that did not supply the corrections.
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
         Needs a Calibration. No effect for "tensorrt", which has no zero points.
@@ -89,7 +88,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         threshold that is not positive, or a weight that is not finite. The message names the tensor or node. For
         `correct_bias` without `batches`.
     ModelError
-        If `batches` are given and the engine cannot run the model, or computes something else; naming the first node.
+        If `batches` are given and the engine cannot run the model, or computes something else. Names the first node.
 
     Warns
     -----
@@ -117,7 +116,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     kernels; depthwise convolutions get channels of zeros, up to a multiple of 16. Narrow convolutions at the start of a
     network stay in floating point, where they are faster: at most a tenth of its layers.
 
-    With `asymmetric`, T of a tensor that the guard watches over (``LayerThreshold.guarded``) may change: the criterion
+    With `asymmetric`, T of a guarded tensor (``LayerThreshold.guarded``) may change: the criterion
     searched it for [-T, T], and a range with fewer negative values has finer steps. If the T of mse or max has 1 dB
     less expected error on the grid in use, the widest T within 1 dB of the best is taken.
 

@@ -73,13 +73,13 @@ class Verification(NamedTuple):
         if self.engine == "tensorrt":
             return f"{self.ran} was not run; its rules hold, and onnxruntime runs the model as it is written"
         if not self.wrong:
-            return f"{self.ran}: {len(self.checks)} tensors are as the model says"
+            return f"{self.ran}: tensors that match the model: {len(self.checks)} of {len(self.checks)}"
         first = self.wrong[0]
         where = (
             f"`{first.tensor}` of {first.node}" if first.node == WHOLE_RUN else f"`{first.tensor}`, node `{first.node}`"
         )
         return (
-            f"{self.ran}: {len(self.wrong)} of {len(self.checks)} tensors are not as the model says, first {where}: "
+            f"{self.ran}: {len(self.wrong)} of {len(self.checks)} tensors do not match the model, first {where}: "
             f"expected {first.expected:.6g}, got {first.got:.6g} (differs by {first.difference:.3g}, rounding explains "
             f"{first.allowed:.3g})"
         )

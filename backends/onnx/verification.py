@@ -70,13 +70,13 @@ def verify(
 
     Notes
     -----
-    onnxruntime gives all integers; they are compared from quantizer to quantizer and may differ by one level, floats by
-    0.2 % of the largest value. Behind loops, recurrent layers and choices such as ArgMax and TopK, float32 rounding
-    alone can change a value by any amount: only the outputs of whole runs are compared there. OpenVINO gives its
-    outputs only: their noise may be 20 dB below them, or three times what half a level at the input causes. What is
-    not INT8 runs in float32 there, not in bfloat16 as by default on some CPUs. TensorRT needs a GPU and is not run:
-    `verify` shows that its documented rules hold, and that onnxruntime can run the graph as it is written. It compares
-    nothing.
+    onnxruntime returns all integers. They are compared from quantizer to quantizer and may differ by one level, floats
+    by 0.2 % of the largest value. Behind loops, recurrent layers and choices such as ArgMax and TopK, float32 rounding
+    alone can change a value by any amount: there, only the outputs of whole runs are compared. OpenVINO returns only
+    its outputs. Their noise may be 20 dB below them, or 3 times what half a level at the input causes. Layers that are
+    not in INT8 run in float32 there, not in bfloat16, which is the default on some CPUs. TensorRT needs a GPU and is
+    not run: `verify` checks that its documented rules hold and that onnxruntime can run the graph as written, and
+    compares nothing.
     """
     check_engine(engine)
     loaded = load(model if isinstance(model, onnx.ModelProto | str | Path) else model.model)

@@ -1,4 +1,4 @@
-"""Quantize a module in every way and keep the best: one call from a float model to INT8 and its accuracy."""
+"""Try every criterion and correction on a module: one call from a float model to INT8 and its accuracy."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from torch import nn
 
 from klquant.errors import CalibrationWarning, InvalidInputError
 
-from ..accuracy.comparison import Metric, compare_models
+from ..accuracy.comparison import Metric, compare_models, kind_of_agreement
 from ..accuracy.outputs import Outputs
 from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
@@ -76,8 +76,8 @@ def auto(
 
     Notes
     -----
-    The ways are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of the
-    best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
+    The methods are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of
+    the best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
     leaves out the layers that cost most.
     """
     begin = time.perf_counter()
@@ -142,7 +142,7 @@ class _Ways:
             metric=self._metric,
         )
         if not self.measure:
-            self.measure = "cosine" if any(math.isnan(one.top1) for one in found.outputs) else "top-1"
+            self.measure = kind_of_agreement(found.outputs)
         share = len(quantized.thresholds) / max(sum(1 for _ in weighted_layers(self._model)), 1)
         return Attempt.of(recipe, found._replace(float_ms=math.nan, int8_ms=math.nan), share)
 

@@ -254,7 +254,8 @@ def _of_folder(folder: Path, amount: Amount, images: ImageOptions | None) -> Ite
         return Batches(_groups(arrays, amount), _stack_files)
     if images is None or images.size is None:
         raise InvalidInputError(
-            f"`--image-size` must be given: `{folder}` contains {len(pictures)} images, and the model fixes no size"
+            f"`--image-size` must be given: `{folder}` contains {len(pictures)} images, and the model takes any size; "
+            "for example --image-size 224x224"
         )
     images.check()
     groups = _groups(pictures, amount)

@@ -17,11 +17,11 @@ from .errors import debug_option, failing_in_one_line, printable
 
 # Each command is a function in the module of its name. Summaries are here, so that --help imports no module.
 COMMANDS = {
-    "auto": "Quantize an ONNX model in every way, verify the best and measure it",
+    "auto": "Quantize an ONNX model, verify the result and measure what it costs",
     "calibrate": "Calibrate an ONNX model on sample data",
     "quantize": "Quantize an ONNX model to INT8 with Q/DQ nodes",
     "smooth": "Change the weights of an ONNX model so that INT8 is more accurate",
-    "tune": "Quantize an ONNX model in several ways until it is accurate enough",
+    "tune": "Try settings until the INT8 model is accurate enough",
     "compare": "Compare an INT8 model with its float model: outputs, time and size",
     "inspect": "Show which nodes of an ONNX model an engine runs in INT8",
     "threshold": "Compare the criteria on a histogram or a calibration",

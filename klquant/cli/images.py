@@ -51,7 +51,7 @@ class ImageOptions(NamedTuple):
             if self.pixel_range == 1 and max(map(abs, numbers)) > most:
                 got = ",".join(f"{number:g}" for number in numbers)
                 raise InvalidInputError(
-                    f"`--{name}` must be of pixels from 0 to 1, got {got}; add --pixel-range 255 if it is of 0 to 255"
+                    f"`--{name}` must be for pixels from 0 to 1, got {got}; add --pixel-range 255 for pixels up to 255"
                 )
 
     @property
@@ -113,15 +113,26 @@ def image_options(command: Any) -> Any:
     return command
 
 
+def options_as_given() -> list[str]:
+    """Return the words of the options for images on this command line, for another command on the same data."""
+    arguments: list[str] = click.get_current_context().meta["klquant.arguments"]
+    words: list[str] = []
+    for k, word in enumerate(arguments):
+        if word.partition("=")[0] in _NAMES:
+            words += arguments[k : k + 1 if "=" in word else k + 2]
+    return words
+
+
+_NAMES = ("--image-size", "--fit", "--mean", "--std", "--pixel-range", "--channels", "--layout")
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--image-size", "size", metavar="HxW", callback=parse_size,
                  help="Size of images.  [default: as in the model]"),
     click.option("--fit", type=click.Choice(["stretch", "crop", "letterbox"]), default="stretch", show_default=True,
-                 help="How images of another shape get this size: by distorting, cutting or padding them."),
+                 help="How to fit images to this size: distort, cut or pad them."),
     click.option("--mean", default="0", show_default=True, metavar="A[,B,C]", callback=parse_numbers,
-                 help="Mean of pixel values; one, or three in the order of the channels."),
+                 help="Mean of the pixel values: one number, or three in the order of the channels."),
     click.option("--std", default="1", show_default=True, metavar="A[,B,C]", callback=parse_numbers,
-                 help="Their standard deviation; one, or three."),
+                 help="Standard deviation of the pixel values: one number, or three."),
     click.option("--pixel-range", type=click.Choice([1, 255]), default=1, show_default=True,
                  help="Largest pixel value before mean and std are applied."),
     click.option("--channels", type=click.Choice(["RGB", "BGR", "L"]),

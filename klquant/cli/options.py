@@ -108,7 +108,7 @@ def _positive(text: str) -> float | None:
 
 
 def batch_size_option(default: int) -> Decorator:
-    """Return ``--batch-size`` with the number that it has where the model fixes none."""
+    """Return ``--batch-size``; `default` holds where the model fixes no batch size."""
     return click.option(
         "--batch-size",
         type=click.IntRange(min=1),
@@ -121,7 +121,7 @@ def max_samples_option(default: int | None) -> Decorator:
     """Return ``--max-samples``."""
     return click.option(
         "--max-samples", type=click.IntRange(min=1), default=default, metavar="N", show_default=default is not None,
-        help="Use at most so many samples, evenly spaced.",
+        help="Use at most this many samples, evenly spaced.",
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def criterion_option(default: Criterion | None, what: str, *, others: Iterable[s
 
 override_option = click.option(
     "--override", "overrides", multiple=True, metavar="PATTERN=CRITERION", callback=parse_overrides,
-    help="Another criterion for matching tensors, or T itself; may be repeated, the last match wins.",
+    help="Criterion for matching tensors, or T itself; may be repeated, the last match wins.",
 )  # fmt: skip
 guard_option = click.option(
     "--guard/--no-guard", default=None,

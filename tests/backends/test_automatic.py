@@ -96,8 +96,8 @@ def result(best=None, data=FULL, wrong=(), target=SHARE):
 
 def test_the_verdict_has_accuracy_and_costs():
     assert str(result()) == (
-        "Accurate enough: with mse, top-1 is 1.0000 and SQNR 30.0 dB on 100 samples that calibration has not seen "
-        "(target 0.99); 0.25 instead of 1 MB, 1 instead of 2 ms per batch"
+        "Accurate enough: with mse, top-1 agreement is 1.0000 and SQNR 30.0 dB on 100 samples that calibration has "
+        "not seen (target 0.99); 0.25 instead of 1 MB, 1 instead of 2 ms per batch"
     )
     assert repr(result()) == f"Automatic({result()})"
 
@@ -124,6 +124,12 @@ def test_what_the_engine_computes_wrongly_is_never_accurate_enough():
 def test_the_advice_fits_what_was_found(found, advice):
     assert found.advice == advice
     assert found.next_steps == [NEXT[name] for name in advice]
+
+
+def test_times_are_scaled_to_one_time_of_the_float_model():
+    quiet, busy = attempt("mse", ms=1.0, float_ms=2.0), attempt("max", ms=4000.0, float_ms=10000.0)
+    found = result()._replace(attempts=[attempt("entropy"), quiet, busy], best=quiet)
+    assert [row[4] for row in found.rows()] == ["2", "1", "1", "0.8"]
 
 
 def test_it_is_a_table_in_notebooks_and_json_for_programs():

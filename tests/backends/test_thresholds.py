@@ -177,7 +177,7 @@ def test_many_complaints_are_one_warning_with_the_worst_and_text_to_paste():
         found = search_thresholds(*many(8), guard=False)
     (record,) = caught
     message, better = str(record.message), record.message.better
-    assert re.match(r"[4-8] of 8 layers need a look, the worst are `l\d`: .*; `l\d`: .*; `l\d`: ", message)
+    assert re.match(r"[4-8] of 8 layers need attention; the worst: `l\d`: .*; `l\d`: .*; `l\d`: ", message)
     assert (
         f"to take the better criterion pass overrides={ {k: {'criterion': v} for k, v in better.items()} }" in message
     )

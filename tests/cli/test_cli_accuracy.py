@@ -52,6 +52,21 @@ def test_tune_writes_the_model_and_prints_the_trade(here):
     assert all(node.int8 for node in inspect("int8.onnx", "onnxruntime") if node.op_type == "Conv")
 
 
+def test_tune_saves_the_float_model_that_its_calibration_fits(here):
+    w1, w2 = (onnx.numpy_helper.to_array(tensor).copy() for tensor in MODEL.graph.initializer)
+    factors = np.float32(10) ** RNG.uniform(-2, 2, size=4).astype(np.float32)
+    w1, w2 = w1 * factors[:, None, None, None], w2 / factors[None, :, None, None]
+    uneven = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    for tensor, array in zip(uneven.graph.initializer, (w1, w2), strict=True):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(uneven, "float.onnx")  # channels that only equalization can quantize
+    text = tuned("--target", "30dB", "--calibration", "calib.npz")
+    assert "wrote int8.onnx, calib.npz, calib_equalize.onnx" in text
+    run("quantize", "calib_equalize.onnx", "calib.npz", "--engine", "onnxruntime", "-o", "again.onnx")
+    assert (here / "again.onnx").read_bytes() == (here / "int8.onnx").read_bytes()
+    run("quantize", "float.onnx", "calib.npz", "--engine", "onnxruntime", "-o", "other.onnx", code=2)
+
+
 def test_a_target_out_of_reach_is_exit_code_1_and_the_best_model(here):
     found = json.loads(tuned("--target", "150dB", "--max-runs", "3", "--json", code=1))
     assert not found["reached"]

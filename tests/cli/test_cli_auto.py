@@ -67,6 +67,23 @@ def test_out_of_reach_the_next_step_is_tune_with_the_same_options(here):
     assert (here / "a.html").exists()
 
 
+def test_the_next_command_reads_pictures_in_the_same_way(here):
+    def next_of(arguments):
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        return shlex.split(result.stdout.splitlines()[-1])[1:]
+
+    given = ["--image-size=8x8", "--fit", "crop", "--mean", "0.5", "--std=0.25", "--pixel-range", "1", "--channels"]
+    given += ["BGR", "--layout", "NCHW"]
+    arguments = ["smooth", "model.onnx", "--data", "photos", "-o", "smooth.onnx", *given]
+    for name in ("calibrate", "quantize", "compare"):
+        command = next_of(arguments)
+        assert command[:2] == ["klquant", name]
+        k = command.index(given[0])
+        assert command[k : k + len(given)] == given
+        arguments = [word.replace("ENGINE", "onnxruntime") for word in command[1:]]
+
+
 def test_json_is_the_only_thing_on_stdout(here):
     found = json.loads(
         run("--json", "--override", "x=max", "--max-seconds", "1", "--max-samples", "9", "--target", "10dB").stdout

@@ -323,7 +323,7 @@ def test_images_of_another_shape_are_cropped_or_padded(tmp_path):
     [
         (
             ImageOptions((2, 2), mean=(123.7,)),
-            "`--mean` must be of .* got 123.7; add --pixel-range 255",
+            "`--mean` must be for .* got 123.7; add --pixel-range 255",
         ),
         (ImageOptions((2, 2), std=(58.4, 57.1, 57.4)), "`--std` must be .* got 58.4,57.1,57.4; add --pixel-range 255"),
     ],

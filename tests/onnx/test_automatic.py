@@ -6,6 +6,7 @@ import pytest
 
 from klquant.backends.onnx import auto, calibrate, compare, prepare, quantize
 from klquant.backends.onnx.accuracy.comparison import RunnableModel
+from klquant.backends.onnx.accuracy.criterion_choice import auto_thresholds
 from klquant.errors import InvalidInputError
 from support.onnx_models import build
 
@@ -51,6 +52,19 @@ def test_the_result_is_verified_on_its_engine(found):
     assert found.verification.wrong == []
 
 
+def test_the_choice_of_criteria_is_made_once(monkeypatch):
+    chosen = []
+
+    def counted(prepared, *arguments):
+        chosen.append(prepared.model.SerializeToString())
+        return auto_thresholds(prepared, *arguments)
+
+    monkeypatch.setattr("klquant.backends.onnx.automatic._Ways.criteria", ("auto",))
+    monkeypatch.setattr("klquant.backends.onnx.automatic.auto_thresholds", counted)
+    assert auto(MODEL, X, engine="onnxruntime", target="10dB").best.recipe.criterion == "auto"
+    assert len(chosen) == len(set(chosen))
+
+
 def test_for_tensorrt_nothing_is_timed():
     found = auto(MODEL, X, engine="tensorrt", target="10dB", max_seconds=0.001)
     assert np.isnan(found.best.ms)
@@ -85,6 +99,25 @@ def test_a_file_counts_with_its_size(tmp_path):
 def test_impossible_arguments_are_refused(options, message):
     with pytest.raises(InvalidInputError, match=message):
         auto(MODEL, X, **{"engine": "onnxruntime", **options})
+
+
+class Reader:
+    def __init__(self):
+        self.rewind()
+
+    def rewind(self):
+        self.batches = iter({"x": batch} for batch in X)
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+def test_a_reader_of_onnxruntime_is_split_like_a_list(monkeypatch):
+    monkeypatch.setattr("klquant.backends.onnx.automatic._Ways.criteria", ("max",))
+    monkeypatch.setattr("klquant.backends.onnx.automatic._Ways.steps", ())
+    read, given = (auto(MODEL, data, engine="tensorrt") for data in (Reader(), X))
+    assert read.data == given.data == (6, 16, True)
+    assert read.best.sqnr_db == given.best.sqnr_db
 
 
 def test_sizes_of_minus_one_are_free():

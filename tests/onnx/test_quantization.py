@@ -164,7 +164,7 @@ def test_only_8_bits_are_written():
 
 def test_a_calibration_of_another_model_is_refused(network):
     _, _, calibration = network
-    with pytest.raises(klquant.InvalidInputError, match="the calibration must be of this model"):
+    with pytest.raises(klquant.InvalidInputError, match="the calibration must belong to this model"):
         quantize(small(), calibration)
 
 

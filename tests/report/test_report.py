@@ -315,12 +315,16 @@ def test_what_is_not_known_has_no_place(calibration):
 
 
 def test_the_verdict_comes_first_with_the_ways_and_what_to_do_next(calibration):
-    ways = [{"way": "entropy", "SQNR dB": "20.0"}, {"way": "* <mse>", "SQNR dB": "30.0"}]
-    page = render_html(describe(calibration, verdict="Accurate & small", ways=ways, next_steps=["klquant tune <x>"]))
+    ways = [{"method": "entropy", "SQNR dB": "20.0"}, {"method": "* <mse>", "SQNR dB": "30.0"}]
+    steps = ["klquant tune <x>  # without the worst", "# pass more data"]
+    page = render_html(describe(calibration, verdict="Accurate & small", ways=ways, next_steps=steps))
     assert sections_of(page)[:2] == ["ways", "next"]
     assert page.index("Accurate &amp; small") < page.index("<nav")
     assert '<tr class="picked"><th scope="row">* &lt;mse&gt;</th>' in page
-    assert 'data-copy="klquant tune &lt;x&gt;"' in page
+    assert 'data-copy="klquant tune &lt;x&gt;"' in page  # the command without its comment
+    assert '<span class="note">without the worst</span>' in page
+    assert page.count("data-copy=") == 1
+    assert "pass more data" in page
 
 
 def test_the_worst_tensor_is_named_before_all_others(peculiar):

@@ -46,7 +46,7 @@ def tune(
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QuantizedFunction]:
-    """Quantize a function in several ways, measure each, and stop at the first that reaches a target.
+    """Try settings, measure each, and stop at the first function that reaches a target.
 
     Parameters
     ----------

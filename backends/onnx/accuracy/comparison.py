@@ -89,7 +89,7 @@ def compare(
     batches : iterable
         Data that calibration has not seen, in any form that :func:`calibrate` takes; iterated once.
     engine : {"onnxruntime", "openvino"}
-        What runs the models, on one thread of the CPU. The outputs of the float model are always those of onnxruntime.
+        The engine that runs both models, on one CPU thread. onnxruntime always computes the outputs of the float model.
     labels : array, shape (samples,), integers, optional
         The true class of each sample, in the order of the batches.
     metric : callable, optional

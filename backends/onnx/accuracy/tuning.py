@@ -65,7 +65,7 @@ def tune(
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QDQModel]:
-    """Quantize a model in several ways, measure each on the engine, and stop at the first that reaches a target.
+    """Try settings, measure each on the engine, and stop at the first model that reaches a target.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def tune(
     progress : bool
         Show bars on a terminal or in a notebook.
     resume : path, optional
-        JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
+        JSON file that keeps the trials, written anew after each. If it exists, its trials are not repeated.
     **options
         ``max_runs`` (40), the largest number of quantized models to try; ``min_int8`` (0.8), the least share of Conv,
         ConvTranspose, Gemm and MatMul that stays in INT8; and the settings of :func:`calibrate`.
@@ -112,8 +112,8 @@ def tune(
     Notes
     -----
     The order is: the criteria, by themselves; each step on top of the best so far; the criteria again, with the steps
-    that helped; then layers are left out, those first that cost the outputs most for each layer lost. How many is found
-    by doubling and bisection, so it takes about 2 log2(layers) trials. What turns out not to be needed is put back.
+    that helped; then layers are left out, those first that cost the outputs most for each layer lost. Doubling and
+    bisection find how many, in about 2 log2(layers) trials. Layers that turn out to be harmless return to INT8.
 
     The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
     the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`
@@ -129,7 +129,8 @@ def tune(
         with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
             trace = tune_shared(tuner, wanted, limits, log, advance)
         calibration, quantized = tuner.make(trace.best.recipe)
-    return Tuned(quantized, calibration, trace)
+        changed = tuner.changed(trace.best.recipe)
+    return Tuned(quantized, calibration, trace, changed)
 
 
 class _Reference(NamedTuple):
@@ -220,6 +221,10 @@ class _OnnxTuner:
                 corrected = {"correct_bias": True, "batches": self._split.calibration}
             engine = self._reference.engine
             return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **corrected)
+
+    def changed(self, recipe: Recipe) -> onnx.ModelProto | None:
+        """Return the float model that the calibration of a recipe fits, or None if no step changed the given one."""
+        return self._base(recipe).prepared.model if any(name in CHANGES for name in recipe.steps) else None
 
     def _base(self, recipe: Recipe) -> _Base:
         """Return the float model after the steps that change it, and its calibration."""

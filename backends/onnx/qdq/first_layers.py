@@ -14,7 +14,7 @@ from ...settings import WEIGHTED
 from ..model.graph import Graph
 from ..model.operators import activations, attribute, has_constant_weight
 
-FASTER = "few channels of many pixels are faster in floating point"
+FASTER = "onnxruntime runs layers with few channels and many pixels faster in floating point"
 COLOURS = 4  # channels of an image at most
 NARROW = 16  # output channels
 WIDER = 32  # of the first layer, or of a depthwise one

@@ -45,7 +45,7 @@ def tune(
     resume: str | Path | None = None,
     **options: Unpack[TuningOptions],
 ) -> Tuned[QuantizedModel]:
-    """Quantize a module in several ways, measure each simulation, and stop at the first that reaches a target.
+    """Try settings, measure each simulation, and stop at the first module that reaches a target.
 
     Parameters
     ----------

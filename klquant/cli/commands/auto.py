@@ -1,4 +1,4 @@
-"""``klquant auto``: one command from a float model and data to a verified INT8 model and its accuracy."""
+"""``klquant auto``: one command from a float model and data to a verified INT8 model with a measured accuracy."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ _NOT_IN_COMPARE = {**_NOT_IN_TUNE, **_OF_THE_RESULT, "--metric": 2, "--max-sampl
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--report", type=NEW, help="HTML report to write.  [default: like --out, with .html]")
 @click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",
-              help="What is accurate enough: SQNR of the worst output, or a value of the metric.")  # fmt: skip
-@click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, as for `klquant compare`.")
+              help="What is accurate enough: an SQNR of the worst output, or a value of the metric.")  # fmt: skip
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Function that measures your task, as for `klquant compare`.")
 @click.option("--validation", metavar=SOURCE, help="Data to measure on.  [default: every fourth batch of --data]")
 @click.option("--max-seconds", type=click.FloatRange(min=1), default=240, show_default=True,
-              help="Try nothing more after this time.")  # fmt: skip
+              help="Start no further attempt after this time.")  # fmt: skip
 @max_samples_option(256)
 @batch_size_option(8)
 @override_option
@@ -42,15 +42,16 @@ _NOT_IN_COMPARE = {**_NOT_IN_TUNE, **_OF_THE_RESULT, "--metric": 2, "--max-sampl
 @json_option
 @click.pass_context
 def auto(ctx: click.Context, /, model: Path, out: Path, report: Path | None, **options: Any) -> None:
-    """Quantize an ONNX model in every way, verify the best and measure it.
+    """Quantize an ONNX model, verify the result and measure what it costs.
 
-    The model is calibrated on three quarters of the data, quantized by each criterion and with each correction, and
-    compared with the float MODEL on the rest. The best is run on its engine and checked tensor by tensor. The command
-    prints one table, a verdict, and what to do next; it writes the model and an HTML report. `*` marks what is written.
+    The command calibrates the model on three quarters of the data, quantizes it by each criterion and with each
+    correction, and compares every result with the float MODEL on the rest of the data. It runs the best one on its
+    engine and checks it tensor by tensor. It prints a table, a verdict and the next commands, and writes the model and
+    an HTML report. `*` marks the model that is written.
 
-    Agreement is the share of samples whose best class is the same; where outputs are not scores of classes, it is their
-    cosine. The exit code is 1 if the result misses --target. For TensorRT, which needs a GPU, onnxruntime runs the
-    graph as written.
+    Agreement is the share of samples for which both models choose the same class. For outputs that are not class scores
+    it is the cosine between both outputs. The exit code is 1 if the result misses --target. TensorRT needs a GPU, so
+    onnxruntime runs the graph as written instead.
 
     \b
     Example:
@@ -95,7 +96,7 @@ def _open_data(options: dict[str, Any], model: Any, folder: Path) -> None:
 def _print(result: Automatic[Any], title: str, steps: Sequence[str]) -> None:
     print_table(title, COLUMNS, result.rows())
     if result.left_out:
-        click.echo(f"not tried, for lack of time (--max-seconds): {', '.join(result.left_out)}")
+        click.echo(f"not tried within --max-seconds: {', '.join(result.left_out)}")
     click.echo(f"\n{result.verdict}")
     click.echo(f"Verified: {result.verification}\n\nNext:")
     for step in steps:
@@ -112,9 +113,9 @@ def _next_steps(result: Automatic[Any], model: Path, out: Path, arguments: Seque
     texts: dict[Advice, str] = {
         "verify": "# please report this at https://github.com/klquant/klquant/issues",
         "tune": f"klquant tune {shlex.join(_without(given, _NOT_IN_TUNE))}  # leaves out the worst layers",
-        "held-out": f"# the data are few: pass others that calibration has not seen by --validation {SOURCE}",
-        "data": "# few samples: 100 to 500 such as the model will see make all numbers more certain",
-        "inspect": f"klquant inspect {shlex.quote(str(out))} --engine {engine}  # why are some nodes not in INT8?",
+        "held-out": f"# there is little data: pass more that calibration has not seen by --validation {SOURCE}",
+        "data": f"# only {result.data.measured} samples to measure on: 100 to 500 typical ones give reliable numbers",
+        "inspect": f"klquant inspect {shlex.quote(str(out))} --engine {engine}  # lists what is not in INT8, and why",
         "slow": "# INT8 is slower here: measure on the machine that will run the model",
         "labels": f"klquant compare {compared} --labels {labels}  # accuracy on your labels",
     }

@@ -22,7 +22,7 @@ SHOWN = 5
 @click.argument("cache", type=TABLE)
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @engine_option
-@click.option("--allow-missing", is_flag=True, help="Exit with 0 although tensors have no scale.")
+@click.option("--allow-missing", is_flag=True, help="Exit with 0 even if tensors have no scale.")
 @json_option
 @click.pass_context
 def cache_to_qdq(

@@ -7,7 +7,7 @@ import click
 
 from ..data import Amount, data_option, open_samples
 from ..group import needed
-from ..images import ImageOptions, image_options
+from ..images import ImageOptions, image_options, options_as_given
 from ..options import (
     NEW,
     ONNX_MODEL,
@@ -34,7 +34,7 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
 )
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Tensors to leave out; may be repeated.")
 @click.option("--dead-channel", type=click.FloatRange(min=0), default=0.0, metavar="SIZE",
-              help="Zero channels whose weights are all below this.  [default: only those of zeros]")  # fmt: skip
+              help="Zero the channels whose weights are all below this.  [default: change none]")  # fmt: skip
 @batch_size_option(32)
 @max_samples_option(None)
 @image_options
@@ -44,13 +44,13 @@ def calibrate(
 ) -> None:
     """Calibrate an ONNX model on sample data.
 
-    The float MODEL runs over the data twice: first for the range and then for the histogram of each tensor that an
+    The float MODEL runs over the data twice: once for the range and once for the histogram of each tensor that an
     engine may quantize. The output holds these histograms and the thresholds chosen from them. Memory use does not grow
-    with the data, and results do not depend on batch size or order.
+    with the data, and equal activations give equal results, in any batches and order.
 
     \b
     --data is one of
-      a folder of .npy or .npz files, in order of their names: each file is
+      a folder of .npy or .npz files, in the order of their names: each file is
         one batch, or with --batch-size one sample without a batch axis;
         arrays in .npz files are named like the model's inputs
       a folder of .png, .jpg, .bmp or .webp images, read as
@@ -68,9 +68,9 @@ def calibrate(
       klquant calibrate model.onnx --data mydata:batches --out calib.npz \\
         --criterion entropy --override 'head*=max'
 
-    Patterns are shell patterns and match names of tensors. Where the entropy criterion clips too much, the better of
-    mse and max is taken, and the table says so: `entropy -> mse: 13.2 dB`. With --no-guard a warning lists such
-    tensors, each with a better criterion for --override, here or in `klquant quantize`.
+    PATTERN is a shell pattern that matches names of tensors. Where the entropy criterion clips too much, klquant takes
+    the better of mse and max, and the table says so: `entropy -> mse: 13.2 dB`. With --no-guard a warning lists such
+    tensors, each with a better criterion to pass with --override, here or to `klquant quantize`.
     """  # noqa: D301
     images = ImageOptions(**{name: options.pop(name) for name in ImageOptions._fields})
     settings = {**options, "include": options["include"] or "*", "guard": options["guard"] is not False}
@@ -89,4 +89,5 @@ def calibrate(
     if calibration.skipped:
         print_table("left in floating point", ("tensor", "why"), calibration.skipped.items())
     click.echo(f"wrote {out}")
-    print_next("klquant", "quantize", model, out, "--engine", "ENGINE", "--data", data, "-o", "int8.onnx")
+    given = ("--data", data, *options_as_given())
+    print_next("klquant", "quantize", model, out, "--engine", "ENGINE", *given, "-o", "int8.onnx")

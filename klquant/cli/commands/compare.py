@@ -19,10 +19,10 @@ from ..output import busy, print_table
 @click.argument("int8_model", metavar="INT8", type=ONNX_MODEL)
 @data_option("Data that calibration has not seen.")
 @click.option("--engine", type=Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
-              help="What runs both models, on one thread.")  # fmt: skip
+              help="Engine that runs both models, on one thread.")  # fmt: skip
 @click.option("--labels", metavar=f"{FOLDERS.upper()}|FILE",
               help=f"True classes: `{FOLDERS}`, or an .npy or .npz file.")  # fmt: skip
-@click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, see above.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Function that measures your task, see above.")
 @batch_size_option(8)
 @image_options
 @json_option
@@ -39,14 +39,14 @@ def compare(
 ) -> None:
     """Compare an INT8 model with its float model: outputs, time and size.
 
-    Both models run over the data (as for `klquant calibrate`). The table has, for each output, the signal to noise
-    ratio, the cosine, and for scores of classes how often the best class is the same. The last line has the median time
-    of a batch, measured in turns, and the sizes.
+    Both models run over the data (as for `klquant calibrate`). For each output, the table shows the signal-to-noise
+    ratio, the cosine, and for class scores how often both models choose the same class. The last line shows the median
+    time of a batch, measured in turns, and the file sizes.
 
-    With --labels the table has the accuracy of both models. `folders` takes images in one folder for each class, and
-    numbers the classes in the order of these names. A file holds one integer for each sample; an .npz file holds them
-    as `labels`. --metric names a function of two lists, the outputs of both models: a dict of arrays by name for each
-    batch. It returns a number.
+    With --labels the table shows the accuracy of both models. `folders` expects images in one folder per class, and
+    numbers the classes in the order of the folder names. A file holds one integer per sample; in an .npz file the array
+    is called `labels`. --metric names a function of two lists, the outputs of the float and of the INT8 model, with a
+    dict of arrays by name for each batch. It returns a number; larger is better.
 
     \b
     Example:

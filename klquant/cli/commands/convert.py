@@ -29,8 +29,8 @@ CALIBRATION = "calibration"
 def convert(source: Path, target: Path, source_format: str | None, target_format: str | None, as_json: bool) -> None:
     """Convert a calibration table to another format.
 
-    IN is a TensorRT calibration cache, an onnxruntime table, an ncnn table, JSON, CSV, or a klquant calibration, which
-    gives its current thresholds. The suffixes .cache and .json fit several formats: use --to with them.
+    IN is a TensorRT calibration cache, an onnxruntime table, an ncnn table, JSON, CSV, or a klquant calibration, whose
+    current thresholds are converted. The suffixes .cache and .json fit several formats: use --to with them.
 
     \b
     Example:

@@ -17,7 +17,9 @@ from ..output import busy, print_json, print_table
 @click.command()
 @click.argument("model", type=ONNX_MODEL)
 @click.option("--engine", type=Choice(ENGINES), required=True, help="Engine to check.")
-@click.option("--data", metavar=SOURCE, help="Also run MODEL on a first batch and compare it with MODEL as written.")
+@click.option(
+    "--data", metavar=SOURCE, help="Also run the engine on the first batch and compare it with MODEL as written."
+)
 @image_options
 @json_option
 @click.pass_context
@@ -28,7 +30,7 @@ def inspect(ctx: click.Context, /, model: Path, engine: str, data: str | None, a
     checks MODEL against TensorRT's rules for explicit quantization instead.
 
     The exit code is 0 if every Conv, ConvTranspose, Gemm and MatMul runs in INT8, 1 if any does not, 2 for errors. With
-    --data (as for `klquant calibrate`) it is also 1 if the engine computes anything else than MODEL says.
+    --data (as for `klquant calibrate`) it is also 1 if the results of the engine differ from those of MODEL.
 
     \b
     Example:

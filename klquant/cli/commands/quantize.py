@@ -10,7 +10,7 @@ from klquant.backends.thresholds import LayerThreshold
 
 from ..data import SOURCE, some_batches
 from ..group import needed
-from ..images import ImageOptions, image_options
+from ..images import ImageOptions, image_options, options_as_given
 from ..options import (
     NEW,
     ONNX_MODEL,
@@ -38,7 +38,7 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
 @click.option("--data", "--verify", "data", metavar=SOURCE,
               help="Correct biases with this data and verify the result.")  # fmt: skip
 @click.option("--correct-bias/--no-correct-bias", default=None,
-              help="Correct biases in any case, or not at all.  [default: if the error falls]")  # fmt: skip
+              help="Always or never correct biases.  [default: if that lowers the error]")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
 @click.option("--float16", is_flag=True, help="Compute the rest of the model in float16, for TensorRT 10 or newer.")
@@ -55,12 +55,12 @@ def quantize(
     CALIBRATION is the output of `klquant calibrate` for the same float MODEL. Its histograms are enough to try another
     criterion: for all tensors with --criterion, or for some with --override. The first table lists what was quantized;
     the second lists what stays in floating point, and why. `low` and `high` are the ends of the quantized range; the
-    other columns describe [-T, T]. Where the criterion is `fitted`, T was changed for the grid of the engine, or is
-    shared.
+    other columns describe [-T, T]. `fitted` means that T was adapted to the grid of the engine, or is shared with
+    other tensors.
 
-    With --data (as for `klquant calibrate`), biases are corrected on up to 32 batches if the error of the outputs falls
-    by it, and nothing is written if the engine computes anything else than the quantized model says. --verify is
-    another name of --data.
+    With --data (as for `klquant calibrate`), klquant corrects biases on up to 32 batches if that lowers the error of
+    the outputs. It also runs the quantized model on the engine, and writes nothing if the results differ from the
+    model as written. --verify is another name for --data.
 
     \b
     Example:
@@ -97,7 +97,7 @@ def quantize(
     if engine == "tensorrt":
         print_next("klquant", "inspect", out, "--engine", engine)
     else:
-        print_next("klquant", "compare", model, out, "--data", data or "DATA", "--engine", engine)
+        print_next("klquant", "compare", model, out, "--data", data or "DATA", *options_as_given(), "--engine", engine)
 
 
 def _as_written(found: LayerThreshold, value: float) -> LayerThreshold:

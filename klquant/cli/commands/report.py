@@ -19,7 +19,7 @@ from ..options import EXISTING, NEW, SAVED_CALIBRATION, json_option
 @click.option("-o", "--out", type=NEW, default="report.html", show_default=True, help="HTML page to write.")
 @click.option("--title", help="Heading of the page.  [default: file name of the calibration]")
 @click.option("--diagnosis", type=EXISTING,
-              help="JSON file of Diagnosis.as_json(), adds measured SQNR and sensitivity.")  # fmt: skip
+              help="JSON file from Diagnosis.as_json(); adds measured SQNR and sensitivity.")  # fmt: skip
 @json_option
 def report(calibration: Path, out: Path, title: str | None, diagnosis: Path | None, as_json: bool) -> None:
     """Write an HTML report about a calibration.

@@ -7,7 +7,7 @@ import click
 
 from ..data import Amount, data_option, open_samples
 from ..group import needed
-from ..images import ImageOptions, image_options
+from ..images import ImageOptions, image_options, options_as_given
 from ..options import NEW, ONNX_MODEL, batch_size_option, json_option, max_samples_option
 from ..output import busy, print_json, print_next
 
@@ -17,7 +17,7 @@ from ..output import busy, print_json, print_next
 @data_option()
 @click.option("--out", "-o", required=True, type=NEW, help="Float model to write.")
 @click.option("--alpha", type=click.FloatRange(0, 1),
-              help="1 evens out the activations, 0 the weights.  [default: chosen for each]")  # fmt: skip
+              help="1 evens out the activations, 0 the weights.  [default: chosen for each activation]")  # fmt: skip
 @click.option("--equalize", is_flag=True, help="First equalize the weights of successive layers.")
 @batch_size_option(8)
 @max_samples_option(None)
@@ -36,14 +36,15 @@ def smooth(
 ) -> None:
     """Change the weights of an ONNX model so that INT8 is more accurate.
 
-    This is SmoothQuant. The result is a float model that computes the same as MODEL: calibrate and quantize it in place
-    of MODEL. It helps where few channels of an activation are far larger than the others, as in transformers.
+    This is SmoothQuant. The result is a float model that computes the same function as MODEL. Calibrate and quantize it
+    instead of MODEL. Smoothing helps where few channels of an activation are far larger than the others, as in
+    transformers.
 
     \b
     Example:
       klquant smooth model.onnx --data samples.npz -o smooth.onnx
       klquant calibrate smooth.onnx --data samples.npz --out calib.npz
-      klquant quantize smooth.onnx calib.npz --data samples.npz -o int8.onnx
+      klquant quantize smooth.onnx calib.npz --engine onnxruntime -o int8.onnx
     """  # noqa: D301
     with busy("loading onnxruntime"):
         backend = needed("klquant.backends.onnx", "onnx")
@@ -63,7 +64,7 @@ def smooth(
         return
     click.echo(f"{changed} constants changed, {added} nodes added")
     click.echo(f"wrote {out}")
-    print_next("klquant", "calibrate", out, "--data", data, "--out", "calib.npz")
+    print_next("klquant", "calibrate", out, "--data", data, *options_as_given(), "--out", "calib.npz")
 
 
 def _num_changed(before: Any, after: Any) -> int:

@@ -45,9 +45,9 @@ def threshold(
     """Compare the criteria on a histogram or a calibration.
 
     HIST is a klquant calibration, or an .npz file with one histogram: `hist` and `edges`, or `counts` and `amax`. The
-    number of bins is odd and they are symmetric about 0, as klquant.histogram makes them.
+    number of bins must be odd, and the bins symmetric about 0, as klquant.histogram makes them.
 
-    As in every calibration, the search leaves out the bin around 0. The clipped share is a share of all values.
+    As in every calibration, the search leaves out the bin around 0. The clipped share refers to all values.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``klquant tune``: quantize in several ways, on the engine itself, until the result is accurate enough."""
+"""``klquant tune``: try settings on the engine itself until the result is accurate enough."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..data import SOURCE, Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
 from ..options import NEW, ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option, override_option
-from ..output import busy, print_table
+from ..output import busy, print_next, print_table
 
 
 @click.command()
@@ -23,13 +23,17 @@ from ..output import busy, print_table
 @click.option("--out", "-o", required=True, type=NEW, help="Quantized model to write.")
 @click.option("--target", default="0.99", show_default=True, metavar="30dB|0.99",
               help="SQNR of the worst output, or a value of the metric.")  # fmt: skip
-@click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your task, as for `klquant compare`.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Function that measures your task, as for `klquant compare`.")
 @click.option("--validation", metavar=SOURCE, help="Data to measure on.  [default: every fourth batch of --data]")
-@click.option("--max-runs", type=click.IntRange(min=1), default=40, show_default=True, help="Models to try at most.")
+@click.option(
+    "--max-runs", type=click.IntRange(min=1), default=40, show_default=True, help="Largest number of models to try."
+)
 @click.option("--min-int8", type=click.FloatRange(0, 1), default=0.8, show_default=True,
-              help="Share of Conv, ConvTranspose, Gemm and MatMul that stay in INT8.")  # fmt: skip
-@click.option("--resume", type=NEW, help="File that keeps the trials; if it exists, they are not made again.")
-@click.option("--calibration", type=NEW, help="Also write the calibration of the result, for `klquant quantize`.")
+              help="Smallest share of Conv, ConvTranspose, Gemm and MatMul that stays in INT8.")  # fmt: skip
+@click.option("--resume", type=NEW, help="JSON file that keeps the trials. If it exists, its trials are not repeated.")
+@click.option("--calibration", type=NEW,
+              help="Also write the calibration of the result, and the float model that it fits if a step such as "
+                   "smooth changed MODEL.")  # fmt: skip
 @batch_size_option(8)
 @max_samples_option(None)
 @override_option
@@ -47,15 +51,16 @@ def tune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Quantize an ONNX model in several ways until it is accurate enough.
+    """Try settings until the INT8 model is accurate enough.
 
-    Each trial is run on the engine and compared with the float MODEL: first the criteria, then with some layers left in
-    floating point, those first that cost the outputs most. The table has what each trial gains and costs; `*` marks the
-    model that is written. If none reaches the target, that is the most accurate one, and the exit code is 1.
+    Each trial runs on the engine and is compared with the float MODEL. klquant tries the criteria and corrections
+    first. Then it leaves layers in floating point, beginning with those that cost the outputs most. The table shows
+    what each trial gains and costs; `*` marks the model that is written. If no trial reaches the target, klquant writes
+    the most accurate model, and the exit code is 1.
 
-    Without --metric a target such as 0.99 is the agreement of the worst output with the float model: of scores how
-    often the best class is the same, of other outputs the cosine. For TensorRT, which needs a GPU, onnxruntime runs the
-    graph as written.
+    Without --metric, a target such as 0.99 is the agreement of the worst output with the float model. For class scores
+    it is how often both choose the same class, for other outputs the cosine. TensorRT needs a GPU, so onnxruntime runs
+    the graph as written instead.
 
     \b
     Example:
@@ -76,14 +81,29 @@ def tune(
         options["metric"] = import_function(options["metric"], "--metric")
     tuned = backend.tune(prepared, options.pop("data"), progress=True, **options)
     tuned.quantized.save(out)
-    if calibration is not None:
-        tuned.calibration.save(calibration)
+    written = [out, *_save_calibration(tuned, calibration)]
     if as_json:
         click.echo(tuned.trace.as_json())
     else:
         print_table(f"{model} on {options['engine']}", COLUMNS, tuned.trace.rows())
         click.echo(str(tuned.trace))
         click.echo(f"settings: {json.dumps(tuned.trace.best.recipe._asdict())}")
-        click.echo(f"wrote {out}")
+        click.echo(f"wrote {', '.join(map(str, written))}")
+        print_next("klquant", "inspect", out, "--engine", options["engine"])
     if not tuned.trace.reached:
         ctx.exit(1)
+
+
+def _save_calibration(tuned: Any, path: Path | None) -> list[Path]:
+    """Write the calibration, and beside it the float model that it fits if that is not MODEL; return the paths."""
+    if path is None:
+        return []
+    tuned.calibration.save(path)
+    if tuned.model is None:
+        return [path]
+    from klquant.backends.onnx.model.saving import save_model
+
+    steps = [step for step in tuned.trace.best.recipe.steps if step != "correct_bias"]
+    changed = path.with_name(f"{path.stem}_{'_'.join(steps)}.onnx")
+    save_model(tuned.model, changed)
+    return [path, changed]

@@ -6,7 +6,7 @@ import pytest
 
 import klquant
 from klquant.backends.accuracy.classes import has_scores, top_classes
-from klquant.backends.accuracy.comparison import Comparison
+from klquant.backends.accuracy.comparison import Comparison, kind_of_agreement
 from klquant.backends.accuracy.latency import interleaved_medians
 from klquant.backends.accuracy.outputs import OutputComparison, check_labels, compare_outputs
 from klquant.backends.accuracy.sums import Sums, compare_arrays
@@ -99,6 +99,13 @@ def test_the_agreement_without_scores_is_the_cosine():
     found = one([({"y": unit(SCORES)}, {"y": -unit(SCORES)})])
     assert math.isnan(found.top1)
     assert found.agreement == pytest.approx(-1)
+
+
+def test_the_kind_of_agreement_is_that_of_all_outputs():
+    scores, pixels = OutputComparison("a", 30.0, 1.0, 0.9), OutputComparison("b", 30.0, 1.0, math.nan)
+    assert kind_of_agreement([scores, scores]) == "top-1"
+    assert kind_of_agreement([pixels]) == "cosine"
+    assert kind_of_agreement([scores, pixels]) == "agreement"
 
 
 def test_an_output_that_is_no_number_is_the_worst():

@@ -200,6 +200,6 @@ def test_the_file_of_another_tuning_is_refused(tmp_path):
 def test_a_damaged_file_is_refused(tmp_path, text):
     path = tmp_path / "trials.json"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(klquant.InvalidInputError, match="must be the file of a tuning by klquant"):
+    with pytest.raises(klquant.InvalidInputError, match="must be a tuning file of klquant"):
         TrialLog(path, "a")
     assert path.read_text(encoding="latin-1") == text
