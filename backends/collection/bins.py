@@ -110,28 +110,22 @@ def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
     if limit < 3 or limit % 2 == 0 or values.dtype.kind != "f" or not 0 < times < math.inf:
         return None
     size = max(1, min(_CHUNK // 2, values.size))
-    wide, steps, numbers, is_zero = (np.empty(size, kind) for kind in (np.float64, np.int32, np.intp, np.bool_))
+    wide, numbers, is_zero = (np.empty(size, kind) for kind in (np.float64, np.intp, np.bool_))
     halves, zeros = np.zeros(2 * limit + 1, np.int64), 0
     for part in (values[begin : begin + size] for begin in range(0, values.size, size)):
         here = slice(part.size)
-        wide[here] = part
-        if not _scale(wide[here], times, limit):
+        low, high = (float(end) * times for end in (part.min(), part.max()))
+        if not math.isfinite(high - low):
             return None
-        steps[here] = wide[here]  # rounds towards 0
-        np.add(steps[here], limit, out=numbers[here])
-        halves += np.bincount(numbers[here], minlength=2 * limit + 1)
+        np.multiply(part, times, out=wide[here], dtype=np.float64)
+        if low <= -limit - 1 or high >= limit + 1:
+            np.clip(wide[here], -limit, limit, out=wide[here])
+        numbers[here] = wide[here]  # rounds towards 0
+        first = 0 if low >= 0 else -limit
+        numbers[here] -= first
+        halves[limit + first :] += np.bincount(numbers[here], minlength=limit - first + 1)
         zeros += int(np.count_nonzero(np.equal(part, 0, out=is_zero[here])))
     return Counted(_join_halves(halves, limit), zeros)
-
-
-def _scale(values: Array, times: float, limit: int) -> bool:
-    """Multiply values in place and clip them to -limit .. limit; return whether all were finite."""
-    values *= times
-    low, high = values.min(), values.max()
-    if -limit - 1 < low <= high < limit + 1:
-        return True
-    np.clip(values, -limit, limit, out=values)
-    return math.isfinite(high - low)
 
 
 def _join_halves(halves: Counts, limit: int) -> Counts:
