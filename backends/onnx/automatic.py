@@ -1,34 +1,30 @@
 """Try every criterion and correction on an ONNX model: one call from a float model to a verified INT8 model."""
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import onnx
 
-from klquant.errors import CalibrationWarning, InvalidInputError
+from klquant.errors import CalibrationWarning
 
-from ..accuracy.comparison import Comparison, Metric, compare_models, kind_of_agreement
-from ..accuracy.outputs import Outputs, compare_outputs
+from ..accuracy.comparison import Metric
 from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
 from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_all
-from ..batches import numbered, progress_bar
+from ..batches import progress_bar
 from ..calibration import Calibration
 from ..settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..thresholds import LayerThreshold
 from ..warning import warn
 from .accuracy.comparison import RunnableModel
 from .accuracy.criterion_choice import auto_thresholds
-from .accuracy.engine_sessions import running
+from .accuracy.engine_sessions import Reference, compared, open_reference, running
 from .calibration import calibrate
 from .correction.equalization import equalize
 from .correction.smooth_quant import smooth
-from .execution import Feed, Session
 from .feeds import from_reader
 from .model.preparation import Prepared, prepare
 from .qdq.first_layers import FASTER
@@ -109,7 +105,7 @@ def auto(
     wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
     prepared = prepare(model)
     calibration = calibrate(prepared, split.calibration, progress=progress, **settings)
-    with _reference(RunnableModel.of("model", model), split, engine, metric) as reference:
+    with open_reference(RunnableModel.of("model", model), split, engine, metric) as reference:
         tried = _Ways(prepared, split, settings, calibration, reference)
         samples, measure = reference.samples, reference.measure
         tolerance = 1 / samples if metric is None else 0.0
@@ -134,56 +130,6 @@ def _warn_of_floats(quantized: QDQModel) -> None:
         warn(f"`{name}`{rest} in floating point: {reason}")
 
 
-class _Reference(NamedTuple):
-    """The float model, open in the engine to be timed, and its outputs on the data to measure on."""
-
-    engine: Engine
-    model: RunnableModel
-    run: Session
-    feeds: list[Feed]
-    outputs: list[Outputs]
-    metric: Metric | None
-
-    @property
-    def samples(self) -> int:
-        """Return the number of samples to measure on."""
-        return sum(max((len(array) if array.ndim else 1 for array in feed.values()), default=1) for feed in self.feeds)
-
-    @property
-    def measure(self) -> str:
-        """Return what the agreement is."""
-        if self.metric is not None:
-            return "metric"
-        return kind_of_agreement(compare_outputs([(self.outputs[0], self.outputs[0])]))
-
-    def compared(self, session: Session, size: int) -> Comparison:
-        """Return the comparison of a session, of a model of this size, with the float model."""
-        names, timed = self.model.outputs, self.engine != "tensorrt"
-        runs = [
-            (lambda feed, one=one: one(names, feed[1])) if timed else (lambda feed: None) for one in (self.run, session)
-        ]
-        found = compare_models(
-            (lambda feed: self.outputs[feed[0]], lambda feed: session(names, feed[1])),
-            enumerate(self.feeds),
-            timed=runs,
-            sizes=(self.model.size, size),
-            labels=None,
-            metric=self.metric,
-        )
-        return found if timed else found._replace(float_ms=math.nan, int8_ms=math.nan)
-
-
-@contextmanager
-def _reference(model: RunnableModel, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
-    with running(model, engine) as run:
-        feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
-        if not feeds:
-            raise InvalidInputError("expected at least one batch to measure on, got none")
-        with model.exact() as exact:
-            outputs: list[Outputs] = [exact(model.outputs, feed) for feed in feeds]
-        yield _Reference(engine, model, run, feeds, outputs, metric)
-
-
 class _Ways:
     """A model that can be quantized in several ways, and measured: a ``Quantizable``."""
 
@@ -196,7 +142,7 @@ class _Ways:
         split: Split,
         settings: SettingsOptions,
         calibration: Calibration,
-        reference: _Reference,
+        reference: Reference,
     ) -> None:
         self._data, self._settings, self._reference = split.calibration, settings, reference
         self._bases: dict[tuple[str, ...], _Base] = {(): _Base(prepared, calibration, {})}
@@ -207,7 +153,7 @@ class _Ways:
         quantized, reference = self.make(recipe)[1], self._reference
         written = RunnableModel.of("int8 model", quantized.model)
         with running(written, reference.engine) as session:
-            found = reference.compared(session, written.size)
+            found = compared(reference, session, written.size)
         share = sum(name not in quantized.skipped for name in self._layers) / max(len(self._layers), 1)
         return Attempt.of(recipe, found, share)
 

@@ -15,13 +15,27 @@ from ..files import temporary_folder
 from .engines.openvino import compile_model
 from .engines.quantizer_nodes import QUANTIZE, depends_on_input, parameters
 from .feeds import Array
-from .model.graph import Graph, copied
+from .model.graph import FLOATS, Graph, copied
 from .model.saving import write_model
 
 Feed: TypeAlias = Mapping[str, Array]
 Session: TypeAlias = Callable[[Sequence[str], Feed], dict[str, Array]]
 """From names of tensors and the inputs to the tensors; inputs that the model lacks are ignored."""
 _GIVEN = "/given by the engine"
+FEEDBACK = ("Loop", "Scan", "GRU", "LSTM", "RNN")
+"""Operators that read their own results, and so amplify rounding."""
+CHOOSING = (
+    "ArgMax",
+    "ArgMin",
+    "TopK",
+    "NonMaxSuppression",
+    "Less",
+    "LessOrEqual",
+    "Greater",
+    "GreaterOrEqual",
+    "Equal",
+)
+"""Operators that choose between values; which of two nearly equal ones is left to rounding."""
 
 
 @contextmanager
@@ -84,6 +98,16 @@ def quantized_tensors(graph: Graph) -> list[str]:
     """Return the integers that quantizers make of activations, by name and in the order of the graph."""
     live = depends_on_input(graph)
     return [node.output[0] for node in graph.nodes if node.op_type == QUANTIZE and node.input[0] in live]
+
+
+def unsteady_tensors(graph: Graph, quantized: Sequence[str]) -> set[str]:
+    """Return what float32 rounding alone can change by any amount, between the quantized tensors."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        chosen = node.op_type in CHOOSING and graph.types.get(node.input[0], FLOATS[0]) in FLOATS
+        if chosen or node.op_type in FEEDBACK or not found.isdisjoint({*node.input}.difference(quantized)):
+            found.update(node.output)
+    return found
 
 
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

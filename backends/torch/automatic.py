@@ -2,13 +2,12 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterable
 from typing import Any, Unpack
 
 from torch import nn
 
-from klquant.errors import CalibrationWarning, InvalidInputError
+from klquant.errors import InvalidInputError
 
 from ..accuracy.comparison import Metric, compare_models, kind_of_agreement
 from ..accuracy.outputs import Outputs
@@ -18,12 +17,10 @@ from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_
 from ..batches import numbered, progress_bar
 from ..settings import CRITERIA, SettingsOptions
 from .accuracy.outputs import named_outputs, num_bytes
+from .accuracy.recipes import CORRECT_BIAS, EQUALIZE, Recipes
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import weighted_layers
-from .quantizer import Quantizer
 from .stages import QuantizedModel, warn_of_skipped
-
-EQUALIZE, CORRECT_BIAS = "equalize", "correct_bias"
 
 
 def auto(
@@ -85,12 +82,12 @@ def auto(
     check_limit(max_seconds)
     wanted, split = Target.parse(target), hold_back(batches, validation)
     tried = _Ways(model, split, settings, forward, metric, progress=progress)
-    tried.quantizer(())
+    tried.recipes.quantizer()
     with progress_bar("trying" if progress else "", range(len(tried.criteria) + len(tried.steps))) as advance:
         limits: dict[str, Any] = {"max_seconds": max_seconds - (time.perf_counter() - begin), "advance": advance}
         tolerance = 1 / tried.samples if metric is None else 0.0
         attempts, best, left_out = try_all(tried, better_than(wanted, tolerance), **limits)
-    quantized = tried.make(best.recipe)
+    quantized = tried.recipes.make(best.recipe)
     warn_of_skipped(quantized.calibration)
     found = quantized.calibration
     data = Data(found.num_batches, tried.samples, split.calibration is not split.validation)
@@ -114,12 +111,11 @@ class _Ways:
         *,
         progress: bool,
     ) -> None:
-        self._model, self._split, self._settings, self._progress = model, split, settings, progress
-        self._forward, self._metric = forward, metric
+        self._model, self._split, self._forward, self._metric = model, split, forward, metric
+        self.recipes = Recipes(model, split.calibration, settings, forward, progress=progress)
         self._reference: list[Outputs] = [named_outputs(model, one, forward) for _, one in numbered(split.validation)]
         if not self._reference:
             raise InvalidInputError("expected at least one batch to measure on, got none")
-        self._quantizers: dict[tuple[str, ...], Quantizer] = {}
         self.measure = "metric" if metric is not None else ""
 
     @property
@@ -129,7 +125,7 @@ class _Ways:
 
     def attempt(self, recipe: Recipe) -> Attempt:
         """Quantize the model and compare it with the float model."""
-        quantized = self.make(recipe)
+        quantized = self.recipes.make(recipe)
         found = compare_models(
             (
                 lambda feed: self._reference[feed[0]],
@@ -145,31 +141,3 @@ class _Ways:
             self.measure = kind_of_agreement(found.outputs)
         share = len(quantized.thresholds) / max(sum(1 for _ in weighted_layers(self._model)), 1)
         return Attempt.of(recipe, found._replace(float_ms=math.nan, int8_ms=math.nan), share)
-
-    def make(self, recipe: Recipe) -> QuantizedModel:
-        """Return the model of a recipe; what warnings would say is measured."""
-        criterion: Any = recipe.criterion
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CalibrationWarning)
-            quantizer = self.quantizer(recipe.steps)
-            quantizer.search_thresholds(criterion=criterion, batches=self._split.calibration)
-            quantized = quantizer.simulate()
-            if CORRECT_BIAS in recipe.steps:
-                quantized = quantizer.correct_bias(quantized, self._split.calibration)
-        return quantized
-
-    def quantizer(self, steps: tuple[str, ...]) -> Quantizer:
-        """Return a quantizer with the histograms of the model after these steps."""
-        key, data = tuple(step for step in steps if step == EQUALIZE), self._split.calibration
-        if key not in self._quantizers:
-            quantizer = Quantizer(self._model, forward=self._forward, progress=self._progress, **self._settings)
-            first = next(iter(data))
-            quantizer.fold(first)
-            if key:
-                quantizer.equalize(first)
-            quantizer.quantize_weights()
-            if self._settings.get("passes", 2) == 2:
-                quantizer.collect_amax(data)
-            quantizer.collect_histograms(data)
-            self._quantizers[key] = quantizer
-        return self._quantizers[key]

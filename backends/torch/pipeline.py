@@ -80,13 +80,7 @@ def quantize(
     if not one_pass or criterion == "auto" or correct_bias:
         check_repeatable(batches, "pass a list or a DataLoader, or passes=1 without criterion='auto' and correct_bias")
     first, batches = _look_ahead(batches)
-    quantizer.fold(first)
-    if equalize:
-        quantizer.equalize(first)
-    quantizer.quantize_weights()
-    if not one_pass:
-        quantizer.collect_amax(batches)
-    quantizer.collect_histograms(batches)
+    quantizer._collect(first, batches, equalize=equalize)
     quantizer.search_thresholds(criterion=criterion, batches=None if first is None else batches)
     if not correct_bias:
         return quantizer._simulate_in_place()

@@ -228,6 +228,16 @@ class Quantizer:
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
+    def _collect(self, first: Any, batches: Iterable[Any], *, equalize: bool) -> None:
+        """Take all stages up to HISTOGRAMS_COLLECTED; `first` is the first of the batches."""
+        self.fold(first)
+        if equalize:
+            self.equalize(first)
+        self.quantize_weights()
+        if self._found.settings.passes == 2:
+            self.collect_amax(batches)
+        self.collect_histograms(batches)
+
     def _fold(self, model: nn.Module, seen: Examination) -> list[Fold]:
         fold_in_place(model, seen.folds)
         settings, names = self._found.settings, [name for name, _ in weighted_layers(model)]

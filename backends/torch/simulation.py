@@ -1,7 +1,7 @@
 """Simulate INT8 inference: round weights and activations where an engine does."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -224,6 +224,16 @@ def simulate_in_place(
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # a folded ReLU would overwrite what its gradient needs
+        if hasattr(type(module), "save_pretrained"):
+            vars(module)["save_pretrained"] = _refuse_to_save
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:
+    """Take the place of transformers' method, whose files would be loaded with new random weights."""
+    raise InvalidInputError(
+        "expected a float model to save with save_pretrained, got a simulation of INT8, whose weights have other names "
+        "in the file; save the calibration (result.calibration.save) and requantize the float model by it"
+    )
 
 
 def _round_weight(layer: Any, scale: torch.Tensor, num_bits: int) -> None:

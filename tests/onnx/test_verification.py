@@ -6,6 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from klquant.backends.onnx import calibrate, inspect, prepare, quantize, verify
+from klquant.backends.onnx.execution import quantized_tensors, unsteady_tensors
 from klquant.backends.onnx.model.graph import read_graph
 from klquant.backends.onnx.tensor_checks import Rows
 from klquant.backends.settings import ENGINES
@@ -177,3 +178,28 @@ def test_silence_may_have_the_noise_of_float32(noise, fine):
 
     rows.compare_whole(["y"], outputs(noise), outputs(0), {"x": X})
     assert rows.result("openvino", "OpenVINO").checks[0].ok == fine
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"), [("ArgMax(s)", "int64"), ("Greater(s, half)", "bool"), ("TopK(s, one)", "float")]
+)
+def test_choices_are_compared_over_the_whole_run_only(choice, kind):
+    """Rounding alone can turn them: where a loop or a choice lies between, the engine's own float model differs."""
+    body = f"c = Conv(x, w) r = Relu(c) s = Conv(r, v) y{', i' if kind == 'float' else ''} = {choice}"
+    constants = {"w": RNG.normal(size=(4, 3, 3, 3)), "v": RNG.normal(size=(2, 4, 1, 1)), "half": 0.5}
+    floats = {name: np.asarray(value, np.float32) for name, value in constants.items()}
+    model = build("float[n, 3, 8, 8] x", f"{kind} y, float s", body, **floats, one=np.ones(1, np.int64))
+    checks = verify(quantized("onnxruntime", model), [X], "onnxruntime").checks
+    assert [check.node for check in checks if check.tensor == "y"] == ["the whole run"]
+    assert len([check.node for check in checks if check.tensor == "s"]) == 2
+
+
+def test_what_is_quantized_behind_a_choice_is_compared_again():
+    body = "c = Conv(x, w) b = Greater(c, zero) k = Where(b, c, zero) y = Conv(k, v)"
+    constants = {"w": RNG.normal(size=(4, 3, 3, 3)), "v": RNG.normal(size=(2, 4, 1, 1)), "zero": 0}
+    floats = {name: np.asarray(value, np.float32) for name, value in constants.items()}
+    given = quantized("onnxruntime", build("float[n, 3, 8, 8] x", "float y", body, **floats))
+    graph = read_graph(given)
+    unsteady = unsteady_tensors(graph, quantized_tensors(graph))
+    assert {"b", "k"} <= unsteady
+    assert "y" not in unsteady

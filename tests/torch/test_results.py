@@ -229,3 +229,20 @@ def test_kept_batches_of_another_size_than_a_fixed_one_are_left_out():
     with pytest.warns(CalibrationWarning, match="the batch size is fixed"):
         exported = export_onnx(found, IMAGES)
     assert rounded_inputs(exported, "Add") == [1]
+
+
+class Pretrained(nn.Sequential):
+    """A model with the methods of transformers."""
+
+    def save_pretrained(self, folder):
+        return folder
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_simulation_is_not_saved_as_a_pretrained_model_but_its_float_model_is(inside):
+    pretrained = Pretrained(*network()).eval()
+    model = nn.Sequential(pretrained).eval() if inside else pretrained
+    simulated = quantize(model, [IMAGES], num_bins=401).model
+    with pytest.raises(InvalidInputError, match=r"requantize the float model"):
+        copy.deepcopy(simulated[0] if inside else simulated).save_pretrained("folder")
+    assert pretrained.save_pretrained("folder") == "folder"

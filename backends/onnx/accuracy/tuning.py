@@ -5,7 +5,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import onnx
 
-from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
+from klquant.errors import CalibrationWarning, ModelError
 
 from ...accuracy.comparison import Metric, worst
 from ...accuracy.latency import interleaved_medians
@@ -31,7 +30,7 @@ from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engin
 from ..calibration import calibrate
 from ..correction.equalization import equalize
 from ..correction.smooth_quant import smooth
-from ..execution import Feed, Session
+from ..execution import Session
 from ..feeds import Array, few_samples, from_reader
 from ..model.preparation import Prepared, prepare
 from ..placement import place
@@ -39,7 +38,7 @@ from ..qdq_model import QDQModel
 from ..quantization import quantize
 from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
-from .engine_sessions import running
+from .engine_sessions import Reference, open_reference, running
 from .sensitivity import quantizer_costs, rank_layers
 
 CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
@@ -123,7 +122,7 @@ def tune(
     limits, settings = split_options(options)
     wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
     prepared = prepare(model)
-    with _reference(prepared, split, engine, metric) as reference:
+    with open_reference(RunnableModel.of("model", prepared.model), split, engine, metric) as reference:
         tuner = _OnnxTuner(prepared, split, settings, reference)
         log = TrialLog(resume, None if resume is None else tuner.identity())
         with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
@@ -131,29 +130,6 @@ def tune(
         calibration, quantized = tuner.make(trace.best.recipe)
         changed = tuner.changed(trace.best.recipe)
     return Tuned(quantized, calibration, trace, changed)
-
-
-class _Reference(NamedTuple):
-    """The float model, open in the engine to be timed, and its outputs on the data to measure on."""
-
-    engine: Engine
-    model: RunnableModel
-    run: Session
-    feeds: list[Feed]
-    outputs: list[Outputs]
-    metric: Metric | None
-
-
-@contextmanager
-def _reference(prepared: Prepared, split: Split, engine: Engine, metric: Metric | None) -> Iterator[_Reference]:
-    model = RunnableModel.of("model", prepared.model)
-    with running(model, engine) as run:
-        feeds: list[Feed] = [model.feed(batch, f"validation batch {k}") for k, batch in numbered(split.validation)]
-        if not feeds:
-            raise InvalidInputError("expected at least one batch to measure on, got none")
-        with model.exact() as exact:
-            outputs: list[Outputs] = [exact(model.outputs, feed) for feed in feeds]
-        yield _Reference(engine, model, run, feeds, outputs, metric)
 
 
 class _Base(NamedTuple):
@@ -169,7 +145,7 @@ class _OnnxTuner:
     criteria = (*CRITERIA, "auto")
     steps = (*CHANGES, CORRECT_BIAS)
 
-    def __init__(self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: _Reference) -> None:
+    def __init__(self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: Reference) -> None:
         self._prepared, self._split, self._settings, self._reference = prepared, split, settings, reference
         self._bases: dict[tuple[str, ...], _Base] = {}
 

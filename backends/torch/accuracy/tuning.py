@@ -26,9 +26,9 @@ from ...settings import CRITERIA, SettingsOptions
 from ..model.dataflow import tensors_in
 from ..model.forward import Forward, call_model, check_eval
 from ..model.layers import fingerprint
-from ..quantizer import Quantizer
 from ..stages import QuantizedModel
 from .outputs import named_outputs
+from .recipes import CORRECT_BIAS, EQUALIZE, Recipes
 
 RANKING_BATCHES = 1  # on which layers are quantized one at a time
 
@@ -95,7 +95,7 @@ def tune(
     log = TrialLog(resume, None if resume is None else tuner.identity())
     with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
         trace = tune_shared(tuner, wanted, limits, log, advance)
-    quantized = tuner.make(trace.best.recipe)
+    quantized = tuner.recipes.make(trace.best.recipe)
     return Tuned(quantized, quantized.calibration, trace)
 
 
@@ -103,21 +103,21 @@ class _TorchTuner:
     """A module that can be quantized in several ways and measured: a ``Tunable``."""
 
     criteria = (*CRITERIA, "auto")
-    steps = ("equalize", "correct_bias")
+    steps = (EQUALIZE, CORRECT_BIAS)
 
     def __init__(
         self, model: nn.Module, split: Split, settings: SettingsOptions, forward: Forward, metric: Metric | None
     ) -> None:
         self._model, self._split, self._settings = model, split, settings
         self._forward, self._metric = forward, metric
+        self.recipes = Recipes(model, split.calibration, settings, forward, progress=False)
         self._reference: list[Outputs] = [named_outputs(model, batch, forward) for batch in split.validation]
         if not self._reference:
             raise InvalidInputError("expected at least one batch to measure on, got none")
-        self._quantizers: dict[bool, Quantizer] = {}
 
     def measure(self, recipe: Recipe) -> Measured:
         """Quantize the model and compare it with the float model."""
-        quantized = self.make(recipe)
+        quantized = self.recipes.make(recipe)
         found: list[Outputs] = [
             named_outputs(quantized.model, batch, self._forward) for batch in self._split.validation
         ]
@@ -127,38 +127,11 @@ class _TorchTuner:
         share = len(quantized.thresholds) / max(_number_of_points(quantized.calibration), 1)
         return Measured(worst([one.sqnr_db for one in outputs]), value, math.nan, share)
 
-    def make(self, recipe: Recipe) -> QuantizedModel:
-        """Return the model of a recipe; what warnings would say is measured here."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CalibrationWarning)
-            quantizer = self._searched(recipe)
-            quantized = quantizer.simulate(exclude=recipe.exclude)
-            if "correct_bias" in recipe.steps:
-                quantized = quantizer.correct_bias(quantized, self._split.calibration)
-        return quantized
-
-    def _searched(self, recipe: Recipe) -> Quantizer:
-        """Return a calibrated quantizer with the thresholds of a recipe."""
-        key, data = "equalize" in recipe.steps, self._split.calibration
-        if key not in self._quantizers:
-            quantizer = Quantizer(self._model, forward=self._forward, progress=False, **self._settings)
-            first = next(iter(data))
-            quantizer.fold(first)
-            if key:
-                quantizer.equalize(first)
-            quantizer.quantize_weights()
-            if self._settings.get("passes", 2) == 2:
-                quantizer.collect_amax(data)
-            quantizer.collect_histograms(data)
-            self._quantizers[key] = quantizer
-        self._quantizers[key].search_thresholds(criterion=recipe.criterion, batches=data)  # type: ignore[arg-type]
-        return self._quantizers[key]
-
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return the layers to leave out of INT8, what costs most first."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            quantizer = self._searched(recipe)
+            quantizer = self.recipes.searched(recipe)
             found = quantizer.diagnose(list(islice(self._split.calibration, RANKING_BATCHES)))
         most = len(found.layers) - math.ceil(min_int8 * _number_of_points(quantizer.calibration) - 1e-9)
         return [(layer.name,) for layer in found.layers[: max(most, 0)]]

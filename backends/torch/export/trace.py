@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -121,11 +122,19 @@ def trace(
         except Exception as error:
             cause = error.__cause__ or error
             reason = str(cause).strip().partition("\n\n")[0]
+            reason += _advice(reason)
             raise ModelError(f"torch cannot export the model, with {type(cause).__name__}: {reason}") from error
     traced = program.model
     names = _plain_names(marked, traced.graph.initializers)
     layers = list(quantized_layers(model))
     return Traced(traced, layers, dict(zip(arguments, inputs, strict=True)), names, output_names is not None)
+
+
+def _advice(reason: str) -> str:
+    """Return what to change if an output is a cache of keys and values, as transformers' generative models return."""
+    if not re.search(r"Found <class '[\w.]*Cache'> in output", reason):
+        return ""
+    return '; the model returns its cache, which ONNX cannot hold: pass use_cache=False, in a batch "use_cache": False'
 
 
 def _with_marks(model: nn.Module) -> nn.Module:

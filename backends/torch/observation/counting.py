@@ -24,6 +24,14 @@ def is_on_device(tensor: torch.Tensor) -> bool:
     return tensor.device.type in _ON_DEVICE
 
 
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values in one dimension, in the order in which they are stored; without a copy if they are dense."""
+    if tensor.is_contiguous():
+        return tensor.reshape(-1)
+    strides = tensor.stride()
+    return tensor.permute(sorted(range(tensor.ndim), key=lambda axis: -strides[axis])).reshape(-1)
+
+
 def count(tensor: torch.Tensor, bins: Bins) -> Counted:
     """Return the counts of a finite tensor, shape (num_bins,); values beyond the range are in the end bins."""
     if is_on_device(tensor):

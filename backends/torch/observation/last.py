@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ...collection import Bins, Counted
-from .counting import count, extremes
+from .counting import count, extremes, flat
 
 
 class Last:
@@ -14,6 +14,7 @@ class Last:
     def __init__(self) -> None:
         self._known: tuple[Any, ...] = ()
         self._tensor: torch.Tensor | None = None  # kept, so that no other tensor gets its memory
+        self._flat = torch.empty(0)
         self._extremes = (0.0, 0.0)
         self._counts: dict[Bins, Counted] = {}
 
@@ -26,7 +27,7 @@ class Last:
         """Return what :func:`count` returns."""
         self._take(tensor)
         if bins not in self._counts:
-            self._counts[bins] = count(tensor, bins)
+            self._counts[bins] = count(self._flat, bins)
         return self._counts[bins]
 
     def _take(self, tensor: torch.Tensor) -> None:
@@ -34,4 +35,5 @@ class Last:
         known = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, version)
         if known != self._known:
             self._known, self._tensor, self._counts = known, tensor, {}
-            self._extremes = extremes(tensor)
+            self._flat = flat(tensor)
+            self._extremes = extremes(self._flat)

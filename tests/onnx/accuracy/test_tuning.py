@@ -102,7 +102,7 @@ def test_it_resumes(tmp_path):
     assert again.trace == whole.trace
     assert again.quantized.model == whole.quantized.model
     for model, batches in ((build("float[n, 3, 8, 8] x", "float y", "y = Relu(x)"), X), (MODEL, X[:7])):
-        with pytest.raises(klquant.InvalidInputError, match="of a tuning of this model, data and options"):
+        with pytest.raises(klquant.InvalidInputError, match="must come from a tuning of this model, data and options"):
             tune(model, batches, **options)
 
 

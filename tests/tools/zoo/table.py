@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from klquant.backends.torch import export_onnx, quantize, saturate_like_engines
+from klquant.backends.torch.model.calls import Calls
 from klquant.backends.torch.model.dataflow import tensors_in
 from klquant.backends.torch.model.forward import call_model
 from klquant.backends.torch.model.products import Point
@@ -44,6 +45,13 @@ class _Flops(TorchDispatchMode):
         return result
 
 
+def _is_rounded(module):
+    """Return whether a layer, or an operand, is in INT8; one that is called several times, in all calls."""
+    if isinstance(module, Calls):
+        return all(isinstance(module._modules[f"@{k}"], QuantizedLayer) for k in range(module.number))
+    return isinstance(module, QuantizedLayer)
+
+
 @contextmanager
 def counted(model):
     """Count the multiply-adds of a simulation during the block."""
@@ -57,7 +65,7 @@ def counted(model):
         return hook
 
     def point_call(self, *args):
-        inside = all(isinstance(tap, QuantizedLayer) for tap in self._modules.values())
+        inside = all(_is_rounded(tap) for tap in self._modules.values())
         flops.depth += inside
         try:
             return call(self, *args)
@@ -65,7 +73,7 @@ def counted(model):
             flops.depth -= inside
 
     for layer in model.modules():
-        if isinstance(layer, QuantizedLayer):
+        if _is_rounded(layer):
             handles += [layer.register_forward_pre_hook(change(1)), layer.register_forward_hook(change(-1))]
     Point.call = point_call
     try:

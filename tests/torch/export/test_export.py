@@ -377,6 +377,24 @@ def test_a_model_that_torch_cannot_trace_is_an_error_with_its_reason(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+class DynamicCache:
+    """Keys and values, as transformers' generative models return them."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+
+def test_a_model_that_returns_its_cache_is_an_error_with_the_option_to_set():
+    model = Net(
+        lambda net, x, use_cache=True: (net.fc(x), DynamicCache(x)) if use_cache else net.fc(x), fc=nn.Linear(4, 4)
+    )
+    given = [{"x": batch(2, 4, dtype=torch.float32)}]
+    result = quantize(ready(model, dtype=torch.float32), given, num_bins=401)
+    with pytest.raises(ModelError, match=r"DynamicCache.*use_cache=False"):
+        export_onnx(result, given[0])
+    assert export_onnx(result, {**given[0], "use_cache": False}).thresholds.keys() == {"x"}
+
+
 def test_a_model_that_cannot_be_exported_is_refused():
     model, x = simulated(mlp(), [batch(5, 4, dtype=torch.float32)]), batch(5, 4, dtype=torch.float32)
     with pytest.raises(InvalidInputError, match="result of simulate"):
