@@ -2,7 +2,8 @@
 
 :func:`quantize` does everything and returns a :class:`QuantizedModel`. :func:`requantize` does it without data, from a
 saved :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions` and each :class:`LayerThreshold`.
-:func:`export_onnx` returns an ONNX model for an engine; :func:`saturate_like_engines` makes the simulation equal to it.
+:func:`export_onnx` returns an ONNX model for an engine; :func:`saturate_like_engines` makes the simulation equal to it,
+and :func:`round_embeddings` rounds tables of embeddings as well.
 
 :class:`Quantizer` does the same :class:`Stage` by stage. Each stage is a function as well:
 
@@ -44,6 +45,7 @@ from .accuracy.tuning import tune
 from .automatic import auto
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
+from .embeddings import round_embeddings
 from .export.api import export_onnx
 from .finetuning import freeze_weights, unfreeze_weights
 from .folding.api import Examination, examine, fold_batch_norm, fold_relu
@@ -98,6 +100,7 @@ __all__ = [
     "quantize",
     "quantize_weights",
     "requantize",
+    "round_embeddings",
     "saturate_like_engines",
     "search_thresholds",
     "simulate",

@@ -86,8 +86,10 @@ def counted(model):
 
 
 def ready(model):
-    """Return the model in eval mode, with statistics of BatchNorm that are no identity."""
+    """Return the model in eval mode, with statistics of BatchNorm that are no identity, and a head that is not 0."""
     for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.02)
         if isinstance(getattr(module, "running_var", None), torch.Tensor):
             module.running_mean.data.uniform_(-0.1, 0.1)
             module.running_var.data.uniform_(0.5, 1.5)
