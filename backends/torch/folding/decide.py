@@ -10,7 +10,7 @@ from ..model.layers import RELUS, TRANSPOSED, WEIGHTED, LayerReLU, is_quantizabl
 from ..model.norms import is_foldable, other_norms
 from .apply import RELU_MODULES, Fold
 
-_NO_LAYER = "no convolution or linear layer feeds it (subclasses and parametrized layers do not count)"
+_NO_LAYER = "no convolution or linear layer feeds it directly"
 
 
 def all_folds(model: nn.Module, seen: Recording) -> list[Fold]:

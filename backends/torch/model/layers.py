@@ -173,8 +173,9 @@ def check_supported(model: nn.Module) -> None:
             )
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.is_meta:
+                owner = f"`{name}`" if name else "the model"
                 raise InvalidInputError(
-                    f"expected a model with all its weights, got `{key}` of `{name}` on the meta device, "
+                    f"expected a model with all its weights, got `{key}` of {owner} on the meta device, "
                     f"which holds no values; load the weights first"
                 )
 

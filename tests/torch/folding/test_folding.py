@@ -540,8 +540,7 @@ def plan_model():
 
 PLAN = [
     Fold("norm", "batch_norm", "conv", ""),
-    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it (subclasses and parametrized layers do "
-         "not count)"),
+    Fold("free", "batch_norm", None, "no convolution or linear layer feeds it directly"),
     Fold("conv", "relu6", "conv", ""),
     Fold("act", "relu", "second", ""),
     Fold("relu6", "relu6", "third", ""),

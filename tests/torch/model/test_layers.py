@@ -157,3 +157,10 @@ def test_modules_on_the_meta_device_are_refused_by_name():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     with pytest.raises(InvalidInputError, match="got `weight` of `1` on the meta device, which holds no values"):
         check_supported(model)
+
+
+def test_a_buffer_of_the_model_itself_on_the_meta_device_is_named():
+    model = nn.Sequential(nn.Linear(3, 3)).eval()
+    model.register_buffer("scores", torch.zeros(2, device="meta"))
+    with pytest.raises(InvalidInputError, match="got `scores` of the model on the meta device"):
+        check_supported(model)
