@@ -162,9 +162,11 @@ class _Ways:
                 thresholds = auto_thresholds(prepared, found, self._data)
             else:
                 thresholds = found.search_thresholds(criterion=criterion)
-            corrected = {"batches": self._data, "correct_bias": True} if CORRECT_BIAS in recipe.steps else {}
+            corrected: dict[str, Any] = {}
+            if CORRECT_BIAS in recipe.steps:
+                corrected = {"batches": self._data, "correct_bias": True, "min_int8": 1.0}
             calibration, engine = found._replace(thresholds=thresholds), self._reference.engine
-            return calibration, quantize(prepared, calibration, engine=engine, **corrected)  # type: ignore[arg-type]
+            return calibration, quantize(prepared, calibration, engine=engine, **corrected)
 
     def _base(self, names: tuple[str, ...]) -> tuple[Prepared, Calibration]:
         """Return the float model after these changes, and its calibration."""

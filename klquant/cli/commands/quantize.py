@@ -39,6 +39,8 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
               help="Correct biases with this data and verify the result.")  # fmt: skip
 @click.option("--correct-bias/--no-correct-bias", default=None,
               help="Correct biases in any case, or not at all.  [default: if the error falls]")  # fmt: skip
+@click.option("--min-int8", default=0.85, show_default=True, type=click.FloatRange(0, 1),
+              help="Least share of the layers in INT8: with --data, those that cost most are left out.")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
 @click.option("--float16", is_flag=True, help="Compute the rest of the model in float16, for TensorRT 10 or newer.")
@@ -58,9 +60,9 @@ def quantize(
     other columns describe [-T, T]. Where the criterion is `fitted`, T was changed for the grid of the engine, or is
     shared.
 
-    With --data (as for `klquant calibrate`), biases are corrected on up to 32 batches if the error of the outputs falls
-    by it, and nothing is written if the engine computes anything else than the quantized model says. --verify is
-    another name of --data.
+    With --data (as for `klquant calibrate`), biases are corrected on up to 32 batches, and the layers that cost most
+    are left out, each if the error of the outputs falls by it. Nothing is written if the engine computes anything else
+    than the quantized model says. --verify is another name of --data.
 
     \b
     Example:
