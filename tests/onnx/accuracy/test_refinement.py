@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
 from klquant.backends.onnx.accuracy.noise_search import open_meter
 from klquant.backends.onnx.accuracy.refinement import COSTLY, Place, refined
@@ -63,6 +64,13 @@ def test_enough_of_the_layers_and_of_their_work_stays_in_int8(case):
     prepared, calibration = case
     found = quantize(prepared, calibration, engine="onnxruntime", batches=batches(0), min_int8=0.95)
     assert not found.skipped
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(case, share):
+    prepared, calibration = case
+    with pytest.raises(klquant.InvalidInputError, match="`min_int8` must be between 0 and 1"):
+        quantize(prepared, calibration, min_int8=share)
 
 
 def test_without_batches_nothing_is_left_out(case):
