@@ -164,9 +164,10 @@ class _Ways:
             base = self._base(tuple(step for step in recipe.steps if step in CHANGES))
             prepared, thresholds = base.prepared, self._searched(base, recipe.criterion)
             calibration = base.calibration._replace(thresholds=thresholds)
-            corrected = {"batches": self._data, "correct_bias": True} if CORRECT_BIAS in recipe.steps else {}
-            engine = self._reference.engine
-            return calibration, quantize(prepared, calibration, engine=engine, **corrected)  # type: ignore[arg-type]
+            corrected: dict[str, Any] = {}
+            if CORRECT_BIAS in recipe.steps:
+                corrected = {"batches": self._data, "correct_bias": True, "min_int8": 1.0}
+            return calibration, quantize(prepared, calibration, engine=self._reference.engine, **corrected)
 
     def _searched(self, base: "_Base", criterion: Any) -> dict[str, LayerThreshold]:
         """Return the thresholds by a criterion; each is searched once."""

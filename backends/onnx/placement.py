@@ -11,6 +11,7 @@ from klquant.errors import InvalidInputError
 
 from ..calibration import Calibration, checked
 from ..curves import Curve
+from ..ranges import Candidate
 from ..settings import Engine, matching
 from .lowering.api import lower
 from .model.fingerprint import fingerprint
@@ -56,6 +57,15 @@ class Placement(NamedTuple):
         }
 
 
+class Ranges(NamedTuple):
+    """The ranges that activations may get, fitted to an engine."""
+
+    thresholds: dict[str, float]
+    """T by name."""
+    candidates: dict[str, Candidate]
+    """[low, high] by name; empty where all grids are symmetric."""
+
+
 def place(
     prepared: Prepared,
     calibration: Calibration | Mapping[str, float],
@@ -66,21 +76,33 @@ def place(
     asymmetric: bool = True,
 ) -> Placement:
     """Return where quantizers go, and the grid of each activation; `slow` are names of nodes to leave out too."""
+    excluded = (*excluded_names(prepared, calibration, exclude), *slow)
+    return place_ranges(prepared, find_ranges(prepared, calibration, engine, asymmetric=asymmetric), engine, excluded)
+
+
+def find_ranges(
+    prepared: Prepared, calibration: Calibration | Mapping[str, float], engine: Engine, *, asymmetric: bool
+) -> Ranges:
+    """Return the ranges of a calibration, fitted to the grids of an engine."""
     graph = prepared.graph
-    excluded = (*_excluded(graph, exclude), *slow)
+    if not isinstance(calibration, Calibration):
+        return Ranges(_thresholds(calibration), {})
+    calibration.check_fits(fingerprint(graph) if calibration.model else {})
+    if not asymmetric or engine == "tensorrt":
+        return Ranges(_thresholds(calibration), {})
     symmetric = slow_with_zero_points(graph) if engine == "openvino" else set()
-    shifts, curves = asymmetric and engine != "tensorrt", dict[str, Curve]()
-    if isinstance(calibration, Calibration):
-        calibration.check_fits(fingerprint(graph) if calibration.model else {})
-        excluded += tuple(calibration.skipped)
-        curves = _curves(prepared, calibration) if asymmetric and engine == "onnxruntime" else {}
-        calibration = fitted(calibration, symmetric, curves) if shifts else calibration
-    thresholds = _thresholds(calibration)
-    candidates = shifted_candidates(calibration, symmetric, curves) if shifts else {}
+    curves = _curves(prepared, calibration) if engine == "onnxruntime" else {}
+    calibration = fitted(calibration, symmetric, curves)
+    return Ranges(_thresholds(calibration), shifted_candidates(calibration, symmetric, curves))
+
+
+def place_ranges(prepared: Prepared, ranges: Ranges, engine: Engine, excluded: tuple[str, ...]) -> Placement:
+    """Return where quantizers go with these ranges; `excluded` are names, not patterns."""
+    thresholds, candidates = ranges
     if engine == "onnxruntime":
         prepared, thresholds, candidates, plan, factors = lower(prepared, thresholds, candidates, excluded)
     else:
-        plan, factors = make_plan(graph, thresholds, engine, excluded), {}
+        plan, factors = make_plan(prepared.graph, thresholds, engine, excluded), {}
     _check_types(prepared, plan)
     grids = make_grids(plan, thresholds, non_negative(prepared.graph), RULES[engine], candidates)
     return Placement(prepared, plan, grids, factors)
@@ -119,7 +141,15 @@ def _thresholds(calibration: Calibration | Mapping[str, float]) -> dict[str, flo
     return found
 
 
-def _excluded(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
+def excluded_names(
+    prepared: Prepared, calibration: Calibration | Mapping[str, float], exclude: Iterable[str] | str
+) -> tuple[str, ...]:
+    """Return the names that patterns match, and those that the calibration skipped."""
+    skipped = tuple(calibration.skipped) if isinstance(calibration, Calibration) else ()
+    return (*_matching(prepared.graph, exclude), *skipped)
+
+
+def _matching(graph: Graph, exclude: Iterable[str] | str) -> tuple[str, ...]:
     """Return the names that the patterns match; refuse a pattern that matches nothing: it is misspelt."""
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     nodes = [name for node in graph.nodes for name in (node.name, node.op_type)]

@@ -13,13 +13,14 @@ from klquant.errors import InvalidInputError, ModelError
 from ..calibration import Calibration
 from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
+from .accuracy.refinement import COSTLY, Place, refined
 from .correction.bias_correction import MAX_BATCHES, correct_biases
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .feeds import from_reader
 from .model.graph import read_graph
 from .model.observed import observed_tensors
 from .model.preparation import Prepared, prepare
-from .placement import place
+from .placement import Placement, excluded_names, find_ranges, place_ranges
 from .qdq.first_layers import FASTER
 from .qdq.float16 import to_float16, too_large, with_float16_scales
 from .qdq.insertion import write_qdq
@@ -43,6 +44,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     reduce_range: bool = False,
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
+    min_int8: float = 0.85,
     asymmetric: bool = True,
     float16: bool = False,
     skip_slow: bool = False,
@@ -62,12 +64,17 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     reduce_range : bool
         Keep weights in -63 .. 63, for CPUs without VNNI: there onnxruntime's products of UINT8 and INT8 saturate.
     batches : iterable, optional
-        Some data; at most 32 batches are read. They serve to correct biases, the better the more there are. The engine
-        runs the quantized model on the first 4, and is compared with the model as written, see :func:`verify`.
+        Some data; at most 32 batches are read. They serve to choose ranges and the layers that stay in floating point,
+        and to correct biases; the more there are, the better. The engine runs the quantized model on the first 4, and
+        is compared with the model as written, see :func:`verify`.
     correct_bias : bool, optional
         Whether to correct the biases by the shift that quantization causes in the mean of each output channel. By
         default they are corrected if there are `batches`, and if that lowers the error of the outputs on those batches
         that did not supply the corrections.
+    min_int8 : float
+        The least share of the layers, and of their multiplications, that stays in INT8. With `batches`, the layers that
+        cost the outputs most stay in floating point within that limit, if that lowers the error of the outputs. With 1
+        neither layers nor ranges are chosen by the outputs.
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
         Needs a Calibration. No effect for "tensorrt", which has no zero points.
@@ -86,7 +93,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     InvalidInputError
         For an unknown engine, a pattern that matches nothing, a calibration of another model or not of 8 bits, a
         threshold that is not positive, or a weight that is not finite. The message names the tensor or node. For
-        `correct_bias` without `batches`.
+        `correct_bias` without `batches`, and `min_int8` outside 0 .. 1.
     ModelError
         If `batches` are given and the engine cannot run the model, or computes something else. Names the first node.
 
@@ -134,6 +141,12 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     2019. Conv, ConvTranspose and Gemm get a bias if they have none; a MatMul has one in an Add of a constant behind it.
     Correcting takes about four runs of the float model and eight of the quantized one over `batches`.
 
+    With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs, on
+    one sample each of up to 4 batches: groups of neighbours round together, and the group with the most noise is
+    halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Up to 4
+    samples each of up to 4 other batches decide between ranges, and how many layers are left out. ``skipped`` names
+    these layers.
+
     With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
     quantizers were not fitted to it: thresholds come from the float32 model.
 
@@ -143,20 +156,33 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     check_engine(engine)
     if correct_bias and batches is None:
         raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
+    if not 0 <= min_int8 <= 1:
+        raise InvalidInputError(f"`min_int8` must be between 0 and 1, got {min_int8!r}")
     _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     prepared = prepare(model)
     tensors = prepared.graph.tensors()
     slow = tuple(slow_in_tensorrt(prepared)) if skip_slow else ()
-    placement = place(prepared, calibration, engine, exclude, slow, asymmetric=asymmetric)
-    prepared, plan, grids = placement[:3]
-    if float16:
-        prepared = with_float16_scales(prepared)
+    excluded = (*excluded_names(prepared, calibration, exclude), *slow)
+    ranges = find_ranges(prepared, calibration, engine, asymmetric=asymmetric)
     dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
     options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
 
-    def write(floats: Prepared) -> onnx.ModelProto:
+    def written_with(placed: Placement) -> onnx.ModelProto:
+        floats, plan, grids = placed[:3]
         return write_qdq(floats.model, floats.graph, plan, grids, reduce_range=reduce_range, **options)
+
+    left_out: tuple[str, ...] = ()
+    if some is not None and min_int8 < 1:
+        where = Place(prepared, engine, excluded, written_with)
+        ranges, left_out = refined(where, ranges, calibration, some, min_int8)
+    placement = place_ranges(prepared, ranges, engine, (*excluded, *left_out))
+    prepared, plan = placement.prepared, placement.plan
+    if float16:
+        prepared = with_float16_scales(prepared)
+
+    def write(floats: Prepared) -> onnx.ModelProto:
+        return written_with(placement._replace(prepared=floats))
 
     corrections: dict[str, float] = {}
     if some is not None and correct_bias is not False:
@@ -165,13 +191,15 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     written = write(prepared)
     if float16:
         written = to_float16(written, too_large(read_graph(written), calibration))
-    _report(plan)
+    spared = {name for name, why in plan.skipped.items() if why == EXCLUDED} - set(excluded)
+    skipped = plan.skipped | (dict.fromkeys(spared, COSTLY) if left_out else {})
+    _report(plan._replace(skipped=skipped))
     checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
     given = {name: grid for name, grid in placement.given().items() if name in tensors}
     thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
-    ranges = {name: grid.range for name, grid in given.items()}
-    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ranges)
+    ends = {name: grid.range for name, grid in given.items()}
+    return QDQModel(written, thresholds, skipped, checked_run, corrections, ends)
 
 
 def _check_tensorrt_options(engine: Engine, **options: bool) -> None:
@@ -217,7 +245,7 @@ def quantizable_tensors(model: onnx.ModelProto | str | Path | Prepared, engine: 
 def _report(plan: Plan) -> None:
     """Log what was quantized, and warn of layers that stay in floating point without being excluded."""
     logger.info("%d activations and %d weights quantized", len(plan.readers), len(plan.weights))
-    reasons = {name: reason for name, reason in plan.skipped.items() if reason not in (EXCLUDED, FASTER)}
+    reasons = {name: reason for name, reason in plan.skipped.items() if reason not in (EXCLUDED, FASTER, COSTLY)}
     if not plan.readers and not plan.skipped:
         reasons = {"": "the model has no operator that can be quantized"}
     warn_of_floats("node", reasons)

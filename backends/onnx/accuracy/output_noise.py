@@ -9,7 +9,7 @@ from ..model.graph import MAX_CHAIN, Graph
 from ..model.operators import MOVING
 
 SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
-FLOOR = 1e-2  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
+FLOOR = 1.0  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
 
 
 def smooth_outputs(graph: Graph) -> list[str]:

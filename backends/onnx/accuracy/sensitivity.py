@@ -1,10 +1,9 @@
 """What each quantizer of a model costs in the model's own outputs, and which layers to leave out of INT8 first."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import onnx
 
 from ...accuracy.padding import unpadded
@@ -12,10 +11,9 @@ from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import MAX_CHAIN, Graph
 from ..model.operators import is_rectifier
-from ..qdq.plan import Plan
 from ..qdq.rules import make_plan
 from .output_noise import output_noise, smooth_outputs
-from .switches import NONE, SELECT, switched
+from .switches import switched
 
 Names: TypeAlias = tuple[str, ...]
 
@@ -26,13 +24,13 @@ def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Fe
     It takes one run of the model for each quantizer and feed, and one more without any. Errors of several quantizers
     add up almost like independent noise: the sum of these shares is close to that of the quantized model.
     """
-    model, names = switched(graph, quantized)
-    costs, outputs = dict.fromkeys(names, 0.0), smooth_outputs(graph)
-    with open_onnxruntime(with_outputs(model, outputs), optimized=True) as session:
+    model = switched(graph, quantized)
+    costs, outputs = dict.fromkeys(model.quantizers, 0.0), smooth_outputs(graph)
+    with open_onnxruntime(with_outputs(model.model, outputs), optimized=True) as session:
         for feed in feeds:
-            floats = session(outputs, {**feed, SELECT: np.asarray(NONE, np.int64)})
-            for k, name in enumerate(names):
-                found = session(outputs, {**feed, SELECT: np.asarray(k, np.int64)})
+            floats = session(outputs, {**feed, **model.rounding([])})
+            for k, name in enumerate(model.quantizers):
+                found = session(outputs, {**feed, **model.rounding([k])})
                 costs[name] += output_noise(unpadded(feed, floats), unpadded(feed, found)) / len(feeds)
     return costs
 
@@ -43,6 +41,8 @@ class _Left(NamedTuple):
     cost: float
     layers: int
     """Layers with weights in INT8."""
+    work: float
+    """Share of the work."""
 
 
 def rank_layers(
@@ -53,50 +53,55 @@ def rank_layers(
     costs: Mapping[str, float],
     *,
     min_int8: float,
+    work: Mapping[str, float] | None = None,
+    least: float = 0.0,
 ) -> list[Names]:
     """Return what to leave out, best first: what saves most noise for each layer that it costs.
 
     That is a node, or a tensor with all that computes and reads it. The plan of the engine says what is no longer
-    quantized then. The ranking ends where less than `min_int8` of the layers would stay in INT8.
+    quantized then. The ranking ends where less than `min_int8` of the layers would stay in INT8; with `work`, what each
+    layer takes to compute, also where less than that share of the work would. What saves less than `least` of the noise
+    is not considered.
     """
-    total = sum(node.op_type in WEIGHTED for node in graph.nodes)
+    total, effort = sum(node.op_type in WEIGHTED for node in graph.nodes), sum((work or {}).values())
+    least *= sum(costs.values())
 
     def left(names: Names) -> _Left:
         plan = make_plan(graph, thresholds, engine, excluded + names)
-        return _Left(sum(costs.get(one, 0.0) for one in (*plan.readers, *plan.weights)), _num_int8(graph, plan))
+        int8 = [node.name for node in graph.nodes if node.op_type in WEIGHTED and node.name not in plan.skipped]
+        share = sum(work.get(name, 0.0) for name in int8) / effort if work and effort else 1.0
+        return _Left(sum(costs.get(one, 0.0) for one in (*plan.readers, *plan.weights)), len(int8), share)
 
     def worth(names: Names) -> float:
         after = left(chosen + names)
         return (now.cost - after.cost) / (1 + now.layers - after.layers)
 
     chosen: Names = ()
+    quantized = make_plan(graph, thresholds, engine, excluded).readers
     now, ranking = left(()), list[Names]()
-    heap = [(-worth(names), k, names) for k, names in enumerate(_candidates(graph, thresholds, engine, excluded))]
+    wanted = {name for name, cost in costs.items() if cost >= least}
+    heap = [(-worth(names), k, names) for k, names in enumerate(_candidates(graph, quantized, wanted))]
     heapq.heapify(heap)
     while heap and total:
         _, k, names = heapq.heappop(heap)
         value = worth(names)
-        if value <= 0:
+        if value <= least / 2:
             continue
         if heap and value < -heap[0][0]:  # it was worth more before others were chosen
             heapq.heappush(heap, (-value, k, names))
             continue
         after = left(chosen + names)
-        if after.layers / total >= min_int8:
+        if after.layers / total >= min_int8 and after.work >= min_int8:
             chosen, now = chosen + names, after
             ranking.append(names)
     return ranking
 
 
-def _num_int8(graph: Graph, plan: Plan) -> int:
-    return sum(node.op_type in WEIGHTED and node.name not in plan.skipped for node in graph.nodes)
-
-
-def _candidates(graph: Graph, thresholds: Mapping[str, Any], engine: Engine, excluded: Names) -> list[Names]:
-    """Return the nodes that read quantized tensors, and these tensors with those before their rectifiers."""
-    quantized = make_plan(graph, thresholds, engine, excluded).readers
-    nodes = [(node.name,) for node in graph.nodes if not quantized.keys().isdisjoint(node.input)]
-    return [*nodes, *(_before_rectifiers(graph, name) for name in quantized)]
+def _candidates(graph: Graph, quantized: Iterable[str], wanted: Collection[str]) -> list[Names]:
+    """Return the nodes that read wanted tensors or have a wanted weight, and these tensors before their rectifiers."""
+    names = [name for name in quantized if name in wanted]
+    nodes = [(node.name,) for node in graph.nodes if node.name in wanted or not set(names).isdisjoint(node.input)]
+    return [*nodes, *(_before_rectifiers(graph, name) for name in names)]
 
 
 def _before_rectifiers(graph: Graph, name: str) -> Names:

@@ -1,9 +1,10 @@
-"""A quantized model in which an input of the graph says which one of its quantizers rounds.
+"""A quantized model in which an input of the graph says which of its quantizers round.
 
-One session then measures what each quantizer costs in the outputs; to build a session for each would take longer than
-to run it.
+One session then measures what each of them costs in the outputs, alone or with others; to build a session for each
+would take longer than to run it.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +13,24 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ...settings import WEIGHTED
 from ..engines.quantizer_nodes import DEQUANTIZE, QUANTIZE
+from ..feeds import Array
 from ..model.graph import Graph, copied
 
 SELECT = "klquant/select"
-NONE = -1
 
 
 class SwitchedModel(NamedTuple):
-    """A model with the additional input `SELECT`: the number of the only quantizer that rounds, or `NONE`."""
+    """A model with the additional input `SELECT`: for each quantizer whether it rounds."""
 
     model: onnx.ModelProto
     quantizers: list[str]
     """By number: an activation, or the node with a quantized weight, by its name in the float model."""
+
+    def rounding(self, numbers: Iterable[int]) -> dict[str, Array]:
+        """Return the input that lets these quantizers round, and no others."""
+        chosen = np.zeros(len(self.quantizers), np.bool_)
+        chosen[list(numbers)] = True
+        return {SELECT: chosen}
 
 
 def switched(graph: Graph, quantized: onnx.ModelProto) -> SwitchedModel:
@@ -75,7 +82,7 @@ class _Edits(NamedTuple):
         identity = helper.make_node("Identity", [source], [f"{prefix}/float"], f"{prefix}/Identity")
         inner = [onnx.NodeProto.FromString(node.SerializeToString()) for node in rounding]
         inner[-1].output[0] = f"{prefix}/rounded"
-        condition = helper.make_node("Equal", [SELECT, prefix], [f"{prefix}/selected"], f"{prefix}/Equal")
+        condition = helper.make_node("Gather", [SELECT, prefix], [f"{prefix}/selected"], f"{prefix}/Gather")
         branches = {"then_branch": _branch(inner), "else_branch": _branch([identity])}
         return [condition, helper.make_node("If", [f"{prefix}/selected"], [output], f"{prefix}/If", **branches)]
 
@@ -95,7 +102,7 @@ def _write(target: onnx.GraphProto, nodes: list[onnx.NodeProto], edits: _Edits, 
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del target.node[:]
     target.node.extend(copies)
-    target.input.append(helper.make_tensor_value_info(SELECT, TensorProto.INT64, []))
+    target.input.append(helper.make_tensor_value_info(SELECT, TensorProto.BOOL, [len(edits.quantizers)]))
     known = {tensor.name for tensor in target.initializer}
     target.initializer.extend(graph.initializers[name] for name in sorted(edits.floats - known))
     target.initializer.extend(edits.constants)

@@ -194,7 +194,7 @@ class _OnnxTuner:
             calibration = found._replace(thresholds=thresholds)
             corrected: dict[str, Any] = {}
             if CORRECT_BIAS in recipe.steps:
-                corrected = {"correct_bias": True, "batches": self._split.calibration}
+                corrected = {"correct_bias": True, "batches": self._split.calibration, "min_int8": 1.0}
             engine = self._reference.engine
             return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **corrected)
 

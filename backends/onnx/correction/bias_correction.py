@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from klquant.errors import InvalidInputError, ModelError
+from klquant.errors import InvalidInputError
 
 from ..execution import Feed, open_onnxruntime
-from ..feeds import Array, read_inputs
+from ..feeds import Array
 from ..model.preparation import Prepared
 from .biases import Bias, find_bias
-from .data import read_feeds
+from .data import halved, read_feeds
 from .output_error import output_errors
 from .parameters import with_parameters
 from .side_by_side import COUNT, NEW, SUM, join
@@ -78,7 +78,7 @@ def correct_biases(
     """
     found = (find_bias(prepared.graph, node) for node in prepared.graph.nodes if node.name in layers)
     biases = [bias for bias in found if bias is not None]
-    feeds = _halved(prepared, list(read_feeds(prepared, batches)))
+    feeds = halved(prepared, list(read_feeds(prepared, batches)))
     measuring, judging = feeds[::2], feeds[1::2]
     if not biases or not (judging or always):
         return Corrected(prepared, {})
@@ -97,28 +97,6 @@ def correct_biases(
     best.update(judging)
     largest = {bias.layer: float(np.abs(shift).max()) for bias, shift in best.shifts()}
     return Corrected(best.corrected(prepared), largest)
-
-
-def _halved(prepared: Prepared, feeds: list[dict[str, Array]]) -> list[dict[str, Array]]:
-    """Return a single batch as two, if all inputs have as many samples and the model takes any number of them."""
-    inputs = read_inputs(prepared.model, prepared.graph)
-    free = all(wanted.shape is None or isinstance((*wanted.shape, 1)[0], str) for wanted in inputs)
-    sizes = {array.shape[:1] for feed in feeds for array in feed.values()}
-    if len(feeds) != 1 or not free or len(sizes) != 1 or (*min(sizes), 1)[0] < 2:
-        return feeds
-    half = min(sizes)[0] // 2
-    halves = [{name: array[part] for name, array in feeds[0].items()} for part in (slice(half), slice(half, None))]
-    return halves if _runs(prepared, halves[0]) else feeds
-
-
-def _runs(prepared: Prepared, feed: Feed) -> bool:
-    """Return whether the model takes a batch: constants inside may fix the number of samples."""
-    try:
-        with open_onnxruntime(prepared.model, optimized=False) as session:
-            session(prepared.graph.outputs, feed)
-    except ModelError:
-        return False
-    return True
 
 
 class _SideBySide:

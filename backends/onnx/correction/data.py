@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from klquant.errors import InvalidInputError
+from klquant.errors import InvalidInputError, ModelError
 
 from ...batches import numbered
-from ..feeds import Array, from_reader, make_feed, read_inputs
+from ..execution import Feed, open_onnxruntime
+from ..feeds import Array, few_samples, from_reader, make_feed, read_inputs
 from ..model.preparation import Prepared
 
 
@@ -21,3 +22,30 @@ def read_feeds(prepared: Prepared, batches: Iterable[Any]) -> Iterator[dict[str,
         yield feed
     if number < 0:
         raise InvalidInputError("expected at least one batch, got none")
+
+
+def halved(prepared: Prepared, feeds: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Return a single batch as two, if all inputs have as many samples and the model takes any number of them."""
+    inputs = read_inputs(prepared.model, prepared.graph)
+    free = all(wanted.shape is None or isinstance((*wanted.shape, 1)[0], str) for wanted in inputs)
+    sizes = {array.shape[:1] for feed in feeds for array in feed.values()}
+    if len(feeds) != 1 or not free or len(sizes) != 1 or (*min(sizes), 1)[0] < 2:
+        return feeds
+    half = min(sizes)[0] // 2
+    halves = [{name: array[part] for name, array in feeds[0].items()} for part in (slice(half), slice(half, None))]
+    return halves if _runs(prepared, halves[0]) else feeds
+
+
+def _runs(prepared: Prepared, feed: Feed) -> bool:
+    """Return whether the model takes a batch: constants inside may fix the number of samples."""
+    try:
+        with open_onnxruntime(prepared.model, optimized=False) as session:
+            session(prepared.graph.outputs, feed)
+    except ModelError:
+        return False
+    return True
+
+
+def first_samples(prepared: Prepared, feed: Feed, limit: int) -> Feed:
+    """Return the first samples of a batch, or all of it where the model fixes its size."""
+    return few_samples([dict(feed)], read_inputs(prepared.model, prepared.graph), limit)[0]

@@ -39,6 +39,8 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
               help="Correct biases with this data and verify the result.")  # fmt: skip
 @click.option("--correct-bias/--no-correct-bias", default=None,
               help="Always or never correct biases.  [default: if that lowers the error]")  # fmt: skip
+@click.option("--min-int8", default=0.85, show_default=True, type=click.FloatRange(0, 1),
+              help="Least share of the layers in INT8. With --data the costliest others stay float.")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
 @click.option("--float16", is_flag=True, help="Compute the rest of the model in float16, for TensorRT 10 or newer.")
@@ -58,9 +60,9 @@ def quantize(
     other columns describe [-T, T]. `fitted` means that T was adapted to the grid of the engine, or is shared with
     other tensors.
 
-    With --data (as for `klquant calibrate`), klquant corrects biases on up to 32 batches if that lowers the error of
-    the outputs. It also runs the quantized model on the engine, and writes nothing if the results differ from the
-    model as written. --verify is another name for --data.
+    With --data (as for `klquant calibrate`), klquant corrects biases on up to 32 batches and leaves the layers that
+    cost most in floating point, each if that lowers the error of the outputs. It also runs the quantized model on the
+    engine, and writes nothing if the results differ from the model as written. --verify is another name for --data.
 
     \b
     Example:

@@ -7,7 +7,7 @@ import pytest
 import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize, sensitivity
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs, rank_layers
-from klquant.backends.onnx.accuracy.switches import NONE, SELECT, switched
+from klquant.backends.onnx.accuracy.switches import switched
 from support.onnx_models import build, run
 
 RNG = np.random.default_rng(0)
@@ -40,18 +40,20 @@ def case(request):
 
 def test_no_quantizer_rounds_unless_it_is_selected(case):
     prepared, _, quantized, _ = case
-    model, names = switched(prepared.graph, quantized)
+    switches = switched(prepared.graph, quantized)
+    model, names = switches
     onnx.checker.check_model(model)
     floats = run(prepared.model, x=X)["y"]
-    np.testing.assert_array_equal(run(model, x=X, **{SELECT: np.array(NONE)})["y"], floats)
-    others = [run(model, x=X, **{SELECT: np.array(k)})["y"] for k in range(len(names))]
+    np.testing.assert_array_equal(run(model, x=X, **switches.rounding([]))["y"], floats)
+    others = [run(model, x=X, **switches.rounding([k]))["y"] for k in range(len(names))]
     assert all(not np.array_equal(other, floats) for other in others)
 
 
 def test_a_selected_quantizer_rounds_as_in_the_quantized_model(case):
     """Of the input, whose quantizer comes first, and of the weight of the last layer."""
     prepared, _, quantized, _ = case
-    model, names = switched(prepared.graph, quantized)
+    switches = switched(prepared.graph, quantized)
+    model, names = switches
     assert len(set(names)) == len(names)
     scale, zero = (
         onnx.numpy_helper.to_array(next(t for t in quantized.graph.initializer if t.name == f"x_{what}"))
@@ -61,7 +63,7 @@ def test_a_selected_quantizer_rounds_as_in_the_quantized_model(case):
     codes = np.clip(np.rint(X / scale) + zero, limits.min, limits.max)
     rounded = ((codes - zero) * scale).astype(np.float32)
     expected = run(prepared.model, x=rounded)["y"]
-    np.testing.assert_allclose(run(model, x=X, **{SELECT: np.array(names.index("x"))})["y"], expected, rtol=1e-5)
+    np.testing.assert_allclose(run(model, x=X, **switches.rounding([names.index("x")]))["y"], expected, rtol=1e-5)
 
 
 def test_costs_add_up_to_that_of_the_quantized_model(case):
@@ -130,7 +132,8 @@ def test_tables_of_embeddings_are_rounded_always():
     prepared = prepare(build("int64[n] i", "float[n, 4] y", body, t=(5000, 16), w1=(16, 8), w2=(8, 4)))
     data = {"i": np.arange(64)}
     quantized = quantize(prepared, calibrate(prepared, [data]), engine="onnxruntime").model
-    model, names = switched(prepared.graph, quantized)
-    floats, found = run(prepared.model, **data)["y"], run(model, **data, **{SELECT: np.array(NONE)})["y"]
+    switches = switched(prepared.graph, quantized)
+    model, names = switches
+    floats, found = run(prepared.model, **data)["y"], run(model, **data, **switches.rounding([]))["y"]
     assert names
     assert 0 < np.abs(floats - found).max() < 0.05 * np.abs(floats).max()

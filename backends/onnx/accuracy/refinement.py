@@ -1,0 +1,191 @@
+"""Spend what an engine gains in time where it helps the outputs: wider ranges, and layers in floating point.
+
+A criterion sees one tensor. What a clipped tail or a coarse step costs in the outputs only a run shows: behind
+HardSwish, for example, clipping may cost more than a histogram says.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from ...calibration import Calibration
+from ...settings import WEIGHTED, Engine
+from ...thresholds import LayerThreshold
+from ..correction.data import first_samples, halved, read_feeds
+from ..correction.output_error import output_errors
+from ..execution import Feed, open_onnxruntime, with_outputs
+from ..model.graph import Graph
+from ..model.operators import has_constant_weight, output_channels
+from ..model.preparation import Prepared
+from ..placement import Placement, Ranges, find_ranges, place_ranges
+from .noise_search import open_meter
+from .sensitivity import rank_layers
+
+NOTICEABLE = 0.95
+"""The error of the outputs must fall to this part of what it was: less may be chance."""
+AS_GOOD = 1.12  # times the least error: half a decibel more is no reason to leave out more layers
+WORTH_A_RUN = 0.02  # part of the noise that a tensor causes, to measure another range
+SAMPLES = 4  # of the data for each purpose
+LEAST = 0.01  # part of the noise that a layer must save
+OTHERWISE = 0.9  # part to which another range must bring the noise of its tensor
+COSTLY = "in INT8 it costs more accuracy than other layers"
+logger = logging.getLogger("klquant")
+
+
+class Refined(NamedTuple):
+    """What was chosen."""
+
+    ranges: Ranges
+    left_out: tuple[str, ...] = ()
+    """Names of nodes and tensors in floating point."""
+
+    def key(self) -> object:
+        """Return what the model depends on, to compare."""
+        ends = {name: one.range for name, one in self.ranges.candidates.items()}
+        return self.ranges.thresholds, ends, self.left_out
+
+
+class Place(NamedTuple):
+    """A model to quantize."""
+
+    prepared: Prepared
+    engine: Engine
+    excluded: tuple[str, ...]
+    """Names of nodes and tensors."""
+    write: Callable[[Placement], onnx.ModelProto]
+    """Returns the model with Q/DQ."""
+
+
+def refined(
+    where: Place,
+    ranges: Ranges,
+    calibration: Calibration | Mapping[str, float],
+    batches: Iterable[Any],
+    min_int8: float,
+) -> Refined:
+    """Widen ranges, then leave out layers, each if the error of the outputs falls by it.
+
+    Parameters
+    ----------
+    where : Place
+    ranges : Ranges
+        To start from.
+    calibration : Calibration or mapping
+        Only a Calibration knows how wide a range may become.
+    batches : iterable
+        Some data. Every other batch says what to change, and the rest judges; a single batch is halved. With one sample
+        nothing changes.
+    min_int8 : float
+        Share of the layers, and of their multiplications, that stays in INT8.
+
+    Returns
+    -------
+    Refined
+    """
+    feeds = halved(where.prepared, list(read_feeds(where.prepared, batches)))
+    if len(feeds) < 2:
+        return Refined(ranges)
+    measuring = [first_samples(where.prepared, feed, 1) for feed in feeds[::2][:SAMPLES]]
+    judging = [first_samples(where.prepared, feed, SAMPLES) for feed in feeds[1::2][:SAMPLES]]
+    return _Refinement(where, measuring, judging).refine(ranges, calibration, min_int8)
+
+
+class _Refinement(NamedTuple):
+    """A model to quantize, and data to measure on."""
+
+    where: Place
+    measuring: Sequence[Feed]
+    judging: Sequence[Feed]
+
+    def refine(self, ranges: Ranges, calibration: Calibration | Mapping[str, float], min_int8: float) -> Refined:
+        """Choose between ranges that clip and wider ones, then leave out layers, as the judging data say."""
+        wide = wide_ranges(self.where, ranges, calibration)
+        start = self._best([Refined(ranges), Refined(wide)])
+        other = ranges if start.ranges is wide else wide
+        costs, mixed = self._measured(start, Refined(other))
+        chosen = self._best([start, Refined(mixed)])
+        if min_int8 < 1:
+            left_out = self._left_out(ranges.thresholds, costs, min_int8)
+            both = [Refined(one, names) for names in left_out for one in (chosen.ranges, other)]
+            chosen = self._best([chosen, *both])
+        return chosen
+
+    def _left_out(
+        self, thresholds: Mapping[str, float], costs: Mapping[str, float], min_int8: float
+    ) -> list[tuple[str, ...]]:
+        """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
+        where = self.where
+        limits: dict[str, Any] = {"min_int8": min_int8, "work": self._work(), "least": LEAST}
+        ranking = rank_layers(where.prepared.graph, thresholds, where.engine, where.excluded, costs, **limits)
+        numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
+        return [tuple(dict.fromkeys(name for names in ranking[:k] for name in names)) for k in numbers]
+
+    def _measured(self, start: Refined, others: Refined) -> tuple[dict[str, float], Ranges]:
+        """Return what each quantizer costs, and the ranges with those of the others that cause less noise."""
+        placement, other = self._placed(start), self._placed(others)
+        changed = {name for name, grid in other.grids.items() if placement.grids.get(name) != grid}
+        with open_meter(placement.prepared.graph, self.where.write(placement), self.measuring) as meter:
+            costs = meter.costs()
+        tried = [name for name, cost in costs.items() if cost > WORTH_A_RUN and name in changed]
+        thresholds, candidates = dict(start.ranges.thresholds), dict(start.ranges.candidates)
+        if tried:
+            model = self.where.write(other)
+            with open_meter(other.prepared.graph, model, self.measuring, unit=meter.unit) as second:
+                after = {name: second.noise_of(name) for name in tried}
+            for name in (one for one in tried if after[one] < OTHERWISE * costs[one]):
+                logger.info("other range of %s: %.3g of the noise instead of %.3g", name, after[name], costs[name])
+                thresholds[name], costs[name] = others.ranges.thresholds[name], after[name]
+                if name in others.ranges.candidates:
+                    candidates[name] = others.ranges.candidates[name]
+        return costs, Ranges(thresholds, candidates)
+
+    def _best(self, tried: list[Refined]) -> Refined:
+        """Return the first of those that are nearly as good as the best; the start, if that is."""
+        keys = [one.key() for one in tried]
+        tried = [one for k, one in enumerate(tried) if keys[k] not in keys[:k]]
+        if len(tried) == 1:
+            return tried[0]
+        models = [self.where.write(self._placed(one)) for one in tried]
+        errors = output_errors(self.where.prepared, models, self.judging, optimized=self.where.engine == "onnxruntime")
+        logger.info("errors of the outputs: %s", ", ".join(f"{error:.3f}" for error in errors))
+        if min(errors) > NOTICEABLE:
+            return tried[0]
+        limit = min(errors) * AS_GOOD
+        return next(one for one, error in zip(tried, errors, strict=True) if error <= min(limit, NOTICEABLE))
+
+    def _placed(self, chosen: Refined) -> Placement:
+        return place_ranges(
+            self.where.prepared, chosen.ranges, self.where.engine, (*self.where.excluded, *chosen.left_out)
+        )
+
+    def _work(self) -> dict[str, float]:
+        """Return the number of multiplications of each layer, for the first data."""
+        graph = self.where.prepared.graph
+        layers = [node for node in graph.nodes if node.op_type in WEIGHTED and has_constant_weight(graph, node)]
+        names = [node.output[0] for node in layers]
+        with open_onnxruntime(with_outputs(self.where.prepared.model, names), optimized=True) as session:
+            found = session(names, self.measuring[0])
+        sizes = {node.name: float(np.prod(graph.initializers[node.input[1]].dims)) for node in layers}
+        return {n.name: found[n.output[0]].size * sizes[n.name] / _channels(graph, n) for n in layers}
+
+
+def _channels(graph: Graph, node: onnx.NodeProto) -> int:
+    return graph.initializers[node.input[1]].dims[-1] if node.op_type == "MatMul" else output_channels(graph, node)
+
+
+def wide_ranges(where: Place, ranges: Ranges, calibration: Calibration | Mapping[str, float]) -> Ranges:
+    """Return ranges that clip nothing of the calibration data, where the guard watches over them."""
+    if not isinstance(calibration, Calibration):
+        return ranges
+    thresholds = {
+        name: LayerThreshold(layer.amax, layer.amax, math.nan, 0.0, criterion="max")
+        if layer.guarded and layer.amax > 0
+        else layer
+        for name, layer in calibration.thresholds.items()
+    }
+    wide = calibration._replace(thresholds=thresholds)
+    return find_ranges(where.prepared, wide, where.engine, asymmetric=bool(ranges.candidates))

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+import klquant
+from klquant.backends.onnx import calibrate, prepare, quantize
+from klquant.backends.onnx.accuracy.noise_search import open_meter
+from klquant.backends.onnx.accuracy.refinement import COSTLY, Place, refined
+from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs
+from klquant.backends.onnx.placement import Ranges, find_ranges
+from klquant.backends.onnx.qdq.insertion import write_qdq
+from support.onnx_models import build, run
+
+LAYERS = 8
+CHAIN = " ".join(
+    f"a{k} = Conv <pads = [1, 1, 1, 1]> ({f'r{k - 1}' if k else 'x'}, w{k}) r{k} = Relu (a{k})" for k in range(LAYERS)
+)
+BODY = f"{CHAIN} p = GlobalAveragePool (r{LAYERS - 1}) f = Flatten (p) y = Gemm (f, w)"
+OPTIONS = {"int_bias": False, "reduce_range": False}
+BAD = 4
+"""The layer whose output has one channel far above the others, which the next layer scales down again."""
+
+
+def network():
+    """Return a network with a tensor that INT8 rounds badly, between layers that are harmless."""
+    rng = np.random.default_rng(1)
+    weights = {f"w{k}": rng.normal(size=(8, 8, 3, 3), scale=0.17).astype(np.float32) for k in range(LAYERS)}
+    weights[f"w{BAD}"][0] *= 200
+    weights[f"w{BAD + 1}"][:, 0] /= 200
+    return build("float[n, 8, 10, 10] x", "float[n, 5] y", BODY, **weights, w=(8, 5))
+
+
+def batches(seed, number=4):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(4, 8, 10, 10)).astype(np.float32) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def case():
+    prepared = prepare(network())
+    return prepared, calibrate(prepared, batches(0), criterion="max")
+
+
+def sqnr_db(prepared, quantized):
+    x = np.concatenate(batches(1))
+    floats, found = (run(model, x=x)["y"] for model in (prepared.model, quantized))
+    return 10 * np.log10((floats**2).sum() / ((floats - found) ** 2).sum())
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "tensorrt"])
+def test_the_layers_around_a_bad_tensor_are_left_out(case, engine):
+    prepared, calibration = case
+    options = {"engine": engine, "batches": batches(0), "correct_bias": False}
+    plain = quantize(prepared, calibration, min_int8=1.0, **options)
+    refined = quantize(prepared, calibration, min_int8=0.7, **options)
+    left_out = {name for name, why in refined.skipped.items() if why == COSTLY}
+    convolutions = [node.name for node in prepared.graph.nodes if node.op_type == "Conv"]
+    assert not plain.skipped
+    assert convolutions[BAD + 1] in left_out
+    assert len(left_out) <= 2
+    assert sqnr_db(prepared, refined.model) > sqnr_db(prepared, plain.model) + 6
+
+
+def test_enough_of_the_layers_and_of_their_work_stays_in_int8(case):
+    prepared, calibration = case
+    found = quantize(prepared, calibration, engine="onnxruntime", batches=batches(0), min_int8=0.95)
+    assert not found.skipped
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(case, share):
+    prepared, calibration = case
+    with pytest.raises(klquant.InvalidInputError, match="`min_int8` must be between 0 and 1"):
+        quantize(prepared, calibration, min_int8=share)
+
+
+def test_without_batches_nothing_is_left_out(case):
+    prepared, calibration = case
+    assert not quantize(prepared, calibration, engine="onnxruntime").skipped
+
+
+def test_ranges_that_clip_what_the_outputs_need_become_wider():
+    body = "a = Conv <pads = [1, 1, 1, 1]> (x, w1) r = Relu (a) y = Conv (r, w2)"
+    prepared = prepare(build("float[n, 4, 9, 9] x", "float[n, 4, 9, 9] y", body, w1=(4, 4, 3, 3), w2=(4, 4, 1, 1)))
+    data = [np.random.default_rng(seed).normal(size=(4, 4, 9, 9)).astype(np.float32) for seed in range(4)]
+    calibration = calibrate(prepared, data)
+    good = find_ranges(prepared, calibration, "openvino", asymmetric=False)
+    bad = Ranges(good.thresholds | {"r": 0.2 * good.thresholds["r"]}, {})
+    where = Place(prepared, "openvino", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
+    found = refined(where, bad, calibration, data, 1.0)
+    assert found.ranges.thresholds["r"] == calibration.amax["r"]
+    assert not found.left_out
+    unguarded = {
+        name: layer._replace(threshold=bad.thresholds[name], guarded=False)
+        for name, layer in calibration.thresholds.items()
+    }
+    literal = calibration._replace(thresholds=unguarded)
+    assert refined(where, bad, literal, data, 1.0).ranges.thresholds == bad.thresholds
+
+
+def test_the_search_finds_the_quantizer_that_costs_most(case):
+    prepared, calibration = case
+    quantized = quantize(prepared, calibration, engine="openvino").model
+    feeds = [{"x": batches(3, 1)[0]}]
+    exact = quantizer_costs(prepared.graph, quantized, feeds)
+    with open_meter(prepared.graph, quantized, feeds) as meter:
+        found = meter.costs(max_runs=24)
+    assert found.keys() == exact.keys()
+    assert max(found, key=found.__getitem__) == max(exact, key=exact.__getitem__)
+    assert sum(found.values()) == pytest.approx(1, abs=0.5)
