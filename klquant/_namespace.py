@@ -135,11 +135,19 @@ class _Rows(NamedTuple):
 
 def _spread_rows(arrays: tuple[Array, ...]) -> _Rows | None:
     first = arrays[0]
-    spec = getattr(first.sharding, "spec", None) if is_concrete(*arrays) and first.ndim > 1 else None
+    sharding = first.sharding if is_concrete(*arrays) else _explicit_sharding(first)
+    spec = getattr(sharding, "spec", None) if first.ndim > 1 else None
     if not spec or (len(spec) == first.ndim and spec[-1] is not None) or not any(spec):
         return None
     rows = type(spec)(*spec[: first.ndim - 1])
-    return _Rows(first.sharding.mesh, tuple(rows if a.ndim == first.ndim else type(spec)() for a in arrays), rows)
+    return _Rows(sharding.mesh, tuple(rows if a.ndim == first.ndim else type(spec)() for a in arrays), rows)
+
+
+def _explicit_sharding(tracer: Array) -> Any:
+    """Return the sharding of a tracer, known if its mesh has explicit axes; else None."""
+    sharding = getattr(sys.modules["jax"].typeof(tracer), "sharding", None)
+    kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if sys.modules["jax"].sharding.AxisType.Explicit in kinds else None
 
 
 def _only_cpu(arrays: tuple[Array, ...]) -> Any:

@@ -83,6 +83,14 @@ def worst(values: Sequence[float]) -> float:
     return min((value for value in values if not math.isnan(value)), default=math.nan)
 
 
+def score_outputs(reference: Sequence[Outputs], found: Sequence[Outputs], metric: Metric | None) -> tuple[float, float]:
+    """Return the SQNR of the worst output, and the metric: by default the agreement of the worst output."""
+    outputs = compare_outputs(zip(reference, found, strict=True))
+    agreement = worst([output.agreement for output in outputs])
+    value = agreement if metric is None else float(metric(reference, found))
+    return worst([one.sqnr_db for one in outputs]), value
+
+
 def _megabytes(size: int) -> str:
     return number(size / 1e6, ".3g")
 

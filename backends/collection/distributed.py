@@ -100,6 +100,11 @@ def _observation(row: Array, numbers: Array) -> Observation:
     return Observation(-low, high, int(calls), counts, bins, *numbers[:2].tolist())
 
 
+def add_up(values: Array, group: Group) -> Array:
+    """Return the sum over all processes, elementwise."""
+    return values if group is None else _reduced(values, "SUM", group)
+
+
 @contextmanager
 def failing_together(group: Group) -> Iterator[None]:
     """Let an error in one process end all of them with an error, instead of leaving the others waiting."""

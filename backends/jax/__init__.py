@@ -4,7 +4,8 @@
 makes its :class:`Calibration`, which holds :class:`Settings`, :class:`LayerOptions` and each :class:`LayerThreshold`.
 :func:`requantize` does without data, and :func:`export` makes StableHLO. :func:`compare`
 returns a :class:`Comparison` of a function with its quantized form, with an :class:`OutputComparison` of each output.
-:func:`sensitivity` returns the :class:`ProductCost` of each product. :func:`tune` returns a :class:`Tuned` function,
+:func:`sensitivity` returns the :class:`ProductCost` of each product. :func:`auto` tries every way once and returns an
+:class:`Automatic`, with an :class:`Attempt` each. :func:`tune` returns a :class:`Tuned` function,
 with a :class:`Trace` of every :class:`Trial`: its :class:`Recipe` and what was :class:`Measured`. With
 ``jax.distributed``, :class:`JaxProcesses` calibrate together.
 """
@@ -19,9 +20,11 @@ except ImportError as error:
 from ..accuracy.comparison import Comparison
 from ..accuracy.outputs import OutputComparison
 from ..accuracy.trials import Measured, Recipe, Trace, Trial, Tuned
+from ..automatic import Attempt, Automatic
 from ..calibration import Calibration
 from ..settings import LayerOptions, Settings
 from ..thresholds import LayerThreshold
+from .accuracy.automatic import auto
 from .accuracy.comparison import compare
 from .accuracy.sensitivity import ProductCost, sensitivity
 from .accuracy.tuning import tune
@@ -32,6 +35,8 @@ from .quantized_function import QuantizedFunction
 from .stablehlo import export
 
 __all__ = [
+    "Attempt",
+    "Automatic",
     "Calibration",
     "Comparison",
     "JaxProcesses",
@@ -46,6 +51,7 @@ __all__ = [
     "Trace",
     "Trial",
     "Tuned",
+    "auto",
     "calibrate",
     "compare",
     "export",

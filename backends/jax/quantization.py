@@ -1,41 +1,29 @@
 """Quantize a function: the same jaxpr, with products of integers."""
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Any, NamedTuple, TypedDict, Unpack, get_args
 
-import jax
 import numpy as np
 
 from klquant.errors import InvalidInputError
 
+from ..batches import check_repeatable
 from ..calibration import Calibration, checked
 from ..collection.distributed import Group
+from ..ranges import Range
 from ..settings import EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions, matching
 from ..thresholds import LayerThreshold
 from ..warning import warn_of_floats
 from .calibration import calibrate, look_ahead, traced
+from .correction import mean_shifts
 from .description import Description
-from .kernels import (
-    INT8_BITS,
-    Form,
-    Levels,
-    arranged,
-    multiply,
-    multiply_simulated,
-    qmax,
-    quantize_activation,
-    rounded_operands,
-    terms,
-)
-from .model.arguments import Function, Static, on_arrays
-from .model.interpretation import Rule, interpret
-from .model.sites import Site
-from .model.tracing import trace
+from .grids import INT8_BITS, MAX_SUM, Grid, asymmetric_ranges, make_grids
+from .kernels import Form, Levels, arranged, level_sums
+from .model.arguments import Function
+from .model.sites import Site, terms
 from .quantized_function import QuantizedFunction
-
-MAX_SUM = 2**31 - 1
+from .substitution import Substitution, substituted
 
 
 class CalibrationOptions(SettingsOptions, total=False):
@@ -64,6 +52,8 @@ def quantize(
     *,
     form: Form = "int8",
     straight_through: bool = False,
+    zero_points: bool = False,
+    correct_bias: bool = False,
     **options: Unpack[CalibrationOptions],
 ) -> QuantizedFunction:
     """Calibrate a function on data and return it with its products in INT8.
@@ -81,6 +71,12 @@ def quantize(
     straight_through : bool
         With "simulate": let gradients pass the rounding, and round the weights anew from the parameters of each call,
         to train through quantization.
+    zero_points : bool
+        Round activations that are spread unevenly about 0, such as those behind a ReLU, to 256 levels over the range
+        that has values, with a zero point, where that has less expected error.
+    correct_bias : bool
+        Add to the result of each product with a weight what rounding takes from the mean of each output channel. This
+        takes one more pass over the data.
     **options
         As for :func:`calibrate`: ``criterion``, ``progress``, ``process_group``, ``resume``, ``checkpoint_seconds`` and
         the settings.
@@ -102,11 +98,15 @@ def quantize(
         For products that stay in floating point although they are not excluded, and as :func:`calibrate` does.
     """
     check_form(form, straight_through)
+    if correct_bias:
+        check_repeatable(batches, "pass a list or a DataLoader, or correct_bias=False")
     first, batches = look_ahead(batches)
     calibration = calibrate(f, params, batches, **options)
     if first is None:
         raise InvalidInputError("every process needs at least one batch, got none; use calibrate and requantize")
-    return requantize(f, params, first, calibration, form=form, straight_through=straight_through)
+    progress, group = options.get("progress", True), options.get("process_group")
+    way = _Way(form, straight_through, zero_points, batches if correct_bias else None, progress, group)
+    return _requantized(f, params, first, calibration, way, {})
 
 
 def requantize(
@@ -117,6 +117,8 @@ def requantize(
     *,
     form: Form = "int8",
     straight_through: bool = False,
+    zero_points: bool = False,
+    correction_batches: Iterable[Any] | None = None,
     **search: Unpack[SearchOptions],
 ) -> QuantizedFunction:
     """Quantize a function by its calibration, without data.
@@ -129,8 +131,10 @@ def requantize(
         Inputs as in the calibration data; only shapes matter, so ``jax.ShapeDtypeStruct`` will do.
     calibration : Calibration
         Of :func:`calibrate`, or from ``Calibration.load(path)``.
-    form, straight_through
+    form, straight_through, zero_points
         As for :func:`quantize`.
+    correction_batches : iterable, optional
+        Data to correct biases with, as `correct_bias` of :func:`quantize` does.
     **search
         ``criterion`` ("entropy", "max", "percentile" or "mse"), ``num_bits`` and ``guard``: how T is chosen anew; by
         default the thresholds of the calibration stay. ``exclude``: patterns of names that stay in floating point.
@@ -149,7 +153,26 @@ def requantize(
     CalibrationWarning
         As for :func:`quantize`.
     """
-    check_form(form, straight_through)
+    way = _Way(form, straight_through, zero_points, correction_batches)
+    return _requantized(f, params, batch, calibration, way, search)
+
+
+class _Way(NamedTuple):
+    """How to quantize with a calibration."""
+
+    form: Form
+    straight_through: bool
+    zero_points: bool
+    correction: Iterable[Any] | None
+    """Data to correct biases with."""
+    progress: bool = True
+    group: Group = None
+
+
+def _requantized(
+    f: Function, params: Any, batch: Any, calibration: Calibration, way: _Way, search: SearchOptions
+) -> QuantizedFunction:
+    check_form(way.form, way.straight_through)
     description = traced(f, params, batch)
     checked(calibration).check_fits(description.fingerprint)
     exclude = search.get("exclude", ())
@@ -159,19 +182,63 @@ def requantize(
     excluded = matching(found.thresholds, patterns)
     chosen = {name: layer for name, layer in found.thresholds.items() if name not in excluded}
     reasons = {**found.skipped, **dict.fromkeys(excluded, EXCLUDED)}
-    thresholds, skipped = _feasible(description, chosen, reasons, form)
+    thresholds, skipped = _feasible(description, chosen, reasons, way.form)
+    kept, ranges = found._replace(thresholds=thresholds), dict[str, Range]()
+    if way.zero_points:
+        thresholds, ranges = asymmetric_ranges(kept, _with_zero_points(description))
+    grids = make_grids(thresholds, ranges)
     weights = description.quantized_weights(found.settings.resolve(thresholds), found.settings.dead_channel)
-    fixed = {} if straight_through else weights
-    if form == "int8":
-        sites = description.program.named
-        fixed = {name: w._replace(levels=arranged(sites[name], 1, w.levels)) for name, w in weights.items()}
-    function = _function(f, found._replace(thresholds=thresholds), fixed, form)
+    shifts = _shifts(f, params, way, grids, description, found.settings.dead_channel)
+    used = _used_weights(description, weights, grids, way)
+    function = substituted(f, Substitution(way.form, grids, used, shifts, found.settings.dead_channel))
     scales = {name: np.asarray(weight.scale).ravel() for name, weight in weights.items()}
     saved = description.num_bytes(weights) - sum(
         weight.levels.nbytes + weight.scale.nbytes for weight in weights.values()
     )
     warn_of_floats("layer", {name: reason for name, reason in skipped.items() if reason != EXCLUDED})
-    return QuantizedFunction(function, form, thresholds, scales, skipped, found, saved)
+    corrections = {name: float(np.abs(shift).max()) for name, shift in shifts.items()}
+    return QuantizedFunction(function, way.form, thresholds, scales, skipped, found, saved, ranges, corrections)
+
+
+def _with_zero_points(description: Description) -> dict[str, Site]:
+    """Return the products by the name of each operand that may have a zero point; a kernel that is computed may not."""
+    return {
+        name: site
+        for site in description.program.sites.values()
+        for k, name in site.tensors.items()
+        if k == 0 or site.primitive == "dot_general"
+    }
+
+
+def _shifts(
+    f: Function, params: Any, way: _Way, grids: Mapping[str, Grid], description: Description, dead_channel: float
+) -> dict[str, Any]:
+    """Return what bias correction adds to the result of each product that has a weight."""
+    if way.correction is None:
+        return {}
+    lengths = {
+        site.name: description.weights[path].shape[: len(site.varies)]
+        for path, site in description.program.sites.items()
+        if path in description.weights and grids.keys() >= {*site.tensors.values()}
+    }
+    options: dict[str, Any] = {"dead_channel": dead_channel, "progress": way.progress, "group": way.group}
+    return dict(mean_shifts(f, params, way.correction, grids, lengths, **options))
+
+
+def _used_weights(
+    description: Description, weights: Mapping[str, Levels], grids: Mapping[str, Grid], way: _Way
+) -> Mapping[str, Levels]:
+    """Return the weights as the function needs them: none if it rounds them anew, else in order for its products."""
+    if way.form == "simulate":
+        return {} if way.straight_through else weights
+    found, sites = dict[str, Levels](), description.program.named
+    for name, weight in weights.items():
+        site = sites[name]
+        operand = site.weight or 0
+        found[name] = weight._replace(levels=arranged(site, operand, weight.levels))
+        if any(grids[one].zero_point for one in site.tensors.values()):
+            found[name] = found[name]._replace(sums=level_sums(site, operand, found[name]))
+    return found
 
 
 def check_form(form: str, straight_through: bool) -> None:
@@ -219,44 +286,6 @@ def _obstacle(site: Site, thresholds: Mapping[str, LayerThreshold], form: Form) 
     bits = max(layer.num_bits for layer in thresholds.values())
     if bits > INT8_BITS:
         return f"{bits} bits do not fit INT8"
-    if terms(site) * qmax(bits) ** 2 > MAX_SUM:
+    if terms(site) * Grid(1.0, bits).span ** 2 > MAX_SUM:
         return f"a sum of {terms(site)} products may exceed INT32"
     return ""
-
-
-def _function(f: Function, found: Calibration, fixed: Mapping[str, Levels], form: Form) -> Callable[..., Any]:
-    """Return the quantized function; it is traced for the shapes of each call. `fixed` are its weights."""
-    multiplied = functools.partial(_product, found.thresholds, form, found.settings.dead_channel)
-
-    def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        program = trace(f, static, params, inputs)
-        sites = {
-            path: site for path, site in program.sites.items() if found.thresholds.keys() >= {*site.tensors.values()}
-        }
-        given = {path: fixed[site.name] for path, site in sites.items() if site.name in fixed}
-        rule = Rule(lambda site, operands, weight, state: (multiplied(site, operands, weight), state), sites, given)
-        return jax.tree.unflatten(program.result, interpret(program.jaxpr, [*params, *inputs], rule, {})[0])
-
-    return on_arrays(run, f)
-
-
-def _product(
-    thresholds: Mapping[str, LayerThreshold],
-    form: Form,
-    dead_channel: float,
-    site: Site,
-    operands: Sequence[Any],
-    weight: Levels | None,
-) -> Any:
-    """Return the product at a site. In a simulation without a weight in integers, it is rounded here."""
-    if form == "simulate":
-        values = rounded_operands(site, operands, thresholds, dead_channel)
-        if site.weight is not None and weight is not None:
-            values[site.weight] = weight.values
-        return multiply_simulated(site, values)
-    layers = {k: thresholds[name] for k, name in site.tensors.items()}
-    levels = [
-        quantize_activation(arranged(site, k, x), layers[k].scale, layers[k].num_bits) if k in layers else weight
-        for k, x in enumerate(operands)
-    ]
-    return multiply(site, [one for one in levels if one is not None])

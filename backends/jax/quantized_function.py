@@ -1,12 +1,13 @@
 """The result of quantizing a function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..calibration import Calibration
 from ..html_tables import html_skipped, html_thresholds
+from ..ranges import Range
 from ..thresholds import LayerThreshold
 from .kernels import Form
 
@@ -28,6 +29,10 @@ class QuantizedFunction(NamedTuple):
     """Everything that was found; ``calibration.save(path)`` saves it."""
     bytes_saved: int = 0
     """By how much the weights are smaller than in floating point."""
+    ranges: Mapping[str, Range] = {}
+    """Of the activations that have a zero point, by name."""
+    corrections: Mapping[str, float] = {}
+    """The largest absolute correction of each product, in units of its result; empty without bias correction."""
 
     def __repr__(self) -> str:
         """Return what it is in one line."""

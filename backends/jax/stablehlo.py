@@ -26,7 +26,8 @@ def export(quantized: QuantizedFunction, params: Any, *inputs: Any) -> jax_expor
     -------
     jax.export.Exported
         A function of the inputs: ``exported.call(*inputs)``. ``exported.serialize()`` are the bytes to keep, which
-        ``jax.export.deserialize`` reads, and ``exported.mlir_module()`` is the text of the StableHLO.
+        ``jax.export.deserialize`` reads; both need the package flatbuffers. ``exported.mlir_module()`` is the text of
+        the StableHLO.
 
     Raises
     ------

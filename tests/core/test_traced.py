@@ -145,3 +145,4 @@ def test_histograms_stay_on_their_devices():
     assert done.returncode == 0, done.stderr
     for name in ("entropy", "one-sided", "percentile", "mse"):
         assert f"{name} shard_map\n{name} sharded batch\n" in done.stdout
+    assert "explicit mesh\n" in done.stdout

@@ -11,8 +11,9 @@ from klquant.backends.jax import Calibration, calibrate
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 from support.jax_networks import loops, loops_params, random_batches
 
-BATCHES = random_batches(40, 40, 7)
-PARAMS = {"a": np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32), "b": np.ones((12, 3), np.float32)}
+BATCHES = [np.round(x * 64) / 64 for x in random_batches(40, 40, 7)]  # so that sums are exact, in any order
+WEIGHT = np.round(np.random.default_rng(0).standard_normal((16, 12)) * 64) / 64
+PARAMS = {"a": WEIGHT.astype(np.float32), "b": np.ones((12, 3), np.float32)}
 OPTIONS = {"num_bins": 1001}
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 

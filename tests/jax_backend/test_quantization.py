@@ -12,6 +12,7 @@ import klquant
 from klquant.backends.jax import QuantizedFunction, calibrate, export, quantize, requantize
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 from support.jax_networks import loops, loops_params, random_batches, s8_products, sqnr_db
+from support.namespaces import enable_x64
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
 PARAMS = {"w": np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32), "b": np.ones(8, np.float32)}
@@ -189,7 +190,7 @@ def test_jitted_functions_and_x64(in_loops):
     np.testing.assert_allclose(
         jax.jit(int8.function)(params, X)["out"], int8.function(params, X)["out"], rtol=1e-5, atol=1e-5
     )
-    with jax.enable_x64(True):
+    with enable_x64():
         x = np.asarray(X, np.float64)
         wide = jax.tree.map(lambda w: np.asarray(w, np.float64), PARAMS)
         result = quantize(affine, wide, [x], **OPTIONS)

@@ -19,6 +19,7 @@ LEVELS = 15
 HISTS, EDGES = np.random.default_rng(0).integers(0, 9, (8, 101)), np.linspace(-1, 1, 102)
 HISTS[3, 52:] = 0
 MESH = Mesh(np.array(jax.devices()), "i")
+EXPLICIT = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
 SEARCHES = {
     "entropy": functools.partial(klquant.optimal_threshold, num_quantized_bins=LEVELS),
     "one-sided": functools.partial(klquant.optimal_threshold, num_quantized_bins=LEVELS, one_sided=True),
@@ -41,6 +42,12 @@ def main():
         np.testing.assert_array_equal(found.value, expected)
         assert found.value.sharding.is_equivalent_to(sharding, 1)
         print(name, "sharded batch")  # noqa: T201
+    explicit = NamedSharding(EXPLICIT, P("i"))
+    search = SEARCHES["percentile"]  # the quickest to compile
+    traced = jax.jit(search)(jax.device_put(HISTS, explicit), edges)
+    np.testing.assert_array_equal(traced.value, search(HISTS, EDGES).value)
+    assert traced.value.sharding.is_equivalent_to(explicit, 1)
+    print("explicit mesh")  # noqa: T201
 
 
 if __name__ == "__main__":

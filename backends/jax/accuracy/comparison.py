@@ -29,6 +29,11 @@ def _array(leaf: Any) -> Array:
     return array.astype(np.float32) if narrow else array
 
 
+def num_bytes(params: Any) -> int:
+    """Return the size of the arrays of the parameters."""
+    return int(sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")))
+
+
 def compare(
     f: Function,
     quantized: QuantizedFunction,
@@ -73,6 +78,6 @@ def compare(
         raise InvalidInputError(f"expected the result of quantize, got {type(quantized).__name__}")
     runs = tuple(partial(named_outputs, function, params) for function in (jitted(f), quantized.function))
     shown = (batch for _, batch in numbered(tracked(batches, "comparing" if progress else "")))
-    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype"))
+    size = num_bytes(params)
     sizes = size, size - quantized.bytes_saved
     return compare_models((runs[0], runs[1]), shown, timed=runs, sizes=sizes, labels=labels, metric=metric)

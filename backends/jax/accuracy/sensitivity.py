@@ -12,6 +12,7 @@ from klquant.errors import InvalidInputError
 from ...accuracy.sums import Sums, compare_arrays
 from ...batches import numbered, progress_bar
 from ...calibration import Calibration
+from ..grids import make_grids
 from ..kernels import multiply_simulated, rounded_operands
 from ..model.arguments import Function, Static, inputs_of, split
 from ..model.interpretation import Rule, interpret
@@ -95,14 +96,14 @@ def _compared(exact: Sequence[Any], other: Sequence[Any]) -> Sums:
 
 def _switchable(f: Function, calibration: Calibration) -> Callable[[Any, Any, Container[str]], list[Any]]:
     """Return a function of parameters, a batch and the products in INT8, which returns all floating-point results."""
-    thresholds, names = calibration.thresholds, sorted({product_of(name) for name in calibration.thresholds})
+    grids, names = make_grids(calibration.thresholds, {}), sorted({product_of(name) for name in calibration.thresholds})
 
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any], on: Mapping[str, Any]) -> Any:
         program = trace(f, static, params, inputs)
-        sites = {path: site for path, site in program.sites.items() if thresholds.keys() >= {*site.tensors.values()}}
+        sites = {path: site for path, site in program.sites.items() if grids.keys() >= {*site.tensors.values()}}
 
         def apply(site: Site, operands: Sequence[Any], weight: Any, state: Any) -> tuple[Any, Any]:
-            rounded = rounded_operands(site, operands, thresholds, calibration.settings.dead_channel)
+            rounded = rounded_operands(site, operands, grids, calibration.settings.dead_channel)
             chosen = [jnp.where(on[site.name], y, x) for x, y in zip(operands, rounded, strict=True)]
             return multiply_simulated(site, chosen), state
 

@@ -54,13 +54,13 @@ def bodies_of(equation: Any) -> Bodies | None:
     if name in _CALLS:
         return Bodies("call", [_closed(params[_CALLS[name]])])
     if name == "scan":
-        return Bodies("scan", [params["jaxpr"]], 0, params["num_consts"], params["num_carry"])
+        return Bodies("scan", [_closed(params["jaxpr"])], 0, *_consts_and_carry(params))
     if name == "while":
         skip, consts = params["cond_nconsts"], params["body_nconsts"]
         carry = len(equation.invars) - skip - consts
-        return Bodies("while", [params["body_jaxpr"]], skip, consts, carry, [params["cond_jaxpr"].jaxpr])
+        return Bodies("while", [_closed(params["body_jaxpr"])], skip, consts, carry, jaxprs_in([params["cond_jaxpr"]]))
     if name == "cond":
-        return Bodies("cond", list(params["branches"]), 1)
+        return Bodies("cond", [_closed(branch) for branch in params["branches"]], 1)
     return None
 
 
@@ -83,6 +83,14 @@ def jaxprs_in(values: Iterable[Any]) -> list[Jaxpr]:
         elif isinstance(value, tuple | list):
             found.extend(jaxprs_in(value))
     return found
+
+
+def _consts_and_carry(params: Any) -> tuple[int, int]:
+    """Return how many operands of a scan are the same in each iteration, and how many are carried on."""
+    if "ft_in" in params:  # since JAX 0.12
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _closed(jaxpr: Any) -> ClosedJaxpr:

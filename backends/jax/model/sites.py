@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .bodies import Bodies, bodies_of, jaxprs_in
@@ -55,6 +56,21 @@ class _Origin(NamedTuple):
 
 
 _INPUT = _Origin(False)
+
+
+def contracted(site: Site, operand: int) -> tuple[int, ...]:
+    """Return the axes of an operand that a product sums over."""
+    numbers = site.equation.params["dimension_numbers"]
+    if site.primitive == "dot_general":
+        return tuple(numbers[0][operand])
+    if operand == 0:
+        return ()
+    return tuple(axis for axis in range(len(numbers.rhs_spec)) if axis != numbers.rhs_spec[0])
+
+
+def terms(site: Site) -> int:
+    """Return how many products an output of a site sums up."""
+    return int(np.prod([site.equation.invars[1].aval.shape[axis] for axis in contracted(site, 1)], dtype=np.int64))
 
 
 def find_sites(closed: ClosedJaxpr, paths: Sequence[str]) -> tuple[dict[Path, Site], list[Site]]:

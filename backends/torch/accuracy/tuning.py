@@ -13,8 +13,8 @@ from torch import nn
 
 from klquant.errors import CalibrationWarning, InvalidInputError
 
-from ...accuracy.comparison import Metric, worst
-from ...accuracy.outputs import Outputs, compare_outputs
+from ...accuracy.comparison import Metric, score_outputs
+from ...accuracy.outputs import Outputs
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned
@@ -121,11 +121,8 @@ class _TorchTuner:
         found: list[Outputs] = [
             named_outputs(quantized.model, batch, self._forward) for batch in self._split.validation
         ]
-        outputs = compare_outputs(zip(self._reference, found, strict=True))
-        agreement = worst([output.agreement for output in outputs])
-        value = agreement if self._metric is None else float(self._metric(self._reference, found))
         share = len(quantized.thresholds) / max(_number_of_points(quantized.calibration), 1)
-        return Measured(worst([one.sqnr_db for one in outputs]), value, math.nan, share)
+        return Measured(*score_outputs(self._reference, found, self._metric), math.nan, share)
 
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return the layers to leave out of INT8, what costs most first."""

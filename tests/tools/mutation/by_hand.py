@@ -49,7 +49,7 @@ FAULTS = [  # file, code, and what it becomes
     ("divergence", "(loss < 1) & (smoothed > 0)", "(loss < 2) & (smoothed > 0)"),
     ("divergence", "eps * (num_total - num_nonzero) / paying", "eps * num_total / paying"),
     ("merging", "total / xp.maximum(filled, 1)", "total / xp.maximum(filled, 2)"),
-    ("threshold", "candidates < min_ratio * edges[-1]", "candidates <= min_ratio * edges[-1]"),
+    ("threshold", "candidates >= min_ratio * edges[-1]", "candidates > min_ratio * edges[-1]"),
     ("threshold", "ROUNDING = 2.0**-52", "ROUNDING = 1e-6"),
     ("_search/bin_by_bin", "(p == 0) | ((left_p > 0) & (left_q > 0))", "(p == 0) | (left_p > 0)"),
     ("_search/bin_by_bin", "NEAR = 1e-12", "NEAR = 0"),
