@@ -53,7 +53,7 @@ class NoiseMeter:
 
     def costs(self, max_runs: int = MAX_RUNS) -> dict[str, float]:
         """Return the noise that each quantizer causes; in a group that was not split, all the same."""
-        size = -(-len(self.quantizers) // GROUPS)
+        size = max(1, -(-len(self.quantizers) // GROUPS))
         groups = [range(k, min(k + size, len(self.quantizers))) for k in range(0, len(self.quantizers), size)]
         heap = [(-self.noise(group), group.start, group) for group in groups]
         runs, done = len(heap), list[tuple[float, range]]()

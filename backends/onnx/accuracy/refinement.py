@@ -17,6 +17,8 @@ from ...settings import WEIGHTED, Engine
 from ...thresholds import LayerThreshold
 from ..correction.data import first_samples, halved, read_feeds
 from ..correction.output_error import output_errors
+from ..engines.inspection import inspect
+from ..engines.tensorrt import check_tensorrt
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import Graph
 from ..model.operators import has_constant_weight, output_channels
@@ -91,7 +93,7 @@ def refined(
         return Refined(ranges)
     measuring = [first_samples(where.prepared, feed, 1) for feed in feeds[::2][:SAMPLES]]
     judging = [first_samples(where.prepared, feed, SAMPLES) for feed in feeds[1::2][:SAMPLES]]
-    return _Refinement(where, measuring, judging).refine(ranges, calibration, min_int8)
+    return _Refinement(where, measuring, judging, min_int8).refine(ranges, calibration)
 
 
 class _Refinement(NamedTuple):
@@ -100,26 +102,22 @@ class _Refinement(NamedTuple):
     where: Place
     measuring: Sequence[Feed]
     judging: Sequence[Feed]
+    min_int8: float
 
-    def refine(self, ranges: Ranges, calibration: Calibration | Mapping[str, float], min_int8: float) -> Refined:
+    def refine(self, ranges: Ranges, calibration: Calibration | Mapping[str, float]) -> Refined:
         """Choose between ranges that clip and wider ones, then leave out layers, as the judging data say."""
         wide = wide_ranges(self.where, ranges, calibration)
         start = self._best([Refined(ranges), Refined(wide)])
         other = ranges if start.ranges is wide else wide
         costs, mixed = self._measured(start, Refined(other))
         chosen = self._best([start, Refined(mixed)])
-        if min_int8 < 1:
-            left_out = self._left_out(ranges.thresholds, costs, min_int8)
-            both = [Refined(one, names) for names in left_out for one in (chosen.ranges, other)]
-            chosen = self._best([chosen, *both])
-        return chosen
+        left_out = self._left_out(ranges.thresholds, costs)
+        return self._best([chosen, *(Refined(one, names) for names in left_out for one in (chosen.ranges, other))])
 
-    def _left_out(
-        self, thresholds: Mapping[str, float], costs: Mapping[str, float], min_int8: float
-    ) -> list[tuple[str, ...]]:
+    def _left_out(self, thresholds: Mapping[str, float], costs: Mapping[str, float]) -> list[tuple[str, ...]]:
         """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
         where = self.where
-        limits: dict[str, Any] = {"min_int8": min_int8, "work": self._work(), "least": LEAST}
+        limits: dict[str, Any] = {"min_int8": self.min_int8, "work": self._work(), "least": LEAST}
         ranking = rank_layers(where.prepared.graph, thresholds, where.engine, where.excluded, costs, **limits)
         numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
         return [tuple(dict.fromkeys(name for names in ranking[:k] for name in names)) for k in numbers]
@@ -154,8 +152,15 @@ class _Refinement(NamedTuple):
         logger.info("errors of the outputs: %s", ", ".join(f"{error:.3f}" for error in errors))
         if min(errors) > NOTICEABLE:
             return tried[0]
-        limit = min(errors) * AS_GOOD
-        return next(one for one, error in zip(tried, errors, strict=True) if error <= min(limit, NOTICEABLE))
+        limit = min(min(errors) * AS_GOOD, NOTICEABLE)
+        good = (k for k, error in enumerate(errors) if error <= limit)
+        return next((tried[k] for k in good if self._accepts(models[k], models[0])), tried[0])
+
+    def _accepts(self, model: onnx.ModelProto, start: onnx.ModelProto) -> bool:
+        """Ask the engine: a node that was left out may take a layer before it out of INT8, or break a rule."""
+        if self.where.engine == "onnxruntime":
+            return _num_int8(model) >= self.min_int8 * _num_int8(start)
+        return self.where.engine != "tensorrt" or not check_tensorrt(model)
 
     def _placed(self, chosen: Refined) -> Placement:
         return place_ranges(
@@ -167,10 +172,16 @@ class _Refinement(NamedTuple):
         graph = self.where.prepared.graph
         layers = [node for node in graph.nodes if node.op_type in WEIGHTED and has_constant_weight(graph, node)]
         names = [node.output[0] for node in layers]
+        if not names:
+            return {}
         with open_onnxruntime(with_outputs(self.where.prepared.model, names), optimized=True) as session:
             found = session(names, self.measuring[0])
         sizes = {node.name: float(np.prod(graph.initializers[node.input[1]].dims)) for node in layers}
         return {n.name: found[n.output[0]].size * sizes[n.name] / _channels(graph, n) for n in layers}
+
+
+def _num_int8(model: onnx.ModelProto) -> int:
+    return sum(node.int8 for node in inspect(model, "onnxruntime") if node.op_type in WEIGHTED)
 
 
 def _channels(graph: Graph, node: onnx.NodeProto) -> int:

@@ -192,7 +192,7 @@ def test_the_file_of_another_tuning_is_refused(tmp_path):
     path = tmp_path / "trials.json"
     TrialLog(path, "a").add(Trial("x", Recipe(), Measured(math.nan, math.inf, 1.0, 1.0)))
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["trials"][0]["metric"] is None
-    with pytest.raises(klquant.InvalidInputError, match="of a tuning of this model, data and options"):
+    with pytest.raises(klquant.InvalidInputError, match="must come from a tuning of this model, data and options"):
         TrialLog(path, "b")
 
 

@@ -48,7 +48,7 @@ def test_its_numbers_are_those_of_compare(found):
 
 def test_the_verdict(found):
     assert found.reached
-    assert found.verdict.startswith(f"Accurate enough: with {found.best.what}, top-1 is ")
+    assert found.verdict.startswith(f"Accurate enough: with {found.best.what}, top-1 agreement is ")
     assert "on 64 samples that calibration has not seen (target 35dB)" in found.verdict
     assert len(found.rows()) == 8
     assert "labels" in found.advice

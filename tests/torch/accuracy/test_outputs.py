@@ -109,5 +109,5 @@ def test_it_resumes(tmp_path):
     assert [trial.recipe for trial in again.trace.trials] == [trial.recipe for trial in whole.trace.trials]
     assert again.trace.best.measured[:2] == whole.trace.best.measured[:2]
     for model, batches in ((nn.Sequential(nn.Linear(6, 3)).eval(), X), (MODEL, X[:7])):
-        with pytest.raises(klquant.InvalidInputError, match="of a tuning of this model, data and options"):
+        with pytest.raises(klquant.InvalidInputError, match="must come from a tuning of this model, data and options"):
             tune(model, batches, **options)
