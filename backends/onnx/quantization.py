@@ -13,6 +13,7 @@ from klquant.errors import InvalidInputError, ModelError
 from ..calibration import Calibration
 from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import warn_of_floats
+from .accuracy.noise_warning import warn_of_noise
 from .accuracy.refinement import COSTLY, Place, refined
 from .correction.bias_correction import MAX_BATCHES, correct_biases
 from .engines.tensorrt_exclusions import slow_in_tensorrt
@@ -100,7 +101,8 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     Warns
     -----
     CalibrationWarning
-        If layers that were not excluded stay in floating point.
+        If layers that were not excluded stay in floating point. With `batches`, also if the SQNR of an output is below
+        10 dB on some of their samples.
 
     Notes
     -----
@@ -160,7 +162,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         raise InvalidInputError(f"`min_int8` must be between 0 and 1, got {min_int8!r}")
     _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
-    prepared = prepare(model)
+    exact = prepared = prepare(model)
     tensors = prepared.graph.tensors()
     slow = tuple(slow_in_tensorrt(prepared)) if skip_slow else ()
     excluded = (*excluded_names(prepared, calibration, exclude), *slow)
@@ -194,7 +196,10 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     spared = {name for name, why in plan.skipped.items() if why == EXCLUDED} - set(excluded)
     skipped = plan.skipped | (dict.fromkeys(spared, COSTLY) if left_out else {})
     _report(plan._replace(skipped=skipped))
-    checked_run = None if some is None else _verified(written, some[:MAX_VERIFIED], engine)
+    checked_run = None
+    if some is not None:
+        checked_run = _verified(written, some[:MAX_VERIFIED], engine)
+        warn_of_noise(exact, written, some[:1], optimized=engine == "onnxruntime")
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
     given = {name: grid for name, grid in placement.given().items() if name in tensors}
     thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
