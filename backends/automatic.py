@@ -9,8 +9,9 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeV
 
 from klquant.errors import InvalidInputError, ModelError
 
-from .accuracy.comparison import Comparison
+from .accuracy.comparison import Comparison, Metric
 from .accuracy.trials import Recipe, Target
+from .batches import progress_bar
 from .calibration import Calibration
 from .html_tables import html_table
 from .text import milliseconds, number, percent, without_nan
@@ -208,6 +209,19 @@ class Quantizable(Protocol):
 
     def attempt(self, recipe: Recipe) -> Attempt:
         """Quantize the model and compare it with the float model."""
+
+
+def try_until(
+    end: float, model: Quantizable, target: Target, samples: int, metric: Metric | None, *, progress: bool
+) -> tuple[list[Attempt], Attempt, tuple[str, ...]]:
+    """Try everything under a progress bar, until `end` as `time.perf_counter` counts; returns what `try_all` does.
+
+    Without a metric, shares that differ by no more than one of the samples count as equal.
+    """
+    tolerance = 1 / samples if metric is None else 0.0
+    with progress_bar("trying" if progress else "", range(len(model.criteria) + len(model.steps))) as advance:
+        limits: dict[str, Any] = {"max_seconds": end - time.perf_counter(), "advance": advance}
+        return try_all(model, better_than(target, tolerance), **limits)
 
 
 def try_all(

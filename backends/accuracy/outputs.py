@@ -50,6 +50,11 @@ class _Tally(NamedTuple):
     int8_hits: int = 0
 
 
+def count_samples(arrays: Iterable[Mapping[str, Array]]) -> int:
+    """Return the number of samples in the inputs or outputs of some batches."""
+    return sum(max((len(one) if one.ndim else 1 for one in batch.values()), default=1) for batch in arrays)
+
+
 def compare_outputs(pairs: Iterable[tuple[Outputs, Outputs]], labels: Array | None = None) -> list[OutputComparison]:
     """Compare the floating point outputs of two models.
 

@@ -13,8 +13,7 @@ from klquant.errors import CalibrationWarning
 from ..accuracy.comparison import Metric
 from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
-from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_all
-from ..batches import progress_bar
+from ..automatic import Attempt, Automatic, Data, check_limit, try_until
 from ..calibration import Calibration
 from ..settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..thresholds import LayerThreshold
@@ -99,7 +98,7 @@ def auto(
     (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far.
     :func:`tune` goes on from here: it leaves out the layers that cost most.
     """
-    begin = time.perf_counter()
+    end = time.perf_counter() + max_seconds
     check_engine(engine)
     check_limit(max_seconds)
     wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
@@ -108,10 +107,7 @@ def auto(
     with open_reference(RunnableModel.of("model", model), split, engine, metric) as reference:
         tried = _Ways(prepared, split, settings, calibration, reference)
         samples, measure = reference.samples, reference.measure
-        tolerance = 1 / samples if metric is None else 0.0
-        with progress_bar("trying" if progress else "", range(len(tried.criteria) + len(tried.steps))) as advance:
-            limits: dict[str, Any] = {"max_seconds": max_seconds - (time.perf_counter() - begin), "advance": advance}
-            attempts, best, left_out = try_all(tried, better_than(wanted, tolerance), **limits)
+        attempts, best, left_out = try_until(end, tried, wanted, samples, metric, progress=progress)
         chosen, quantized = tried.make(best.recipe)
     some = [batch for _, batch in zip(range(VERIFIED), split.validation, strict=False)]
     verification = verify(quantized, some, engine, progress=progress)

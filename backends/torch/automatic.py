@@ -10,11 +10,11 @@ from torch import nn
 from klquant.errors import InvalidInputError
 
 from ..accuracy.comparison import Metric, compare_models, kind_of_agreement
-from ..accuracy.outputs import Outputs
+from ..accuracy.outputs import Outputs, count_samples
 from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
-from ..automatic import Attempt, Automatic, Data, better_than, check_limit, try_all
-from ..batches import numbered, progress_bar
+from ..automatic import Attempt, Automatic, Data, check_limit, try_until
+from ..batches import numbered
 from ..settings import CRITERIA, SettingsOptions
 from .accuracy.outputs import named_outputs, num_bytes
 from .accuracy.recipes import CORRECT_BIAS, EQUALIZE, Recipes
@@ -77,16 +77,13 @@ def auto(
     the best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
     leaves out the layers that cost most.
     """
-    begin = time.perf_counter()
+    end = time.perf_counter() + max_seconds
     check_eval(model)
     check_limit(max_seconds)
     wanted, split = Target.parse(target), hold_back(batches, validation)
     tried = _Ways(model, split, settings, forward, metric, progress=progress)
     tried.recipes.quantizer()
-    with progress_bar("trying" if progress else "", range(len(tried.criteria) + len(tried.steps))) as advance:
-        limits: dict[str, Any] = {"max_seconds": max_seconds - (time.perf_counter() - begin), "advance": advance}
-        tolerance = 1 / tried.samples if metric is None else 0.0
-        attempts, best, left_out = try_all(tried, better_than(wanted, tolerance), **limits)
+    attempts, best, left_out = try_until(end, tried, wanted, tried.samples, metric, progress=progress)
     quantized = tried.recipes.make(best.recipe)
     warn_of_skipped(quantized.calibration)
     found = quantized.calibration
@@ -121,7 +118,7 @@ class _Ways:
     @property
     def samples(self) -> int:
         """Return the number of samples to measure on."""
-        return sum(max((len(one) if one.ndim else 1 for one in found.values()), default=1) for found in self._reference)
+        return count_samples(self._reference)
 
     def attempt(self, recipe: Recipe) -> Attempt:
         """Quantize the model and compare it with the float model."""

@@ -1,15 +1,14 @@
 """Quantize a function in every way and keep the best: one call from a float function to INT8 and its accuracy."""
 
-import math
 import time
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from ...accuracy.comparison import Metric, compare_models
+from ...accuracy.comparison import Metric, compare_models, kind_of_agreement
+from ...accuracy.outputs import count_samples
 from ...accuracy.splits import hold_back
 from ...accuracy.trials import Recipe, Target
-from ...automatic import Attempt, Automatic, Data, better_than, check_limit, try_all
-from ...batches import progress_bar
+from ...automatic import Attempt, Automatic, Data, check_limit, try_until
 from ...settings import EXCLUDED, SettingsOptions
 from ...warning import warn_of_floats
 from ..model.arguments import Function
@@ -66,18 +65,15 @@ def auto(
 
     Notes
     -----
-    The function is calibrated once. The ways are the criteria (entropy, max, percentile, mse, auto), then asymmetric
-    ranges and bias correction, each on top of the best so far. Each is compiled and timed where JAX runs.
+    The function is calibrated once. The methods are the criteria (entropy, max, percentile, mse, auto), then zero
+    points and bias correction, each on top of the best so far. Each is compiled and timed where JAX runs.
     :func:`tune` goes on from here: it leaves out the products that cost most.
     """
-    begin = time.perf_counter()
+    end = time.perf_counter() + max_seconds
     check_limit(max_seconds)
     wanted, split = Target.parse(target), hold_back(batches, validation)
     tried = _Attempts(f, params, split, settings, metric)
-    with progress_bar("trying" if progress else "", range(len(tried.criteria) + len(tried.steps))) as advance:
-        limits: dict[str, Any] = {"max_seconds": max_seconds - (time.perf_counter() - begin), "advance": advance}
-        tolerance = 1 / tried.samples if metric is None else 0.0
-        attempts, best, left_out = try_all(tried, better_than(wanted, tolerance), **limits)
+    attempts, best, left_out = try_until(end, tried, wanted, tried.samples, metric, progress=progress)
     quantized = tried.make(best.recipe)
     warn_of_floats("layer", {name: why for name, why in quantized.skipped.items() if why != EXCLUDED})
     found = quantized.calibration
@@ -95,7 +91,7 @@ class _Attempts(Ways):
     @property
     def samples(self) -> int:
         """Return the number of samples to measure on."""
-        return sum(max((len(one) if one.ndim else 1 for one in found.values()), default=1) for found in self.reference)
+        return count_samples(self.reference)
 
     def attempt(self, recipe: Recipe) -> Attempt:
         """Quantize the function and compare it with the float function."""
@@ -110,6 +106,5 @@ class _Attempts(Ways):
             labels=None,
             metric=self.metric,
         )
-        scored = all(not math.isnan(one.top1) for one in found.outputs)
-        self.measure = "metric" if self.metric is not None else "top-1" if scored else "cosine"
+        self.measure = kind_of_agreement(found.outputs) if self.metric is None else "metric"
         return Attempt.of(recipe, found, self.int8_share(quantized))

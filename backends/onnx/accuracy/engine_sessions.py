@@ -8,7 +8,7 @@ from typing import NamedTuple
 from klquant.errors import InvalidInputError
 
 from ...accuracy.comparison import Comparison, Metric, compare_models, kind_of_agreement
-from ...accuracy.outputs import Outputs, compare_outputs
+from ...accuracy.outputs import Outputs, compare_outputs, count_samples
 from ...accuracy.splits import Split
 from ...batches import numbered
 from ...settings import Engine
@@ -29,7 +29,7 @@ class Reference(NamedTuple):
     @property
     def samples(self) -> int:
         """Return the number of samples to measure on."""
-        return sum(max((len(array) if array.ndim else 1 for array in feed.values()), default=1) for feed in self.feeds)
+        return count_samples(self.feeds)
 
     @property
     def measure(self) -> str:
