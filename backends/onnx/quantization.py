@@ -1,7 +1,7 @@
 """Quantize a float ONNX model: add the Q/DQ nodes that let an engine run it in INT8."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -156,14 +156,10 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     Sources: TensorRT, "Working with Quantized Types"; measurements of onnxruntime 1.32 and OpenVINO 2026.4.
     """
     check_engine(engine)
-    if correct_bias and batches is None:
-        raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
-    if not 0 <= min_int8 <= 1:
-        raise InvalidInputError(f"`min_int8` must be between 0 and 1, got {min_int8!r}")
+    _check_options(correct_bias, batches, min_int8)
     _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     exact = prepared = prepare(model)
-    tensors = prepared.graph.tensors()
     slow = tuple(slow_in_tensorrt(prepared)) if skip_slow else ()
     excluded = (*excluded_names(prepared, calibration, exclude), *slow)
     ranges = find_ranges(prepared, calibration, engine, asymmetric=asymmetric)
@@ -193,18 +189,24 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     written = write(prepared)
     if float16:
         written = to_float16(written, too_large(read_graph(written), calibration))
-    spared = {name for name, why in plan.skipped.items() if why == EXCLUDED} - set(excluded)
-    skipped = plan.skipped | (dict.fromkeys(spared, COSTLY) if left_out else {})
-    _report(plan._replace(skipped=skipped))
-    checked_run = None
-    if some is not None:
-        checked_run = _verified(written, some[:MAX_VERIFIED], engine)
-        warn_of_noise(exact, written, some[:1], optimized=engine == "onnxruntime")
+    if left_out:
+        spared = {name for name, why in plan.skipped.items() if why == EXCLUDED} - set(excluded)
+        plan = plan._replace(skipped=plan.skipped | dict.fromkeys(spared, COSTLY))
+    _report(plan)
+    checked_run = None if some is None else _verified(exact, written, some, engine)
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
+    tensors = exact.graph.tensors()
     given = {name: grid for name, grid in placement.given().items() if name in tensors}
     thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
     ends = {name: grid.range for name, grid in given.items()}
-    return QDQModel(written, thresholds, skipped, checked_run, corrections, ends)
+    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends)
+
+
+def _check_options(correct_bias: bool | None, batches: Iterable[Any] | None, min_int8: float) -> None:
+    if correct_bias and batches is None:
+        raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
+    if not 0 <= min_int8 <= 1:
+        raise InvalidInputError(f"`min_int8` must be between 0 and 1, got {min_int8!r}")
 
 
 def _check_tensorrt_options(engine: Engine, **options: bool) -> None:
@@ -213,10 +215,12 @@ def _check_tensorrt_options(engine: Engine, **options: bool) -> None:
             raise InvalidInputError(f'`{name}` needs engine="tensorrt", got {engine!r}')
 
 
-def _verified(model: onnx.ModelProto, batches: Iterable[Any], engine: Engine) -> Verification:
-    found = verify(model, batches, engine)
+def _verified(exact: Prepared, quantized: onnx.ModelProto, batches: Sequence[Any], engine: Engine) -> Verification:
+    """Return what the engine's run shows; warn if the outputs are far from those of the float model."""
+    found = verify(quantized, batches[:MAX_VERIFIED], engine)
     if found.wrong:
         raise ModelError(f"the engine must compute what the quantized model says, got: {found}")
+    warn_of_noise(exact, quantized, batches[:1], optimized=engine == "onnxruntime")
     return found
 
 
