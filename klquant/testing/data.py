@@ -83,9 +83,10 @@ def halfway_values(scale: float, *, dtype: Any = "float32", most: int = 300) -> 
     """
     kind = np.dtype(dtype)
 
-    def near_halves(halves: Data, toward: float | None) -> Data:
-        x: Data = halves.astype(kind) * kind.type(scale / 2)
-        return x if toward is None else np.nextafter(x, kind.type(toward))
+    def values(pairs: list[tuple[int, int]]) -> Data:
+        below, sides = np.array(pairs).T
+        x: Data = (2 * below + 1).astype(kind) * kind.type(scale / 2)
+        return np.where(sides == 0, x, np.nextafter(x, np.copysign(np.inf, sides).astype(kind)))
 
-    halves = npst.arrays(np.int64, st.integers(1, 20), elements=st.integers(-most, most))
-    return st.builds(near_halves, halves, st.sampled_from([None, -np.inf, np.inf]))
+    pairs = st.tuples(st.integers(-((most + 1) // 2), (most - 1) // 2), st.sampled_from([0, -1, 1]))
+    return st.lists(pairs, min_size=1, max_size=20).map(values)
