@@ -25,7 +25,6 @@ from .options import Decorator
 Array: TypeAlias = "np.ndarray[Any, Any]"
 ARRAYS = (".npy", ".npz")
 SOURCE = "FOLDER|FILE|MODULE:FUNCTION"
-FOLDERS = "folders"
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # C:\images is a path
 _EXPECTED = "`--data` must be a folder, an .npy or .npz file or module:function"
 
@@ -38,10 +37,14 @@ def data_option(what: str = "Calibration data, as for `klquant calibrate`.") -> 
 class Batches(Sequence[Any]):
     """Batches that are loaded on access and not kept."""
 
-    def __init__(self, parts: Sequence[Any], load: Callable[[Any], Any], note: str = "") -> None:
+    def __init__(
+        self, parts: Sequence[Any], load: Callable[[Any], Any], note: str = "", chosen: "Chosen | None" = None
+    ) -> None:
         self._parts, self._load = parts, load
         self.note = note
         """How many images there are and how they are read; empty for arrays."""
+        self.chosen = chosen
+        """The samples that they hold, where the source says how many it has."""
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -72,15 +75,23 @@ class FirstSamples(Iterable[Any]):
     """Batches up to a number of samples."""
 
     def __init__(self, batches: Iterable[Any], number: int) -> None:
-        self._batches, self._number = batches, number
+        self._batches, self.number = batches, number
 
     def __iter__(self) -> Iterator[Any]:
-        left = self._number
+        left = self.number
         for batch in self._batches:
             if left <= 0:
                 return
             yield _first(batch, left)
             left -= len(next(iter(batch.values())) if isinstance(batch, Mapping) else _samples(batch))
+
+
+class Chosen(NamedTuple):
+    """Which samples of a source are used."""
+
+    samples: list[int]
+    of: int
+    """How many there are."""
 
 
 class Amount(NamedTuple):
@@ -97,12 +108,12 @@ class Amount(NamedTuple):
     whole: bool = False
     """Leave out a last batch that is smaller."""
 
-    def chosen(self, number: int) -> list[int]:
-        """Return the samples to take of this number."""
+    def chosen(self, number: int) -> Chosen:
+        """Choose from this number of samples."""
         limit = min(self.max_samples or number, number)
         picked = [k * number // limit for k in range(limit)]
         size = self.size(number)
-        return picked[: limit - limit % size] if self.whole and limit >= size else picked
+        return Chosen(picked[: limit - limit % size] if self.whole and limit >= size else picked, number)
 
     def size(self, number: int) -> int:
         """Return the samples per batch."""
@@ -164,35 +175,6 @@ def open_batches(source: str, amount: Amount | None = None, *, images: ImageOpti
     return _limited(FunctionBatches(source, import_function(source, "--data")), amount)
 
 
-def open_labels(labels: str, source: str) -> Array:
-    """Return the class of each sample: from the folders of images, or from an .npy or .npz file.
-
-    Raises
-    ------
-    InvalidInputError
-        For another source, images outside of folders, and a file without one array of labels; naming it.
-    """
-    if labels == FOLDERS:
-        return _labels_of_folders(Path(source))
-    path = Path(labels)
-    if not path.is_file() or path.suffix not in ARRAYS:
-        raise InvalidInputError(f"`--labels` must be `{FOLDERS}` or an .npy or .npz file, got {labels!r}")
-    content = load_arrays(path)
-    if isinstance(content, dict):
-        content = content["labels"] if "labels" in content else next(iter(content.values()))
-    return np.asarray(content)
-
-
-def _labels_of_folders(folder: Path) -> Array:
-    """Return the number of each image's folder among the sorted folders."""
-    images = _files(folder, IMAGES) if folder.is_dir() else []
-    if not images or any(path.parent == folder for path in images):
-        raise InvalidInputError(f"`--labels {FOLDERS}` needs images in one folder for each class in `{folder}`")
-    classes = [path.relative_to(folder).parts[0] for path in images]
-    numbers = {name: k for k, name in enumerate(sorted(set(classes)))}
-    return np.array([numbers[name] for name in classes])
-
-
 def some_batches(source: str | None, model: Any, images: ImageOptions) -> Iterable[Any] | None:
     """Return the batches that `source` names, for a model; None without a source."""
     return None if source is None else open_samples(source, images, model, amount=Amount(default_size=8))
@@ -243,7 +225,7 @@ def _size_from_start(file: IO[bytes]) -> int:
 
 
 def _of_folder(folder: Path, amount: Amount, images: ImageOptions | None) -> Iterable[Any]:
-    found = {kind: _files(folder, kind) for kind in (ARRAYS, IMAGES)}
+    found = {kind: files_of(folder, kind) for kind in (ARRAYS, IMAGES)}
     arrays, pictures = found[ARRAYS], found[IMAGES]
     if bool(arrays) == bool(pictures):
         counts = f"{len(arrays)} array files and {len(pictures)} images"
@@ -251,7 +233,7 @@ def _of_folder(folder: Path, amount: Amount, images: ImageOptions | None) -> Ite
     if arrays and amount.batch_size is None:
         return _limited(Batches(arrays, load_arrays), amount)
     if arrays:
-        return Batches(_groups(arrays, amount), _stack_files)
+        return Batches(_groups(arrays, amount), _stack_files, chosen=amount.chosen(len(arrays)))
     if images is None or images.size is None:
         raise InvalidInputError(
             f"`--image-size` must be given: `{folder}` contains {len(pictures)} images, and the model takes any size; "
@@ -260,12 +242,13 @@ def _of_folder(folder: Path, amount: Amount, images: ImageOptions | None) -> Ite
     images.check()
     groups = _groups(pictures, amount)
     note = f"{_counted(sum(map(len, groups)), pictures, folder)}, {images}"
-    return Batches(groups, lambda paths: np.stack([load_image(path, images) for path in paths]), note)
+    chosen = amount.chosen(len(pictures))
+    return Batches(groups, lambda paths: np.stack([load_image(path, images) for path in paths]), note, chosen)
 
 
 def _counted(used: int, pictures: Sequence[Path], folder: Path) -> str:
     """Return how many images of a folder are used, and which of its files are not."""
-    others = [path for path in _files(folder) if path.suffix.lower() not in IMAGES]
+    others = [path for path in files_of(folder) if path.suffix.lower() not in IMAGES]
     kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others})[:5])
     ignored = f" ({len(others)} other files ignored: {kinds})" if others else ""
     return f"{used}{'' if used == len(pictures) else f' of {len(pictures)}'} pictures{ignored}"
@@ -280,10 +263,11 @@ def _of_file(path: Path, amount: Amount) -> Batches:
     lengths = {name: array.shape[0] if array.ndim and array.size else None for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         raise InvalidInputError(f"arrays of `{path}` must have the same length along the first axis, got {lengths}")
-    parts = _groups(range(next(iter(arrays.values())).shape[0]), amount)
+    number = next(iter(arrays.values())).shape[0]
+    parts, chosen = _groups(range(number), amount), amount.chosen(number)
     if not isinstance(content, dict):
-        return Batches(parts, lambda part: np.array(content[part]))
-    return Batches(parts, lambda part: {name: array[part] for name, array in arrays.items()})
+        return Batches(parts, lambda part: np.array(content[part]), chosen=chosen)
+    return Batches(parts, lambda part: {name: array[part] for name, array in arrays.items()}, chosen=chosen)
 
 
 def _limited(batches: Iterable[Any], amount: Amount) -> Iterable[Any]:
@@ -301,7 +285,7 @@ def _first(batch: Any, number: int) -> Any:
     return type(batch)(part[:number] for part in batch) if isinstance(batch, tuple | list) else batch[:number]
 
 
-def _files(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
+def files_of(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
     """Return the files with these suffixes, by default all, in the order of their names."""
     files = (path for path in folder.rglob("*") if not suffixes or path.suffix.lower() in suffixes)
     return sorted(path for path in files if path.is_file())
@@ -309,7 +293,7 @@ def _files(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
 
 def _groups(items: Sequence[Any], amount: Amount) -> list[list[Any]]:
     """Split the items that are wanted into batches."""
-    wanted, size = [items[k] for k in amount.chosen(len(items))], amount.size(len(items))
+    wanted, size = [items[k] for k in amount.chosen(len(items)).samples], amount.size(len(items))
     return [wanted[begin : begin + size] for begin in range(0, len(wanted), size)]
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from klquant.backends.onnx import compare, inspect
 from klquant.cli import cli
-from klquant.cli.data import open_labels
+from klquant.cli.labels import open_labels
 from klquant.errors import InvalidInputError
 from support.onnx_models import build
 
@@ -94,6 +94,21 @@ def test_compare_prints_what_compare_returns(here):
     text = run(*arguments)
     assert "SQNR dB" in text
     assert f"SQNR {expected.sqnr_db:.1f} dB" in text
+
+
+def test_compare_takes_the_labels_of_the_samples_it_takes(here):
+    tuned()
+    labels = RNG.integers(0, 4, size=40)
+    np.save("labels.npy", labels)
+    arguments = ("compare", "float.onnx", "int8.onnx", "--data", "data.npy", "--labels", "labels.npy", "--json")
+    found = json.loads(run(*arguments, "--max-samples", "10"))["outputs"][0]
+    expected = compare("float.onnx", "int8.onnx", [X[::4]], engine="onnxruntime", labels=labels[::4])
+    assert found == pytest.approx(expected.outputs[0]._asdict())
+    np.save("labels.npy", labels[:39])
+    arguments = (*arguments, "--max-samples", "10")
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert "`--labels` must have one label for each of 40 samples, got 39" in result.stderr
 
 
 def test_labels_are_the_folders_of_images(tmp_path):

@@ -1,6 +1,7 @@
 """`klquant doctor`: which extras are usable if packages are installed, missing or too old."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -70,6 +71,10 @@ def test_everything_usable_is_a_table_without_commands(installed):
     assert "missing" not in result.stdout
     assert "(core)    yes     numpy 999" in result.stdout
     assert "\\n" not in result.stdout
+    assert max(map(len, lines)) < 100
+    assert {f"{package['name']} 999" for package in extras()["demo"]["packages"]} <= set(
+        re.findall(r"[\w-]+ 999", result.stdout)
+    )
 
 
 @pytest.mark.parametrize(

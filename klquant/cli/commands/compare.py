@@ -7,10 +7,11 @@ import click
 
 from klquant.backends.accuracy.outputs import COLUMNS
 
-from ..data import FOLDERS, Amount, data_option, import_function, open_labels, open_samples
+from ..data import Amount, data_option, import_function, open_samples
 from ..group import needed
 from ..images import ImageOptions, image_options
-from ..options import ONNX_MODEL, Choice, batch_size_option, json_option
+from ..labels import FOLDERS, labels_of
+from ..options import ONNX_MODEL, Choice, batch_size_option, json_option, max_samples_option
 from ..output import busy, print_table
 
 
@@ -24,6 +25,7 @@ from ..output import busy, print_table
               help=f"True classes: `{FOLDERS}`, or an .npy or .npz file.")  # fmt: skip
 @click.option("--metric", metavar="MODULE:FUNCTION", help="Function that measures your task, see above.")
 @batch_size_option(8)
+@max_samples_option(None)
 @image_options
 @json_option
 def compare(
@@ -33,9 +35,8 @@ def compare(
     engine: str,
     labels: str | None,
     metric: str | None,
-    batch_size: int | None,
     as_json: bool,
-    **images: Any,
+    **options: Any,
 ) -> None:
     """Compare an INT8 model with its float model: outputs, time and size.
 
@@ -57,12 +58,14 @@ def compare(
     with busy(f"loading {engine}"):
         backend = needed("klquant.backends.onnx", "onnx")
         loaded = needed("onnx", "onnx").load(str(float_model), load_external_data=False)
+    amount = Amount(options.pop("batch_size"), default_size=8, max_samples=options.pop("max_samples"))
+    batches = open_samples(data, ImageOptions(**options), loaded, amount=amount)
     result = backend.compare(
         str(float_model),
         str(int8_model),
-        open_samples(data, ImageOptions(**images), loaded, amount=Amount(batch_size, default_size=8)),
+        batches,
         engine=engine,
-        labels=None if labels is None else open_labels(labels, data),
+        labels=None if labels is None else labels_of(labels, data, batches),
         metric=None if metric is None else import_function(metric, "--metric"),
         progress=True,
     )

@@ -3,6 +3,7 @@
 import platform
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -72,7 +73,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     else:
         click.echo("klquant {klquant}, Python {python}: {executable}\n{system}".format(**system))
         _print_vnni_hint()
-        print_table("extras", ("extra", "usable", "packages", "install with"), map(_row, extras))
+        rows = (row for extra in extras for row in _rows(extra))
+        print_table("extras", ("extra", "usable", "packages", "install with"), rows)
     if not extras[0].usable:
         ctx.exit(1)
 
@@ -107,9 +109,13 @@ def _extra(name: str, packages: list[Package]) -> Extra:
     return Extra(name, usable, packages, "" if usable else f"pip install -U {what}")
 
 
-def _row(extra: Extra) -> tuple[str, ...]:
-    usable = "yes" if extra.usable else "no"
-    return extra.name or "(core)", usable, ", ".join(map(str, extra.packages)), extra.install
+def _rows(extra: Extra) -> Iterator[tuple[str, ...]]:
+    """Yield the row of an extra, and more rows for packages that do not fit into it."""
+    packages = ", ".join(str(package).replace(" ", "\0") for package in extra.packages)  # kept together
+    first, *others = textwrap.wrap(packages, 60)
+    yield extra.name or "(core)", "yes" if extra.usable else "no", first.replace("\0", " "), extra.install
+    for more in others:
+        yield "", "", more.replace("\0", " "), ""
 
 
 def _print_vnni_hint() -> None:
