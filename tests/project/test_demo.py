@@ -140,8 +140,9 @@ def test_a_missing_library_is_one_line_with_the_remedy(monkeypatch):
 def test_the_sample_is_a_model_and_pictures_that_fit(tmp_path, digits):
     pytest.importorskip("onnxscript", reason="needs torch.onnx")
     from klquant.backends.onnx import compare
-    from klquant.cli.data import Amount, open_batches, open_labels
+    from klquant.cli.data import Amount, open_batches
     from klquant.cli.images import ImageOptions
+    from klquant.cli.labels import open_labels
 
     model, photos, test = write_sample(tmp_path)
     options = ImageOptions((8, 8), channels="L", layout="NCHW")
