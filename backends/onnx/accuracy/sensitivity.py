@@ -12,7 +12,7 @@ from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import MAX_CHAIN, Graph
 from ..model.operators import is_rectifier
 from ..qdq.rules import make_plan
-from .output_noise import output_noise, smooth_outputs
+from .output_noise import OutputNoise, smooth_outputs
 from .switches import switched
 
 Names: TypeAlias = tuple[str, ...]
@@ -25,14 +25,14 @@ def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Fe
     add up almost like independent noise: the sum of these shares is close to that of the quantized model.
     """
     model = switched(graph, quantized)
-    costs, outputs = dict.fromkeys(model.quantizers, 0.0), smooth_outputs(graph)
+    costs, outputs = {name: OutputNoise() for name in model.quantizers}, smooth_outputs(graph)
     with open_onnxruntime(with_outputs(model.model, outputs), optimized=True) as session:
         for feed in feeds:
             floats = session(outputs, {**feed, **model.rounding([])})
             for k, name in enumerate(model.quantizers):
                 found = session(outputs, {**feed, **model.rounding([k])})
-                costs[name] += output_noise(unpadded(feed, floats), unpadded(feed, found)) / len(feeds)
-    return costs
+                costs[name] = costs[name].plus(OutputNoise.of(unpadded(feed, floats), unpadded(feed, found), outputs))
+    return {name: cost.share() for name, cost in costs.items()}
 
 
 class _Left(NamedTuple):

@@ -60,6 +60,13 @@ def test_the_layers_around_a_bad_tensor_are_left_out(case, engine):
     assert sqnr_db(prepared, refined.model) > sqnr_db(prepared, plain.model) + 6
 
 
+def test_silence_at_the_begin_of_a_recording_does_not_decide(case):
+    prepared, calibration = case
+    quiet = [batch * np.float32(1e-6) for batch in batches(0)] + batches(0, 8)
+    found = quantize(prepared, calibration, engine="openvino", batches=quiet, correct_bias=False, min_int8=0.7)
+    assert found.skipped
+
+
 def test_enough_of_the_layers_and_of_their_work_stays_in_int8(case):
     prepared, calibration = case
     found = quantize(prepared, calibration, engine="onnxruntime", batches=batches(0), min_int8=0.95)
