@@ -133,6 +133,10 @@ class SettingsOptions(TypedDict, total=False):
     guard: bool
 
 
+_BESIDE = ("criterion", "num_batches", "progress", "forward", "resume", "equalize", "correct_bias", "batches", "engine")
+"""Options beside the settings, which a misspelt one may mean."""
+
+
 class Settings(NamedTuple):
     """Options of a calibration, saved with it."""
 
@@ -154,7 +158,7 @@ class Settings(NamedTuple):
         """Return settings that are checked; patterns are one string or several, overrides dicts or LayerOptions."""
         options: dict[str, Any] = {**given}
         if unknown := options.keys() - set(cls._fields):
-            nearest = did_you_mean(min(unknown), cls._fields)
+            nearest = did_you_mean(min(unknown), (*cls._fields, *_BESIDE))
             raise InvalidInputError(f"settings must be among {', '.join(cls._fields)}, got {sorted(unknown)}{nearest}")
         for name in ("include", "exclude"):
             patterns: Any = options.get(name, cls._field_defaults[name])

@@ -122,7 +122,8 @@ def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
             np.clip(wide[here], -limit, limit, out=wide[here])
         numbers[here] = wide[here]  # rounds towards 0
         first = 0 if low >= 0 else -limit
-        np.subtract(numbers[here], first, out=numbers[here])
+        if first:
+            np.subtract(numbers[here], first, out=numbers[here])
         halves[limit + first :] += np.bincount(numbers[here], minlength=limit - first + 1)
         zeros += int(np.count_nonzero(np.equal(part, 0, out=is_zero[here])))
     return Counted(_join_halves(halves, limit), zeros)

@@ -67,6 +67,8 @@ def test_settings_survive_json():
         ({"passes": 1, "max_amax": 1e9}, "`max_amax` must be at most 43046721 with one pass, got 1000000000.0"),
         ({"exclude": None}, "`exclude` must be a name pattern or several, got None"),
         ({"bins": 3}, r"settings must be among observe, .* got \['bins'\]"),
+        ({"num_bin": 301}, r"got \['num_bin'\]; did you mean 'num_bins'\?"),
+        ({"criterions": "mse"}, r"got \['criterions'\]; did you mean 'criterion'\?"),
         ({"overrides": {"a": {"criterion": "kl"}}}, "`criterion` of `a` must be one of entropy, .* got 'kl'"),
         ({"overrides": {"a": {"threshold": 0.0}}}, "`threshold` of `a` must be positive and finite, got 0.0"),
         ({"overrides": {"a": {"threshold": 10**400}}}, "`threshold` of `a` must be positive and finite, got 1000"),

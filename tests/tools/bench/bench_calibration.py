@@ -145,3 +145,29 @@ def test_two_passes(report, benchmark, name, device):
     bar = None if limit is None else ("<=", limit)
     report.add(f"both passes on {device}: {name}", calibrating, ratio, "x plain", bar)
     benchmark.pedantic(lambda: None, rounds=1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+def test_onnx(report, benchmark, tmp_path):
+    """All of a calibration, with loading the model and the search, compared with one pass of onnxruntime."""
+    onnxruntime, onnx_backend = pytest.importorskip("onnxruntime"), importlib.import_module("klquant.backends.onnx")
+    torch.manual_seed(0)
+    path, shape = str(tmp_path / "model.onnx"), (BATCH["cpu"], 3, 224, 224)
+    torch.onnx.export(resnet18().eval(), (torch.randn(shape),), path, input_names=["x"], dynamo=True, verbose=False)
+    batches = [{"x": np.random.default_rng(k).normal(size=shape).astype(np.float32)} for k in range(12)]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def plain():
+        for batch in batches:
+            session.run(None, batch)
+
+    def calibrate():
+        onnx_backend.calibrate(path, batches, progress=False)
+
+    plain()
+    rounds = [(seconds(plain, "cpu"), seconds(calibrate, "cpu")) for _ in range(3)]
+    running, calibrating = (list(column) for column in zip(*rounds, strict=True))
+    ratio = statistics.median(calibrating) / statistics.median(running)
+    report.add("one plain pass of onnxruntime: ResNet-18, 224 x 224", running)
+    report.add("calibration of the ONNX model", calibrating, ratio, "x plain", ("<=", 3))
+    benchmark.pedantic(lambda: None, rounds=1)
