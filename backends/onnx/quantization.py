@@ -14,19 +14,20 @@ from ..calibration import Calibration
 from ..ranges import Range
 from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import quiet, warn_of_floats
+from .accuracy.corrected_choice import Chosen, best_corrected
 from .accuracy.noise_warning import warn_of_noise
 from .accuracy.range_choices import Base
 from .accuracy.refinement import COSTLY, Place, Refined, refined
-from .correction.bias_correction import MAX_BATCHES, correct_biases
+from .correction.bias_correction import MAX_BATCHES
 from .correction.data import spread
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .feeds import from_reader
 from .model.graph import read_graph
 from .model.observed import observed_tensors
 from .model.preparation import Prepared, prepare
-from .placement import Placement, excluded_names, find_ranges, place_ranges
+from .placement import Placement, excluded_names, find_ranges
 from .qdq.first_layers import FASTER
-from .qdq.float16 import to_float16, too_large, with_float16_scales
+from .qdq.float16 import to_float16, too_large
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -76,9 +77,9 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         default they are corrected if there are `batches`, and if that lowers the error of the outputs on those batches
         that did not supply the corrections.
     min_int8 : float
-        The least share of the layers, and of their multiplications, that stays in INT8. With `batches`, the layers that
-        cost the outputs most stay in floating point within that limit, if that lowers the error of the outputs. With 1
-        neither layers nor ranges are chosen by the outputs, and no channels are scaled.
+        The least share of the layers that stays in INT8; of their multiplications at most twice the rest is left out.
+        With `batches`, the layers that cost the outputs most stay in floating point within that limit, if that lowers
+        the error of the outputs. With 1 layers and ranges are not chosen by the outputs, and no channels are scaled.
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
         Needs a Calibration. No effect for "tensorrt", which has no zero points.
@@ -144,14 +145,16 @@ def quantize(  # noqa: PLR0913 the options of a quantization
 
     Biases are corrected after Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
     2019. Conv, ConvTranspose and Gemm get a bias if they have none; a MatMul has one in an Add of a constant behind it.
-    Correcting takes about four runs of the float model and eight of the quantized one over `batches`.
+    Correcting takes about four runs of the float model and eight of the quantized one over `batches`, twice if ranges,
+    channels or layers were changed.
 
     With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs, on
     one sample each of up to 4 batches: groups of neighbours round together, and the group with the most noise is
     halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Where a
     MatMul or Gemm reads a tensor whose T is guarded or amax, SmoothQuant is tried (see :func:`smooth`), with ranges
     from `batches`. Up to 4 samples each of up to 4 other batches decide between these, and how many layers are left
-    out. ``smoothed`` and ``skipped`` name what was changed.
+    out. Then all this is done once more with what was left out. At the end biases are corrected with and without these
+    changes, and the better model is taken. ``smoothed`` and ``skipped`` name what was changed.
 
     With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
     quantizers were not fitted to it: thresholds come from the float32 model.
@@ -168,26 +171,24 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     excluded = (*excluded_names(exact, calibration, exclude), *slow)
     ranges = find_ranges(exact, calibration, engine, asymmetric=asymmetric)
     write = _writer(calibration, engine, reduce_range=reduce_range)
-    chosen = Refined(Base(exact, [ranges]), ranges)
+    place = Place(exact, engine, excluded, write, float16)
+    tried, chosen = [Refined(Base(exact, [ranges]), ranges)], None
     if some is not None and min_int8 < 1:
         with quiet():
-            chosen = refined(Place(exact, engine, excluded, write), ranges, calibration, some, min_int8)
-    placement = place_ranges(chosen.base.prepared, chosen.ranges, engine, (*excluded, *chosen.left_out))
-    if float16:
-        placement = placement._replace(prepared=with_float16_scales(placement.prepared))
-    corrections: dict[str, float] = {}
-    if some is not None and correct_bias is not False:
-        placement, corrections = _corrected(placement, write, some, engine, always=bool(correct_bias))
+            tried = refined(place, ranges, calibration, some, min_int8)
+    if some is not None:
+        chosen = best_corrected(place, tried, some, correct_bias)
+    found, placement, corrections = chosen or Chosen(tried[0], place.placed(tried[0]))
     written = write(placement)
     if float16:
         written = to_float16(written, too_large(read_graph(written), calibration))
     plan = placement.plan
-    if chosen.left_out:
+    if found.left_out:
         spared = {name for name, why in plan.skipped.items() if why == EXCLUDED} - set(excluded)
         plan = plan._replace(skipped=plan.skipped | dict.fromkeys(spared, COSTLY))
     _report(plan)
     checked_run = None if some is None else _verified(exact, written, some, engine)
-    scaled = chosen.base.scaled
+    scaled = found.base.scaled
     thresholds, ends = _described(exact, placement, calibration, scaled)
     smoothed = tuple(dict.fromkeys(scaled.values()))
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends, smoothed)
@@ -206,20 +207,6 @@ def _writer(calibration: Calibration | Mapping[str, float], engine: Engine, *, r
         return write_qdq(floats.model, floats.graph, plan, grids, reduce_range=reduce_range, **options)
 
     return write
-
-
-def _corrected(
-    placement: Placement, write: Write, some: Sequence[Any], engine: Engine, *, always: bool
-) -> tuple[Placement, dict[str, float]]:
-    """Return the placement in a float model with corrected biases, and the largest correction of each layer."""
-
-    def write_with(floats: Prepared) -> onnx.ModelProto:
-        return write(placement._replace(prepared=floats))
-
-    how = {"always": always, "optimized": engine == "onnxruntime"}
-    with quiet():
-        prepared, corrections = correct_biases(placement.prepared, write_with, placement.plan.weights, some, **how)
-    return placement._replace(prepared=prepared), corrections
 
 
 def _described(

@@ -22,6 +22,7 @@ from ..model.graph import Graph
 from ..model.operators import has_constant_weight, output_channels
 from ..model.preparation import Prepared
 from ..placement import Placement, Ranges, place_ranges
+from ..qdq.float16 import with_float16_scales
 from .noise_search import open_meter
 from .range_choices import Base, given_base, smoothed_bases
 from .sensitivity import rank_layers
@@ -31,6 +32,8 @@ NOTICEABLE = 0.95
 AS_GOOD = 1.12  # times the least error: half a decibel more is no reason to leave out more layers
 WORTH_A_RUN = 0.02  # part of the noise that a tensor causes, to measure another range
 SAMPLES = 4  # of the data for each purpose
+ROUNDS = 2
+WORK = 2.0  # times the share of layers is the share of multiplications that may be left out
 LEAST = 0.01  # part of the noise that a layer must save
 OTHERWISE = 0.9  # part to which another range must bring the noise of its tensor
 COSTLY = "in INT8 it costs more accuracy than other layers"
@@ -60,6 +63,14 @@ class Place(NamedTuple):
     """Names of nodes and tensors."""
     write: Callable[[Placement], onnx.ModelProto]
     """Returns the model with Q/DQ."""
+    float16: bool = False
+    """Whether quantizers get scales in float16."""
+
+    def placed(self, chosen: Refined) -> Placement:
+        """Return where quantizers go."""
+        names = (*self.excluded, *chosen.left_out)
+        found = place_ranges(chosen.base.prepared, chosen.ranges, self.engine, names)
+        return found._replace(prepared=with_float16_scales(found.prepared)) if self.float16 else found
 
 
 def refined(
@@ -68,7 +79,7 @@ def refined(
     calibration: Calibration | Mapping[str, float],
     batches: Iterable[Any],
     min_int8: float,
-) -> Refined:
+) -> list[Refined]:
     """Scale channels, widen ranges and leave out layers, each if the error of the outputs falls by it.
 
     Parameters
@@ -86,13 +97,14 @@ def refined(
 
     Returns
     -------
-    Refined
+    list of Refined
+        What was chosen; before it, if that is something else, the best float model and ranges with all in INT8.
     """
     prepared, engine, asymmetric = where.prepared, where.engine, bool(ranges.candidates)
     given = given_base(prepared, ranges, calibration, engine)
     feeds = halved(prepared, list(read_feeds(prepared, batches)))
     if len(feeds) < 2:
-        return Refined(given, ranges)
+        return [Refined(given, ranges)]
     measuring = [first_samples(prepared, feed, 1) for feed in spread(feeds[::2], SAMPLES)]
     judging = [first_samples(prepared, feed, SAMPLES) for feed in spread(feeds[1::2], SAMPLES)]
     others = smoothed_bases(prepared, calibration, engine, where.excluded, feeds, asymmetric=asymmetric)
@@ -107,10 +119,20 @@ class _Refinement(NamedTuple):
     judging: Sequence[Feed]
     min_int8: float
 
-    def refine(self, bases: Sequence[Base]) -> Refined:
-        """Choose the float model and ranges that clip or wider ones, then leave out layers, as the judging data say."""
-        start = self._best([Refined(base, ranges) for base in bases for ranges in base.choices])
-        other = next((one for one in start.base.choices if one is not start.ranges), start.ranges)
+    def refine(self, bases: Sequence[Base]) -> list[Refined]:
+        """Choose the float model and ranges that clip or wider ones, then leave out layers, as the judging data say.
+
+        What costs most is measured again without what was left out: before, it hides the rest.
+        """
+        start = found = self._best([Refined(base, ranges) for base in bases for ranges in base.choices])
+        for _ in range(ROUNDS):
+            before, found = found, self._improved(found)
+            if found.left_out == before.left_out:
+                break
+        return [found] if found.key() == start.key() else [start, found]
+
+    def _improved(self, start: Refined) -> Refined:
+        other = next((one for one in reversed(start.base.choices) if one is not start.ranges), start.ranges)
         costs, mixed = self._measured(start, start._replace(ranges=other))
         chosen = self._best([start, start._replace(ranges=mixed)])
         left_out = self._left_out(start, costs)
@@ -120,14 +142,17 @@ class _Refinement(NamedTuple):
     def _left_out(self, start: Refined, costs: Mapping[str, float]) -> list[tuple[str, ...]]:
         """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
         where, graph, thresholds = self.where, start.base.prepared.graph, start.ranges.thresholds
-        limits: dict[str, Any] = {"min_int8": self.min_int8, "work": self._work(), "least": LEAST}
-        ranking = rank_layers(graph, thresholds, where.engine, where.excluded, costs, **limits)
+        min_work = 1 - WORK * (1 - self.min_int8)
+        limits: dict[str, Any] = {"min_int8": self.min_int8, "work": self._work(), "min_work": min_work, "least": LEAST}
+        excluded = (*where.excluded, *start.left_out)
+        ranking = rank_layers(graph, thresholds, where.engine, excluded, costs, **limits)
         numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
-        return [tuple(dict.fromkeys(name for names in ranking[:k] for name in names)) for k in numbers]
+        every = [[name for names in ranking[:k] for name in names] for k in numbers]
+        return [tuple(dict.fromkeys((*start.left_out, *names))) for names in every]
 
     def _measured(self, start: Refined, others: Refined) -> tuple[dict[str, float], Ranges]:
         """Return what each quantizer costs, and the ranges with those of the others that cause less noise."""
-        placement, other = self._placed(start), self._placed(others)
+        placement, other = self.where.placed(start), self.where.placed(others)
         changed = {name for name, grid in other.grids.items() if placement.grids.get(name) != grid}
         with open_meter(placement.prepared.graph, self.where.write(placement), self.measuring) as meter:
             costs = meter.costs()
@@ -150,7 +175,7 @@ class _Refinement(NamedTuple):
         tried = [one for k, one in enumerate(tried) if keys[k] not in keys[:k]]
         if len(tried) == 1:
             return tried[0]
-        models = [self.where.write(self._placed(one)) for one in tried]
+        models = [self.where.write(self.where.placed(one)) for one in tried]
         errors = output_errors(self.where.prepared, models, self.judging, optimized=self.where.engine == "onnxruntime")
         logger.info("errors of the outputs: %s", ", ".join(f"{error:.3f}" for error in errors))
         if min(errors) > NOTICEABLE:
@@ -165,10 +190,6 @@ class _Refinement(NamedTuple):
             total = sum(node.op_type in WEIGHTED for node in self.where.prepared.graph.nodes)
             return _num_int8(model) >= min(self.min_int8 * total, _num_int8(start))
         return self.where.engine != "tensorrt" or not check_tensorrt(model)
-
-    def _placed(self, chosen: Refined) -> Placement:
-        names = (*self.where.excluded, *chosen.left_out)
-        return place_ranges(chosen.base.prepared, chosen.ranges, self.where.engine, names)
 
     def _work(self) -> dict[str, float]:
         """Return the number of multiplications of each layer, for the first data."""
