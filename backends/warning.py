@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from klquant.errors import CalibrationWarning
 
@@ -15,6 +16,14 @@ def warn(message: str, better: Mapping[str, str] | None = None) -> None:
     warning = CalibrationWarning(message)
     warning.better = dict(better or {})
     warnings.warn(warning, stacklevel=level)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore CalibrationWarnings inside, of models that are only tried."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        yield
 
 
 def warn_of_floats(kind: str, reasons: Mapping[str, str]) -> None:

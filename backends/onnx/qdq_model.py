@@ -28,6 +28,8 @@ class QDQModel(NamedTuple):
     """The largest correction of a bias of each layer, in units of its output, by node name."""
     ranges: Mapping[str, Range] = {}
     """The smallest and the largest value that the integers of each quantized activation stand for."""
+    smoothed: tuple[str, ...] = ()
+    """Activations whose channels were scaled by SmoothQuant: T and range are those of the scaled values."""
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically; above 2 GB the weights go to a second file beside it."""
@@ -41,7 +43,8 @@ class QDQModel(NamedTuple):
         """Return the result in one line."""
         activations = f"{counted(len(self.thresholds), 'activation')} in INT8"
         corrected = f", biases of {counted(len(self.corrections), 'layer')} corrected" if self.corrections else ""
-        return f"QDQModel({activations}{left_out(self.skipped)}{corrected})"
+        smoothed = f", {counted(len(self.smoothed), 'activation')} smoothed" if self.smoothed else ""
+        return f"QDQModel({activations}{left_out(self.skipped)}{smoothed}{corrected})"
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds and ranges for notebooks."""

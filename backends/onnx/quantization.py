@@ -1,29 +1,33 @@
 """Quantize a float ONNX model: add the Q/DQ nodes that let an engine run it in INT8."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 
 from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration
+from ..ranges import Range
 from ..settings import EXCLUDED, Engine, check_engine
-from ..warning import warn_of_floats
+from ..warning import quiet, warn_of_floats
+from .accuracy.corrected_choice import Chosen, best_corrected
 from .accuracy.noise_warning import warn_of_noise
-from .accuracy.refinement import COSTLY, Place, refined
-from .correction.bias_correction import MAX_BATCHES, correct_biases
+from .accuracy.range_choices import Base
+from .accuracy.refinement import COSTLY, Place, Refined, refined
+from .correction.bias_correction import MAX_BATCHES
+from .correction.data import spread
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .feeds import from_reader
 from .model.graph import read_graph
 from .model.observed import observed_tensors
 from .model.preparation import Prepared, prepare
-from .placement import Placement, excluded_names, find_ranges, place_ranges
+from .placement import Placement, excluded_names, find_ranges
 from .qdq.first_layers import FASTER
-from .qdq.float16 import to_float16, too_large, with_float16_scales
+from .qdq.float16 import to_float16, too_large
 from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
@@ -45,7 +49,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     reduce_range: bool = False,
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
-    min_int8: float = 0.85,
+    min_int8: float = 0.8,
     asymmetric: bool = True,
     float16: bool = False,
     skip_slow: bool = False,
@@ -73,9 +77,9 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         default they are corrected if there are `batches`, and if that lowers the error of the outputs on those batches
         that did not supply the corrections.
     min_int8 : float
-        The least share of the layers, and of their multiplications, that stays in INT8. With `batches`, the layers that
-        cost the outputs most stay in floating point within that limit, if that lowers the error of the outputs. With 1
-        neither layers nor ranges are chosen by the outputs.
+        The least share of the layers that stays in INT8; of their multiplications at most twice the rest is left out.
+        With `batches`, the layers that cost the outputs most stay in floating point within that limit, if that lowers
+        the error of the outputs. With 1 layers and ranges are not chosen by the outputs, and no channels are scaled.
     asymmetric : bool
         Use UINT8 over [low, high] with a zero point for activations where that has less expected error than [-T, T].
         Needs a Calibration. No effect for "tensorrt", which has no zero points.
@@ -102,7 +106,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     -----
     CalibrationWarning
         If layers that were not excluded stay in floating point. With `batches`, also if the SQNR of an output is below
-        10 dB on some of their samples.
+        10 dB on up to 4 samples each of up to 4 of them.
 
     Notes
     -----
@@ -141,13 +145,16 @@ def quantize(  # noqa: PLR0913 the options of a quantization
 
     Biases are corrected after Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
     2019. Conv, ConvTranspose and Gemm get a bias if they have none; a MatMul has one in an Add of a constant behind it.
-    Correcting takes about four runs of the float model and eight of the quantized one over `batches`.
+    Correcting takes about four runs of the float model and eight of the quantized one over `batches`, twice if ranges,
+    channels or layers were changed.
 
     With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs, on
     one sample each of up to 4 batches: groups of neighbours round together, and the group with the most noise is
-    halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Up to 4
-    samples each of up to 4 other batches decide between ranges, and how many layers are left out. ``skipped`` names
-    these layers.
+    halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Where a
+    MatMul or Gemm reads a tensor whose T is guarded or amax, SmoothQuant is tried (see :func:`smooth`), with ranges
+    from `batches`. Up to 4 samples each of up to 4 other batches decide between these, and how many layers are left
+    out. Then all this is done once more with what was left out. At the end biases are corrected with and without these
+    changes, and the better model is taken. ``smoothed`` and ``skipped`` name what was changed.
 
     With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
     quantizers were not fitted to it: thresholds come from the float32 model.
@@ -159,47 +166,62 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     _check_options(correct_bias, batches, min_int8)
     _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
-    exact = prepared = prepare(model)
-    slow = tuple(slow_in_tensorrt(prepared)) if skip_slow else ()
-    excluded = (*excluded_names(prepared, calibration, exclude), *slow)
-    ranges = find_ranges(prepared, calibration, engine, asymmetric=asymmetric)
-    dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
-    options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
-
-    def written_with(placed: Placement) -> onnx.ModelProto:
-        floats, plan, grids = placed[:3]
-        return write_qdq(floats.model, floats.graph, plan, grids, reduce_range=reduce_range, **options)
-
-    left_out: tuple[str, ...] = ()
+    exact = prepare(model)
+    slow = tuple(slow_in_tensorrt(exact)) if skip_slow else ()
+    excluded = (*excluded_names(exact, calibration, exclude), *slow)
+    ranges = find_ranges(exact, calibration, engine, asymmetric=asymmetric)
+    write = _writer(calibration, engine, reduce_range=reduce_range)
+    place = Place(exact, engine, excluded, write, float16)
+    tried, chosen = [Refined(Base(exact, [ranges]), ranges)], None
     if some is not None and min_int8 < 1:
-        where = Place(prepared, engine, excluded, written_with)
-        ranges, left_out = refined(where, ranges, calibration, some, min_int8)
-    placement = place_ranges(prepared, ranges, engine, (*excluded, *left_out))
-    prepared, plan = placement.prepared, placement.plan
-    if float16:
-        prepared = with_float16_scales(prepared)
-
-    def write(floats: Prepared) -> onnx.ModelProto:
-        return written_with(placement._replace(prepared=floats))
-
-    corrections: dict[str, float] = {}
-    if some is not None and correct_bias is not False:
-        always, optimized = bool(correct_bias), engine == "onnxruntime"
-        prepared, corrections = correct_biases(prepared, write, plan.weights, some, always=always, optimized=optimized)
-    written = write(prepared)
+        with quiet():
+            tried = refined(place, ranges, calibration, some, min_int8)
+    if some is not None:
+        chosen = best_corrected(place, tried, some, correct_bias)
+    found, placement, corrections = chosen or Chosen(tried[0], place.placed(tried[0]))
+    written = write(placement)
     if float16:
         written = to_float16(written, too_large(read_graph(written), calibration))
-    if left_out:
+    plan = placement.plan
+    if found.left_out:
         spared = {name for name, why in plan.skipped.items() if why == EXCLUDED} - set(excluded)
         plan = plan._replace(skipped=plan.skipped | dict.fromkeys(spared, COSTLY))
     _report(plan)
     checked_run = None if some is None else _verified(exact, written, some, engine)
+    scaled = found.base.scaled
+    thresholds, ends = _described(exact, placement, calibration, scaled)
+    smoothed = tuple(dict.fromkeys(scaled.values()))
+    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends, smoothed)
+
+
+Write: TypeAlias = Callable[[Placement], onnx.ModelProto]
+
+
+def _writer(calibration: Calibration | Mapping[str, float], engine: Engine, *, reduce_range: bool) -> Write:
+    """Return a function that writes the model with Q/DQ."""
+    dead_channel = calibration.settings.dead_channel if isinstance(calibration, Calibration) else 0.0
+    options: dict[str, Any] = {"int_bias": engine == "onnxruntime", "dead_channel": dead_channel}
+
+    def write(placed: Placement) -> onnx.ModelProto:
+        floats, plan, grids = placed[:3]
+        return write_qdq(floats.model, floats.graph, plan, grids, reduce_range=reduce_range, **options)
+
+    return write
+
+
+def _described(
+    exact: Prepared,
+    placement: Placement,
+    calibration: Calibration | Mapping[str, float],
+    scaled: Mapping[str, str],
+) -> tuple[dict[str, float], dict[str, Range]]:
+    """Return T of each activation that was calibrated, and the range of each, by their names in the given model."""
     known = calibration.thresholds if isinstance(calibration, Calibration) else calibration
-    tensors = exact.graph.tensors()
-    given = {name: grid for name, grid in placement.given().items() if name in tensors}
+    tensors, found = exact.graph.tensors(), placement.given()
+    named = {scaled[name]: grid for name, grid in found.items() if name in scaled} | found
+    given = {name: grid for name, grid in named.items() if name in tensors}
     thresholds = {name: grid.threshold for name, grid in given.items() if name in known}
-    ends = {name: grid.range for name, grid in given.items()}
-    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends)
+    return thresholds, {name: grid.range for name, grid in given.items()}
 
 
 def _check_options(correct_bias: bool | None, batches: Iterable[Any] | None, min_int8: float) -> None:
@@ -220,7 +242,7 @@ def _verified(exact: Prepared, quantized: onnx.ModelProto, batches: Sequence[Any
     found = verify(quantized, batches[:MAX_VERIFIED], engine)
     if found.wrong:
         raise ModelError(f"the engine must compute what the quantized model says, got: {found}")
-    warn_of_noise(exact, quantized, batches[:1], optimized=engine == "onnxruntime")
+    warn_of_noise(exact, quantized, spread(batches, MAX_VERIFIED), optimized=engine == "onnxruntime")
     return found
 
 

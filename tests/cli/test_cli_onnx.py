@@ -378,6 +378,37 @@ def test_quantize_corrects_biases_with_data(here, tmp_path):
     assert run(*command, "--correct-bias").exit_code == 2
 
 
+def test_quantize_leaves_out_layers_within_the_share_that_stays_in_int8(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"w{k}" for k in range(6)]
+    weights = {name: rng.normal(size=(6, 6, 3, 3), scale=0.2).astype(np.float32) for name in names}
+    weights["w2"][0] *= 200  # a channel far above the others, which the next layer scales down again
+    weights["w3"][:, 0] /= 200
+    body = " ".join(f"{f't{k + 1}' if k < 5 else 'y'} = Conv({f't{k}' if k else 'x'}, w{k})" for k in range(6))
+    onnx.save(build("float[n, 6, 20, 20] x", "float y", body, **weights), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(32, 6, 20, 20)).astype(np.float32))
+    files = tmp_path / "model.onnx", tmp_path / "calib.npz"
+    run("calibrate", files[0], "--data", tmp_path / "data.npz", "--out", files[1], "--criterion", "max")
+    command = ["quantize", *files, "--engine", "openvino", "-o", tmp_path / "q.onnx", "--data", tmp_path / "data.npz"]
+    assert run_json(*command)["skipped"] == {"conv3": "in INT8 it costs more accuracy than other layers"}
+    assert run_json(*command, "--min-int8", "0.99")["skipped"] == {}
+    assert run(*command, "--min-int8", "1.5").exit_code == 2
+
+
+def test_quantize_names_how_many_activations_were_smoothed(tmp_path):
+    rng = np.random.default_rng(0)
+    scale = np.exp(rng.normal(size=16)).astype(np.float32)
+    weight = (rng.normal(size=(16, 16)) / scale[:, None]).astype(np.float32)
+    body = "n = LayerNormalization(x, g, e) y = MatMul(n, w)"
+    onnx.save(build("float[n, 16] x", "float y", body, g=scale, e=(16,), w=weight), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(64, 16)).astype(np.float32))
+    files = tmp_path / "model.onnx", tmp_path / "calib.npz"
+    run("calibrate", files[0], "--data", tmp_path / "data.npz", "--out", files[1])
+    command = ["quantize", *files, "--engine", "onnxruntime", "-o", tmp_path / "q.onnx"]
+    assert run_json(*command)["smoothed"] == []
+    assert "channels scaled: 1 activation\n" in run(*command, "--data", tmp_path / "data.npz").stdout
+
+
 def test_smooth_writes_a_float_model(tmp_path):
     x = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32) * np.geomspace(0.1, 10, 8, dtype=np.float32)
     ones, low, high = np.ones(8, np.float32), np.zeros(8, np.float32), np.geomspace(0.1, 30, 8, dtype=np.float32)

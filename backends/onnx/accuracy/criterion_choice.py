@@ -29,7 +29,7 @@ from ..model.graph import FLOATS, MAX_CHAIN, Graph, copied
 from ..model.operators import MOVING, is_rectifier, sole_consumer
 from ..model.preparation import Prepared
 from ..qdq.rules import make_plan
-from .output_noise import output_noise, smooth_outputs
+from .output_noise import OutputNoise, smooth_outputs
 
 SAMPLES = 8  # of the data
 MIXED = "mixed"
@@ -82,15 +82,16 @@ def auto_thresholds(
 
 def best_of(prepared: Prepared, assignments: Mapping[str, Mapping[str, LayerThreshold]], feeds: Sequence[Feed]) -> str:
     """Return which thresholds of all tensors cause the least noise in the model's outputs."""
-    names, noises = smooth_outputs(prepared.graph), dict.fromkeys(assignments, 0.0)
+    names, noises = smooth_outputs(prepared.graph), {key: OutputNoise() for key in assignments}
     with open_onnxruntime(with_outputs(prepared.model, names), optimized=True) as session:
         floats = [session(names, feed) for feed in feeds]
     for key, thresholds in assignments.items():
         rounding = with_outputs(rounding_model(prepared, thresholds), names)
         with open_onnxruntime(rounding, optimized=True) as session:
             for feed, outputs in zip(feeds, floats, strict=True):
-                noises[key] += output_noise(unpadded(feed, outputs), unpadded(feed, session(names, feed)))
-    return min(noises, key=lambda key: noises[key])
+                one = OutputNoise.of(unpadded(feed, outputs), unpadded(feed, session(names, feed)), names)
+                noises[key] = noises[key].plus(one)
+    return min(noises, key=lambda key: noises[key].share())
 
 
 def choose_criterion(

@@ -14,7 +14,7 @@ from ...accuracy.outputs import Outputs
 from ...accuracy.padding import unpadded
 from ..execution import Feed, Session, open_onnxruntime, with_outputs
 from ..model.graph import Graph
-from .output_noise import output_noise, output_parts, smooth_outputs
+from .output_noise import OutputNoise, output_parts, smooth_outputs
 from .switches import SwitchedModel, switched
 
 GROUPS = 16  # to begin with
@@ -69,12 +69,13 @@ class NoiseMeter:
         return {self.quantizers[k]: noise / len(group) for noise, group in done for k in group}
 
     def _noises(self, numbers: Sequence[int]) -> list[float]:
-        sums = [0.0] * len(self._places)
+        sums = [OutputNoise() for _ in self._places]
         for feed, floats in zip(self._feeds, self._floats, strict=True):
             found = self._outputs(feed, numbers)
-            for k, place in enumerate(self._places):
-                sums[k] += output_noise({name: floats[name] for name in place}, found)
-        return [one / unit if unit else 0.0 for one, unit in zip(sums, self.unit, strict=True)]
+            sums = [
+                one.plus(OutputNoise.of(floats, found, place)) for one, place in zip(sums, self._places, strict=True)
+            ]
+        return [one.share() / unit if unit else 0.0 for one, unit in zip(sums, self.unit, strict=True)]
 
     def _outputs(self, feed: Feed, numbers: Sequence[int]) -> Outputs:
         return unpadded(feed, self._session(self._names, {**feed, **self._model.rounding(numbers)}))

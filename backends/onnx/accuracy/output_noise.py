@@ -1,6 +1,8 @@
 """The noise of quantization in the outputs of a model, measured where it adds up."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from ..model.graph import MAX_CHAIN, Graph
 from ..model.operators import MOVING
 
 SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
+TINY = 1e-30
 FLOOR = 1.0  # of the mean energy of an output's channels: in quieter ones the noise counts no more than in that
 
 
@@ -53,18 +56,43 @@ def _before_squashing(graph: Graph, output: str) -> str:
     return output
 
 
-def output_noise(floats: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """Return the noise in the outputs of a model as a share of the signal, summed over the outputs."""
-    return sum(_noise(array, found[name]) for name, array in floats.items())
+class OutputNoise(NamedTuple):
+    """The noise in the outputs of a model beside the signal, over batches.
+
+    A batch counts by its signal: what is noise beside the outputs of silence, or of an empty picture, may be nothing
+    beside those of speech.
+    """
+
+    noises: Mapping[str, float] = {}
+    """By output: what it is as a share of the signal, times the signal."""
+    signals: Mapping[str, float] = {}
+
+    @classmethod
+    def of(cls, floats: Mapping[str, Array], found: Mapping[str, Array], names: Iterable[str]) -> "OutputNoise":
+        """Compare some outputs of a float model with those that have noise, for one batch."""
+        both = {name: _noise(floats[name], found[name]) for name in names}
+        return cls({k: share * signal for k, (share, signal) in both.items()}, {k: one for k, (_, one) in both.items()})
+
+    def plus(self, other: "OutputNoise") -> "OutputNoise":
+        """Return the sum over the batches of both."""
+        return OutputNoise(*(Counter(mine) + Counter(more) for mine, more in zip(self, other, strict=True)))
+
+    def share(self) -> float:
+        """Return the noise as a share of the signal, summed over the outputs."""
+        return sum(noise / self.signals[name] for name, noise in self.noises.items() if noise)
 
 
-def _noise(floats: Array, found: Array) -> float:
-    """Return the mean over the channels (axis 1) of an output of noise / signal; 0 for outputs that are no floats."""
+def _noise(floats: Array, found: Array) -> tuple[float, float]:
+    """Return noise / signal of an output, as the mean over its channels (axis 1), and the signal.
+
+    Both are 0 for outputs that are no floats.
+    """
     if floats.dtype.kind != "f" or floats.shape != found.shape or not floats.size:
-        return 0.0
+        return 0.0, 0.0
     x, y = floats.astype(np.float64), found.astype(np.float64)
     x, noise = np.where(np.isfinite(x), x, 0), np.where(np.isfinite(x), x - y, 0)
     axes = tuple(k for k in range(x.ndim) if k != 1) if x.ndim > 2 else None
     signals, noises = ((values**2).mean(axis=axes) for values in (x, noise))
-    share = np.mean(noises / np.maximum(signals, max(FLOOR * float(np.mean(signals)), 1e-30)))
-    return float(np.nan_to_num(share, nan=1e3))
+    mean = max(float(np.mean(signals)), TINY)
+    share = np.mean(noises / np.maximum(signals, FLOOR * mean))
+    return float(np.nan_to_num(share, nan=1e3)), mean * x.size

@@ -1,11 +1,10 @@
-"""Spend what an engine gains in time where it helps the outputs: wider ranges, and layers in floating point.
+"""Choose by the outputs: whether to scale channels, how wide ranges are, and what stays in floating point.
 
 A criterion sees one tensor. What a clipped tail or a coarse step costs in the outputs only a run shows: behind
 HardSwish, for example, clipping may cost more than a histogram says.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,7 @@ import onnx
 
 from ...calibration import Calibration
 from ...settings import WEIGHTED, Engine
-from ...thresholds import LayerThreshold
-from ..correction.data import first_samples, halved, read_feeds
+from ..correction.data import first_samples, halved, read_feeds, spread
 from ..correction.output_error import output_errors
 from ..engines.inspection import inspect
 from ..engines.tensorrt import check_tensorrt
@@ -23,8 +21,10 @@ from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import Graph
 from ..model.operators import has_constant_weight, output_channels
 from ..model.preparation import Prepared
-from ..placement import Placement, Ranges, find_ranges, place_ranges
+from ..placement import Placement, Ranges, place_ranges
+from ..qdq.float16 import with_float16_scales
 from .noise_search import open_meter
+from .range_choices import Base, given_base, smoothed_bases
 from .sensitivity import rank_layers
 
 NOTICEABLE = 0.95
@@ -32,6 +32,8 @@ NOTICEABLE = 0.95
 AS_GOOD = 1.12  # times the least error: half a decibel more is no reason to leave out more layers
 WORTH_A_RUN = 0.02  # part of the noise that a tensor causes, to measure another range
 SAMPLES = 4  # of the data for each purpose
+ROUNDS = 2
+WORK = 2.0  # times the share of layers is the share of multiplications that may be left out
 LEAST = 0.01  # part of the noise that a layer must save
 OTHERWISE = 0.9  # part to which another range must bring the noise of its tensor
 COSTLY = "in INT8 it costs more accuracy than other layers"
@@ -41,6 +43,7 @@ logger = logging.getLogger("klquant")
 class Refined(NamedTuple):
     """What was chosen."""
 
+    base: Base
     ranges: Ranges
     left_out: tuple[str, ...] = ()
     """Names of nodes and tensors in floating point."""
@@ -48,7 +51,7 @@ class Refined(NamedTuple):
     def key(self) -> object:
         """Return what the model depends on, to compare."""
         ends = {name: one.range for name, one in self.ranges.candidates.items()}
-        return self.ranges.thresholds, ends, self.left_out
+        return id(self.base.prepared), self.ranges.thresholds, ends, self.left_out
 
 
 class Place(NamedTuple):
@@ -60,6 +63,14 @@ class Place(NamedTuple):
     """Names of nodes and tensors."""
     write: Callable[[Placement], onnx.ModelProto]
     """Returns the model with Q/DQ."""
+    float16: bool = False
+    """Whether quantizers get scales in float16."""
+
+    def placed(self, chosen: Refined) -> Placement:
+        """Return where quantizers go."""
+        names = (*self.excluded, *chosen.left_out)
+        found = place_ranges(chosen.base.prepared, chosen.ranges, self.engine, names)
+        return found._replace(prepared=with_float16_scales(found.prepared)) if self.float16 else found
 
 
 def refined(
@@ -68,8 +79,8 @@ def refined(
     calibration: Calibration | Mapping[str, float],
     batches: Iterable[Any],
     min_int8: float,
-) -> Refined:
-    """Widen ranges, then leave out layers, each if the error of the outputs falls by it.
+) -> list[Refined]:
+    """Scale channels, widen ranges and leave out layers, each if the error of the outputs falls by it.
 
     Parameters
     ----------
@@ -77,7 +88,7 @@ def refined(
     ranges : Ranges
         To start from.
     calibration : Calibration or mapping
-        Only a Calibration knows how wide a range may become.
+        Only a Calibration allows other ranges.
     batches : iterable
         Some data. Every other batch says what to change, and the rest judges; a single batch is halved. With one sample
         nothing changes.
@@ -86,14 +97,18 @@ def refined(
 
     Returns
     -------
-    Refined
+    list of Refined
+        What was chosen; before it, if that is something else, the best float model and ranges with all in INT8.
     """
-    feeds = halved(where.prepared, list(read_feeds(where.prepared, batches)))
+    prepared, engine, asymmetric = where.prepared, where.engine, bool(ranges.candidates)
+    given = given_base(prepared, ranges, calibration, engine)
+    feeds = halved(prepared, list(read_feeds(prepared, batches)))
     if len(feeds) < 2:
-        return Refined(ranges)
-    measuring = [first_samples(where.prepared, feed, 1) for feed in feeds[::2][:SAMPLES]]
-    judging = [first_samples(where.prepared, feed, SAMPLES) for feed in feeds[1::2][:SAMPLES]]
-    return _Refinement(where, measuring, judging, min_int8).refine(ranges, calibration)
+        return [Refined(given, ranges)]
+    measuring = [first_samples(prepared, feed, 1) for feed in spread(feeds[::2], SAMPLES)]
+    judging = [first_samples(prepared, feed, SAMPLES) for feed in spread(feeds[1::2], SAMPLES)]
+    others = smoothed_bases(prepared, calibration, engine, where.excluded, feeds, asymmetric=asymmetric)
+    return _Refinement(where, measuring, judging, min_int8).refine([given, *others])
 
 
 class _Refinement(NamedTuple):
@@ -104,27 +119,40 @@ class _Refinement(NamedTuple):
     judging: Sequence[Feed]
     min_int8: float
 
-    def refine(self, ranges: Ranges, calibration: Calibration | Mapping[str, float]) -> Refined:
-        """Choose between ranges that clip and wider ones, then leave out layers, as the judging data say."""
-        wide = wide_ranges(self.where, ranges, calibration)
-        start = self._best([Refined(ranges), Refined(wide)])
-        other = ranges if start.ranges is wide else wide
-        costs, mixed = self._measured(start, Refined(other))
-        chosen = self._best([start, Refined(mixed)])
-        left_out = self._left_out(ranges.thresholds, costs)
-        return self._best([chosen, *(Refined(one, names) for names in left_out for one in (chosen.ranges, other))])
+    def refine(self, bases: Sequence[Base]) -> list[Refined]:
+        """Choose the float model and ranges that clip or wider ones, then leave out layers, as the judging data say.
 
-    def _left_out(self, thresholds: Mapping[str, float], costs: Mapping[str, float]) -> list[tuple[str, ...]]:
+        What costs most is measured again without what was left out: before, it hides the rest.
+        """
+        start = found = self._best([Refined(base, ranges) for base in bases for ranges in base.choices])
+        for _ in range(ROUNDS):
+            before, found = found, self._improved(found)
+            if found.left_out == before.left_out:
+                break
+        return [found] if found.key() == start.key() else [start, found]
+
+    def _improved(self, start: Refined) -> Refined:
+        other = next((one for one in reversed(start.base.choices) if one is not start.ranges), start.ranges)
+        costs, mixed = self._measured(start, start._replace(ranges=other))
+        chosen = self._best([start, start._replace(ranges=mixed)])
+        left_out = self._left_out(start, costs)
+        both = (chosen.ranges, other)
+        return self._best([chosen, *(Refined(start.base, one, names) for names in left_out for one in both)])
+
+    def _left_out(self, start: Refined, costs: Mapping[str, float]) -> list[tuple[str, ...]]:
         """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
-        where = self.where
-        limits: dict[str, Any] = {"min_int8": self.min_int8, "work": self._work(), "least": LEAST}
-        ranking = rank_layers(where.prepared.graph, thresholds, where.engine, where.excluded, costs, **limits)
+        where, graph, thresholds = self.where, start.base.prepared.graph, start.ranges.thresholds
+        min_work = 1 - WORK * (1 - self.min_int8)
+        limits: dict[str, Any] = {"min_int8": self.min_int8, "work": self._work(), "min_work": min_work, "least": LEAST}
+        excluded = (*where.excluded, *start.left_out)
+        ranking = rank_layers(graph, thresholds, where.engine, excluded, costs, **limits)
         numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
-        return [tuple(dict.fromkeys(name for names in ranking[:k] for name in names)) for k in numbers]
+        every = [[name for names in ranking[:k] for name in names] for k in numbers]
+        return [tuple(dict.fromkeys((*start.left_out, *names))) for names in every]
 
     def _measured(self, start: Refined, others: Refined) -> tuple[dict[str, float], Ranges]:
         """Return what each quantizer costs, and the ranges with those of the others that cause less noise."""
-        placement, other = self._placed(start), self._placed(others)
+        placement, other = self.where.placed(start), self.where.placed(others)
         changed = {name for name, grid in other.grids.items() if placement.grids.get(name) != grid}
         with open_meter(placement.prepared.graph, self.where.write(placement), self.measuring) as meter:
             costs = meter.costs()
@@ -147,7 +175,7 @@ class _Refinement(NamedTuple):
         tried = [one for k, one in enumerate(tried) if keys[k] not in keys[:k]]
         if len(tried) == 1:
             return tried[0]
-        models = [self.where.write(self._placed(one)) for one in tried]
+        models = [self.where.write(self.where.placed(one)) for one in tried]
         errors = output_errors(self.where.prepared, models, self.judging, optimized=self.where.engine == "onnxruntime")
         logger.info("errors of the outputs: %s", ", ".join(f"{error:.3f}" for error in errors))
         if min(errors) > NOTICEABLE:
@@ -159,13 +187,9 @@ class _Refinement(NamedTuple):
     def _accepts(self, model: onnx.ModelProto, start: onnx.ModelProto) -> bool:
         """Ask the engine: a node that was left out may take a layer before it out of INT8, or break a rule."""
         if self.where.engine == "onnxruntime":
-            return _num_int8(model) >= self.min_int8 * _num_int8(start)
+            total = sum(node.op_type in WEIGHTED for node in self.where.prepared.graph.nodes)
+            return _num_int8(model) >= min(self.min_int8 * total, _num_int8(start))
         return self.where.engine != "tensorrt" or not check_tensorrt(model)
-
-    def _placed(self, chosen: Refined) -> Placement:
-        return place_ranges(
-            self.where.prepared, chosen.ranges, self.where.engine, (*self.where.excluded, *chosen.left_out)
-        )
 
     def _work(self) -> dict[str, float]:
         """Return the number of multiplications of each layer, for the first data."""
@@ -186,17 +210,3 @@ def _num_int8(model: onnx.ModelProto) -> int:
 
 def _channels(graph: Graph, node: onnx.NodeProto) -> int:
     return graph.initializers[node.input[1]].dims[-1] if node.op_type == "MatMul" else output_channels(graph, node)
-
-
-def wide_ranges(where: Place, ranges: Ranges, calibration: Calibration | Mapping[str, float]) -> Ranges:
-    """Return ranges that clip nothing of the calibration data, where the guard watches over them."""
-    if not isinstance(calibration, Calibration):
-        return ranges
-    thresholds = {
-        name: LayerThreshold(layer.amax, layer.amax, math.nan, 0.0, criterion="max")
-        if layer.guarded and layer.amax > 0
-        else layer
-        for name, layer in calibration.thresholds.items()
-    }
-    wide = calibration._replace(thresholds=thresholds)
-    return find_ranges(where.prepared, wide, where.engine, asymmetric=bool(ranges.candidates))

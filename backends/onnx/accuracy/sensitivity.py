@@ -12,7 +12,7 @@ from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import MAX_CHAIN, Graph
 from ..model.operators import is_rectifier
 from ..qdq.rules import make_plan
-from .output_noise import output_noise, smooth_outputs
+from .output_noise import OutputNoise, smooth_outputs
 from .switches import switched
 
 Names: TypeAlias = tuple[str, ...]
@@ -25,14 +25,14 @@ def quantizer_costs(graph: Graph, quantized: onnx.ModelProto, feeds: Sequence[Fe
     add up almost like independent noise: the sum of these shares is close to that of the quantized model.
     """
     model = switched(graph, quantized)
-    costs, outputs = dict.fromkeys(model.quantizers, 0.0), smooth_outputs(graph)
+    costs, outputs = {name: OutputNoise() for name in model.quantizers}, smooth_outputs(graph)
     with open_onnxruntime(with_outputs(model.model, outputs), optimized=True) as session:
         for feed in feeds:
             floats = session(outputs, {**feed, **model.rounding([])})
             for k, name in enumerate(model.quantizers):
                 found = session(outputs, {**feed, **model.rounding([k])})
-                costs[name] += output_noise(unpadded(feed, floats), unpadded(feed, found)) / len(feeds)
-    return costs
+                costs[name] = costs[name].plus(OutputNoise.of(unpadded(feed, floats), unpadded(feed, found), outputs))
+    return {name: cost.share() for name, cost in costs.items()}
 
 
 class _Left(NamedTuple):
@@ -45,7 +45,7 @@ class _Left(NamedTuple):
     """Share of the work."""
 
 
-def rank_layers(
+def rank_layers(  # noqa: PLR0913 the limits
     graph: Graph,
     thresholds: Mapping[str, Any],
     engine: Engine,
@@ -54,13 +54,14 @@ def rank_layers(
     *,
     min_int8: float,
     work: Mapping[str, float] | None = None,
+    min_work: float = 0.0,
     least: float = 0.0,
 ) -> list[Names]:
     """Return what to leave out, best first: what saves most noise for each layer that it costs.
 
     That is a node, or a tensor with all that computes and reads it. The plan of the engine says what is no longer
     quantized then. The ranking ends where less than `min_int8` of the layers would stay in INT8; with `work`, what each
-    layer takes to compute, also where less than that share of the work would. What saves less than `least` of the noise
+    layer takes to compute, also where less than `min_work` of it would. What saves less than `least` of the noise
     is not considered.
     """
     total, effort = sum(node.op_type in WEIGHTED for node in graph.nodes), sum((work or {}).values())
@@ -91,7 +92,7 @@ def rank_layers(
             heapq.heappush(heap, (-value, k, names))
             continue
         after = left(chosen + names)
-        if after.layers / total >= min_int8 and after.work >= min_int8:
+        if after.layers / total >= min_int8 and after.work >= min_work:
             chosen, now = chosen + names, after
             ranking.append(names)
     return ranking

@@ -1,7 +1,7 @@
 """Batches as what a model takes, with errors that name the batch."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from klquant.errors import InvalidInputError, ModelError
 
@@ -9,6 +9,8 @@ from ...batches import numbered
 from ..execution import Feed, open_onnxruntime
 from ..feeds import Array, few_samples, from_reader, make_feed, read_inputs
 from ..model.preparation import Prepared
+
+Batch = TypeVar("Batch")
 
 
 def read_feeds(prepared: Prepared, batches: Iterable[Any]) -> Iterator[dict[str, Array]]:
@@ -49,3 +51,9 @@ def _runs(prepared: Prepared, feed: Feed) -> bool:
 def first_samples(prepared: Prepared, feed: Feed, limit: int) -> Feed:
     """Return the first samples of a batch, or all of it where the model fixes its size."""
     return few_samples([dict(feed)], read_inputs(prepared.model, prepared.graph), limit)[0]
+
+
+def spread(feeds: Sequence[Batch], limit: int) -> list[Batch]:
+    """Return some of the batches, from the first to the last: a recording may begin with silence."""
+    number = min(limit, len(feeds))
+    return [feeds[k * len(feeds) // number] for k in range(number)]

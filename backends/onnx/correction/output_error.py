@@ -7,9 +7,12 @@ import numpy as np
 import onnx
 
 from ...accuracy.padding import unpadded
-from ..accuracy.output_noise import output_noise, output_parts, smooth_outputs
+from ..accuracy.output_noise import OutputNoise, output_parts, smooth_outputs
 from ..execution import Feed, open_onnxruntime, with_outputs
+from ..feeds import Array
 from ..model.preparation import Prepared
+
+MOST = 1e6  # times the noise of the first model
 
 
 def output_errors(
@@ -17,22 +20,32 @@ def output_errors(
 ) -> list[float]:
     """Return the noise in the outputs of each model, relative to that of the first one.
 
-    It is measured twice, behind a final softmax or sigmoid and before it, and the worse result counts: a detector may
-    gain on the many logits of the background and lose the few scores that matter. With `optimized`, onnxruntime runs
-    the models in INT8, else as they are written.
+    It is measured behind a final softmax or sigmoid and before it, over all batches and as the mean of the decibels of
+    each. The worst result counts: a detector may gain on the many logits of the background and lose the few scores that
+    matter, and a correction may suit loud batches alone. With `optimized`, onnxruntime runs the models in INT8, else as
+    they are written.
     """
     places = [smooth_outputs(exact.graph), output_parts(exact.graph)]
     names = list(dict.fromkeys(name for place in places for name in place))
-    errors = np.zeros((len(models), len(places)))
+    sums, single = [[OutputNoise() for _ in places] for _ in models], list[list[list[float]]]()
     with ExitStack() as stack:
         reference = stack.enter_context(open_onnxruntime(with_outputs(exact.model, names), optimized=True))
         open_all = (open_onnxruntime(with_outputs(model, names), optimized=optimized) for model in models)
         sessions = [stack.enter_context(opened) for opened in open_all]
         for feed in feeds:
             expected = unpadded(feed, reference(names, feed))
-            for k, session in enumerate(sessions):
-                found = unpadded(feed, session(names, feed))
-                errors[k] += [output_noise({name: expected[name] for name in place}, found) for place in places]
+            found = [unpadded(feed, session(names, feed)) for session in sessions]
+            noises = [[OutputNoise.of(expected, one, place) for place in places] for one in found]
+            single.append([[noise.share() for noise in row] for row in noises])
+            sums = [[a.plus(b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, noises, strict=True)]
+    total = _relative([[noise.share() for noise in row] for row in sums])
+    logs = [np.log(np.clip(_relative(shares), 1 / MOST, MOST)) for shares in single]
+    return [float(worst) for worst in np.maximum(total, np.exp(np.mean(logs, axis=0))).max(axis=1)]
+
+
+def _relative(shares: Sequence[Sequence[float]]) -> Array:
+    """Return the noise of each model (axis 0) at each place relative to the first one; 1 if both have none."""
+    errors = np.array(shares)
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = errors / errors[0]
-    return [float(worse) for worse in np.nan_to_num(relative, nan=1.0).max(axis=1)]
+        relative: Array = np.nan_to_num(errors / errors[0], nan=1.0)
+    return relative

@@ -7,7 +7,7 @@ s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) makes them alike. alpha = 0 evens ou
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,27 +94,70 @@ def smooth(
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise InvalidInputError(f"`alpha` must be in 0 .. 1, got {alpha}")
-    prepared = prepare(model)
+    return smoothed(prepare(model), batches, alpha=alpha, convolutions=convolutions).model
+
+
+class Smoothed(NamedTuple):
+    """What SmoothQuant made of a model."""
+
+    model: onnx.ModelProto
+    tensors: dict[str, str]
+    """Of each tensor whose channels are scaled, the name in the model before."""
+
+
+def smoothed(
+    prepared: Prepared,
+    batches: Iterable[Any],
+    *,
+    alpha: float | None = None,
+    convolutions: bool = False,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Smoothed:
+    """Return what :func:`smooth` returns; only tensors that are wanted are scaled, for layers or operators that are."""
     graph = keep_body_inputs(prepared.graph)
-    groups = [*_products(graph), *(_convolutions(graph) if convolutions else [])]
+    found = [*_products(graph), *(_convolutions(graph) if convolutions else [])]
+    groups = [group for group in found if _is_wanted(graph, group, wanted)]
+    if not groups:
+        return Smoothed(prepared.model, {})
     seen = observe_channels(prepared, {group.activation: group.axis for group in groups}, batches)
     constants, divisible = Constants(graph), _divisible(prepared, groups)
     divided: list[tuple[_Group, Array]] = []
+    tensors: dict[str, str] = {}
     for group in groups:
         grouped = [(constants.grouped(view), view.axis) for view in group.weights]
         weights = [values if axis == 2 else values.swapaxes(1, 2) for values, axis in grouped]
         factors, ratio = choose_factors(weights, seen[group.activation], alpha)
-        wanted = alpha is not None and group.before is not None
+        certain = alpha is not None and group.before is not None
         possible = group.free or group.activation in divisible
-        if not possible or (not wanted and ratio > (WORTH if group.free else WORTH_A_NODE)):
+        if not possible or (not certain and ratio > (WORTH if group.free else WORTH_A_NODE)):
             continue
         constants.multiply(group.weights, factors)
         if group.free:
             constants.multiply(group.before or [], 1 / factors)
+            tensors |= {name: name for name in _scaled(graph, group)}
         else:
             divided.append((group, factors))
     logger.info("smoothed by %d constants and %d nodes", len(constants.changed), len(divided))
-    return _with_divisions(with_parameters(prepared, constants.changed).model, divided)
+    result = _with_divisions(with_parameters(prepared, constants.changed).model, divided)
+    inputs = {node.name: node.input for node in result.graph.node}
+    tensors |= {inputs[group.layers[0].name][0]: group.activation for group, _ in divided}
+    return Smoothed(result, tensors)
+
+
+def _is_wanted(graph: Graph, group: _Group, wanted: Callable[[str], bool]) -> bool:
+    layers = any(wanted(layer.name) and wanted(layer.op_type) for layer in group.layers)
+    return layers and all(map(wanted, _scaled(graph, group)))
+
+
+def _scaled(graph: Graph, group: _Group) -> list[str]:
+    """Return the activation of a group, and if constants take up the factors, all tensors up to these constants."""
+    names = [group.activation]
+    if not group.free:
+        return names
+    first = {view.node for view in group.before or []}
+    while (node := graph.producers[names[-1]]).name not in first or node.op_type == "Add":
+        names.append(next(name for name in node.input if name not in graph.initializers))
+    return names
 
 
 def _products(graph: Graph) -> list[_Group]:

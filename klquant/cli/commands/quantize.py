@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from klquant.backends.reprs import counted
 from klquant.backends.thresholds import LayerThreshold
 
 from ..data import SOURCE, some_batches
@@ -36,10 +37,10 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
 @guard_option
 @override_option
 @click.option("--data", "--verify", "data", metavar=SOURCE,
-              help="Correct biases with this data and verify the result.")  # fmt: skip
+              help="Choose ranges, channel scales, layers and biases by this data, and verify the result.")  # fmt: skip
 @click.option("--correct-bias/--no-correct-bias", default=None,
               help="Always or never correct biases.  [default: if that lowers the error]")  # fmt: skip
-@click.option("--min-int8", default=0.85, show_default=True, type=click.FloatRange(0, 1),
+@click.option("--min-int8", default=0.8, show_default=True, type=click.FloatRange(0, 1),
               help="Least share of the layers in INT8. With --data the costliest others stay float.")  # fmt: skip
 @image_options
 @click.option("--symmetric", is_flag=True, help="Use [-T, T] for all tensors that can be negative.")
@@ -60,9 +61,10 @@ def quantize(
     other columns describe [-T, T]. `fitted` means that T was adapted to the grid of the engine, or is shared with
     other tensors.
 
-    With --data (as for `klquant calibrate`), klquant corrects biases on up to 32 batches and leaves the layers that
-    cost most in floating point, each if that lowers the error of the outputs. It also runs the quantized model on the
-    engine, and writes nothing if the results differ from the model as written. --verify is another name for --data.
+    With --data (as for `klquant calibrate`), klquant widens ranges, scales channels (SmoothQuant), leaves the layers
+    that cost most in floating point and corrects biases, each if that lowers the error of the outputs on up to 32
+    batches. It also runs the quantized model on the engine, and writes nothing if the results differ from the model as
+    written. --verify is another name for --data.
 
     \b
     Example:
@@ -86,11 +88,13 @@ def quantize(
         tensors = [{"tensor": name, **layer._asdict(), **ranges[name]._asdict()} for name, layer in details]
         verified = None if quantized.verification is None else str(quantized.verification)
         skipped = quantized.skipped
-        more = {"verified": verified, "corrections": quantized.corrections}
+        more = {"verified": verified, "corrections": quantized.corrections, "smoothed": quantized.smoothed}
         print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, **more})
         return
     print_thresholds(f"{model} for {engine}: quantized tensors", details, quantized.ranges)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
+    if quantized.smoothed:
+        click.echo(f"channels scaled: {counted(len(quantized.smoothed), 'activation')}")
     if quantized.corrections:
         click.echo(f"biases corrected: {len(quantized.corrections)} layers")
     if quantized.verification is not None:

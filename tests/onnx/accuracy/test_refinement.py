@@ -3,8 +3,10 @@ import pytest
 
 import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
+from klquant.backends.onnx.accuracy.corrected_choice import best_corrected
 from klquant.backends.onnx.accuracy.noise_search import open_meter
-from klquant.backends.onnx.accuracy.refinement import COSTLY, Place, refined
+from klquant.backends.onnx.accuracy.range_choices import Base
+from klquant.backends.onnx.accuracy.refinement import COSTLY, Place, Refined, refined
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs
 from klquant.backends.onnx.placement import Ranges, find_ranges
 from klquant.backends.onnx.qdq.insertion import write_qdq
@@ -20,12 +22,13 @@ BAD = 4
 """The layer whose output has one channel far above the others, which the next layer scales down again."""
 
 
-def network():
-    """Return a network with a tensor that INT8 rounds badly, between layers that are harmless."""
+def network(bad=((BAD, 200),)):
+    """Return a network with tensors that INT8 rounds badly, between layers that are harmless."""
     rng = np.random.default_rng(1)
     weights = {f"w{k}": rng.normal(size=(8, 8, 3, 3), scale=0.17).astype(np.float32) for k in range(LAYERS)}
-    weights[f"w{BAD}"][0] *= 200
-    weights[f"w{BAD + 1}"][:, 0] /= 200
+    for layer, factor in bad:
+        weights[f"w{layer}"][0] *= factor
+        weights[f"w{layer + 1}"][:, 0] /= factor
     return build("float[n, 8, 10, 10] x", "float[n, 5] y", BODY, **weights, w=(8, 5))
 
 
@@ -60,6 +63,34 @@ def test_the_layers_around_a_bad_tensor_are_left_out(case, engine):
     assert sqnr_db(prepared, refined.model) > sqnr_db(prepared, plain.model) + 6
 
 
+def test_silence_at_the_begin_of_a_recording_does_not_decide(case):
+    prepared, calibration = case
+    quiet = [batch * np.float32(1e-6) for batch in batches(0)] + batches(0, 8)
+    found = quantize(prepared, calibration, engine="openvino", batches=quiet, correct_bias=False, min_int8=0.7)
+    assert found.skipped
+
+
+def test_what_the_worst_layer_hid_is_left_out_too():
+    prepared = prepare(network([(1, 600), (5, 15)]))
+    calibration = calibrate(prepared, batches(0), criterion="max")
+    options = {"engine": "openvino", "batches": batches(0), "correct_bias": False}
+    found = quantize(prepared, calibration, min_int8=0.5, **options)
+    convolutions = [node.name for node in prepared.graph.nodes if node.op_type == "Conv"]
+    assert found.skipped.keys() >= {convolutions[2], convolutions[6]}
+
+
+def test_the_last_way_is_taken_only_where_it_is_better(case):
+    prepared, calibration = case
+    good = find_ranges(prepared, calibration, "openvino", asymmetric=False)
+    bad = Ranges({name: 3 * threshold for name, threshold in good.thresholds.items()}, {})
+    where = Place(prepared, "openvino", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
+    ways = [Refined(Base(prepared, [ranges]), ranges) for ranges in (good, bad)]
+    for tried in (ways, ways[::-1]):
+        assert best_corrected(where, tried, batches(0), None).refined.ranges is good
+        assert best_corrected(where, tried, batches(0), False).refined.ranges is good
+    assert best_corrected(where, ways[1:], batches(0), True).corrections
+
+
 def test_enough_of_the_layers_and_of_their_work_stays_in_int8(case):
     prepared, calibration = case
     found = quantize(prepared, calibration, engine="onnxruntime", batches=batches(0), min_int8=0.95)
@@ -86,7 +117,7 @@ def test_ranges_that_clip_what_the_outputs_need_become_wider():
     good = find_ranges(prepared, calibration, "openvino", asymmetric=False)
     bad = Ranges(good.thresholds | {"r": 0.2 * good.thresholds["r"]}, {})
     where = Place(prepared, "openvino", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
-    found = refined(where, bad, calibration, data, 1.0)
+    *_, found = refined(where, bad, calibration, data, 1.0)
     assert found.ranges.thresholds["r"] == calibration.amax["r"]
     assert not found.left_out
     unguarded = {
@@ -94,7 +125,7 @@ def test_ranges_that_clip_what_the_outputs_need_become_wider():
         for name, layer in calibration.thresholds.items()
     }
     literal = calibration._replace(thresholds=unguarded)
-    assert refined(where, bad, literal, data, 1.0).ranges.thresholds == bad.thresholds
+    assert refined(where, bad, literal, data, 1.0)[-1].ranges.thresholds == bad.thresholds
 
 
 def test_the_search_finds_the_quantizer_that_costs_most(case):

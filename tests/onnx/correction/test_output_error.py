@@ -1,9 +1,11 @@
 """The judge of corrections, on a detector whose one output joins boxes in pixels and scores."""
 
 import numpy as np
+import pytest
 
 from klquant.backends.onnx import prepare
-from klquant.backends.onnx.accuracy.output_noise import output_parts, smooth_outputs
+from klquant.backends.onnx.accuracy.output_noise import OutputNoise, output_parts, smooth_outputs
+from klquant.backends.onnx.correction.data import spread
 from klquant.backends.onnx.correction.output_error import output_errors
 from support.onnx_models import build
 
@@ -28,3 +30,31 @@ def test_fewer_errors_of_the_background_do_not_pay_for_those_of_scores():
     assert found > 100
     _, back = output_errors(exact, [scores.model, background.model], [{"x": X}], optimized=False)
     assert back > 1
+
+
+def test_a_batch_counts_by_its_signal():
+    rng = np.random.default_rng(0)
+    loud, quiet = (size * rng.normal(size=(2, 50)) for size in (1.0, 1e-4))
+    floats, found = ([{"y": loud}, {"y": quiet}], [{"y": 0.9 * loud}, {"y": 0 * quiet}])
+    both = [OutputNoise.of(*pair, ["y"]) for pair in zip(floats, found, strict=True)]
+    assert [one.share() for one in both] == pytest.approx([0.01, 1])
+    assert both[0].plus(both[1]).share() == pytest.approx(0.01, rel=1e-3)
+    assert OutputNoise().plus(both[1]).share() == pytest.approx(1)
+    assert OutputNoise.of({"y": loud}, {"y": np.full_like(loud, np.nan)}, ["y"]).share() == pytest.approx(1e3)
+
+
+def test_what_suits_loud_batches_alone_is_no_gain():
+    exact, share, constant = (
+        prepare(build("float[n, 2] x", "float y", body, c=np.float32([c])))
+        for body, c in (("y = Mul(x, c)", 1.0), ("y = Mul(x, c)", 1.05), ("y = Add(x, c)", 0.1))
+    )
+    feeds = [{"x": size * np.ones((4, 2), np.float32)} for size in (10, 0.1, 0.1, 0.1)]
+    models = [share.model, constant.model]
+    assert output_errors(exact, models, feeds[:1], optimized=False)[1] == pytest.approx(0.04, rel=0.01)
+    assert output_errors(exact, models, feeds, optimized=False)[1] > 1
+
+
+def test_batches_from_the_first_to_the_last_are_taken():
+    feeds = [{"x": np.array(k)} for k in range(16)]
+    assert [int(feed["x"]) for feed in spread(feeds, 4)] == [0, 4, 8, 12]
+    assert spread(feeds, 20) == feeds

@@ -1,0 +1,54 @@
+"""Correct biases, and judge by it whether what was left out or widened before is still worth it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...warning import quiet
+from ..correction.bias_correction import correct_biases
+from ..correction.data import first_samples, halved, read_feeds, spread
+from ..correction.output_error import output_errors
+from ..model.preparation import Prepared
+from ..placement import Placement
+from .refinement import NOTICEABLE, SAMPLES, Place, Refined
+
+JUDGED = 8  # batches
+
+
+class Chosen(NamedTuple):
+    """How to quantize a model."""
+
+    refined: Refined
+    placement: Placement
+    """In a float model with corrected biases."""
+    corrections: Mapping[str, float] = {}
+    """The largest one of each layer; empty if biases are not corrected."""
+
+
+def best_corrected(where: Place, tried: Sequence[Refined], batches: Iterable[Any], correct_bias: bool | None) -> Chosen:
+    """Correct the biases of each; return the last one if the error of the outputs is less by it, else the first one.
+
+    Bias correction may remove noise for which layers were left out, and other ranges may leave less to correct.
+    """
+    some = list(batches)
+    with quiet():
+        found = [_corrected(where, one, some, correct_bias) for one in tried]
+        if len(found) == 1:
+            return found[0]
+        models = [where.write(one.placement) for one in found]
+    feeds = halved(where.prepared, list(read_feeds(where.prepared, some)))
+    judging = [first_samples(where.prepared, feed, SAMPLES) for feed in spread(feeds[1::2], JUDGED)]
+    errors = output_errors(where.prepared, models, judging, optimized=where.engine == "onnxruntime")
+    return found[-1] if errors[-1] <= NOTICEABLE else found[0]
+
+
+def _corrected(where: Place, refined: Refined, batches: Sequence[Any], correct_bias: bool | None) -> Chosen:
+    placement = where.placed(refined)
+    if correct_bias is False:
+        return Chosen(refined, placement)
+    layers, how = placement.plan.weights, {"always": bool(correct_bias), "optimized": where.engine == "onnxruntime"}
+
+    def write(floats: Prepared) -> Any:
+        return where.write(placement._replace(prepared=floats))
+
+    prepared, corrections = correct_biases(placement.prepared, write, layers, batches, **how)
+    return Chosen(refined, placement._replace(prepared=prepared), corrections)
