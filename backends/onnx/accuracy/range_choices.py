@@ -68,19 +68,17 @@ def smoothed_bases(
         return free and name not in excluded
 
     found = smoothed(prepared, feeds[::2], wanted=wanted)
-    if not found.tensors:
-        return []
     changed = prepare(found.model)
-    again = _recalibrated(changed, calibration, found.tensors, feeds)
+    names = [name for name in observed_tensors(changed.graph) if name in found.tensors]
+    if not names:
+        return []
+    again = _recalibrated(changed, calibration, names, feeds)
     ranges = find_ranges(changed, again, engine, asymmetric=asymmetric)
     return [Base(changed, [ranges, _wide(changed, again, engine, asymmetric=asymmetric)], found.tensors)]
 
 
-def _recalibrated(
-    prepared: Prepared, calibration: Calibration, scaled: Collection[str], feeds: Sequence[Feed]
-) -> Calibration:
-    """Return a calibration of the model with scaled channels, which observes only these anew."""
-    names = [name for name in observed_tensors(prepared.graph) if name in scaled]
+def _recalibrated(prepared: Prepared, calibration: Calibration, names: list[str], feeds: Sequence[Feed]) -> Calibration:
+    """Return a calibration of the model with scaled channels, which observes only these tensors anew."""
     options: dict[str, Any] = {"num_bins": calibration.settings.num_bins, "include": names}
     new = calibrate(prepared, feeds, criterion="max", progress=False, **options)
     fields = ("amax", "histograms", "thresholds", "ranges", "zeros", "beyond")
