@@ -7,6 +7,7 @@ several devices, go through a cached ``jax.jit`` with 64-bit types. JAX is never
 array, the caller has imported it already.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -76,6 +77,8 @@ def _namespace_of(name: str, array: Array) -> ModuleType:
         return sys.modules["jax.numpy"]
     kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
     hint = "wrap it in np.asarray(...)"
+    if kind.endswith("._result.Threshold"):
+        hint = "take its `value`, or for a quantizer klquant.scale(threshold)"
     if kind.startswith("torch."):
         hint = "for torch models use klquant.backends.torch, for a single tensor pass tensor.numpy(force=True)"
     raise ArrayTypeError(f"`{name}` must be a NumPy or JAX array, got {kind}; {hint}")
@@ -91,12 +94,15 @@ def is_concrete(*arrays: Array) -> bool:
     return "jax" not in sys.modules or not any(isinstance(a, sys.modules["jax"].core.Tracer) for a in arrays)
 
 
-def compiled(kernel: Callable[..., _Result], *, by_row: bool = False) -> Callable[..., _Result]:
+def compiled(
+    kernel: Callable[..., _Result], *, by_row: bool = False, elementwise: bool = True
+) -> Callable[..., _Result]:
     """Return a function ``(*arrays, **static)`` that calls ``kernel(*arrays, xp=..., **static)``.
 
     ``static`` must be hashable. Where JAX compiles, it does so once for each value of it and each shape. A kernel that
     works `by_row` gives a result for each row of its first array. If the rows are spread over several devices, each
-    device computes its own rows.
+    device computes its own rows. Other kernels that are not `elementwise` let XLA decide what a device computes. If the
+    mesh has explicit axes, each device then gets the whole result.
     """
 
     def on_numpy(*arrays: Array, **static: Any) -> _Result:
@@ -104,11 +110,13 @@ def compiled(kernel: Callable[..., _Result], *, by_row: bool = False) -> Callabl
             return kernel(*arrays, xp=np, **static)
 
     @functools.cache
-    def jitted(static: tuple[tuple[str, Any], ...], rows: _Rows | None) -> Callable[..., _Result]:
+    def jitted(static: tuple[tuple[str, Any], ...], rows: _Rows | None, whole: Any) -> Callable[..., _Result]:
         jax = sys.modules["jax"]
         function = functools.partial(kernel, xp=jax.numpy, **dict(static))
         if rows:
             function = jax.shard_map(function, mesh=rows.mesh, in_specs=rows.arguments, out_specs=rows.results)
+        elif whole:
+            function = jax.sharding.auto_axes(function, out_sharding=whole)
         wrapped: Callable[..., _Result] = jax.jit(function)
         return wrapped
 
@@ -116,11 +124,14 @@ def compiled(kernel: Callable[..., _Result], *, by_row: bool = False) -> Callabl
     def call(*arrays: Array, **static: Any) -> _Result:
         if array_namespace(**{f"argument {k}": a for k, a in enumerate(arrays)}) is np:
             return on_numpy(*arrays, **static)
-        if (cpu := _only_cpu(arrays)) is not None:
-            return _to_jax(on_numpy(*map(np.asarray, arrays), **static), arrays, cpu)
-        jax = sys.modules["jax"]
-        with enable_x64(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return jitted(tuple(sorted(static.items())), _spread_rows(arrays) if by_row else None)(*arrays)
+        jax, rows = sys.modules["jax"], _spread_rows(arrays) if by_row else None
+        whole = None if elementwise and not by_row else _on_all_devices(arrays)
+        at_once = is_concrete(*arrays) and not rows  # also where JAX traces a function with constants
+        with jax.ensure_compile_time_eval() if at_once else contextlib.nullcontext():
+            if (cpu := _only_cpu(arrays)) is not None:
+                return _to_jax(on_numpy(*map(np.asarray, arrays), **static), arrays, cpu)
+            with enable_x64(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                return jitted(tuple(sorted(static.items())), rows, whole)(*arrays)
 
     return call
 
@@ -148,6 +159,13 @@ def _explicit_sharding(tracer: Array) -> Any:
     sharding = getattr(sys.modules["jax"].typeof(tracer), "sharding", None)
     kinds = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
     return sharding if sys.modules["jax"].sharding.AxisType.Explicit in kinds else None
+
+
+def _on_all_devices(arrays: tuple[Array, ...]) -> Any:
+    """Return the sharding of a result that each device of the mesh has, if that mesh has explicit axes; else None."""
+    jax = sys.modules["jax"]
+    shardings = filter(None, map(_explicit_sharding, arrays))
+    return next((jax.sharding.NamedSharding(s.mesh, jax.sharding.PartitionSpec()) for s in shardings), None)
 
 
 def _only_cpu(arrays: tuple[Array, ...]) -> Any:
@@ -186,8 +204,26 @@ def from_numpy(array: np.ndarray, *, xp: ModuleType) -> Array:
     """Return `array` as an array of the namespace with the same dtype, also if that has 64 bits."""
     if xp is np:
         return array
-    with enable_x64():
+    with enable_x64(), sys.modules["jax"].ensure_compile_time_eval():
         return xp.asarray(array)
+
+
+def in_float64(x: Array, *, xp: ModuleType) -> Array:
+    """Return floating-point numbers as float64, and integers as they are.
+
+    XLA computes with 0 in place of a subnormal number on a CPU, NumPy does not. So these are made from their bits. A
+    subnormal float64 becomes the smallest normal number, which is not 0 either.
+    """
+    if x.dtype.kind in "iub":
+        return x
+    if xp is np:
+        return x.astype(np.float64)
+    kind = xp.finfo(x.dtype)
+    bits = sys.modules["jax"].lax.bitcast_convert_type(x, f"int{kind.bits}").astype(xp.int64)
+    digits = bits & (2 ** (kind.bits - 1) - 1)
+    small = (xp.minimum(digits, 1) if kind.bits == 64 else digits).astype(xp.float64)
+    small = small * max(2.0 ** (kind.minexp - kind.nmant), 2.0**-1022)
+    return xp.where(digits < 2**kind.nmant, xp.where(bits < 0, -small, small), x.astype(xp.float64))
 
 
 def binary_exponent(x: Array, *, xp: ModuleType) -> Array:
@@ -216,7 +252,7 @@ def count_truncated(x: Array, factor: Array, limit: int, *, clip: bool, xp: Modu
     """
     length = 2 * limit + 1
     if xp is not np:
-        steps = x.astype(xp.float64) * factor
+        steps = in_float64(x, xp=xp).astype(xp.float64) * factor
         steps = xp.clip(steps, -limit, limit) if clip else steps
         return xp.bincount(steps.astype(xp.int64) + limit, length=length)
     total = np.zeros(length, np.int64)
@@ -266,7 +302,8 @@ def _cumsum(table: Array, *, xp: ModuleType) -> Array:
         return lax.dynamic_update_index_in_dim(table, before + here, k, axis=-1)
 
     def one_by_one(table: Array) -> Array:
-        return lax.fori_loop(1, table.shape[-1], add, table)
+        first, end = (xp.asarray(k, xp.int32) for k in (1, table.shape[-1]))
+        return lax.fori_loop(first, end, add, table)  # 32 bits: lowered under `vmap` after 64 bits were switched off
 
     return lax.platform_dependent(table, cpu=one_by_one, default=lambda table: xp.cumsum(table, axis=-1))
 
@@ -398,20 +435,25 @@ def repeat(step: Callable[[Any, _State], _State], number: Array | int, state: _S
 def map_batch(function: Callable[[Array, Array], _Result], hist: Array, edges: Array, *, xp: ModuleType) -> _Result:
     """Apply ``function(hist, edges)`` to each histogram of a batch, one at a time, so that memory does not grow.
 
+    The function gets weights as float64, and integer counts as they are.
     `hist` has shape (..., num_bins), and `edges` has the same leading shape or none. On an accelerator JAX takes
     ``ACCELERATOR_BATCH`` histograms at a time.
     """
+
+    def one(hist: Array, edges: Array) -> _Result:
+        return function(in_float64(hist, xp=xp), edges)
+
     if hist.ndim == 1:
-        return function(hist, edges)
+        return one(hist, edges)
     shape = hist.shape[:-1]
     rows = hist.reshape(-1, hist.shape[-1])
     ranges = xp.broadcast_to(edges, (*shape, edges.shape[-1])).reshape(-1, edges.shape[-1])
     if xp is np:
-        result: _Result = _stack([function(row, bounds) for row, bounds in zip(rows, ranges, strict=True)], shape)
+        result: _Result = _stack([one(row, bounds) for row, bounds in zip(rows, ranges, strict=True)], shape)
         return result
     jax = sys.modules["jax"]
     size = None if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-    mapped = jax.lax.map(lambda row: function(*row), (rows, ranges), batch_size=size)
+    mapped = jax.lax.map(lambda row: one(*row), (rows, ranges), batch_size=size)
     reshaped: _Result = jax.tree.map(lambda field: field.reshape(*shape, *field.shape[1:]), mapped)
     return reshaped
 

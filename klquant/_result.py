@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, fields_of, is_array, is_concrete, part_of, register_record
+from klquant._namespace import Array, fields_of, in_float64, is_array, is_concrete, part_of, register_record
 from klquant.errors import InfeasibleError
 
 ROUNDING = 2.0**-48  # of a value: a smaller distance from a level counts as none
@@ -114,7 +114,7 @@ def describe(
     xp: ModuleType,
 ) -> Threshold:
     """Return the threshold with its clipped share and expected SQNR, for one histogram; `ties` are a range of T."""
-    counts, edges_64 = hist.astype(xp.float64), edges.astype(xp.float64)
+    counts, edges_64 = hist.astype(xp.float64), in_float64(edges, xp=xp).astype(xp.float64)
     low, high, wide = edges_64[:-1], edges_64[1:], value.astype(xp.float64)
     beyond = xp.clip((high - wide) / (high - low), 0, 1) + xp.clip((-wide - low) / (high - low), 0, 1)
     centre, qmax = (low + high) / 2, num_quantized_bins // 2

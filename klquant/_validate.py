@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, compiled, is_array, is_concrete
+from klquant._namespace import Array, array_namespace, compiled, in_float64, is_array, is_concrete
 from klquant.errors import ArrayTypeError, InvalidInputError
 
 SMALLEST, LARGEST = 1e-140, 1e140  # of the last edge: squared errors of other ranges would leave the range of float64
@@ -20,6 +20,7 @@ MAX_TOTAL = 2.0**63 * (1 - 2.0**-40)  # the margin covers the rounding of a floa
 
 
 MIN_TOTAL = 1e-30  # of weights: the powers of smaller ones would leave the range of float64
+MAX_DRIFT = 1e-2  # of bins that count as equal, from their mean width
 MAX_LEVELS = 2**32 - 1
 INT8_LEVELS = 255
 
@@ -115,10 +116,31 @@ def check_vector(name: str, array: Array) -> None:
 
 
 def is_sound(hist: Array, *edges: Array, xp: ModuleType) -> Array:
-    """Return whether one histogram has valid counts and finite edges. The checks cannot see values that are traced."""
+    """Return whether one histogram has valid counts and edges. The checks cannot see values that JAX traces."""
+    if xp is np:
+        return np.True_  # these were checked
     total = xp.where(hist >= 0, hist.astype(xp.float64), xp.nan).sum()
     sound = (total <= 2.0**63) & ((total == 0) | (total >= MIN_TOTAL) | (len(edges) == 0))
-    return functools.reduce(operator.and_, [(0.0 * edge).sum() == 0 for edge in edges], sound)
+    return functools.reduce(operator.and_, [_are_valid(bounds, xp=xp) for bounds in edges], sound)
+
+
+def _are_valid(edges: Array, *, xp: ModuleType) -> Array:
+    """Return whether these edges are finite, increasing, symmetric and within the range; NaN makes a minimum NaN."""
+    bounds = in_float64(edges, xp=xp)
+    in_range = (bounds[-1] >= SMALLEST) & (bounds[-1] <= LARGEST)
+    return in_range & ((bounds[1:] - bounds[:-1]).min() > 0) & (_excess_skew(edges, xp=xp).max() <= 0)
+
+
+def _excess_skew(edges: Array, *, xp: ModuleType) -> Array:
+    """Return how much farther each edge is from the mirrored one than rounding allows.
+
+    linspace and cumsum are off by a few roundings; a millionth of a bin does not change the threshold.
+    """
+    precision = np.finfo(edges.dtype).eps if edges.dtype.kind == "f" else 0.0
+    edges = in_float64(edges, xp=xp)
+    narrowest = (edges[..., 1:] - edges[..., :-1]).min(axis=-1)
+    allowed = xp.maximum(1e-6 * narrowest, 8 * precision * edges[..., -1])
+    return xp.abs(edges + edges[..., ::-1]) - allowed[..., None]
 
 
 @compiled
@@ -190,12 +212,22 @@ def check_counted(name: str, hist: Array, edges: Array) -> None:
 def check_equal_bins(edges: Array, what: str) -> None:
     """Raise InvalidInputError unless all bins have nearly the same width; `what` needs that."""
     if is_concrete(edges):
-        bounds = np.asarray(edges, dtype=np.float64)
-        drift = np.abs(np.diff(bounds) * (bounds.shape[-1] - 1) / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
-        if drift > 1e-2:
+        drift = _drift(np.asarray(edges), xp=np)
+        if drift > MAX_DRIFT:
             raise InvalidInputError(
                 f"`edges` must be equally spaced for {what}, got widths up to {drift:.1%} off the mean"
             )
+
+
+def has_equal_bins(edges: Array, *, xp: ModuleType) -> Array:
+    """Return whether all bins have nearly the same width, for edges that JAX may trace."""
+    return np.True_ if xp is np else _drift(edges, xp=xp) <= MAX_DRIFT
+
+
+def _drift(edges: Array, *, xp: ModuleType) -> Array:
+    bounds = in_float64(edges, xp=xp)
+    widths = (bounds[..., 1:] - bounds[..., :-1]) * (bounds.shape[-1] - 1)
+    return xp.abs(widths / (bounds[..., -1:] - bounds[..., :1]) - 1).max()
 
 
 def _check_counts(name: str, counts: "np.ndarray[Any, Any]") -> Any:
@@ -219,8 +251,7 @@ def _index(where: Any) -> Any:
 
 
 def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
-    precision = np.finfo(edges.dtype).eps if edges.dtype.kind == "f" else 0.0
-    edges = edges.astype(np.float64)
+    given, edges = edges, edges.astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         widths = np.diff(edges)
     steady = np.isfinite(widths) & (widths > 0)
@@ -232,10 +263,7 @@ def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
             f"at index {_index(where)}"
         )
     with np.errstate(over="ignore"):
-        skew = np.abs(edges + edges[..., ::-1])
-    # linspace and cumsum are off by a few roundings; a millionth of a bin does not change the threshold
-    allowed = np.maximum(1e-6 * widths.min(axis=-1), 8 * precision * edges[..., -1])
-    excess = skew - allowed[..., None]
+        excess = _excess_skew(given, xp=np)
     if (excess > 0).any():
         where = np.unravel_index(np.argmax(excess), excess.shape)
         raise InvalidInputError(

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, compiled, is_concrete, scalar_argument
+from klquant._namespace import Array, array_namespace, compiled, in_float64, is_concrete, scalar_argument
 from klquant._validate import check_positive, check_vector, is_sound
 from klquant.errors import InfeasibleError, InvalidInputError
 
@@ -106,7 +106,7 @@ def smoothing_loss(num_nonzero: Array, num_total: Array, eps: Array, *, xp: Modu
 
 @compiled
 def _smooth(values: Array, eps: Array, *, xp: ModuleType) -> Array:
-    values, eps = values.astype(xp.float64), eps.astype(xp.float64)
+    values, eps = in_float64(values, xp=xp).astype(xp.float64), eps.astype(xp.float64)
     sound = is_sound(values, xp=xp) & (eps > 0)
     nonzero = values > 0
     loss = smoothing_loss(nonzero.sum(), values.shape[0], eps, xp=xp)
@@ -116,7 +116,7 @@ def _smooth(values: Array, eps: Array, *, xp: ModuleType) -> Array:
 
 @compiled
 def _kl_divergence(p: Array, q: Array, *, xp: ModuleType) -> Array:
-    p, q = p.astype(xp.float64), q.astype(xp.float64)
+    p, q = (in_float64(v, xp=xp).astype(xp.float64) for v in (p, q))
     defined = (p.sum() > 0) & (q.sum() > 0) & is_sound(p, xp=xp) & is_sound(q, xp=xp)
     p, q = p / p.sum(), q / q.sum()
     terms = xp.where(p > 0, p * xp.log(xp.where(p > 0, p / q, 1.0)), 0.0)

@@ -4,6 +4,7 @@ A value is multiplied once, and the rest is integer arithmetic. So every library
 into the same bin: there is no floating-point sum that a compiler could fuse and round differently.
 """
 
+import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     -------
     Histogram
         New arrays, with int64 counts. The sum is exact, associative and commutative, so the result does not depend on
-        how the data were split.
+        how the data were split. Under ``jax.jit``, the edges are NaN for histograms that cannot be merged.
 
     Raises
     ------
@@ -148,7 +149,7 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     hist = _add(a.hist, b.hist)
     if is_concrete(hist) and (np.asarray(hist) < np.maximum(np.asarray(a.hist), np.asarray(b.hist))).any():
         raise InvalidInputError("the sum of the counts must stay below 2**63")
-    return Histogram(hist, a.edges)
+    return Histogram(hist, a.edges if is_concrete(*a, *b) else _common_edges(*a, *b))
 
 
 def symmetric_edges(amax: float, num_bins: int) -> np.ndarray:
@@ -201,7 +202,7 @@ def _as_rows(x: Array, axis: int | None, *, xp: ModuleType) -> Array:
     return x.reshape(1, -1) if axis is None else xp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
 
 
-@compiled
+@functools.partial(compiled, elementwise=False)
 def _extremes(x: Array, *, xp: ModuleType, axis: int | None) -> tuple[Array, Array]:
     rows = _as_rows(x, axis, xp=xp)
     return rows.min(axis=1), rows.max(axis=1)
@@ -212,7 +213,7 @@ def _count_bad(x: Array, *, xp: ModuleType) -> Array:
     return (~xp.isfinite(x)).sum()
 
 
-@compiled
+@functools.partial(compiled, elementwise=False)
 def _histogram(
     x: Array, ranges: Array, *, xp: ModuleType, num_bins: int, axis: int | None, clip: bool, sound: bool
 ) -> Histogram:
@@ -242,6 +243,15 @@ def _pair(halves: Array, *, xp: ModuleType) -> Array:
 def _add(a: Array, b: Array, *, xp: ModuleType) -> Array:
     a, b = (h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64) for h in (a, b))  # narrow counts would wrap
     return a + b
+
+
+@compiled
+def _common_edges(a: Array, edges: Array, b: Array, other_edges: Array, *, xp: ModuleType) -> Array:
+    """Return the edges, NaN for histograms that :func:`merge` would have refused if they were not traced."""
+    a, b = (h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64) for h in (a, b))
+    sound = ((a >= 0) & (b >= 0) & (a + b >= xp.maximum(a, b)) & xp.isfinite(a + b)).all(axis=-1)
+    sound = sound if edges.ndim > 1 else sound.all()
+    return xp.where((sound & (edges == other_edges).all(axis=-1))[..., None], edges, xp.nan)
 
 
 def _html_table(hist: Array, edges: Array) -> str:

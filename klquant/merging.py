@@ -1,11 +1,12 @@
 """The merge partition: how the bins of a window are merged into quantized bins, and the distribution Q that results."""
 
+import functools
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, compiled
+from klquant._namespace import Array, array_namespace, compiled, in_float64
 from klquant._search.prefix_sums import counts_between, filled_between, sum_up
 from klquant._validate import check_int, check_odd, check_vector, is_sound
 from klquant.errors import InvalidInputError
@@ -100,8 +101,9 @@ def _bounds(num_bins: int, num_quantized_bins: int) -> "np.ndarray[Any, np.dtype
     return np.append(num_bins // num_quantized_bins * np.arange(num_quantized_bins), num_bins)
 
 
-@compiled
+@functools.partial(compiled, elementwise=False)
 def _quantized_distribution(values: Array, support: Array, *, xp: ModuleType, num_quantized_bins: int) -> Array:
+    values, support = in_float64(values, xp=xp), in_float64(support, xp=xp)
     bounds = _bounds(values.shape[0], num_quantized_bins)
     total = counts_between(sum_up(values, 0, xp=xp), bounds[:-1], bounds[1:], xp=xp)
     filled = filled_between(sum_up(support > 0, 0, xp=xp), bounds[:-1], bounds[1:])

@@ -10,7 +10,15 @@ from klquant._result import Threshold, check_found, describe
 from klquant._search.bin_by_bin import NEAR, Search, settled_curve
 from klquant._search.closed_form import closed_form_curve, prepare
 from klquant._search.squared_errors import least_error, squared_errors
-from klquant._validate import check_equal_bins, check_flag, check_inputs, check_number, check_positive, is_sound
+from klquant._validate import (
+    check_equal_bins,
+    check_flag,
+    check_inputs,
+    check_number,
+    check_positive,
+    has_equal_bins,
+    is_sound,
+)
 from klquant.divergence import EPS
 from klquant.errors import InvalidInputError
 
@@ -194,7 +202,8 @@ def _search(
     def search_one(hist: Array, edges: Array) -> Threshold:
         search = prepare(hist, levels, eps, one_sided, xp=xp)
         candidates = edges[edges.shape[0] - search.layout.candidates :]
-        curve = _sound_curve(search, hist, edges, candidates >= min_ratio * edges[-1], ties=True, xp=xp)
+        admitted = (candidates >= min_ratio * edges[-1]) & (not tie_width or has_equal_bins(edges, xp=xp))
+        curve = _sound_curve(search, hist, edges, admitted, ties=True, xp=xp)
         index, divergence = _first_minimum(curve, xp=xp)
         near = xp.isfinite(curve) & (curve <= divergence * (1 + (tie_width or NEAR_TIE)) + NEAR)
         if tie_width:

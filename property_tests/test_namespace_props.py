@@ -5,16 +5,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import klquant
-from klquant._namespace import array_namespace, compiled, count_truncated, from_numpy, map_selected
+from klquant._namespace import array_namespace, compiled, count_truncated, from_numpy, in_float64, map_selected
 from strategies import fewer
-from support.namespaces import EAGER, JAX, JIT, READ_ONLY, params
+from support.namespaces import EAGER, JAX, JIT, READ_ONLY, needs_jax, params
 
+SMALLEST_NORMAL = np.finfo(np.float64).tiny
 DTYPES = st.sampled_from(["int8", "uint8", "int32", "int64", "uint64", "float16", "float32", "float64"])
 
 
 @compiled
 def count(numbers, *, xp):
     return count_truncated(numbers, 1, 4, clip=True, xp=xp)
+
+
+@compiled
+def exact(numbers, *, xp):
+    return in_float64(numbers, xp=xp)
 
 
 @compiled
@@ -29,6 +35,23 @@ def test_moving_an_array_keeps_its_bits(xp, array):
     moved = from_numpy(array, xp=array_namespace(x=xp.asarray(0)))
     assert np.asarray(moved).tobytes() == array.tobytes()
     assert moved.dtype == array.dtype
+
+
+@needs_jax
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@fewer()
+@given(st.lists(st.integers(0, 2**16 - 1), min_size=64, max_size=64), st.sampled_from([0, 16, 32, 48]))
+def test_every_bit_pattern_has_the_value_that_numpy_reads(dtype, words, shift):
+    """Also the subnormal numbers, in place of which XLA would compute with 0."""
+    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    values = (
+        (np.array(words, np.uint64) << np.uint64(shift % (8 * kind.itemsize))).astype(f"u{kind.itemsize}").view(kind)
+    )
+    expected = values.astype(np.float64)
+    if dtype == "float64":  # a subnormal one becomes the smallest normal one
+        small = (expected != 0) & (np.abs(expected) < SMALLEST_NORMAL)
+        expected[small] = np.copysign(SMALLEST_NORMAL, expected[small])
+    np.testing.assert_array_equal(JIT.call(exact, JAX.asarray(values)), expected)
 
 
 @pytest.mark.parametrize("xp", params(READ_ONLY, JAX, JIT))

@@ -83,9 +83,12 @@ def worst(values: Sequence[float]) -> float:
     return min((value for value in values if not math.isnan(value)), default=math.nan)
 
 
-def score_outputs(reference: Sequence[Outputs], found: Sequence[Outputs], metric: Metric | None) -> tuple[float, float]:
+def score_outputs(
+    feeds: Iterable[Any], reference: Sequence[Outputs], found: Sequence[Outputs], metric: Metric | None
+) -> tuple[float, float]:
     """Return the SQNR of the worst output, and the metric: by default the agreement of the worst output."""
-    outputs = compare_outputs(zip(reference, found, strict=True))
+    triples = zip(feeds, reference, found, strict=True)
+    outputs = compare_outputs((unpadded(feed, exact), unpadded(feed, other)) for feed, exact, other in triples)
     agreement = worst([output.agreement for output in outputs])
     value = agreement if metric is None else float(metric(reference, found))
     return worst([one.sqnr_db for one in outputs]), value

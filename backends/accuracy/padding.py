@@ -18,7 +18,8 @@ def unpadded(feed: Any, outputs: Outputs) -> Outputs:
     Parameters
     ----------
     feed : mapping
-        The inputs by name. Without an array whose name ends in "attention_mask", the outputs stay as they are.
+        The inputs by name: NumPy arrays, JAX arrays or tensors of torch. Without one whose name ends in
+        "attention_mask", the outputs stay as they are.
     outputs : mapping
 
     Returns
@@ -37,8 +38,9 @@ def unpadded(feed: Any, outputs: Outputs) -> Outputs:
 
 def _mask(feed: Any) -> Array | None:
     """Return where the positions count; None if all do, or there is no mask of this form."""
-    given = (array for name, array in feed.items() if name.endswith(MASK)) if isinstance(feed, Mapping) else ()
-    mask = next((one for one in given if isinstance(one, np.ndarray) and one.ndim == 2), None)
+    given = (one for name, one in feed.items() if name.endswith(MASK)) if isinstance(feed, Mapping) else ()
+    arrays = (np.asarray(one.cpu() if hasattr(one, "cpu") else one) for one in given if hasattr(one, "ndim"))
+    mask = next((one for one in arrays if one.ndim == 2), None)
     if mask is None or not np.isin(mask, (0, 1)).all() or not mask.any() or mask.all():
         return None
     counts: Array = mask != 0

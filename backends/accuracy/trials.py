@@ -164,7 +164,7 @@ class Tuned(NamedTuple, Generic[Quantized]):
     trace: Trace
     """All trials, and the one that was chosen: ``trace.best.recipe`` says how its model was made."""
     model: Any = None
-    """The float ModelProto that ``smooth`` or ``equalize`` made, if the chosen trial has these steps; else None."""
+    """The float model that ``smooth``, or ``equalize`` of ONNX models, made for the chosen trial; else None."""
 
     def __repr__(self) -> str:
         """Return the result in one line."""

@@ -10,7 +10,8 @@ and :func:`round_embeddings` rounds tables of embeddings as well.
 - :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and finds each :class:`Product`, a call of a
   function that multiplies; :func:`apply_folds` applies them;
   :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
-- :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data
+- :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data;
+  :func:`smooth` makes another float model, to be quantized instead
 - :func:`quantize_weights`, :func:`collect_amax`, :func:`collect_histograms`, :func:`search_thresholds`, or
   :func:`choose_criterion` (a :class:`Choice` for each tensor)
 - :func:`simulate`, which rounds by :func:`fake_quantize`; :func:`correct_bias`
@@ -45,6 +46,7 @@ from .accuracy.tuning import tune
 from .automatic import auto
 from .correction.bias_correction import correct_bias
 from .correction.equalization import Equalized, apply_equalization, equalize
+from .correction.smooth_quant import smooth
 from .embeddings import round_embeddings
 from .export.api import export_onnx
 from .finetuning import freeze_weights, unfreeze_weights
@@ -104,6 +106,7 @@ __all__ = [
     "saturate_like_engines",
     "search_thresholds",
     "simulate",
+    "smooth",
     "tune",
     "unfreeze_weights",
 ]

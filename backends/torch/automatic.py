@@ -17,7 +17,7 @@ from ..automatic import Attempt, Automatic, Data, check_limit, try_until
 from ..batches import numbered
 from ..settings import CRITERIA, SettingsOptions
 from .accuracy.outputs import named_outputs, num_bytes
-from .accuracy.recipes import CORRECT_BIAS, EQUALIZE, Recipes
+from .accuracy.recipes import Recipes
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import weighted_layers
 from .stages import QuantizedModel, warn_of_skipped
@@ -73,16 +73,17 @@ def auto(
 
     Notes
     -----
-    The methods are the criteria (entropy, max, percentile, mse, auto), then equalize and correct_bias, each on top of
-    the best so far. Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it
-    leaves out the layers that cost most.
+    The methods are the criteria (entropy, max, percentile, mse, auto), then equalize, smooth (where there is a
+    LayerNorm) and correct_bias, each on top of the best so far. With smooth the calibration fits the smoothed model.
+    Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it leaves out the
+    layers that cost most.
     """
     end = time.perf_counter() + max_seconds
     check_eval(model)
     check_limit(max_seconds)
     wanted, split = Target.parse(target), hold_back(batches, validation)
     tried = _Ways(model, split, settings, forward, metric, progress=progress)
-    tried.recipes.quantizer()
+    tried.recipes.quantizer(Recipe("entropy"))
     attempts, best, left_out = try_until(end, tried, wanted, tried.samples, metric, progress=progress)
     quantized = tried.recipes.make(best.recipe)
     warn_of_skipped(quantized.calibration)
@@ -96,7 +97,6 @@ class _Ways:
     """A module that can be quantized in several ways, and measured: a ``Quantizable``."""
 
     criteria = (*CRITERIA, "auto")
-    steps = (EQUALIZE, CORRECT_BIAS)
 
     def __init__(
         self,
@@ -110,6 +110,7 @@ class _Ways:
     ) -> None:
         self._model, self._split, self._forward, self._metric = model, split, forward, metric
         self.recipes = Recipes(model, split.calibration, settings, forward, progress=progress)
+        self.steps = self.recipes.steps
         self._reference: list[Outputs] = [named_outputs(model, one, forward) for _, one in numbered(split.validation)]
         if not self._reference:
             raise InvalidInputError("expected at least one batch to measure on, got none")
@@ -122,13 +123,10 @@ class _Ways:
 
     def attempt(self, recipe: Recipe) -> Attempt:
         """Quantize the model and compare it with the float model."""
-        quantized = self.recipes.make(recipe)
+        quantized, expected = self.recipes.make(recipe), iter(self._reference)
         found = compare_models(
-            (
-                lambda feed: self._reference[feed[0]],
-                lambda feed: named_outputs(quantized.model, feed[1], self._forward),
-            ),
-            enumerate(self._split.validation),
+            (lambda batch: next(expected), lambda batch: named_outputs(quantized.model, batch, self._forward)),
+            self._split.validation,
             timed=[lambda feed: None] * 2,
             sizes=(0, num_bytes(quantized.model)),
             labels=None,

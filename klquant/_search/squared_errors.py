@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, first_true, repeat
-from klquant._validate import is_sound
+from klquant._namespace import Array, first_true, in_float64, repeat
+from klquant._validate import has_equal_bins, is_sound
 
 BLOCK_SIZE = 2**19  # entries of the temporary arrays of the squared errors
 TIE = 1e-13  # of the mean square: squared errors closer than this differ by rounding only, and the first wins
@@ -40,9 +40,10 @@ def squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: Mo
     weighted, sums = repeat(add, -(-qmax // rows), (xp.zeros_like(folded),) * 2, xp=xp)
     step = (xp.arange(num) + 0.5) / qmax
     squared = (folded * distance**2).sum() - 2 * step * sums + step**2 * weighted
-    width = (edges[-1] - edges[0]).astype(xp.float64) / hist.shape[0]
+    bounds = in_float64(edges, xp=xp).astype(xp.float64)
+    width = (bounds[-1] - bounds[0]) / hist.shape[0]
     errors = xp.maximum(squared, 0.0) / folded.sum() * width**2
-    return xp.where(is_sound(hist, edges, xp=xp), errors, xp.nan)
+    return xp.where(is_sound(hist, edges, xp=xp) & has_equal_bins(edges, xp=xp), errors, xp.nan)
 
 
 def _begins(level: Array, num: int, qmax: int, *, xp: ModuleType) -> Array:
@@ -68,6 +69,7 @@ def fold(hist: Array, *, xp: ModuleType) -> Array:
 
 def least_error(errors: Array, hist: Array, edges: Array, *, xp: ModuleType) -> Array:
     """Return the index of the first least error, up to rounding."""
-    centres = (edges[1:] + edges[:-1]).astype(xp.float64) / 2
+    bounds = in_float64(edges, xp=xp).astype(xp.float64)
+    centres = (bounds[1:] + bounds[:-1]) / 2
     square = (hist.astype(xp.float64) * centres**2).sum() / hist.astype(xp.float64).sum()
     return first_true(errors <= errors.min() + TIE * square, xp=xp)

@@ -123,12 +123,10 @@ def test_bad_values_are_refused_where_they_are_concrete(eager, search, hist, edg
 
 @needs_jax
 @pytest.mark.parametrize("edges", [EDGES[::-1].copy(), EDGES + 1])
-def test_values_are_not_checked_under_jit(edges):
+def test_bad_edges_raise_no_error_under_jit(edges):
     hist = JIT.asarray(HIST)
-    bad, good = (
-        JIT.call(klquant.divergence_curve, hist, JIT.asarray(given), num_quantized_bins=3) for given in (edges, EDGES)
-    )
-    np.testing.assert_array_equal(bad, good)
+    curve = JIT.call(klquant.divergence_curve, hist, JIT.asarray(edges), num_quantized_bins=3)
+    assert np.isnan(curve).all()
 
 
 @pytest.mark.parametrize("search", SEARCHES)

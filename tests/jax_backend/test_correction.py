@@ -135,6 +135,7 @@ def test_gradients_pass_where_nothing_is_clipped():
 
 def test_corrected_functions_can_be_exported():
     int8 = quantize(product, WEIGHTS, [POSITIVE], zero_points=True, correct_bias=True, **OPTIONS)
+    pytest.importorskip("flatbuffers")
     loaded = jax.export.deserialize(export(int8, WEIGHTS, POSITIVE).serialize())
     np.testing.assert_allclose(loaded.call(POSITIVE), int8.function(WEIGHTS, POSITIVE), rtol=1e-5, atol=1e-5)
 

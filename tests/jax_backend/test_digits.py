@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from klquant.backends import torch as torch_backend
 from klquant.backends.jax import quantize, requantize
-from klquant.demo.digits import load_images, load_network
 from support.jax_networks import compiled_s8_products, digits, s8_products, sqnr_db, vgg, vgg_params
+from support.namespaces import import_torch
 
 BATCH = 128
 
@@ -24,6 +23,10 @@ def quantized():
 
 
 def test_thresholds_are_those_of_the_pytorch_backend(quantized):
+    import_torch()
+    from klquant.backends import torch as torch_backend
+    from klquant.demo.digits import load_images, load_network
+
     batches = list(load_images().train_images[:512].split(BATCH))
     theirs = torch_backend.quantize(load_network(), batches).thresholds
     assert list(quantized.thresholds) == ["conv0", "conv3", "conv7", "conv10", "fc1", "fc2"]

@@ -9,16 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from klquant.demo.digits import load_images, load_network
+from support.namespaces import import_torch
 
 CONVOLUTIONS = (0, 3, 7, 10)  # their numbers in the features of the demo network
 POOLED = (3, 10)  # those before a max pooling
 
 
+def demo_digits():
+    """Return the module with the trained network and its images, or skip the test if there is no torch."""
+    import_torch()
+    from klquant.demo import digits
+
+    return digits
+
+
 @functools.cache
 def vgg_params():
     """Return the weights of the demo network, in JAX's layouts."""
-    state = {name: tensor.numpy() for name, tensor in load_network().state_dict().items()}
+    state = {name: tensor.numpy() for name, tensor in demo_digits().load_network().state_dict().items()}
     params = {}
     for k in CONVOLUTIONS:
         norm = {name: state[f"features.{k + 1}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
@@ -47,7 +55,7 @@ def vgg(params, x):
 @functools.cache
 def digits():
     """Return 512 images for calibration, 600 to test, and their labels."""
-    found = load_images()
+    found = demo_digits().load_images()
     train, test = (x.permute(0, 2, 3, 1).numpy().copy() for x in (found.train_images[:512], found.test_images))
     return train, test, found.test_labels.numpy()
 

@@ -48,6 +48,20 @@ def main():
     np.testing.assert_array_equal(traced.value, search(HISTS, EDGES).value)
     assert traced.value.sharding.is_equivalent_to(explicit, 1)
     print("explicit mesh")  # noqa: T201
+    for name, transform in {"vmap": jax.vmap, "jit(vmap)": lambda f: jax.jit(jax.vmap(f))}.items():
+        mapped = transform(lambda hist: search(hist, edges))(jax.device_put(HISTS, explicit))
+        np.testing.assert_array_equal(mapped.value, search(HISTS, EDGES).value)
+        assert mapped.value.sharding.is_equivalent_to(explicit, 1)
+        print("explicit mesh,", name)  # noqa: T201
+    x = np.sin(HISTS)
+    for axis in (0, None):
+        found = klquant.histogram(jax.device_put(x, explicit), num_bins=5, axis=axis)
+        np.testing.assert_array_equal(found.hist, klquant.histogram(x, num_bins=5, axis=axis).hist)
+        print("explicit mesh, histogram", axis)  # noqa: T201
+    merge = functools.partial(klquant.quantized_distribution, num_quantized_bins=LEVELS)
+    merged = jax.vmap(merge)(*[jax.device_put(HISTS, explicit)] * 2)
+    np.testing.assert_array_equal(merged, [merge(hist, hist) for hist in HISTS])
+    print("explicit mesh, merging")  # noqa: T201
 
 
 if __name__ == "__main__":

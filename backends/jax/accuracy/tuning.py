@@ -94,7 +94,9 @@ class _JaxTuner(Ways):
         """Quantize the function and compare it with the float function."""
         quantized = self.make(recipe)
         run = self.runner(quantized.function)
-        score = score_outputs(self.reference, [run(batch) for batch in self.split.validation], self.metric)
+        score = score_outputs(
+            self.split.validation, self.reference, [run(batch) for batch in self.split.validation], self.metric
+        )
         runs = [partial(each, self.first) for each in (self.runner(self.exact), run)]
         float_ms, int8_ms = interleaved_medians(runs, seconds=SECONDS)
         return Measured(*score, int8_ms / float_ms, self.int8_share(quantized))

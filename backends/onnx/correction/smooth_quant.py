@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from klquant.errors import InvalidInputError
 
+from ...smoothing import WORTH, WORTH_A_NODE, choose_factors
 from ..feeds import Array
 from ..model.graph import Graph, copied, read_graph
 from ..model.normal_form import all_nodes
@@ -27,13 +28,9 @@ from ..qdq.plan import EVERYONE
 from ..qdq.rules import make_plan
 from .absorption import find_views, keep_body_inputs
 from .channel_flow import Constants, View, find_pairs
-from .channels import choose_factors, observe_channels
+from .channels import observe_channels
 from .parameters import unused, with_parameters
 
-WORTH = 0.9
-"""The expected error must fall to this part of what it was."""
-WORTH_A_NODE = 0.8
-"""The same where it takes a Mul more, which costs time."""
 logger = logging.getLogger("klquant")
 
 

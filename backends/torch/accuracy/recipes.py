@@ -10,35 +10,48 @@ from klquant.errors import CalibrationWarning
 
 from ...accuracy.trials import Recipe
 from ...settings import SettingsOptions
+from ..correction.smooth_quant import has_norms, smooth
 from ..model.forward import Forward
 from ..quantizer import Quantizer
 from ..stages import QuantizedModel
 
-EQUALIZE, CORRECT_BIAS = "equalize", "correct_bias"
+EQUALIZE, SMOOTH, CORRECT_BIAS = "equalize", "smooth", "correct_bias"
 
 
 class Recipes:
-    """A module and its calibration data. Only equalization needs statistics that differ."""
+    """A module and its calibration data. Only steps that change the weights need statistics that differ."""
 
     def __init__(
         self, model: nn.Module, batches: Iterable[Any], settings: SettingsOptions, forward: Forward, *, progress: bool
     ) -> None:
         self._model, self._batches, self._settings = model, batches, settings
         self._forward, self._progress = forward, progress
-        self._quantizers: dict[bool, Quantizer] = {}
+        self._quantizers: dict[tuple[str, ...], Quantizer] = {}
+        self._smoothed: nn.Module | None = None
+        self.steps = (EQUALIZE, *((SMOOTH,) if has_norms(model) else ()), CORRECT_BIAS)
 
-    def quantizer(self, *, equalize: bool = False) -> Quantizer:
-        """Return a quantizer with the histograms of the model."""
-        if equalize not in self._quantizers:
-            quantizer = Quantizer(self._model, forward=self._forward, progress=self._progress, **self._settings)
-            quantizer._collect(next(iter(self._batches)), self._batches, equalize=equalize)
-            self._quantizers[equalize] = quantizer
-        return self._quantizers[equalize]
+    def changed(self, recipe: Recipe) -> nn.Module | None:
+        """Return the float model that smoothing makes, if it is a step of this recipe."""
+        if SMOOTH not in recipe.steps:
+            return None
+        if self._smoothed is None:
+            self._smoothed = smooth(self._model, self._batches, forward=self._forward)
+        return self._smoothed
+
+    def quantizer(self, recipe: Recipe) -> Quantizer:
+        """Return a quantizer with the histograms of the model of a recipe."""
+        key = tuple(step for step in recipe.steps if step != CORRECT_BIAS)
+        if key not in self._quantizers:
+            model = self.changed(recipe) or self._model
+            quantizer = Quantizer(model, forward=self._forward, progress=self._progress, **self._settings)
+            quantizer._collect(next(iter(self._batches)), self._batches, equalize=EQUALIZE in key)
+            self._quantizers[key] = quantizer
+        return self._quantizers[key]
 
     def searched(self, recipe: Recipe) -> Quantizer:
         """Return a quantizer with the thresholds of a recipe."""
         criterion: Any = recipe.criterion
-        quantizer = self.quantizer(equalize=EQUALIZE in recipe.steps)
+        quantizer = self.quantizer(recipe)
         quantizer.search_thresholds(criterion=criterion, batches=self._batches)
         return quantizer
 

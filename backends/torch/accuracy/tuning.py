@@ -28,7 +28,7 @@ from ..model.forward import Forward, call_model, check_eval
 from ..model.layers import fingerprint
 from ..stages import QuantizedModel
 from .outputs import named_outputs
-from .recipes import CORRECT_BIAS, EQUALIZE, Recipes
+from .recipes import Recipes
 
 RANKING_BATCHES = 1  # on which layers are quantized one at a time
 
@@ -84,9 +84,9 @@ def tune(
 
     Notes
     -----
-    The trials are the criteria, then equalization and bias correction on top of the best, then layers left out: those
-    first whose rounding alone costs the outputs most on one batch, see :func:`diagnose`. Times are not measured: the
-    simulation says nothing about them.
+    The trials are the criteria, then equalization, smoothing (for models with LayerNorm) and bias correction on top of
+    the best, then layers left out: those first whose rounding alone costs the outputs most on one batch, see
+    :func:`diagnose`. Times are not measured: the simulation says nothing about them.
     """
     limits, settings = split_options(options)
     wanted, split = Target.parse(target), hold_back(batches, validation)
@@ -96,14 +96,13 @@ def tune(
     with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
         trace = tune_shared(tuner, wanted, limits, log, advance)
     quantized = tuner.recipes.make(trace.best.recipe)
-    return Tuned(quantized, quantized.calibration, trace)
+    return Tuned(quantized, quantized.calibration, trace, tuner.recipes.changed(trace.best.recipe))
 
 
 class _TorchTuner:
     """A module that can be quantized in several ways and measured: a ``Tunable``."""
 
     criteria = (*CRITERIA, "auto")
-    steps = (EQUALIZE, CORRECT_BIAS)
 
     def __init__(
         self, model: nn.Module, split: Split, settings: SettingsOptions, forward: Forward, metric: Metric | None
@@ -111,6 +110,7 @@ class _TorchTuner:
         self._model, self._split, self._settings = model, split, settings
         self._forward, self._metric = forward, metric
         self.recipes = Recipes(model, split.calibration, settings, forward, progress=False)
+        self.steps = self.recipes.steps
         self._reference: list[Outputs] = [named_outputs(model, batch, forward) for batch in split.validation]
         if not self._reference:
             raise InvalidInputError("expected at least one batch to measure on, got none")
@@ -118,11 +118,10 @@ class _TorchTuner:
     def measure(self, recipe: Recipe) -> Measured:
         """Quantize the model and compare it with the float model."""
         quantized = self.recipes.make(recipe)
-        found: list[Outputs] = [
-            named_outputs(quantized.model, batch, self._forward) for batch in self._split.validation
-        ]
+        batches = self._split.validation
+        found: list[Outputs] = [named_outputs(quantized.model, batch, self._forward) for batch in batches]
         share = len(quantized.thresholds) / max(_number_of_points(quantized.calibration), 1)
-        return Measured(*score_outputs(self._reference, found, self._metric), math.nan, share)
+        return Measured(*score_outputs(batches, self._reference, found, self._metric), math.nan, share)
 
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return the layers to leave out of INT8, what costs most first."""

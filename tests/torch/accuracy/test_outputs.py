@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import klquant
-from klquant.backends.torch import compare, quantize, tune
+from klquant.backends.torch import auto, compare, quantize, tune
 from klquant.backends.torch.accuracy.outputs import num_bytes
 
 
@@ -111,3 +111,30 @@ def test_it_resumes(tmp_path):
     for model, batches in ((nn.Sequential(nn.Linear(6, 3)).eval(), X), (MODEL, X[:7])):
         with pytest.raises(klquant.InvalidInputError, match="must come from a tuning of this model, data and options"):
             tune(model, batches, **options)
+
+
+class Encoder(nn.Module):
+    """A linear layer; positions that only fill up a sample get large values."""
+
+    def __init__(self, offset=9.0):
+        super().__init__()
+        self.linear, self.offset = nn.Linear(4, 4), offset
+
+    def forward(self, x, attention_mask):
+        return self.linear(x) + self.offset * (1 - attention_mask)[..., None]
+
+
+def test_positions_that_fill_up_a_sample_do_not_count():
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    batches = [{"x": torch.randn(2, 3, 4), "attention_mask": mask} for _ in range(8)]
+    model, other = Encoder().eval(), Encoder(5.0).eval()
+    other.linear.load_state_dict(model.linear.state_dict())
+    assert compare(model, other, batches).sqnr_db == math.inf
+    assert compare(model, other, [{**batches[0], "attention_mask": 0 * mask}]).sqnr_db < 20  # nothing is left out
+    for found in (
+        tune(model, batches, validation=batches, target="1dB", progress=False).trace.best.measured,
+        auto(model, batches, validation=batches, target="1dB", max_seconds=0.001, progress=False).best,
+    ):
+        expected = compare(model, quantize(model, batches, criterion="entropy").model, batches).sqnr_db
+        assert found.sqnr_db == pytest.approx(expected, abs=0.01)
