@@ -14,10 +14,7 @@ from ..calibration import Calibration
 from ..ranges import Range
 from ..settings import EXCLUDED, Engine, check_engine
 from ..warning import quiet, warn_of_floats
-from .accuracy.corrected_choice import Chosen, best_corrected
 from .accuracy.noise_warning import warn_of_noise
-from .accuracy.range_choices import Base
-from .accuracy.refinement import COSTLY, Place, Refined, refined
 from .correction.bias_correction import MAX_BATCHES
 from .correction.data import spread
 from .engines.tensorrt_exclusions import slow_in_tensorrt
@@ -32,6 +29,9 @@ from .qdq.insertion import write_qdq
 from .qdq.plan import Plan
 from .qdq.rules import make_plan
 from .qdq_model import QDQModel
+from .refinement.corrected_choice import Chosen, best_corrected
+from .refinement.layer_choice import COSTLY, Place, Refined, refined
+from .refinement.range_choices import Base
 from .tensor_checks import Verification
 from .verification import verify
 

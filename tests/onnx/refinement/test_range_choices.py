@@ -7,7 +7,7 @@ import pytest
 
 import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
-from klquant.backends.onnx.accuracy.range_choices import smoothed_bases
+from klquant.backends.onnx.refinement.range_choices import smoothed_bases
 from support.onnx_models import build, run
 
 UNEVEN = np.exp(np.random.default_rng(0).normal(size=16)).astype(np.float32)  # channels of very different ranges

@@ -13,6 +13,7 @@ import onnx
 
 from ...calibration import Calibration
 from ...settings import WEIGHTED, Engine
+from ..accuracy.sensitivity import rank_layers
 from ..correction.data import first_samples, halved, read_feeds, spread
 from ..correction.output_error import output_errors
 from ..engines.inspection import inspect
@@ -25,7 +26,6 @@ from ..placement import Placement, Ranges, place_ranges
 from ..qdq.float16 import with_float16_scales
 from .noise_search import open_meter
 from .range_choices import Base, given_base, smoothed_bases
-from .sensitivity import rank_layers
 
 NOTICEABLE = 0.95
 """The error of the outputs must fall to this part of what it was: less may be chance."""

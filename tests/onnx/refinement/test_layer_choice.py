@@ -3,13 +3,13 @@ import pytest
 
 import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
-from klquant.backends.onnx.accuracy.corrected_choice import best_corrected
-from klquant.backends.onnx.accuracy.noise_search import open_meter
-from klquant.backends.onnx.accuracy.range_choices import Base
-from klquant.backends.onnx.accuracy.refinement import COSTLY, Place, Refined, refined
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs
 from klquant.backends.onnx.placement import Ranges, find_ranges
 from klquant.backends.onnx.qdq.insertion import write_qdq
+from klquant.backends.onnx.refinement.corrected_choice import best_corrected
+from klquant.backends.onnx.refinement.layer_choice import COSTLY, Place, Refined, refined
+from klquant.backends.onnx.refinement.noise_search import open_meter
+from klquant.backends.onnx.refinement.range_choices import Base
 from support.onnx_models import build, run
 
 LAYERS = 8

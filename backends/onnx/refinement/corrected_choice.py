@@ -9,7 +9,7 @@ from ..correction.data import first_samples, halved, read_feeds, spread
 from ..correction.output_error import output_errors
 from ..model.preparation import Prepared
 from ..placement import Placement
-from .refinement import NOTICEABLE, SAMPLES, Place, Refined
+from .layer_choice import NOTICEABLE, SAMPLES, Place, Refined
 
 JUDGED = 8  # batches
 

@@ -12,10 +12,10 @@ import onnx
 
 from ...accuracy.outputs import Outputs
 from ...accuracy.padding import unpadded
+from ..accuracy.output_noise import OutputNoise, output_parts, smooth_outputs
+from ..accuracy.switches import SwitchedModel, switched
 from ..execution import Feed, Session, open_onnxruntime, with_outputs
 from ..model.graph import Graph
-from .output_noise import OutputNoise, output_parts, smooth_outputs
-from .switches import SwitchedModel, switched
 
 GROUPS = 16  # to begin with
 MAX_RUNS = 48
