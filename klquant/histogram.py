@@ -241,14 +241,17 @@ def _pair(halves: Array, *, xp: ModuleType) -> Array:
 
 @compiled
 def _add(a: Array, b: Array, *, xp: ModuleType) -> Array:
-    a, b = (h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64) for h in (a, b))  # narrow counts would wrap
-    return a + b
+    return _wide(a, xp=xp) + _wide(b, xp=xp)
+
+
+def _wide(h: Array, *, xp: ModuleType) -> Array:
+    return h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64)  # sums of narrow counts would wrap
 
 
 @compiled
 def _common_edges(a: Array, edges: Array, b: Array, other_edges: Array, *, xp: ModuleType) -> Array:
     """Return the edges, NaN for histograms that :func:`merge` would have refused if they were not traced."""
-    a, b = (h.astype(xp.int64 if h.dtype.kind in "iu" else xp.float64) for h in (a, b))
+    a, b = _wide(a, xp=xp), _wide(b, xp=xp)
     sound = ((a >= 0) & (b >= 0) & (a + b >= xp.maximum(a, b)) & xp.isfinite(a + b)).all(axis=-1)
     sound = sound if edges.ndim > 1 else sound.all()
     return xp.where((sound & (edges == other_edges).all(axis=-1))[..., None], edges, xp.nan)

@@ -331,3 +331,10 @@ def test_levels_are_exact_or_refused(eager):
     for function in (klquant.scale, lambda t, **levels: klquant.quantize(x, 0.5, **levels)):
         with pytest.raises(InvalidInputError, match=f"must be at most {2**32 - 1}, got {2**32 + 1}"):
             function(1.0, num_quantized_bins=2**32 + 1)
+
+
+def test_a_threshold_in_place_of_a_scale_is_refused_with_the_right_hint():
+    """`np.asarray` of a Threshold would not be its value."""
+    threshold = klquant.max_threshold(np.array([1, 2, 1]), np.array([-3.0, -1, 1, 3]), num_quantized_bins=3)
+    with pytest.raises(ArrayTypeError, match=r"got klquant._result.Threshold; take its `value`, .*klquant.scale"):
+        klquant.quantize(np.ones(2), threshold)
