@@ -5,11 +5,12 @@ to output o: no run of the model is needed to judge factors.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
+from .accuracy.classes import Array
+
 WORTH = 0.9
 """The expected error must fall to this part of what it was."""
 WORTH_A_NODE = 0.8

@@ -1,10 +1,10 @@
 """Quantize a float ONNX model: add the Q/DQ nodes that let an engine run it in INT8."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import onnx
 
@@ -30,7 +30,7 @@ from .qdq.plan import Plan
 from .qdq.rules import make_plan
 from .qdq_model import QDQModel
 from .refinement.corrected_choice import Chosen, best_corrected
-from .refinement.layer_choice import COSTLY, Place, Refined, refined
+from .refinement.layer_choice import COSTLY, Place, Refined, Write, refined
 from .refinement.range_choices import Base
 from .tensor_checks import Verification
 from .verification import verify
@@ -192,9 +192,6 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     thresholds, ends = _described(exact, placement, calibration, scaled)
     smoothed = tuple(dict.fromkeys(scaled.values()))
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends, smoothed)
-
-
-Write: TypeAlias = Callable[[Placement], onnx.ModelProto]
 
 
 def _writer(calibration: Calibration | Mapping[str, float], engine: Engine, *, reduce_range: bool) -> Write:

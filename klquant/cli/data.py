@@ -38,7 +38,7 @@ class Batches(Sequence[Any]):
     """Batches that are loaded on access and not kept."""
 
     def __init__(
-        self, parts: Sequence[Any], load: Callable[[Any], Any], note: str = "", chosen: "Chosen | None" = None
+        self, parts: Sequence[Any], load: Callable[[Any], Any], note: str = "", chosen: "Selection | None" = None
     ) -> None:
         self._parts, self._load = parts, load
         self.note = note
@@ -86,7 +86,7 @@ class FirstSamples(Iterable[Any]):
             left -= len(next(iter(batch.values())) if isinstance(batch, Mapping) else _samples(batch))
 
 
-class Chosen(NamedTuple):
+class Selection(NamedTuple):
     """Which samples of a source are used."""
 
     samples: list[int]
@@ -108,12 +108,12 @@ class Amount(NamedTuple):
     whole: bool = False
     """Leave out a last batch that is smaller."""
 
-    def chosen(self, number: int) -> Chosen:
+    def chosen(self, number: int) -> Selection:
         """Choose from this number of samples."""
         limit = min(self.max_samples or number, number)
         picked = [k * number // limit for k in range(limit)]
         size = self.size(number)
-        return Chosen(picked[: limit - limit % size] if self.whole and limit >= size else picked, number)
+        return Selection(picked[: limit - limit % size] if self.whole and limit >= size else picked, number)
 
     def size(self, number: int) -> int:
         """Return the samples per batch."""

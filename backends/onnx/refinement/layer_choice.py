@@ -6,7 +6,7 @@ HardSwish, for example, clipping may cost more than a histogram says.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
@@ -54,6 +54,9 @@ class Refined(NamedTuple):
         return id(self.base.prepared), self.ranges.thresholds, ends, self.left_out
 
 
+Write: TypeAlias = Callable[[Placement], onnx.ModelProto]
+
+
 class Place(NamedTuple):
     """A model to quantize."""
 
@@ -61,7 +64,7 @@ class Place(NamedTuple):
     engine: Engine
     excluded: tuple[str, ...]
     """Names of nodes and tensors."""
-    write: Callable[[Placement], onnx.ModelProto]
+    write: Write
     """Returns the model with Q/DQ."""
     float16: bool = False
     """Whether quantizers get scales in float16."""

@@ -42,7 +42,8 @@ class Recipes:
         """Return a quantizer with the histograms of the model of a recipe."""
         key = tuple(step for step in recipe.steps if step != CORRECT_BIAS)
         if key not in self._quantizers:
-            model = self.changed(recipe) or self._model
+            changed = self.changed(recipe)
+            model = self._model if changed is None else changed  # a module may have a length, so no `or`
             quantizer = Quantizer(model, forward=self._forward, progress=self._progress, **self._settings)
             quantizer._collect(next(iter(self._batches)), self._batches, equalize=EQUALIZE in key)
             self._quantizers[key] = quantizer

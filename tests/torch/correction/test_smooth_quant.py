@@ -33,6 +33,9 @@ class Block(nn.Module):
         self.norm, self.residual = norm, residual
         self.up, self.gate, self.down = nn.Linear(WIDTH, 64), nn.Linear(WIDTH, 64), nn.Linear(64, WIDTH)
 
+    def __len__(self):
+        return 0  # a model may be false
+
     def forward(self, x):
         x = self.norm(x)
         y = self.down(torch.relu(self.up(x)) * torch.sigmoid(self.gate(x)))
