@@ -110,7 +110,7 @@ def auto(
         attempts, best, left_out = try_until(end, tried, wanted, samples, metric, progress=progress)
         chosen, quantized = tried.make(best.recipe)
     some = [batch for _, batch in zip(range(VERIFIED), split.validation, strict=False)]
-    verification = verify(quantized, some, engine, progress=progress)
+    verification = verify(quantized, some, engine, float_model=prepared.model, progress=progress)
     _warn_of_floats(quantized)
     data = Data(calibration.num_batches, samples, split.calibration is not split.validation)
     size = reference.model.size

@@ -236,7 +236,7 @@ def _check_tensorrt_options(engine: Engine, **options: bool) -> None:
 
 def _verified(exact: Prepared, quantized: onnx.ModelProto, batches: Sequence[Any], engine: Engine) -> Verification:
     """Return what the engine's run shows; warn if the outputs are far from those of the float model."""
-    found = verify(quantized, batches[:MAX_VERIFIED], engine)
+    found = verify(quantized, batches[:MAX_VERIFIED], engine, float_model=exact.model)
     if found.wrong:
         raise ModelError(f"the engine must compute what the quantized model says, got: {found}")
     warn_of_noise(exact, quantized, spread(batches, MAX_VERIFIED), optimized=engine == "onnxruntime")

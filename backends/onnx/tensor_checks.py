@@ -17,7 +17,7 @@ LEVELS = 1  # by which integers may differ: a float32 sum next to a tie may roun
 RELATIVE = 2e-3  # of the largest value, by which floats may differ: kernels sum in another order
 NOISE = 0.1  # of the root mean square, by which outputs of a whole run may differ: 20 dB
 SILENT = 1e-3  # for the root mean square of outputs that are all 0, as where a LayerNormalization sees constants
-NUDGED = 3  # or so many times what half a level at the input changes them
+NUDGED = 3  # or so many times what half a level at the input, or quantization itself, changes them
 WHOLE_RUN = "the whole run"
 
 
@@ -100,13 +100,19 @@ class Rows:
             size = float(difference.max(initial=0.0))
             self._add(*self._origin(name), size, allowed, *_worst(difference, found[name], expected[name]))
 
-    def compare_whole(self, names: Sequence[str], engine: Session, written: Session, feed: Feed) -> None:
-        """Compare the outputs of two whole runs, in which all roundings may differ."""
+    def compare_whole(
+        self, names: Sequence[str], engine: Session, written: Session, feed: Feed, floats: Session | None = None
+    ) -> None:
+        """Compare the outputs of two whole runs, in which all roundings may differ.
+
+        Where the float model is given, they may differ by a few times what quantization changes its outputs.
+        """
         found, expected = engine(names, feed), written(names, feed)
         nudged = written(names, {name: _nudge(array) for name, array in feed.items()})
+        exact = floats(names, feed) if floats else expected
         for name in names:
-            difference, spread = _difference(found[name], expected[name]), _difference(nudged[name], expected[name])
-            allowed = max(NOISE * (_rms(expected[name]) or SILENT), NUDGED * _rms(spread))
+            difference, spread, noise = (_difference(one[name], expected[name]) for one in (found, nudged, exact))
+            allowed = max(NOISE * (_rms(expected[name]) or SILENT), NUDGED * _rms(spread), NUDGED * _rms(noise))
             worst = _worst(difference, found[name], expected[name])
             self._add(name, WHOLE_RUN, "", _rms(difference), allowed, *worst)
 

@@ -7,6 +7,7 @@ the reference, and names the first node that differs.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from .engines.inspected_model import load
 from .engines.tensorrt import check_tensorrt
 from .execution import (
     Feed,
+    Session,
     cut_at,
     given,
     open_onnxruntime,
@@ -39,7 +41,12 @@ class _Result(Protocol):
 
 
 def verify(
-    model: onnx.ModelProto | str | Path | _Result, batches: Iterable[Any], engine: Engine, *, progress: bool = True
+    model: onnx.ModelProto | str | Path | _Result,
+    batches: Iterable[Any],
+    engine: Engine,
+    *,
+    float_model: onnx.ModelProto | None = None,
+    progress: bool = True,
 ) -> Verification:
     """Run a quantized model in its engine and compare every tensor with the graph as it is written.
 
@@ -51,6 +58,9 @@ def verify(
         Some data, in any form that :func:`calibrate` takes. One batch is usually enough.
     engine : {"tensorrt", "onnxruntime", "openvino"}
         What the model was quantized for.
+    float_model : onnx.ModelProto, optional
+        What was quantized, with the same inputs and outputs. Outputs of whole runs may then differ by 3 times
+        what quantization changes them: behind a softmax, one rounding may turn an answer over.
     progress : bool
         Show a bar on a terminal or in a notebook.
 
@@ -85,10 +95,15 @@ def verify(
     shown = tracked(from_reader(batches, once=True), "verifying" if progress else "")
     feeds = (_located(number, batch, lambda batch: make_feed(batch, inputs)) for number, batch in numbered(shown))
     run = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino, "tensorrt": _for_tensorrt}[engine]
-    found = run(loaded, graph, feeds)
+    with _opened(float_model) as floats:
+        found = run(loaded, graph, feeds, floats)
     if not found.num_batches:
         raise InvalidInputError("expected at least one batch to verify the model with, got none")
     return found
+
+
+def _opened(float_model: onnx.ModelProto | None) -> AbstractContextManager[Session | None]:
+    return nullcontext() if float_model is None else open_onnxruntime(float_model, optimized=True)
 
 
 def _located(number: int, batch: Any, convert: Callable[[Any], Feed]) -> Feed:
@@ -98,7 +113,9 @@ def _located(number: int, batch: Any, convert: Callable[[Any], Feed]) -> Feed:
         raise InvalidInputError(f"batch {number}: {error}") from error
 
 
-def _in_onnxruntime(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed]) -> Verification:
+def _in_onnxruntime(
+    model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed], floats: Session | None
+) -> Verification:
     """Compare from quantizer to quantizer, and the outputs of a run that returns nothing else."""
     quantized = quantized_tensors(graph)
     names = list(dict.fromkeys([*quantized, *graph.outputs]))
@@ -115,20 +132,21 @@ def _in_onnxruntime(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed])
             found = engine(names, feed)
             integers = {given(name): found[name] for name in quantized}
             rows.compare(steady, found, reference(steady, {**feed, **integers}))
-            rows.compare_whole(graph.outputs, whole, written, feed)
+            rows.compare_whole(graph.outputs, whole, written, feed, floats)
     return rows.result("onnxruntime", "onnxruntime")
 
 
-def _in_openvino(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed]) -> Verification:
+def _in_openvino(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed], floats: Session | None) -> Verification:
     rows = Rows(graph)
     with open_onnxruntime(model, optimized=False) as written, open_openvino(model) as engine:
         for rows.num_batches, feed in enumerate(feeds, start=1):
-            rows.compare_whole(graph.outputs, engine, written, feed)
+            rows.compare_whole(graph.outputs, engine, written, feed, floats)
     return rows.result("openvino", "OpenVINO")
 
 
-def _for_tensorrt(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed]) -> Verification:
+def _for_tensorrt(model: onnx.ModelProto, graph: Graph, feeds: Iterable[Feed], floats: Session | None) -> Verification:
     """Check the rules, and that the graph as written runs at all."""
+    del floats  # nothing is compared
     if broken := check_tensorrt(model):
         raise ModelError(f"TensorRT must accept the model, got node `{broken[0].node}`: {broken[0].message}")
     rows = Rows(graph)

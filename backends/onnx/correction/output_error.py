@@ -13,6 +13,7 @@ from ..feeds import Array
 from ..model.preparation import Prepared
 
 MOST = 1e6  # times the noise of the first model
+HARMFUL = 1.05  # times that noise: above, what grows counts alone
 
 
 def output_errors(
@@ -21,9 +22,9 @@ def output_errors(
     """Return the noise in the outputs of each model, relative to that of the first one.
 
     It is measured behind a final softmax or sigmoid and before it, over all batches and as the mean of the decibels of
-    each. The worst result counts: a detector may gain on the many logits of the background and lose the few scores that
-    matter, and a correction may suit loud batches alone. With `optimized`, onnxruntime runs the models in INT8, else as
-    they are written.
+    each. The geometric mean of these four counts. If the noise grows by one of them, the worst counts: a detector may
+    gain on the many logits of the background and lose the few scores that matter, and a correction may suit loud
+    batches alone. With `optimized`, onnxruntime runs the models in INT8, else as they are written.
     """
     places = [smooth_outputs(exact.graph), output_parts(exact.graph)]
     names = list(dict.fromkeys(name for place in places for name in place))
@@ -40,7 +41,9 @@ def output_errors(
             sums = [[a.plus(b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, noises, strict=True)]
     total = _relative([[noise.share() for noise in row] for row in sums])
     logs = [np.log(np.clip(_relative(shares), 1 / MOST, MOST)) for shares in single]
-    return [float(worst) for worst in np.maximum(total, np.exp(np.mean(logs, axis=0))).max(axis=1)]
+    four = np.concatenate([np.clip(total, 1 / MOST, MOST), np.exp(np.mean(logs, axis=0))], axis=1)
+    worst = four.max(axis=1)
+    return [float(one) for one in np.where(worst > HARMFUL, worst, np.exp(np.log(four).mean(axis=1)))]
 
 
 def _relative(shares: Sequence[Sequence[float]]) -> Array:
