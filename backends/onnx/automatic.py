@@ -95,7 +95,8 @@ def auto(
     Notes
     -----
     The model is calibrated once, and once more for each step that changes its weights. The methods are the criteria
-    (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far.
+    (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far;
+    with correct_bias, weights are rounded by AdaRound too.
     :func:`tune` goes on from here: it leaves out the layers that cost most.
     """
     end = time.perf_counter() + max_seconds

@@ -49,6 +49,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     reduce_range: bool = False,
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
+    adaround: bool = True,
     min_int8: float = 0.8,
     asymmetric: bool = True,
     float16: bool = False,
@@ -76,6 +77,9 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         Whether to correct the biases by the shift that quantization causes in the mean of each output channel. By
         default they are corrected if there are `batches`, and if that lowers the error of the outputs on those batches
         that did not supply the corrections.
+    adaround : bool
+        With `batches`: round weights up or down so that the outputs of their layer change least, instead of to the
+        nearest level.
     min_int8 : float
         The least share of the layers that stays in INT8; of their multiplications at most twice the rest is left out.
         With `batches`, the layers that cost the outputs most stay in floating point within that limit, if that lowers
@@ -148,6 +152,12 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     Correcting takes about four runs of the float model and eight of the quantized one over `batches`, twice if ranges,
     channels or layers were changed.
 
+    With `adaround`, the inputs of each Conv, Gemm and MatMul are taken from the float model, at up to 4096 positions
+    of up to 8 batches. For each output channel, one weight after the other is rounded the other way where that lowers
+    the squared error on them (after Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020;
+    by turning weights over, not by gradients). Layers with more than 6000 inputs for each output, and those that share
+    a weight, are rounded to nearest. It takes some seconds, for large models up to a few minutes.
+
     With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs, on
     one sample each of up to 4 batches: groups of neighbours round together, and the group with the most noise is
     halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Where a
@@ -177,7 +187,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         with quiet():
             tried = refined(place, ranges, calibration, some, min_int8)
     if some is not None:
-        chosen = best_corrected(place, tried, some, correct_bias)
+        chosen = best_corrected(place, tried, some, correct_bias, adaround=adaround)
     found, placement, corrections = chosen or Chosen(tried[0], place.placed(tried[0]))
     written = write(placement)
     if float16:

@@ -40,6 +40,8 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
               help="Choose ranges, channel scales, layers and biases by this data, and verify the result.")  # fmt: skip
 @click.option("--correct-bias/--no-correct-bias", default=None,
               help="Always or never correct biases.  [default: if that lowers the error]")  # fmt: skip
+@click.option("--adaround/--no-adaround", default=True, show_default=True,
+              help="With --data, round weights for the least change of their layer's outputs.")  # fmt: skip
 @click.option("--min-int8", default=0.8, show_default=True, type=click.FloatRange(0, 1),
               help="Least share of the layers in INT8. With --data the costliest others stay float.")  # fmt: skip
 @image_options
@@ -63,8 +65,9 @@ def quantize(
 
     With --data (as for `klquant calibrate`), klquant widens ranges, scales channels (SmoothQuant), leaves the layers
     that cost most in floating point and corrects biases, each if that lowers the error of the outputs on up to 32
-    batches. It also runs the quantized model on the engine, and writes nothing if the results differ from the model as
-    written. --verify is another name for --data.
+    batches. It rounds weights for the least change of their layer's outputs (AdaRound). It also runs the quantized
+    model on the engine, and writes nothing if the results differ from the model as written. --verify is another name
+    for --data.
 
     \b
     Example:

@@ -61,7 +61,12 @@ def test_the_settings_make_the_model_again(tmp_path):
     found.calibration.save(tmp_path / "calib.npz")
     recipe, calibration = found.trace.best.recipe, Calibration.load(tmp_path / "calib.npz")
     assert recipe.steps == ("correct_bias",)
-    options = {"exclude": recipe.exclude, "correct_bias": True, "batches": [X[k] for k in (0, 1, 2, 4, 5, 6)]}
+    options = {
+        "exclude": recipe.exclude,
+        "correct_bias": True,
+        "min_int8": 1.0,
+        "batches": [X[k] for k in (0, 1, 2, 4, 5, 6)],
+    }
     again = quantize(MODEL, calibration, engine="onnxruntime", **options)
     assert again.model == found.quantized.model
     criteria = {one.replaced or one.criterion for one in calibration.thresholds.values()}

@@ -61,7 +61,7 @@ def test_the_correction_is_the_mean_of_what_rounded_weights_lose(monkeypatch):
     model = build(IMAGE, "float y", "y = Conv(x, w, b)", w=low(4, 3, 3, 3), b=(4,))
     calibration = calibrate(model, BATCHES, criterion="max")
     plain = quantize(model, calibration, engine="tensorrt")
-    corrected = quantize(model, calibration, engine="tensorrt", batches=BATCHES)
+    corrected = quantize(model, calibration, engine="tensorrt", batches=BATCHES, adaround=False)
     x = run_all(plain.model, x=np.concatenate(BATCHES))["x_dequantized"]
     lost = (run(model, x=x)["y"] - run(plain.model, x=x)["y"]).mean((0, 2, 3))
     np.testing.assert_allclose(array(corrected.model, "b") - array(model, "b"), lost, rtol=1e-3, atol=1e-6)
@@ -76,7 +76,8 @@ def test_nothing_changes_where_other_data_do_not_agree():
     calibration = calibrate(model, [first, second], criterion="max")
     plain = quantize(model, calibration, engine="tensorrt")
     for correct_bias, changed in ((None, False), (False, False), (True, True)):
-        found = quantize(model, calibration, engine="tensorrt", batches=[first, second], correct_bias=correct_bias)
+        options = {"batches": [first, second], "adaround": False, "correct_bias": correct_bias}
+        found = quantize(model, calibration, engine="tensorrt", **options)
         assert (found.model != plain.model, bool(found.corrections)) == (changed, changed)
 
 
@@ -85,7 +86,7 @@ def test_one_batch_is_halved_and_one_sample_corrects_only_on_demand():
     calibration = calibrate(model, BATCHES, criterion="max")
 
     def corrections(x, **options):
-        return quantize(model, calibration, engine="tensorrt", batches=[x], **options).corrections
+        return quantize(model, calibration, engine="tensorrt", batches=[x], adaround=False, **options).corrections
 
     assert corrections(BATCHES[0])
     assert not corrections(BATCHES[0][:1])
@@ -106,7 +107,7 @@ def test_products_are_corrected_in_the_sum_behind_them():
     data = [batch[:, 0, :5] for batch in BATCHES]
     calibration = calibrate(model, data, criterion="max")
     plain = quantize(model, calibration, engine="onnxruntime")
-    corrected = quantize(model, calibration, engine="onnxruntime", batches=data)
+    corrected = quantize(model, calibration, engine="onnxruntime", batches=data, adaround=False)
     assert list(corrected.corrections) == ["matmul0"]
     assert error(model, corrected, data[0]) < error(model, plain, data[0]) / 4
 
@@ -137,7 +138,8 @@ def test_half_precision():
     half = {"w": low(4, 3, 3, 3).astype(np.float16), "b": np.zeros(4, np.float16)}
     model = build(x, "float16 y", "y = Conv(x, w, b)", opset=19, **half)
     data = [batch.astype(np.float16) for batch in BATCHES]
-    found = quantize(model, calibrate(model, data, criterion="max"), engine="tensorrt", batches=data)
+    calibration = calibrate(model, data, criterion="max")
+    found = quantize(model, calibration, engine="tensorrt", batches=data, adaround=False)
     assert array(found.model, "b").dtype == np.float16
     assert found.corrections["conv0"] > 0
 
