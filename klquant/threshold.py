@@ -5,9 +5,9 @@ import math
 from types import ModuleType
 from typing import NamedTuple
 
-from klquant._namespace import Array, compiled, first_true, is_concrete, map_batch, scalar_argument
+from klquant._namespace import Array, compiled, first_and_number, is_concrete, map_batch, scalar_argument
 from klquant._result import Threshold, check_found, describe
-from klquant._search.bin_by_bin import NEAR, Search, settled_curve
+from klquant._search.bin_by_bin import NEAR, Search, near_minimum, settled_curve
 from klquant._search.closed_form import closed_form_curve, prepare
 from klquant._search.squared_errors import least_error, squared_errors
 from klquant._validate import (
@@ -205,7 +205,7 @@ def _search(
         admitted = (candidates >= min_ratio * edges[-1]) & (not tie_width or has_equal_bins(edges, xp=xp))
         curve = _sound_curve(search, hist, edges, admitted, ties=True, xp=xp)
         index, divergence = _first_minimum(curve, xp=xp)
-        near = xp.isfinite(curve) & (curve <= divergence * (1 + (tie_width or NEAR_TIE)) + NEAR)
+        near = curve <= divergence * (1 + (tie_width or NEAR_TIE)) + NEAR
         if tie_width:
             errors = squared_errors(hist, edges, levels, xp=xp)[-curve.shape[0] :]
             best = least_error(xp.where(near, errors, xp.inf), hist, edges, xp=xp)
@@ -232,7 +232,7 @@ def _sound_curve(search: Search, hist: Array, edges: Array, admitted: Array, *, 
 
     All are NaN for counts, edges or an eps that the checks would have refused if they were not traced.
     """
-    sound = is_sound(hist, edges, xp=xp) & (search.eps > 0) & (search.eps < xp.inf)
+    sound = is_sound(hist, edges, xp=xp) & (search.eps > 0)
     curve, coarse = closed_form_curve(search, xp=xp)
     curve = xp.where(sound, xp.where(admitted, curve, xp.inf), xp.nan)
     return settled_curve(curve, search, coarse & admitted & sound, ties=ties, xp=xp)
@@ -240,6 +240,6 @@ def _sound_curve(search: Search, hist: Array, edges: Array, admitted: Array, *, 
 
 def _first_minimum(curve: Array, *, xp: ModuleType) -> tuple[Array, Array]:
     """Return the index and the divergence of the first minimum, up to rounding; -1 and NaN if none is feasible."""
-    first = first_true(xp.isfinite(curve) & (curve <= curve.min() + ROUNDING), xp=xp)
-    index = xp.where(first < curve.shape[0], first, -1)
+    first, number = first_and_number(near_minimum(curve, ROUNDING, xp=xp), xp=xp)
+    index = xp.where(number > 0, first, -1)
     return index, xp.where(index < 0, xp.nan, curve[index])

@@ -12,10 +12,10 @@ from klquant._namespace import (
     first_true,
     from_numpy,
     is_concrete,
-    map_selected,
     repeat,
     running_sums,
     strided_sums,
+    sum_selected,
 )
 from support.namespaces import JAX, NUMPY, import_torch, needs_jax
 
@@ -151,25 +151,34 @@ def test_products_are_rounded_towards_0_and_counted_in_64_bits(xp, clip, values)
     np.testing.assert_array_equal(counts, [1, 0, 0, 2, 1, 0, 1])
 
 
-def test_only_selected_indices_are_computed(xp):
+@pytest.mark.parametrize("width", [1, 30])
+def test_terms_of_selected_indices_are_added(xp, width):
     @compiled
     def kernel(selected, *, xp):
-        sizes = xp.arange(5)
-        return map_selected(lambda indices, largest: indices * 0.5, selected, sizes, 4, xp=xp) * selected
+        sizes = width * xp.arange(1, 301)
 
-    result = xp.call(kernel, xp.asarray([True, False, True, True, False]))
-    np.testing.assert_array_equal(result, [0, 0, 1, 1.5, 0])
+        def add(indices, begin, number):
+            term = begin + xp.arange(number)
+            return xp.where(term < sizes[indices, None], 0.5 * term, 0.0).sum(axis=1)
+
+        return sum_selected(add, selected, sizes, 4000, xp=xp) * selected
+
+    selected = np.arange(300) % 7 == 3
+    sizes = width * np.arange(1, 301)
+    result = xp.call(kernel, xp.asarray(selected))
+    np.testing.assert_array_equal(result, np.where(selected, sizes * (sizes - 1) / 4, 0))
+    np.testing.assert_array_equal(xp.call(kernel, xp.asarray(0 * selected > 0)), np.zeros(300))
 
 
 def test_indices_that_are_not_selected_cost_nothing():
     seen = []
 
-    def function(indices, largest):
-        seen.append((indices.tolist(), largest))
+    def function(indices, begin, number):
+        seen.append((indices.tolist(), int(begin), number))
         return indices * 1.0
 
-    map_selected(function, np.array([False, True, True, False, True]), np.array([0, 1, 1, 5, 9]), 9, xp=np)
-    assert seen == [([4], 9), ([1, 2], 1)]
+    sum_selected(function, np.array([False, True, True, False, True]), np.array([1, 2, 2, 6, 10]), 9, xp=np)
+    assert seen == [([4], 0, 10), ([1, 2], 0, 2)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 21])
@@ -183,7 +192,7 @@ def test_strided_sums_add_up_every_stride_th_value(xp, length):
 
 def sums_of(xp, *columns):
     return [
-        xp.call(compiled(lambda a, *, xp: running_sums(a[None], xp=xp)[0]), xp.asarray(column)) for column in columns
+        xp.call(compiled(lambda a, *, xp: running_sums(a[None], 2, xp=xp)[0]), xp.asarray(column)) for column in columns
     ]
 
 
@@ -191,7 +200,7 @@ def sums_of(xp, *columns):
 def test_running_sums_of_integers_are_exact(xp, length):
     values = np.arange(length) + 2**60 // length
     (sums,) = sums_of(xp, values)
-    assert np.asarray(sums).tolist() == np.cumsum(values).tolist()
+    assert np.asarray(sums).tolist() == [0, *np.cumsum(values).tolist(), values.sum(), values.sum()]
     assert sums.dtype == np.int64
 
 
