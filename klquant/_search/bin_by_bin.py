@@ -12,12 +12,21 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
-from klquant._namespace import Array, first_and_number, least, repeat, stack_rows, sum_selected, where_needed
+from klquant._namespace import (
+    Array,
+    first_and_number,
+    least,
+    nonzero_positions,
+    repeat,
+    stack_rows,
+    sum_selected,
+    where_needed,
+)
 from klquant._search.candidates import Layout, Windows
 from klquant._search.prefix_sums import Sums, between
 
 NEAR = 1e-12  # nats: well above the error of the closed form (`klquant._search` has its budget)
-ROOM = 2**16  # entries of the temporary arrays
+ROOM = 2**13  # entries of the temporary arrays, which then stay in the cache
 
 
 class Search(NamedTuple):
@@ -33,8 +42,6 @@ class Search(NamedTuple):
     """The count 1, in the unit of all counts and of eps: a power of two near the mean count of the non-empty bins."""
     layout: Layout
     eps: Array
-    filled: Array
-    """The positions of the non-empty bins, in order."""
 
 
 class Chosen(NamedTuple):
@@ -94,6 +101,7 @@ def _divergences(search: Search, selected: Array, *, xp: ModuleType) -> Array:
     need no term: they add their share of log(U / C) only. The losses are below 1.
     """
     window, layout = search.window, search.layout
+    filled = nonzero_positions(search.values, search.sums.filled[: layout.num_bins], xp=xp)
     before = layout.after_first(search.sums.filled)
     bins = layout.before_last(search.sums.filled) - before
     means = (group.sliced / xp.maximum(group.support, 1) for group in (window.head, window.tail))
@@ -103,14 +111,17 @@ def _divergences(search: Search, selected: Array, *, xp: ModuleType) -> Array:
     def add_terms(candidates: Array, begin: Array, number: int) -> Array:
         _, _, origin = layout.bounds(candidates[:, None])
         chosen = Chosen(origin, *table[:, candidates, None])
-        return divergence_terms(search, chosen, begin + xp.arange(number), xp=xp).sum(axis=1)
+        return divergence_terms(search, chosen, filled, begin + xp.arange(number), xp=xp).sum(axis=1)
 
     return xp.maximum(window.log_kept + sum_selected(add_terms, selected, bins + 2, ROOM, xp=xp), 0.0)
 
 
-def divergence_terms(search: Search, chosen: Chosen, term: Array, *, xp: ModuleType) -> Array:
-    """Return these terms of the divergence, shape (candidates, terms): 0 beyond the last one, +inf if infeasible."""
-    p, q = _distributions(search, chosen, term, xp=xp)
+def divergence_terms(search: Search, chosen: Chosen, filled: Array, term: Array, *, xp: ModuleType) -> Array:
+    """Return these terms of the divergence, shape (candidates, terms): 0 beyond the last one, +inf if infeasible.
+
+    `filled` has the positions of the non-empty bins, in order.
+    """
+    p, q = _distributions(search, chosen, filled, term, xp=xp)
     left_p, left_q = p - chosen.loss_p, xp.where(q > 0, q - chosen.loss_q, search.eps)
     excess = xp.where(q > 0, (p - q) + (chosen.loss_q - chosen.loss_p), left_p - search.eps)
     feasible = (p == 0) | ((left_p > 0) & (left_q > 0))
@@ -120,11 +131,12 @@ def divergence_terms(search: Search, chosen: Chosen, term: Array, *, xp: ModuleT
     return xp.where(feasible, xp.where(share > 0, share * log_ratio, 0.0), xp.inf)
 
 
-def _distributions(search: Search, chosen: Chosen, term: Array, *, xp: ModuleType) -> tuple[Array, Array]:
+def _distributions(
+    search: Search, chosen: Chosen, filled: Array, term: Array, *, xp: ModuleType
+) -> tuple[Array, Array]:
     """Return P and Q before smoothing in some of these bins: the first one, the non-empty ones, the last one."""
     inside, is_last = (term > 0) & (term <= chosen.bins), term == chosen.bins + 1
-    number = xp.clip(chosen.before.astype(xp.int64) + term - 1, 0, search.filled.shape[0] - 1)
-    position = search.filled[number]
+    position = filled[xp.clip(chosen.before.astype(xp.int64) + term - 1, 0, filled.shape[0] - 1)]
     position = xp.where(inside, position, chosen.origin)
     ends_p, ends_q = (
         xp.where(term == 0, first, xp.where(is_last, last, 0.0))

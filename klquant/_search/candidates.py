@@ -108,8 +108,7 @@ class Layout(NamedTuple):
     def sizes(self) -> Indices:
         """Return the bins per group of each candidate, the merge factor."""
         _, stop, origin = self.bounds(np.arange(self.candidates))
-        sizes: Indices = (stop - origin) // self.levels
-        return sizes
+        return np.asarray((stop - origin) // self.levels)
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
     def interior(self) -> Indices:
@@ -174,7 +173,8 @@ def all_windows(sums: Sums, layout: Layout, total: Array, eps: Array, *, xp: Mod
     not: the first if its only mass is P[0], the last if its only mass is outliers. Their N bins are then zeros of Q.
     """
     _, stop, origin = layout.bounds(np.arange(layout.candidates))
-    whole, begin, end = sums.table[:, -1:], *(sums.table.take(bins, axis=1, mode="clip") for bins in layout.interior())
+    whole = sums.table[:, -1:]
+    begin, end = (sums.table.take(bins, axis=1, mode="clip") for bins in layout.interior())
     after_first, before_last, after_last = (
         take(sums.table) for take in (layout.after_first, layout.before_last, layout.after_last)
     )

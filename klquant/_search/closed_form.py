@@ -25,7 +25,6 @@ from klquant._namespace import (
     fixed_shapes,
     least,
     most,
-    nonzero_positions,
     power_of_two,
     running_sums,
     stack_rows,
@@ -46,6 +45,7 @@ def prepare(hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *
     """Sum up the histogram and describe all candidates.
 
     A one-sided search folds the histogram to |x| first, and puts an empty bin in front as the first bin of each window.
+    All counts are divided by the power of two at or below the mean count of the non-empty bins.
     """
     levels = num_quantized_bins
     hist = hist.astype(xp.int64 if hist.dtype.kind in "iu" else xp.float64)  # narrow counts would wrap around
@@ -55,16 +55,14 @@ def prepare(hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *
     layout = Layout(hist.shape[0], levels, one_sided, fixed_shapes(xp=xp))
     sums = sum_up(hist, layout.padding(), xp=xp)
     total, filled = counted(sums, sums.table[:, -1])
-    mean = binary_exponent(total / xp.maximum(filled, 1), xp=xp)
-    one = power_of_two(1 - xp.clip(mean, -900, 900), xp=xp)
+    one = power_of_two(1 - binary_exponent(total / xp.maximum(filled, 1), xp=xp), xp=xp)
     sums, total = scaled(sums, one, xp=xp), total * one
     eps = xp.where((eps > 0) & (eps < xp.inf), xp.clip(eps * one, SMALLEST, LARGEST), xp.nan)
     values = hist.astype(xp.float64) * one
     if len(sums.table) > 2:
         values = xp.where(hist > 0, xp.maximum(values, SMALLEST), 0.0)
     window = all_windows(sums, layout, total, eps, xp=xp)
-    positions = nonzero_positions(hist, sums.filled[: layout.num_bins], xp=xp)
-    return Search(values, sums, window, total, one, layout, eps, positions)
+    return Search(values, sums, window, total, one, layout, eps)
 
 
 def _without_centre(half: Array, *, xp: ModuleType) -> Array:
@@ -144,12 +142,12 @@ def _cross_term(search: Search, chains: Array, anchor: Array, shift: Array) -> A
     It is the series in d of :mod:`klquant._search.chains`. The last step, after R_1 .. R_terms, has no R_k.
     """
     window = search.window
-    powers = [window.interior, *chains[2:], 0.0]
-    cross, power = chains[0] - window.loss_p * chains[1], 1.0
+    cross, powers = chains[0] - window.loss_p * chains[1], [window.interior, *chains[2:]]
+    power, rest = shift, anchor - window.loss_p
     for k in range(1, len(powers)):
+        cross = cross - power / k * (powers[k - 1] + rest * powers[k])
         power = power * shift
-        cross = cross - power / k * (powers[k - 1] + (anchor - window.loss_p) * powers[k])
-    return cross
+    return cross - power / len(powers) * powers[-1]
 
 
 def _end_terms(search: Search, *, xp: ModuleType) -> Array:
@@ -158,8 +156,7 @@ def _end_terms(search: Search, *, xp: ModuleType) -> Array:
     cross = 0.0
     for end in (window.head, window.tail):
         level = xp.where(end.sliced > 0, end.sliced / xp.maximum(end.support, 1) - window.loss_q, search.eps)
-        term = (end.mass - window.loss_p * end.support) * xp.log(xp.where(level > 0, level, 1.0))
-        cross = cross + xp.where(end.support > 0, term, 0.0)
+        cross = cross + (end.mass - window.loss_p * end.support) * xp.log(xp.maximum(level, SMALLEST))
     return cross
 
 
@@ -189,6 +186,6 @@ def _self_term(search: Search, tiny: Array, *, xp: ModuleType) -> Array:
     for within in (layout.before_last(running) - layout.after_first(running))[::-1]:
         between = between * loss + within
     for counts in (search.window.first, search.window.last):
-        left = counts - loss
-        between = between + xp.where(left > 0, left * xp.log(xp.where(left > 0, left, 1.0)), 0.0)
+        left = xp.maximum(counts - loss, 0.0)
+        between = between + left * xp.log(xp.maximum(left, SMALLEST))
     return between

@@ -339,9 +339,9 @@ def test_near_ties_need_equal_bins_only_to_be_resolved():
 def test_of_many_candidates_without_loss_only_the_first_is_computed_again(monkeypatch):
     computed, compute = [], bin_by_bin.divergence_terms
 
-    def count(search, chosen, term, *, xp):
+    def count(search, chosen, filled, term, *, xp):
         computed.append(len(chosen.size))
-        return compute(search, chosen, term, xp=xp)
+        return compute(search, chosen, filled, term, xp=xp)
 
     monkeypatch.setattr(bin_by_bin, "divergence_terms", count)
     hist = np.zeros(2001, np.int64)

@@ -59,7 +59,7 @@ FAULTS = [  # file, code, and what it becomes
     ("_search/squared_errors", "counted * (2 * level - 1)", "counted * (2 * level + 1)"),
     ("_search/squared_errors", "TIE = 1e-13", "TIE = 1e-3"),
     ("_search/squared_errors", "(xp.arange(num) + 0.5) / qmax", "(xp.arange(num) + 1.0) / qmax"),
-    ("_result", "xp.clip((-wide - low) / (high - low), 0, 1)", "xp.clip((-wide - low) / (high - low), 0, 0)"),
+    ("_result", "xp.clip((-wide - low) / width, 0, 1)", "xp.clip((-wide - low) / width, 0, 0)"),
     ("_result", "centre, qmax = (low + high) / 2", "centre, qmax = low"),
     ("_result", "index.astype(xp.int32)", "index.astype(xp.int64)"),
     ("_validate", "== hist.shape[-1] // 2\n", "== hist.shape[-1] // 2 + 1\n"),
