@@ -9,11 +9,15 @@ from klquant._namespace import (
     compiled,
     count_truncated,
     enable_x64,
+    first_and_number,
     first_true,
     from_numpy,
     is_concrete,
+    least,
+    most,
     repeat,
     running_sums,
+    stack_rows,
     strided_sums,
     sum_selected,
 )
@@ -220,6 +224,22 @@ def test_the_first_true_is_found(xp):
     kernel = compiled(lambda mask, *, xp: first_true(mask, xp=xp))
     assert int(xp.call(kernel, xp.asarray([False, True, False, True]))) == 1
     assert int(xp.call(kernel, xp.asarray([False, False]))) == 2
+    kernel = compiled(lambda mask, *, xp: xp.stack(first_and_number(mask, xp=xp)))
+    assert np.asarray(xp.call(kernel, xp.asarray([False, True, False, True]))).tolist() == [1, 2]
+
+
+def test_the_extremes_along_an_axis(xp):
+    table = np.array([[3.0, -1.0, 2.0], [np.nan, 1.0, np.inf]])
+    for axis in (0, 1):
+        kernel = compiled(lambda x, *, xp, axis: xp.stack([least(x, axis, xp=xp), most(x, axis, xp=xp)]))
+        extremes = xp.call(kernel, xp.asarray(table), axis=axis)
+        np.testing.assert_array_equal(extremes, [table.min(axis), table.max(axis)])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_rows_are_stacked_in_order(xp, rows):
+    kernel = compiled(lambda x, *, xp: stack_rows([x + k for k in range(rows)], xp=xp))
+    np.testing.assert_array_equal(xp.call(kernel, xp.asarray([0.0, 0.5])), np.arange(rows)[:, None] + [0, 0.5])
 
 
 def test_steps_are_repeated_as_often_as_an_array_says(xp):
