@@ -189,7 +189,8 @@ def all_windows(sums: Sums, layout: Layout, total: Array, eps: Array, *, xp: Mod
     support_p = filled + (first > 0) + only_beyond
     support_q = support_p - sum(xp.where(group.sliced > 0, 0, group.support) for group in (head, tail))
     loss_p, loss_q = (smoothing_loss(support, stop - origin, eps, xp=xp) for support in (support_p, support_q))
-    kept = _log_kept(inside, first + beyond, total, xp=xp)
+    lost = first + beyond  # U = C - lost, and the logarithm is taken of the smaller one, which is the more precise
+    kept = xp.where(lost < inside, xp.log1p(-lost / total), xp.log(inside / total))
     return Windows(first, last, inside, kept, loss_p, loss_q, head, tail, end[1] - begin[1])
 
 
@@ -197,11 +198,3 @@ def _group(sums: Sums, difference: Array, extra: Array, outliers: Array) -> Grou
     """Return the group with these sums of S; P has the outliers on top, and with `extra` one more non-zero bin."""
     sliced, filled = counted(sums, difference)
     return Group(sliced, filled + extra, sliced + outliers)
-
-
-def _log_kept(inside: Array, lost: Array, total: Array, *, xp: ModuleType) -> Array:
-    """Return log(U / C). S lacks the first bin and all outliers, so U = C - lost.
-
-    Of `lost` and U the smaller one has the better relative precision, and the logarithm is taken of that one.
-    """
-    return xp.where(lost < inside, xp.log1p(-lost / total), xp.log(inside / total))
