@@ -3,7 +3,7 @@
 :mod:`klquant.backends.rounding` chooses the integers. Here are the inputs of the layers, taken from the float model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -99,8 +99,9 @@ def _all_products(prepared: Prepared, rows: Mapping[str, Rows], feeds: Sequence[
         computed = [name for name in inputs if name not in prepared.graph.inputs]
         sums = {name: np.zeros((len(rows[name].values), *[rows[name].values.shape[-1]] * 2)) for name in some}
         with open_onnxruntime(with_outputs(prepared.model, computed), optimized=True) as session:
-            few = _number_of_samples(prepared, feeds[0], lambda feed: session(computed, feed) if computed else {})
-            for feed in (first_samples(prepared, one, few) for one in feeds):
+            one = first_samples(prepared, feeds[0], 1)
+            few = _number_of_samples(session(computed, one) if computed else one)
+            for feed in (first_samples(prepared, feed, few) for feed in feeds):
                 found = {**feed, **(session(computed, feed) if computed else {})}
                 for name in some:
                     x = sample_inputs(nodes[name], rows[name], found[nodes[name].input[0]], len(feeds))
@@ -109,9 +110,9 @@ def _all_products(prepared: Prepared, rows: Mapping[str, Rows], feeds: Sequence[
             yield name, sums.pop(name)
 
 
-def _number_of_samples(prepared: Prepared, feed: Feed, run: Callable[[Feed], Mapping[str, Array]]) -> int:
-    """Return how many samples of a batch can be run without more than `MOST_VALUES` inputs of layers."""
-    size = sum(array.size for array in run(first_samples(prepared, feed, 1)).values())
+def _number_of_samples(found: Mapping[str, Array]) -> int:
+    """Return how many samples of a batch to run, from the inputs of layers for one of them."""
+    size = sum(array.size for array in found.values())
     return int(np.clip(MOST_VALUES // max(size, 1), 1, MOST_SAMPLES))
 
 
