@@ -126,10 +126,10 @@ def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
             np.subtract(numbers[here], first, out=numbers[here])
         halves[limit + first :] += np.bincount(numbers[here], minlength=limit - first + 1)
         zeros += int(np.count_nonzero(np.equal(part, 0, out=is_zero[here])))
-    return Counted(_join_halves(halves, limit), zeros)
+    return Counted(join_halves(halves, limit), zeros)
 
 
-def _join_halves(halves: Counts, limit: int) -> Counts:
+def join_halves(halves: Counts, limit: int) -> Counts:
     """Join half bins -limit .. limit to bins: the centre has one, the others two, and the outermost a third."""
     sides = []
     for side in (halves[limit - 1 :: -1], halves[limit + 1 :]):  # by their distance from 0
