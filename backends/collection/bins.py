@@ -109,15 +109,17 @@ def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
     limit, times = bins.num_bins, bins.num_bins / float(bins.amax) if bins.amax > 0 else math.inf
     if limit < 3 or limit % 2 == 0 or values.dtype.kind != "f" or not 0 < times < math.inf:
         return None
-    size = max(1, min(_CHUNK // 2, values.size))
-    wide, numbers, is_zero = (np.empty(size, kind) for kind in (np.float64, np.intp, np.bool_))
+    size = max(1, min(_CHUNK, values.size))
+    wide, is_zero = np.empty(size), np.empty(size, np.bool_)
+    numbers = wide.view(np.int64)
     halves, zeros = np.zeros(2 * limit + 1, np.int64), 0
     for part in (values[begin : begin + size] for begin in range(0, values.size, size)):
         here = slice(part.size)
         low, high = (float(end) * times for end in (part.min(), part.max()))
         if not math.isfinite(high - low):
             return None
-        np.multiply(part, times, out=wide[here], dtype=np.float64)
+        np.copyto(wide[here], part)
+        np.multiply(wide[here], times, out=wide[here])
         if low <= -limit - 1 or high >= limit + 1:
             np.clip(wide[here], -limit, limit, out=wide[here])
         numbers[here] = wide[here]  # rounds towards 0

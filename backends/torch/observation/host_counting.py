@@ -95,11 +95,12 @@ def look_on_threads(tensor: torch.Tensor, bins: Bins, buffers: Buffers) -> Looke
     for part in parts(tensor, buffers.threads * _ROW):
         chunk = buffers.chunk(part.numel())
         chunk.wide.view(part.shape).copy_(part)
-        begin, end = (bound.item() for bound in chunk.wide.aminmax())
+        near = part if part.is_contiguous() else chunk.wide  # both are in the cache now
+        begin, end = (bound.item() for bound in near.aminmax())
         low, high = min(low, begin), max(high, end)
         if not math.isfinite(end - begin):
             return Looked(begin, end, Counted(np.zeros(0, np.int64), 0))
-        chunk.is_nonzero.copy_(chunk.wide)
+        chunk.is_nonzero.view(part.shape).copy_(part)
         zeros += part.numel() - int(np.count_nonzero(chunk.is_nonzero.numpy()))
         first = _to_half_bins(chunk, (begin, end), bins)
         _add_counts(table[:, bins.num_bins + first :], chunk)
