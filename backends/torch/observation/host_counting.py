@@ -13,6 +13,7 @@ from .parts import parts
 _ROW = 2**16  # values of a thread in a chunk: they stay in its cache
 _EXACT = (torch.float32, torch.bfloat16, torch.float16)  # which float64 multiplies as the core does
 _MOST_THREADS = 16  # that have a row
+_MOST_CHUNKS = 256  # of different lengths that are kept
 _HUGE = 2**21  # bytes of a huge page
 
 
@@ -41,7 +42,7 @@ class Chunk(NamedTuple):
 
 
 class Buffers:
-    """Memory for chunks and counts, allocated once: between the layers of a model new memory is dear."""
+    """Memory for chunks and counts, allocated once: page faults of new memory can cost as much as counting in it."""
 
     def __init__(self) -> None:
         self.threads = min(torch.get_num_threads(), _MOST_THREADS)
@@ -52,6 +53,8 @@ class Buffers:
         """Return memory for this many values."""
         if 9 * length > len(self._memory):
             self._memory, self._chunks = _memory(9 * length), {}
+        if len(self._chunks) > _MOST_CHUNKS:
+            self._chunks = {}
         if length not in self._chunks:
             wide, even = self._memory[: 8 * length], length // self.threads * self.threads
             numbers, is_nonzero = wide.view(torch.int64), self._memory[8 * length : 9 * length].view(torch.bool)
