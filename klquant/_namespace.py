@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 _State = TypeVar("_State")
 ACCELERATOR_BATCH = 256
 CHUNK = 2**16
-BLOCK_ROWS = 128
+BLOCK_ROWS, BLOCK_TERMS = 128, 32
 MANTISSA_BITS, EXPONENT_BIAS = 52, 1023  # of float64
 _RECORDS: list[type] = []  # filled when klquant is imported
 
@@ -277,19 +277,38 @@ def each_row(function: Callable[..., Array], *tables: Array, xp: ModuleType) -> 
     return sys.modules["jax"].vmap(function)(*tables)
 
 
-def running_sums(table: Array, *, xp: ModuleType) -> Array:
-    """Return the ``cumsum`` of each row, summed within blocks of sqrt(n) entries and then over the blocks.
+def stack_rows(rows: list[Array], *, xp: ModuleType) -> Array:
+    """Return ``stack(rows)``. XLA computes up to eight rows in one kernel, more in one for each: so two at a time."""
+    if xp is np or len(rows) % 2:
+        return xp.stack(rows)
+    return xp.stack([xp.stack(rows[::2]), xp.stack(rows[1::2])], axis=1).reshape(len(rows), -1)
 
-    So an entry is the result of 2 sqrt(n) roundings in a row, not n. Behind a huge entry each of them costs digits.
-    On a CPU JAX adds in the same order, which is several times faster there than its own ``cumsum``.
+
+def running_sums(table: Array, padding: int = 0, *, xp: ModuleType) -> Array:
+    """Return the sums of the first 0, 1, 2 ... entries of each row, and then its total `padding` more times.
+
+    They are summed within blocks of sqrt(n) entries and then over the blocks. So an entry is the result of 2 sqrt(n)
+    roundings in a row, not n. Behind a huge entry each of them costs digits. On a CPU JAX adds in the same order, which
+    is several times faster there than its own ``cumsum``.
     """
-    rows, length = table.shape
+    rows, entries = table.shape
+    length = 1 + entries + padding
     size = math.isqrt(length - 1) + 1
-    padding = xp.zeros((rows, size * size - length), table.dtype)
-    inner = _cumsum(xp.concatenate([table, padding], axis=1).reshape(rows, size, size), xp=xp)
-    totals = _cumsum(inner[:, :, -1], xp=xp)
-    before = xp.concatenate([xp.zeros_like(totals[:, :1]), totals[:, :-1]], axis=1)
-    return (inner + before[:, :, None]).reshape(rows, -1)[:, :length]
+    padded = _padded(table, 1, size * size - 1 - entries, xp=xp)
+    if xp is np and table.dtype.kind == "i":
+        return np.cumsum(padded[:, :length], axis=1)  # exact in any order
+    inner = _cumsum(padded.reshape(rows, size, size), xp=xp)
+    return (inner + _sums_before(inner[:, :, -1], xp=xp)[:, :, None]).reshape(rows, -1)[:, :length]
+
+
+def _padded(table: Array, before: int, after: int, *, xp: ModuleType) -> Array:
+    """Return the rows with zeros before and after them. XLA merges its own operator for that with others."""
+    if xp is not np:
+        zero = xp.zeros((), table.dtype)
+        return sys.modules["jax"].lax.pad(table, zero, ((0, 0, 0), (before, after, 0)))
+    padded = np.zeros((table.shape[0], before + table.shape[1] + after), table.dtype)
+    padded[:, before : before + table.shape[1]] = table
+    return padded
 
 
 def _cumsum(table: Array, *, xp: ModuleType) -> Array:
@@ -306,6 +325,16 @@ def _cumsum(table: Array, *, xp: ModuleType) -> Array:
         return lax.fori_loop(first, end, add, table)  # 32 bits: lowered under `vmap` after 64 bits were switched off
 
     return lax.platform_dependent(table, cpu=one_by_one, default=lambda table: xp.cumsum(table, axis=-1))
+
+
+def _sums_before(table: Array, *, xp: ModuleType) -> Array:
+    """Return the sum of all entries before each one, in its row. JAX adds in the same order, for short rows."""
+    if xp is np:
+        sums = np.zeros_like(table)
+        np.cumsum(table[:, :-1], axis=1, out=sums[:, 1:])
+        return sums
+    earlier = np.tri(table.shape[1], k=-1, dtype=bool)
+    return _sum_and_most(xp.where(earlier, table[:, None, :], xp.zeros((), table.dtype)), 2)[0]
 
 
 def slice_at(table: Array, begin: Array, length: int, *, xp: ModuleType) -> Array:
@@ -356,22 +385,53 @@ def map_rows(function: Callable[..., Array], table: Sequence[tuple[int, ...]], *
     """Return the two-dimensional ``function(*row)`` for each row of integers, joined along the second axis."""
     if xp is np:
         return np.concatenate([function(*row) for row in table], axis=1)
-    columns = tuple(xp.asarray(column) for column in zip(*table, strict=True))
-    found = xp.moveaxis(sys.modules["jax"].lax.map(lambda row: function(*row), columns), 0, 1)
+    found = xp.moveaxis(sys.modules["jax"].lax.map(lambda row: function(*row), xp.asarray(table)), 0, 1)
     return found.reshape(found.shape[0], -1)
 
 
 def first_true(mask: Array, *, xp: ModuleType) -> Array:
-    """Return the index of the first True, or the length if there is none.
+    """Return the index of the first True, or the length if there is none."""
+    return first_and_number(mask, xp=xp)[0]
 
-    ``argmax`` would warn about its int64 result inside a 32-bit ``jax.jit`` of the caller.
+
+def first_and_number(mask: Array, *, xp: ModuleType) -> tuple[Array, Array]:
+    """Return the index of the first True, or the length if there is none, and the number of them."""
+    length = mask.shape[0]
+    if xp is np:
+        number = np.count_nonzero(mask)
+        return np.int64(mask.argmax() if number else length), np.int64(number)
+    lax, start = sys.modules["jax"].lax, (xp.asarray(length, xp.int64), xp.asarray(0, xp.int64))
+    entries = (xp.where(mask, xp.arange(length), length), mask.astype(xp.int64))
+    found = lax.reduce(entries, start, lambda a, b: (lax.min(a[0], b[0]), a[1] + b[1]), (0,))
+    both: tuple[Array, Array] = lax.optimization_barrier(found)
+    return both
+
+
+def least(x: Array, axis: int = 0, *, xp: ModuleType) -> Array:
+    """Return the minimum of floating-point numbers; NaN if one of them is NaN."""
+    return x.min(axis=axis) if xp is np else -_sum_and_most(-x, axis)[1]
+
+
+def most(x: Array, axis: int = 0, *, xp: ModuleType) -> Array:
+    """Return the maximum of floating-point numbers; NaN if one of them is NaN."""
+    return x.max(axis=axis) if xp is np else _sum_and_most(x, axis)[1]
+
+
+def _sum_and_most(x: Array, axis: int) -> tuple[Array, Array]:
+    """Return the sum, added one by one, and the maximum.
+
+    On a CPU XLA splits a reduction into three kernels, which takes long to compile, unless it has two results.
     """
-    return xp.where(mask, xp.arange(mask.shape[0]), mask.shape[0]).min()
+    lax = sys.modules["jax"].lax
+    start = (np.zeros((), x.dtype), np.asarray(-np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min, x.dtype))
+    found = lax.reduce((x, x), start, lambda a, b: (a[0] + b[0], lax.max(a[1], b[1])), (axis,))
+    both: tuple[Array, Array] = lax.optimization_barrier(found)
+    return both
 
 
-def at_most(limit: int, value: Array, *, xp: ModuleType) -> int:
-    """Return min(limit, value) with NumPy. JAX must fix shapes before it knows the value, so it gets the limit."""
-    return min(limit, int(value)) if xp is np else limit
+def at_most(limit: int, value: Callable[[], Array], *, xp: ModuleType) -> int:
+    """Return min(limit, value()) with NumPy. JAX must fix shapes before it knows the value, so it gets the limit."""
+    return min(limit, int(value())) if xp is np else limit
 
 
 def nonzero_positions(values: Array, before: Array, *, xp: ModuleType) -> Array:
@@ -386,40 +446,44 @@ def nonzero_positions(values: Array, before: Array, *, xp: ModuleType) -> Array:
     return xp.zeros(length, xp.int64).at[target].set(xp.arange(length), mode="drop")
 
 
-def where_needed(needed: Array, function: Callable[[], Array], shape: tuple[int, ...], *, xp: ModuleType) -> Array:
-    """Return ``function()`` (float64, of this shape) if `needed`, else zeros without calling it."""
-    if xp is np:
-        return function() if needed else np.zeros(shape)
-    zeros = xp.broadcast_to((needed & False).astype(xp.float64), shape)  # under shard_map: as varying as the result
-    return sys.modules["jax"].lax.cond(needed, function, lambda: zeros)
-
-
-def map_selected(
-    function: Callable[[Array, Array], Array], selected: Array, sizes: Array, room: int, *, xp: ModuleType
+def where_needed(
+    needed: Array, function: Callable[[], Array], otherwise: Callable[[], Array], *, xp: ModuleType
 ) -> Array:
-    """Return ``function(indices, largest size)`` for the `selected` indices, block by block; others mean nothing.
-
-    `sizes` never decrease. NumPy takes as many indices at a time as have a size of `room` together, JAX always
-    ``BLOCK_ROWS`` indices in a row.
-    """
+    """Return ``function()`` if `needed`, else ``otherwise()``, and call only that one."""
     if xp is np:
-        result, chosen = np.zeros(selected.shape), np.flatnonzero(selected)
+        return function() if needed else otherwise()
+    return sys.modules["jax"].lax.cond(needed, function, otherwise)
+
+
+def sum_selected(
+    function: Callable[[Array, Array, int], Array], selected: Array, sizes: Array, room: int, *, xp: ModuleType
+) -> Array:
+    """Return the sum of ``function(indices, begin, number)`` over terms 0 .. size - 1 of the `selected` indices.
+
+    The function adds up terms begin .. begin + number - 1, and those beyond a size must be 0. Results for other indices
+    mean nothing. `sizes` never decrease. NumPy takes as many indices at a time as have `room` terms together, JAX
+    ``BLOCK_ROWS`` indices in a row and ``BLOCK_TERMS`` terms.
+    """
+    length = selected.shape[0]
+    if xp is np:
+        result, chosen = np.zeros(length), np.flatnonzero(selected)
         while len(chosen):
             largest = int(sizes[chosen[-1]])
-            chosen, block = np.split(chosen, [-(room // (largest + 1) + 1)])
-            result[block] = function(block, largest)
+            chosen, block = np.split(chosen, [-(room // largest + 1)])
+            result[block] = function(block, np.int64(0), largest)
         return result
-    length = selected.shape[0]
-    number = -(-length // BLOCK_ROWS)
-    rows = -(-length // number)
-    blocks = xp.minimum(xp.arange(number * rows), length - 1).reshape(number, rows)
-    largest = xp.where(selected, sizes, -1)[blocks].max(axis=1)
+    rows = -(-length // -(-length // BLOCK_ROWS))
+    blocks = np.minimum(np.arange(-(-length // rows) * rows), length - 1).reshape(-1, rows)
+    tiles = xp.ceil(most(xp.where(selected, sizes, 0.0)[blocks], axis=1, xp=xp) / BLOCK_TERMS).astype(xp.int64)
+    before = _sums_before(tiles[None], xp=xp)[0]
 
-    def compute(block: tuple[Array, Array]) -> Array:
-        indices, largest = block
-        return where_needed(largest >= 0, lambda: function(indices, largest), indices.shape, xp=xp)
+    def add(k: Array, result: Array) -> Array:
+        block = first_true(before + tiles > k, xp=xp)
+        terms = function(xp.asarray(blocks)[block], (k - before[block]) * BLOCK_TERMS, BLOCK_TERMS)
+        return result.at[block].add(terms)
 
-    return sys.modules["jax"].lax.map(compute, (blocks, largest)).reshape(-1)[:length]
+    zeros = xp.zeros_like(sizes, dtype=xp.float64, shape=blocks.shape)  # under shard_map: as varying as the sizes
+    return repeat(add, before[-1] + tiles[-1], zeros, xp=xp).reshape(-1)[:length]
 
 
 def repeat(step: Callable[[Any, _State], _State], number: Array | int, state: _State, *, xp: ModuleType) -> _State:

@@ -116,7 +116,8 @@ def describe(
     """Return the threshold with its clipped share and expected SQNR, for one histogram; `ties` are a range of T."""
     counts, edges_64 = hist.astype(xp.float64), in_float64(edges, xp=xp).astype(xp.float64)
     low, high, wide = edges_64[:-1], edges_64[1:], value.astype(xp.float64)
-    beyond = xp.clip((high - wide) / (high - low), 0, 1) + xp.clip((-wide - low) / (high - low), 0, 1)
+    width = high - low
+    beyond = xp.clip((high - wide) / width, 0, 1) + xp.clip((-wide - low) / width, 0, 1)
     centre, qmax = (low + high) / 2, num_quantized_bins // 2
     step = wide / qmax
     noise = centre - xp.clip(xp.rint(centre / step), -qmax, qmax) * step

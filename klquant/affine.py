@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from klquant._namespace import Array, array_namespace, compiled, from_numpy, is_array, is_concrete
+from klquant._namespace import Array, array_namespace, compiled, from_numpy, in_float64, is_array, is_concrete
 from klquant._result import Threshold
 from klquant._validate import MAX_LEVELS, check_int, check_levels, check_number, check_real, is_floating
 from klquant.errors import ArrayTypeError, InvalidInputError
 
+LIFT = 64  # the exponent of the factor of a subnormal scale
 WIDE_ENOUGH = "float16, bfloat16 and wider types are accepted"
 
 
@@ -34,7 +35,7 @@ def scale(
     Returns
     -------
     float or array, as `threshold`, or as the `value` of a Threshold
-        Under ``jax.jit``, NaN for a negative threshold.
+        Under ``jax.jit``, NaN for a negative threshold. On a CPU, XLA takes a subnormal result for 0.
 
     Raises
     ------
@@ -100,7 +101,8 @@ def quantize(
 
     Notes
     -----
-    Computed in the dtype of `x`, but at least in float32.
+    Computed in the dtype of `x`, but at least in float32. Under ``jax.jit`` on a CPU, XLA takes subnormal values of `x`
+    for 0. A subnormal scale is not taken for 0.
 
     Examples
     --------
@@ -211,16 +213,32 @@ def _fake_quantize(x: Array, steps: Array, *, xp: ModuleType, qmax: int) -> Arra
 
 def _levels(x: Array, steps: Array, qmax: int, *, xp: ModuleType) -> Array:
     wide = _working_dtype(x.dtype)
-    steps = steps.astype(wide)
-    levels = xp.clip(xp.rint(x.astype(wide) / xp.where(steps > 0, steps, 1)), -qmax, qmax)
-    return xp.where(steps > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest with -qmax .. qmax
+    narrow, lift = _lifted(steps, wide, xp=xp)
+    scaled = x.astype(wide) if lift is None else x.astype(wide) * lift
+    levels = xp.clip(xp.rint(scaled / xp.where(narrow > 0, narrow, 1)), -qmax, qmax)
+    return xp.where(narrow > 0, levels, 0).astype(np.min_scalar_type(-qmax - 1))  # the smallest with -qmax .. qmax
 
 
 def _real_values(q: Array, steps: Array, dtype: Any, *, xp: ModuleType) -> Array:
-    narrow = steps.astype(_working_dtype(dtype))
+    steps = in_float64(steps, xp=xp)
+    narrow, lift = _lifted(steps, _working_dtype(dtype), xp=xp)
     valid = (steps >= 0) & xp.isfinite(narrow) & ((narrow > 0) | (steps == 0))
-    steps = xp.where(valid, narrow, xp.asarray(xp.nan, narrow.dtype))
-    return (q.astype(narrow.dtype) * steps).astype(dtype)
+    real = q.astype(narrow.dtype) * xp.where(valid, narrow, xp.asarray(xp.nan, narrow.dtype))
+    return (real if lift is None else real / lift).astype(dtype)
+
+
+def _lifted(steps: Array, dtype: str, *, xp: ModuleType) -> tuple[Array, Array | None]:
+    """Return the scale in this dtype, but times a power of two if it is subnormal there; and that factor.
+
+    On a CPU XLA computes with 0 in place of a subnormal number, and NumPy does not: it gets no factor.
+    """
+    exact = in_float64(steps, xp=xp).astype(xp.float64)
+    if xp is np or dtype != "float32":
+        return exact.astype(dtype), None
+    small = exact < 2.0**-126
+    rounded = xp.rint(exact * 2.0**149) * 2.0 ** (LIFT - 149)  # as in float32, but for the factor
+    narrow = xp.where(small, rounded, exact).astype(dtype)
+    return narrow, xp.where(small, 2.0**LIFT, 1.0).astype(dtype)
 
 
 @compiled

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import klquant
-from klquant._namespace import array_namespace, compiled, count_truncated, from_numpy, in_float64, map_selected
+from klquant._namespace import array_namespace, compiled, count_truncated, from_numpy, in_float64, sum_selected
 from strategies import fewer
 from support.namespaces import EAGER, JAX, JIT, READ_ONLY, needs_jax, params
 
@@ -25,8 +25,12 @@ def exact(numbers, *, xp):
 
 @compiled
 def doubled_where_selected(values, selected, *, xp):
-    sizes = xp.arange(values.shape[0])
-    return map_selected(lambda indices, largest: values[indices] * 2.0, selected, sizes, 6, xp=xp) * selected
+    sizes = xp.arange(1, values.shape[0] + 1)
+
+    def add(indices, begin, number):
+        return xp.where(begin + xp.arange(number) == 0, values[indices, None] * 2.0, 0.0).sum(axis=1)
+
+    return sum_selected(add, selected, sizes, 6, xp=xp) * selected
 
 
 @pytest.mark.parametrize("xp", EAGER)

@@ -8,17 +8,25 @@ p times 1 + |log(p / q)|, however large C is, and D by about 1e-16 where it is s
 exactly 0. The closed form cannot do that, for it subtracts two sums that are far larger than D.
 """
 
-import functools
+import sys
 from types import ModuleType
 from typing import NamedTuple
 
-from klquant._namespace import Array, first_true, fixed_shapes, map_selected, repeat, where_needed
+from klquant._namespace import (
+    Array,
+    first_and_number,
+    least,
+    nonzero_positions,
+    repeat,
+    stack_rows,
+    sum_selected,
+    where_needed,
+)
 from klquant._search.candidates import Layout, Windows
-from klquant._search.prefix_sums import Sums, between, filled_between
+from klquant._search.prefix_sums import Sums, between
 
 NEAR = 1e-12  # nats: well above the error of the closed form (`klquant._search` has its budget)
-TILE = 32  # bins that JAX adds at a time
-ROOM = 2**16  # entries of the temporary arrays
+ROOM = 2**13  # entries of the temporary arrays, which then stay in the cache
 
 
 class Search(NamedTuple):
@@ -30,24 +38,25 @@ class Search(NamedTuple):
     window: Windows
     total: Array
     """C, the sum of the counts."""
+    one: Array
+    """The count 1, in the unit of all counts and of eps: a power of two near the mean count of the non-empty bins."""
     layout: Layout
     eps: Array
-    filled: Array
-    """The positions of the non-empty bins, in order."""
 
 
 class Chosen(NamedTuple):
     """The windows of some candidates: arrays of shape (candidates, 1)."""
 
-    start: Array
-    stop: Array
     origin: Array
     size: Array
-    first: Array
-    last: Array
+    before: Array
+    """Number of non-empty bins up to the first bin, with it."""
+    bins: Array
+    """Number of non-empty bins between the two end bins."""
     loss_p: Array
     loss_q: Array
-    log_kept: Array
+    first: Array
+    last: Array
     head: Array
     """Q in the first group before smoothing, 0 if the group is empty."""
     tail: Array
@@ -63,83 +72,86 @@ def settled_curve(curve: Array, search: Search, coarse: Array, *, ties: bool, xp
 
     def settle(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         curve, selected, settled = state
-        compute = functools.partial(_divergences, search, selected, xp=xp)
-        curve = xp.where(selected, where_needed(_count(selected, xp=xp) > 0, compute, curve.shape, xp=xp), curve)
+
+        def compute() -> Array:
+            return xp.where(selected, _divergences(search, selected, xp=xp), curve)
+
+        _, number = first_and_number(selected, xp=xp)
+        curve = where_needed(number > 0, compute, lambda: curve, xp=xp)
         settled = settled | selected
-        near = xp.isfinite(curve) & (curve <= curve.min() + NEAR)
-        first = xp.minimum(first_true(near, xp=xp), last)
+        near = near_minimum(curve, NEAR, xp=xp)
+        first, number = first_and_number(near, xp=xp)
+        first = xp.minimum(first, last)
         wanted = (xp.arange(last + 1) == first) | ((turn > 0) & ~(settled[first] & (curve[first] == 0)))
-        return curve, near & ~settled & wanted & (_count(near, xp=xp) > 1), settled
+        return curve, near & ~settled & wanted & (number > 1), settled
 
     last = curve.shape[0] - 1
     return repeat(settle, 3 if ties else 1, (curve, coarse, coarse), xp=xp)[0]
 
 
-def _count(mask: Array, *, xp: ModuleType) -> Array:
-    return xp.where(mask, 1.0, 0.0).sum()  # for XLA one kernel, where `any` and sums of integers are three
+def near_minimum(curve: Array, within: float, *, xp: ModuleType) -> Array:
+    """Return which candidates are feasible and have a divergence that is at most so much above the least."""
+    return curve <= xp.minimum(least(curve, xp=xp) + within, sys.float_info.max)
 
 
 def _divergences(search: Search, selected: Array, *, xp: ModuleType) -> Array:
-    """Return the divergences of the selected candidates; other entries mean nothing."""
-    window = search.window
-    bins = filled_between(search.sums, window.start + 1, window.stop - 1)
-    fields = (window.first, window.last, window.loss_p, window.loss_q, window.log_kept)
-    means = (group.sliced / xp.maximum(group.support, 1) for group in (window.head, window.tail))
-    table = xp.stack([*fields, *means])
+    """Return the divergences of the selected candidates, +inf where infeasible; other entries mean nothing.
 
-    def divergences(candidates: Array, most: Array) -> Array:
-        start, stop, origin = search.layout.bounds(candidates[:, None])
-        size = (stop - origin) // search.layout.levels
-        chosen = Chosen(start, stop, origin, size, *table[:, candidates, None])
-        return direct_divergence(search, chosen, most, xp=xp)
-
-    return map_selected(divergences, selected, bins, ROOM, xp=xp)
-
-
-def direct_divergence(search: Search, chosen: Chosen, most: Array, *, xp: ModuleType) -> Array:
-    """Return the divergence of these candidates, shape (candidates,); +inf where infeasible. The losses are below 1.
-
-    `most` is the largest number of non-empty bins between the end bins of a window. These bins are the terms of a row,
-    and P[0] and P[w - 1] two more. Empty bins need no term: they add their share of log(U / C) only.
+    A candidate has a term for each non-empty bin between its end bins, and one each for P[0] and P[w - 1]. Empty bins
+    need no term: they add their share of log(U / C) only. The losses are below 1.
     """
-    width = TILE if fixed_shapes(xp=xp) else int(most) + 2
+    window, layout = search.window, search.layout
+    filled = nonzero_positions(search.values, search.sums.filled[: layout.num_bins], xp=xp)
+    before = layout.after_first(search.sums.filled)
+    bins = layout.before_last(search.sums.filled) - before
+    means = (group.sliced / xp.maximum(group.support, 1) for group in (window.head, window.tail))
+    fields = (window.loss_p, window.loss_q, window.first, window.last)
+    table = stack_rows([layout.sizes().astype(xp.float64), before, bins, *fields, *means], xp=xp)
 
-    def add(tile: Array, divergence: Array) -> Array:
-        p, q = _distributions(search, chosen, tile, width, xp=xp)
-        left_p, left_q = p - chosen.loss_p, xp.where(q > 0, q - chosen.loss_q, search.eps)
-        excess = xp.where(q > 0, (p - q) + (chosen.loss_q - chosen.loss_p), left_p - search.eps)
-        feasible = (p == 0) | ((left_p > 0) & (left_q > 0))
-        ratio = excess / left_q  # rounds to -1 where smoothing leaves almost nothing of p
-        log_ratio = xp.where(ratio < -0.5, xp.log(left_p / left_q), xp.log1p(ratio))
-        share = left_p / search.total
-        terms = xp.where(share > 0, share * log_ratio, 0.0)
-        return divergence + xp.where(feasible, terms, xp.inf).sum(axis=1)
+    def add_terms(candidates: Array, begin: Array, number: int) -> Array:
+        _, _, origin = layout.bounds(candidates[:, None])
+        chosen = Chosen(origin, *table[:, candidates, None])
+        return divergence_terms(search, chosen, filled, begin + xp.arange(number), xp=xp).sum(axis=1)
 
-    divergence = repeat(add, (most + 1) // width + 1, chosen.log_kept[:, 0], xp=xp)
-    return xp.maximum(divergence, 0.0)
+    return xp.maximum(window.log_kept + sum_selected(add_terms, selected, bins + 2, ROOM, xp=xp), 0.0)
 
 
-def _distributions(search: Search, chosen: Chosen, tile: Array, width: int, *, xp: ModuleType) -> tuple[Array, Array]:
-    """Return P and Q before smoothing, in `width` of the bins: the first one, the non-empty ones, the last one."""
-    sums, positions = search.sums, search.filled
-    before = sums.filled[chosen.start + 1]
-    term, bins = tile * width + xp.arange(width), sums.filled[chosen.stop - 1] - before
-    position = positions[xp.clip(before + term - 1, 0, positions.shape[0] - 1)]
-    inside, is_last = (term > 0) & (term <= bins), term == bins + 1
-    position = xp.where(inside, position, chosen.start)
-    level = _level(search, chosen, position, xp=xp)
+def divergence_terms(search: Search, chosen: Chosen, filled: Array, term: Array, *, xp: ModuleType) -> Array:
+    """Return these terms of the divergence, shape (candidates, terms): 0 beyond the last one, +inf if infeasible.
+
+    `filled` has the positions of the non-empty bins, in order.
+    """
+    p, q = _distributions(search, chosen, filled, term, xp=xp)
+    left_p, left_q = p - chosen.loss_p, xp.where(q > 0, q - chosen.loss_q, search.eps)
+    excess = xp.where(q > 0, (p - q) + (chosen.loss_q - chosen.loss_p), left_p - search.eps)
+    feasible = (p == 0) | ((left_p > 0) & (left_q > 0))
+    ratio = excess / left_q  # rounds to -1 where smoothing leaves almost nothing of p
+    log_ratio = xp.where(ratio < -0.5, xp.log(left_p / left_q), xp.log1p(ratio))
+    share = left_p / search.total
+    return xp.where(feasible, xp.where(share > 0, share * log_ratio, 0.0), xp.inf)
+
+
+def _distributions(
+    search: Search, chosen: Chosen, filled: Array, term: Array, *, xp: ModuleType
+) -> tuple[Array, Array]:
+    """Return P and Q before smoothing in some of these bins: the first one, the non-empty ones, the last one."""
+    inside, is_last = (term > 0) & (term <= chosen.bins), term == chosen.bins + 1
+    position = filled[xp.clip(chosen.before.astype(xp.int64) + term - 1, 0, filled.shape[0] - 1)]
+    position = xp.where(inside, position, chosen.origin)
     ends_p, ends_q = (
         xp.where(term == 0, first, xp.where(is_last, last, 0.0))
         for first, last in ((chosen.first, chosen.last), (chosen.head, chosen.tail))
     )
+    level = _level(search, chosen, position, xp=xp)
     return xp.where(inside, search.values[position], ends_p), xp.where(inside, level, ends_q)
 
 
 def _level(search: Search, chosen: Chosen, position: Array, *, xp: ModuleType) -> Array:
     """Return Q in these non-empty bins between the two end bins, before smoothing."""
-    last = search.layout.levels - 1
-    group = xp.minimum((position - chosen.origin) // chosen.size, last)
-    low = chosen.origin + group * chosen.size
-    counts, filled = between(search.sums, low, low + chosen.size, xp=xp)
+    last, size = search.layout.levels - 1, chosen.size.astype(xp.int64)
+    group = (position - chosen.origin + 0.5) / chosen.size  # so that no rounding crosses an integer
+    group = xp.minimum(group.astype(xp.int64), last)
+    low = chosen.origin + group * size
+    counts, filled = between(search.sums, low, low + size, xp=xp)
     level = counts / xp.maximum(filled, 1)
     return xp.where(group == 0, chosen.head, xp.where(group == last, chosen.tail, level))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from klquant._namespace import Array
-from klquant._search.prefix_sums import Sums, between, counts_between, filled_between
+from klquant._search.prefix_sums import Sums, counted
 from klquant.divergence import smoothing_loss
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -64,8 +64,7 @@ class Layout(NamedTuple):
     @functools.lru_cache(maxsize=256)  # noqa: B019 a layout is only four numbers
     def blocks(self) -> tuple[Block, ...]:
         """Return the blocks of all candidates, narrowest first."""
-        _, stop, origin = self.bounds(np.arange(self.candidates))
-        sizes = (stop - origin) // self.levels
+        origin, sizes = self.bounds(np.arange(self.candidates))[2], self.sizes()
         found = []
         for size in np.unique(sizes).tolist():
             members = np.flatnonzero(sizes == size)
@@ -79,11 +78,17 @@ class Layout(NamedTuple):
             found = [block._replace(columns=columns, width=width) for block in found]
         return tuple(found)
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019
     def members(self) -> Indices:
         """Return the candidates of each block, a row for each. Short rows are filled up with the next candidates."""
         first, count = np.asarray([(block.narrowest, block.candidates) for block in self.blocks()]).T
         members: Indices = np.minimum(first[:, None] + np.arange(count.max()), self.candidates - 1)
         return members
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019
+    def block_of(self) -> Indices:
+        """Return the number of the block of each candidate."""
+        return np.repeat(np.arange(len(self.blocks())), [block.candidates for block in self.blocks()])
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
     def columns(self) -> Indices:
@@ -98,6 +103,33 @@ class Layout(NamedTuple):
     def padding(self) -> int:
         """Return how many bins the windows of the blocks reach beyond the last bin."""
         return max(0, max(block.base + block.size + block.width for block in self.blocks()) - self.num_bins)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019
+    def sizes(self) -> Indices:
+        """Return the bins per group of each candidate, the merge factor."""
+        _, stop, origin = self.bounds(np.arange(self.candidates))
+        return np.asarray((stop - origin) // self.levels)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019
+    def interior(self) -> Indices:
+        """Return where the interior groups of each candidate, all but the first and last, begin and where they end."""
+        _, _, origin = self.bounds(np.arange(self.candidates))
+        return np.stack([origin + self.sizes(), origin + (self.levels - 1) * self.sizes()])
+
+    def after_first(self, table: Array) -> Array:
+        """Return the running sums behind the first bin of each candidate."""
+        if self.one_sided:
+            return table[..., np.ones(self.candidates, np.int64)]
+        begin = self.num_bins // 2 - self.levels // 2 + 2
+        return table[..., begin - self.candidates : begin][..., ::-1]
+
+    def before_last(self, table: Array) -> Array:
+        """Return the running sums in front of the last bin of each candidate."""
+        return table[..., self.num_bins - self.candidates : self.num_bins]
+
+    def after_last(self, table: Array) -> Array:
+        """Return the running sums behind the last bin of each candidate."""
+        return table[..., self.num_bins - self.candidates + 1 : self.num_bins + 1]
 
 
 class Group(NamedTuple):
@@ -114,13 +146,6 @@ class Group(NamedTuple):
 class Windows(NamedTuple):
     """All candidates: arrays with an entry for each, narrowest first; counts are float64."""
 
-    start: Array
-    """The first bin, which is in P but not in S."""
-    stop: Array
-    origin: Array
-    """The bin where the groups begin: `start`, or one later in a one-sided search."""
-    size: Array
-    """Bins per group, the merge factor."""
     first: Array
     """P[0], the first bin and all bins before it."""
     last: Array
@@ -137,42 +162,39 @@ class Windows(NamedTuple):
     """The first group, with P[0]."""
     tail: Group
     """The last group, with P[w - 1]."""
+    interior: Array
+    """The number of bins with P != 0 in all groups between these two."""
 
 
-def all_windows(sums: Sums, layout: Layout, eps: Array, *, xp: ModuleType) -> Windows:
+def all_windows(sums: Sums, layout: Layout, total: Array, eps: Array, *, xp: ModuleType) -> Windows:
     """Return the windows of all candidates.
 
     Interior groups have P = S, so A = 0 there only if N = 0. That leaves the two end groups where Q can be zero and P
     not: the first if its only mass is P[0], the last if its only mass is outliers. Their N bins are then zeros of Q.
     """
-    levels, num_bins = layout.levels, layout.num_bins
-    start, stop, origin = layout.bounds(np.arange(layout.candidates))
-    width = stop - origin
-    size = width // levels
-    first, _ = between(sums, 0, start + 1, xp=xp)
-    beyond, _ = between(sums, stop, num_bins, xp=xp)
-    inside, filled = between(sums, start + 1, stop, xp=xp)
-    last, _ = between(sums, stop - 1, num_bins, xp=xp)
-    only_beyond = (beyond > 0) & (filled_between(sums, stop - 1, stop) == 0)
+    _, stop, origin = layout.bounds(np.arange(layout.candidates))
+    whole = sums.table[:, -1:]
+    begin, end = (sums.table.take(bins, axis=1, mode="clip") for bins in layout.interior())
+    after_first, before_last, after_last = (
+        take(sums.table) for take in (layout.after_first, layout.before_last, layout.after_last)
+    )
+    first, _ = counted(sums, after_first)
+    last, _ = counted(sums, whole - before_last)
+    beyond, _ = counted(sums, whole - after_last)
+    inside, filled = counted(sums, after_last - after_first)
+    only_beyond = (beyond > 0) & (before_last[1] == after_last[1])
 
-    head = _group(sums, start + 1, origin + size, first > 0, first, xp=xp)
-    tail = _group(sums, origin + (levels - 1) * size, stop, only_beyond, beyond, xp=xp)
+    head = _group(sums, begin - after_first, first > 0, first)
+    tail = _group(sums, after_last - end, only_beyond, beyond)
     support_p = filled + (first > 0) + only_beyond
-    support_q = support_p - sum(xp.where(end.sliced > 0, 0, end.support) for end in (head, tail))
-    loss_p, loss_q = (smoothing_loss(support, width, eps, xp=xp) for support in (support_p, support_q))
-    kept = _log_kept(inside, first + beyond, counts_between(sums, 0, num_bins, xp=xp), xp=xp)
-    return Windows(start, stop, origin, size, first, last, inside, kept, loss_p, loss_q, head, tail)
+    support_q = support_p - sum(xp.where(group.sliced > 0, 0, group.support) for group in (head, tail))
+    loss_p, loss_q = (smoothing_loss(support, stop - origin, eps, xp=xp) for support in (support_p, support_q))
+    lost = first + beyond  # U = C - lost, and the logarithm is taken of the smaller one, which is the more precise
+    kept = xp.where(lost < inside, xp.log1p(-lost / total), xp.log(inside / total))
+    return Windows(first, last, inside, kept, loss_p, loss_q, head, tail, end[1] - begin[1])
 
 
-def _group(sums: Sums, low: Array, high: Array, extra: Array, outliers: Array, *, xp: ModuleType) -> Group:
-    """Return the group of S in low <= k < high; P has the outliers on top, and with `extra` one more non-zero bin."""
-    sliced, filled = between(sums, low, high, xp=xp)
+def _group(sums: Sums, difference: Array, extra: Array, outliers: Array) -> Group:
+    """Return the group with these sums of S; P has the outliers on top, and with `extra` one more non-zero bin."""
+    sliced, filled = counted(sums, difference)
     return Group(sliced, filled + extra, sliced + outliers)
-
-
-def _log_kept(inside: Array, lost: Array, total: Array, *, xp: ModuleType) -> Array:
-    """Return log(U / C). S lacks the first bin and all outliers, so U = C - lost.
-
-    Of `lost` and U the smaller one has the better relative precision, and the logarithm is taken of that one.
-    """
-    return xp.where(lost < inside, xp.log1p(-lost / total), xp.log(inside / total))

@@ -30,7 +30,7 @@ SERIES_LIMIT = 2e-3  # the largest d / (A/N - e) for which the series is used
 TINY = 1e-60  # a level below it weighs nothing, or belongs to candidates that are evaluated bin by bin only
 
 
-def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, terms: int, *, xp: ModuleType) -> Array:
+def interior_chains(search: Search, loss: Array, needed: Array, terms: int, *, xp: ModuleType) -> Array:
     """Return sum A l, sum N l, R_1 .. R_terms of every candidate, shape (2 + terms, candidates).
 
     `loss` holds e for each block. Blocks that are not `needed` may be left as zeros.
@@ -39,9 +39,8 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
 
     def chains(number: Array, size: Array, base: Array, width: int, columns: int) -> Array:
         counts, filled = sliding_windows(search.sums, base, size, width, xp=xp)
-        level = counts / filled - loss[number]  # NaN for an empty window
-        level = xp.where(level > TINY, level, unit)  # any number will do: the term is 0 or not used
-        log = xp.log(level / unit)
+        level = xp.fmax(counts / filled - loss[number], TINY)  # NaN for an empty window
+        log = xp.log(level)
         values = [counts * log, filled * log]
         for _ in range(terms):
             filled = filled / level
@@ -52,9 +51,9 @@ def interior_chains(search: Search, loss: Array, needed: Array, unit: Array, ter
         number: Array, size: Array, base: Array, width: int = blocks[0].width, columns: int = blocks[0].columns
     ) -> Array:
         compute = functools.partial(chains, number, size, base, width, columns)
-        return where_needed(needed[number], compute, (2 + terms, columns), xp=xp)
+        return where_needed(needed[number], compute, lambda: xp.zeros_like(loss, shape=(2 + terms, columns)), xp=xp)
 
     table: list[tuple[int, ...]] = [(number, block.size, block.base) for number, block in enumerate(blocks)]
     if not layout.alike:
         table = [(*row, block.width, block.columns) for row, block in zip(table, blocks, strict=True)]
-    return map_rows(chains_if_needed, table, xp=xp)[:, layout.columns()]
+    return map_rows(chains_if_needed, table, xp=xp).take(layout.columns(), axis=1, mode="clip")

@@ -338,3 +338,26 @@ def test_a_threshold_in_place_of_a_scale_is_refused_with_the_right_hint():
     threshold = klquant.max_threshold(np.array([1, 2, 1]), np.array([-3.0, -1, 1, 3]), num_quantized_bins=3)
     with pytest.raises(ArrayTypeError, match=r"got klquant._result.Threshold; take its `value`, .*klquant.scale"):
         klquant.quantize(np.ones(2), threshold)
+
+
+@pytest.mark.parametrize("step", [1e-40, 3e-45, 1.1e-38])
+def test_a_subnormal_scale_is_not_dead(xp, step):
+    x, step = F32([1.0, -3e-37, 0.0]), F32(step)
+    levels = klquant.quantize(x, step)
+    assert levels.tolist()[::2] == [127, 0]
+    scale = xp.asarray(step)
+    np.testing.assert_array_equal(xp.call(klquant.quantize, xp.asarray(x), scale), levels)
+    for found, expected in (
+        (xp.call(klquant.fake_quantize, xp.asarray(x), scale), 127 * step),
+        (xp.call(klquant.dequantize, xp.asarray(F32([127, 0, 0]).astype(np.int8)), scale), 127 * step),
+    ):
+        subnormal = 127 * step < np.finfo(F32).tiny  # XLA takes it for 0 on a CPU, NumPy does not
+        assert float(found[0]) == expected or (subnormal and float(found[0]) == 0)
+
+
+def test_subnormal_scales_of_channels_are_not_dead(xp):
+    x, steps = np.full((3, 2), 1.5e-37, F32), F32([1e-39, 0, 1e-37])
+    levels = xp.call(klquant.quantize, xp.asarray(x), xp.asarray(steps), axis=0)
+    assert np.asarray(levels)[:, 0].tolist() == [127, 0, 2]
+    real = xp.call(klquant.fake_quantize, xp.asarray(x), xp.asarray(steps), axis=0)
+    np.testing.assert_array_equal(real, klquant.fake_quantize(x, steps, axis=0))

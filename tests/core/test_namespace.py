@@ -9,13 +9,17 @@ from klquant._namespace import (
     compiled,
     count_truncated,
     enable_x64,
+    first_and_number,
     first_true,
     from_numpy,
     is_concrete,
-    map_selected,
+    least,
+    most,
     repeat,
     running_sums,
+    stack_rows,
     strided_sums,
+    sum_selected,
 )
 from support.namespaces import JAX, NUMPY, import_torch, needs_jax
 
@@ -151,25 +155,34 @@ def test_products_are_rounded_towards_0_and_counted_in_64_bits(xp, clip, values)
     np.testing.assert_array_equal(counts, [1, 0, 0, 2, 1, 0, 1])
 
 
-def test_only_selected_indices_are_computed(xp):
+@pytest.mark.parametrize("width", [1, 30])
+def test_terms_of_selected_indices_are_added(xp, width):
     @compiled
     def kernel(selected, *, xp):
-        sizes = xp.arange(5)
-        return map_selected(lambda indices, largest: indices * 0.5, selected, sizes, 4, xp=xp) * selected
+        sizes = width * xp.arange(1, 301)
 
-    result = xp.call(kernel, xp.asarray([True, False, True, True, False]))
-    np.testing.assert_array_equal(result, [0, 0, 1, 1.5, 0])
+        def add(indices, begin, number):
+            term = begin + xp.arange(number)
+            return xp.where(term < sizes[indices, None], 0.5 * term, 0.0).sum(axis=1)
+
+        return sum_selected(add, selected, sizes, 4000, xp=xp) * selected
+
+    selected = np.arange(300) % 7 == 3
+    sizes = width * np.arange(1, 301)
+    result = xp.call(kernel, xp.asarray(selected))
+    np.testing.assert_array_equal(result, np.where(selected, sizes * (sizes - 1) / 4, 0))
+    np.testing.assert_array_equal(xp.call(kernel, xp.asarray(0 * selected > 0)), np.zeros(300))
 
 
 def test_indices_that_are_not_selected_cost_nothing():
     seen = []
 
-    def function(indices, largest):
-        seen.append((indices.tolist(), largest))
+    def function(indices, begin, number):
+        seen.append((indices.tolist(), int(begin), number))
         return indices * 1.0
 
-    map_selected(function, np.array([False, True, True, False, True]), np.array([0, 1, 1, 5, 9]), 9, xp=np)
-    assert seen == [([4], 9), ([1, 2], 1)]
+    sum_selected(function, np.array([False, True, True, False, True]), np.array([1, 2, 2, 6, 10]), 9, xp=np)
+    assert seen == [([4], 0, 10), ([1, 2], 0, 2)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 21])
@@ -183,7 +196,7 @@ def test_strided_sums_add_up_every_stride_th_value(xp, length):
 
 def sums_of(xp, *columns):
     return [
-        xp.call(compiled(lambda a, *, xp: running_sums(a[None], xp=xp)[0]), xp.asarray(column)) for column in columns
+        xp.call(compiled(lambda a, *, xp: running_sums(a[None], 2, xp=xp)[0]), xp.asarray(column)) for column in columns
     ]
 
 
@@ -191,7 +204,7 @@ def sums_of(xp, *columns):
 def test_running_sums_of_integers_are_exact(xp, length):
     values = np.arange(length) + 2**60 // length
     (sums,) = sums_of(xp, values)
-    assert np.asarray(sums).tolist() == np.cumsum(values).tolist()
+    assert np.asarray(sums).tolist() == [0, *np.cumsum(values).tolist(), values.sum(), values.sum()]
     assert sums.dtype == np.int64
 
 
@@ -211,6 +224,22 @@ def test_the_first_true_is_found(xp):
     kernel = compiled(lambda mask, *, xp: first_true(mask, xp=xp))
     assert int(xp.call(kernel, xp.asarray([False, True, False, True]))) == 1
     assert int(xp.call(kernel, xp.asarray([False, False]))) == 2
+    kernel = compiled(lambda mask, *, xp: xp.stack(first_and_number(mask, xp=xp)))
+    assert np.asarray(xp.call(kernel, xp.asarray([False, True, False, True]))).tolist() == [1, 2]
+
+
+def test_the_extremes_along_an_axis(xp):
+    table = np.array([[3.0, -1.0, 2.0], [np.nan, 1.0, np.inf]])
+    for axis in (0, 1):
+        kernel = compiled(lambda x, *, xp, axis: xp.stack([least(x, axis, xp=xp), most(x, axis, xp=xp)]))
+        extremes = xp.call(kernel, xp.asarray(table), axis=axis)
+        np.testing.assert_array_equal(extremes, [table.min(axis), table.max(axis)])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_rows_are_stacked_in_order(xp, rows):
+    kernel = compiled(lambda x, *, xp: stack_rows([x + k for k in range(rows)], xp=xp))
+    np.testing.assert_array_equal(xp.call(kernel, xp.asarray([0.0, 0.5])), np.arange(rows)[:, None] + [0, 0.5])
 
 
 def test_steps_are_repeated_as_often_as_an_array_says(xp):

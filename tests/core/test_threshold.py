@@ -337,13 +337,13 @@ def test_near_ties_need_equal_bins_only_to_be_resolved():
 
 
 def test_of_many_candidates_without_loss_only_the_first_is_computed_again(monkeypatch):
-    computed, compute = [], bin_by_bin.direct_divergence
+    computed, compute = [], bin_by_bin.divergence_terms
 
-    def count(search, chosen, most, *, xp):
-        computed.append(len(chosen.start))
-        return compute(search, chosen, most, xp=xp)
+    def count(search, chosen, filled, term, *, xp):
+        computed.append(len(chosen.size))
+        return compute(search, chosen, filled, term, xp=xp)
 
-    monkeypatch.setattr(bin_by_bin, "direct_divergence", count)
+    monkeypatch.setattr(bin_by_bin, "divergence_terms", count)
     hist = np.zeros(2001, np.int64)
     hist[800:1201] = 7
     found = klquant.optimal_threshold(hist, even_edges(2001))

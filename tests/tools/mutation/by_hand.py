@@ -3,6 +3,11 @@
 Each one is made in a copy of the repository, where ``pytest property_tests`` must then fail. Tests that compile with
 JAX are left out, so all of the faults are visible with NumPy. Of these 40 at least 36 must be found. Numbers as
 arguments choose some of the faults.
+
+Every run begins with a control: the same tests, by the same command, in a copy without any fault. They must pass.
+
+On 2026-11-29, at commit af343eb with NumPy 2.4.6, the control passed and then **39 of 40 were found**, in one run of 27
+minutes. Number 22 (``NEAR = 0``) was missed: near-ties closer than the rounding of the closed form are rare.
 """
 
 import os
@@ -40,11 +45,11 @@ FAULTS = [  # file, code, and what it becomes
     ("_search/closed_form", "hist.astype(xp.int64 if hist", "hist.astype(hist.dtype if hist"),
     ("_search/closed_form", "P_LIMIT = 1 / 32", "P_LIMIT = 1 / 2"),
     ("_search/closed_form", "_without_centre(hist[centre::-1], xp=xp)", "hist[centre::-1]"),
-    ("_search/closed_form", "for k in range(1, terms + 2):", "for k in range(1, terms + 1):"),
+    ("_search/closed_form", "for k in range(1, len(powers)):", "for k in range(1, len(powers) - 1):"),
     ("_search/chains", "levels - 2, columns", "levels - 3, columns"),
-    ("_search/candidates", "(beyond > 0) & (filled", "(beyond >= 0) & (filled"),
+    ("_search/candidates", "(beyond > 0) & (before_last", "(beyond >= 0) & (before_last"),
     ("_search/candidates", "xp.log1p(-lost / total)", "xp.log1p(-lost / inside)"),
-    ("_search/closed_form", "(window.loss_p < 1) & (window.loss_q < 1)", "(window.loss_p < 2) & (window.loss_q < 2)"),
+    ("_search/closed_form", "(window.loss_p < search.one) & (window.loss_q < search.one)", "(window.loss_p < 2 * search.one) & (window.loss_q < 2 * search.one)"),  # noqa: E501
     ("_search/prefix_sums", "REST_BITS = 46", "REST_BITS = 6"),
     ("divergence", "(loss < 1) & (smoothed > 0)", "(loss < 2) & (smoothed > 0)"),
     ("divergence", "eps * (num_total - num_nonzero) / paying", "eps * num_total / paying"),
@@ -59,7 +64,7 @@ FAULTS = [  # file, code, and what it becomes
     ("_search/squared_errors", "counted * (2 * level - 1)", "counted * (2 * level + 1)"),
     ("_search/squared_errors", "TIE = 1e-13", "TIE = 1e-3"),
     ("_search/squared_errors", "(xp.arange(num) + 0.5) / qmax", "(xp.arange(num) + 1.0) / qmax"),
-    ("_result", "xp.clip((-wide - low) / (high - low), 0, 1)", "xp.clip((-wide - low) / (high - low), 0, 0)"),
+    ("_result", "xp.clip((-wide - low) / width, 0, 1)", "xp.clip((-wide - low) / width, 0, 0)"),
     ("_result", "centre, qmax = (low + high) / 2", "centre, qmax = low"),
     ("_result", "index.astype(xp.int32)", "index.astype(xp.int64)"),
     ("_validate", "== hist.shape[-1] // 2\n", "== hist.shape[-1] // 2 + 1\n"),
@@ -80,6 +85,7 @@ def main():
     numbers = [int(number) for number in sys.argv[1:]] or range(len(FAULTS))
     if _kills("errors", "class KLQuantError", "class KLQuantError"):
         raise RuntimeError("the tests fail without any fault")
+    print("control: the tests pass without any fault", flush=True)  # noqa: T201
     found = 0
     for number in numbers:
         killed = _kills(*FAULTS[number])
