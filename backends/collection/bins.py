@@ -109,15 +109,17 @@ def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
     limit, times = bins.num_bins, bins.num_bins / float(bins.amax) if bins.amax > 0 else math.inf
     if limit < 3 or limit % 2 == 0 or values.dtype.kind != "f" or not 0 < times < math.inf:
         return None
-    size = max(1, min(_CHUNK // 2, values.size))
-    wide, numbers, is_zero = (np.empty(size, kind) for kind in (np.float64, np.intp, np.bool_))
+    size = max(1, min(_CHUNK, values.size))
+    wide, is_zero = np.empty(size), np.empty(size, np.bool_)
+    numbers = wide.view(np.int64)
     halves, zeros = np.zeros(2 * limit + 1, np.int64), 0
     for part in (values[begin : begin + size] for begin in range(0, values.size, size)):
         here = slice(part.size)
         low, high = (float(end) * times for end in (part.min(), part.max()))
         if not math.isfinite(high - low):
             return None
-        np.multiply(part, times, out=wide[here], dtype=np.float64)
+        np.copyto(wide[here], part)
+        np.multiply(wide[here], times, out=wide[here])
         if low <= -limit - 1 or high >= limit + 1:
             np.clip(wide[here], -limit, limit, out=wide[here])
         numbers[here] = wide[here]  # rounds towards 0
@@ -126,10 +128,10 @@ def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
             np.subtract(numbers[here], first, out=numbers[here])
         halves[limit + first :] += np.bincount(numbers[here], minlength=limit - first + 1)
         zeros += int(np.count_nonzero(np.equal(part, 0, out=is_zero[here])))
-    return Counted(_join_halves(halves, limit), zeros)
+    return Counted(join_halves(halves, limit), zeros)
 
 
-def _join_halves(halves: Counts, limit: int) -> Counts:
+def join_halves(halves: Counts, limit: int) -> Counts:
     """Join half bins -limit .. limit to bins: the centre has one, the others two, and the outermost a third."""
     sides = []
     for side in (halves[limit - 1 :: -1], halves[limit + 1 :]):  # by their distance from 0

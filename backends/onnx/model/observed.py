@@ -38,4 +38,7 @@ def infinite_tensors(graph: Graph) -> set[str]:
 
 
 def _infinite(tensor: onnx.TensorProto | None) -> bool:
-    return tensor is not None and tensor.data_type in FLOATS and bool(np.isinf(to_array(tensor).astype(float)).any())
+    if tensor is None or tensor.data_type not in FLOATS:
+        return False
+    values = to_array(tensor)
+    return bool(np.isinf(values if values.dtype.kind == "f" else values.astype(float)).any())  # bfloat16 is of kind V

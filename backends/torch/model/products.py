@@ -156,7 +156,8 @@ class Point(nn.Module):
         taps: Any = self._modules
         if enable_gqa:
             key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-        scores = taps["query"](query) @ taps["key"](key.mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        scores = taps["query"](query) @ taps["key"](key.mT)
+        scores *= query.shape[-1] ** -0.5 if scale is None else scale
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -6,16 +6,21 @@ import torch
 
 from ...collection import Bins, Counted
 from ...collection import count as count_on_host
+from .host_counting import Buffers, Looked, can_count, look_on_threads
+from .parts import as_stored, parts
 
 _ON_DEVICE = ("cuda", "xpu")  # those that have float64
 _CHUNK = 2**24  # values that float32 still counts exactly, and enough to be worth a kernel launch
+_PART = 2**17  # values that are copied to find their extremes, where they are not dense
 
 
 def extremes(tensor: torch.Tensor) -> tuple[float, float]:
     """Return the smallest and the largest value; NaN if there is one, an empty range for none."""
     if not tensor.numel():
         return math.inf, -math.inf
-    low, high = tensor.aminmax()
+    stored = as_stored(tensor)
+    views = [stored] if is_on_device(tensor) or stored.is_contiguous() else parts(stored, _PART)
+    low, high = torch.stack([bound for view in views for bound in view.aminmax()]).aminmax()
     return low.item(), high.item()
 
 
@@ -24,21 +29,20 @@ def is_on_device(tensor: torch.Tensor) -> bool:
     return tensor.device.type in _ON_DEVICE
 
 
-def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values in one dimension, in the order in which they are stored; without a copy if they are dense."""
-    if tensor.is_contiguous():
-        return tensor.reshape(-1)
-    strides = tensor.stride()
-    return tensor.permute(sorted(range(tensor.ndim), key=lambda axis: -strides[axis])).reshape(-1)
-
-
 def count(tensor: torch.Tensor, bins: Bins) -> Counted:
     """Return the counts of a finite tensor, shape (num_bins,); values beyond the range are in the end bins."""
     if is_on_device(tensor):
         counts = count_on_device(tensor, bins).cpu()
         return Counted(counts[:-2].numpy(), int(counts[-2]))
-    values = tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
-    return count_on_host(values, bins)
+    return look_on_host(tensor, bins, Buffers()).counted
+
+
+def look_on_host(tensor: torch.Tensor, bins: Bins, buffers: Buffers) -> Looked:
+    """Return what :func:`extremes` and :func:`count` return."""
+    if can_count(tensor, bins):
+        return look_on_threads(tensor, bins, buffers)
+    wide = tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+    return Looked(*extremes(tensor), count_on_host(wide.numpy(), bins))
 
 
 def extremes_on_device(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,21 @@ from ...collection import Observation, add_call
 from ...collection.bins import BinsFor
 from ..model.forward import Forward, Where, call_model, run_observed
 from ..model.layers import observed_layers, tensor_bytes
+from .host_counting import Buffers
 from .last import Last
 from .pending import Pending, observe_tensor, resolve
 
 
-class TorchObserver(NamedTuple):
+@dataclass(frozen=True)
+class TorchObserver:
     """A model as an :class:`~klquant.backends.collection.ObservedModel`: what enters or leaves its layers."""
 
     model: nn.Module
     observe_at: Where = "inputs"
     forward: Forward = call_model
     kind: str = "layer"
+    buffers: Buffers = field(default_factory=Buffers, repr=False)
+    """To count in, for all batches."""
 
     @property
     def names(self) -> list[str]:
@@ -34,7 +39,7 @@ class TorchObserver(NamedTuple):
         """Run the model on a batch; return what each layer saw."""
         found: dict[str, Observation] = {}
         pending: list[Pending] = []
-        last = Last()
+        last = Last(self.buffers)
 
         def observer(name: str, tensor: torch.Tensor) -> None:
             with torch._C.DisableTorchFunction():  # what is computed here is no use of the layer's output

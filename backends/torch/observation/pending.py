@@ -24,8 +24,11 @@ class Pending(NamedTuple):
 
 def observe_tensor(name: str, tensor: torch.Tensor, bins_for: BinsFor, last: Last) -> Observation | Pending:
     """Return what a tensor holds; pending if it is on a device and its bins do not depend on its values."""
-    bins = bins_for(name, 0.0) if is_on_device(tensor) else None
-    if not is_on_device(tensor) or (bins is not None and bins.level is not None):
+    bins = bins_for(name, 0.0)
+    known = bins is not None and bins.level is None
+    if not is_on_device(tensor) and bins is not None and known:
+        last.count(tensor, bins)  # finds the extremes too
+    if not is_on_device(tensor) or (bins is not None and not known):
         return look(name, *last.extremes(tensor), bins_for, functools.partial(last.count, tensor))
     ends = extremes_on_device(tensor).view(torch.int64)
     return Pending(name, bins, ends if bins is None else torch.cat([ends, count_on_device(tensor, bins)]))

@@ -95,6 +95,9 @@ def transformers_models():
     wav = {**{k: tiny[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")},
            "intermediate_size": 64, "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3),
            "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}  # fmt: skip
+    vits = {"vocab_size": 38, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64,
+            "flow_size": 32, "spectrogram_bins": 33, "upsample_initial_channel": 64}  # fmt: skip
+    latents = [torch.randn(2, 32, 20, generator=torch.Generator().manual_seed(k)) for k in range(2)]
     return {
         "bert": (lambda: t.BertModel(t.BertConfig(**tiny)), tokens(**ones)),
         "distilbert": (
@@ -119,6 +122,7 @@ def transformers_models():
         "t5": (lambda: t.T5ForConditionalGeneration(t.T5Config(**t5)), tokens(**two)),
         "bart": (lambda: t.BartModel(t.BartConfig(**bart, max_position_embeddings=64)), tokens(**two)),
         "whisper": (lambda: t.WhisperForConditionalGeneration(t.WhisperConfig(**whisper)), sounds),
+        "vits_decoder": (lambda: t.VitsModel(t.VitsConfig(**vits)).decoder, latents),  # durations round: lengths vary
         "wav2vec2": (lambda: t.Wav2Vec2Model(t.Wav2Vec2Config(**wav)), waves),
         "vit": (lambda: t.ViTModel(t.ViTConfig(**vision)), pixels),
         "clip": (
