@@ -159,7 +159,8 @@ class _Refinement(NamedTuple):
         changed = {name for name, grid in other.grids.items() if placement.grids.get(name) != grid}
         with open_meter(placement.prepared.graph, self.where.write(placement), self.measuring) as meter:
             costs = meter.costs()
-        tried = [name for name, cost in costs.items() if cost > WORTH_A_RUN and name in changed]
+        known = others.ranges.thresholds  # lacks tensors that only the lowered model has, such as parts of a PRelu
+        tried = [name for name, cost in costs.items() if cost > WORTH_A_RUN and name in changed and name in known]
         thresholds, candidates = dict(start.ranges.thresholds), dict(start.ranges.candidates)
         if tried:
             model = self.where.write(other)

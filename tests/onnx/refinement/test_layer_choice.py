@@ -128,6 +128,21 @@ def test_ranges_that_clip_what_the_outputs_need_become_wider():
     assert refined(where, bad, literal, data, 1.0)[-1].ranges.thresholds == bad.thresholds
 
 
+def test_tensors_that_only_the_lowered_model_has_keep_their_ranges():
+    body = "a = Conv (x, w1) r = PRelu (a, s) y = Conv (r, w2)"
+    slopes = np.array([-6, -4, -2, -1], np.float32).reshape(4, 1, 1)
+    model = build("float[n, 4, 9, 9] x", "float[n, 4, 9, 9] y", body, w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), s=slopes)
+    data = [np.random.default_rng(seed).normal(size=(4, 4, 9, 9)).astype(np.float32) for seed in range(4)]
+    prepared = prepare(model)
+    calibration = calibrate(prepared, data)
+    good = find_ranges(prepared, calibration, "onnxruntime", asymmetric=False)
+    bad = Ranges(good.thresholds | {"a": 0.1 * good.thresholds["a"]}, {})
+    where = Place(prepared, "onnxruntime", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
+    assert where.placed(Refined(Base(prepared, [bad]), bad)).grids.keys() - bad.thresholds.keys()
+    *_, found = refined(where, bad, calibration, data, 1.0)
+    assert found.ranges.thresholds["a"] == calibration.amax["a"]
+
+
 def test_the_search_finds_the_quantizer_that_costs_most(case):
     prepared, calibration = case
     quantized = quantize(prepared, calibration, engine="openvino").model
