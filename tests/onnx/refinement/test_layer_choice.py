@@ -7,7 +7,7 @@ from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs
 from klquant.backends.onnx.placement import Ranges, find_ranges
 from klquant.backends.onnx.qdq.insertion import write_qdq
 from klquant.backends.onnx.refinement.corrected_choice import best_corrected
-from klquant.backends.onnx.refinement.layer_choice import COSTLY, Place, Refined, refined
+from klquant.backends.onnx.refinement.layer_choice import COSTLY, WORTH_A_RUN, Place, Refined, _Refinement, refined
 from klquant.backends.onnx.refinement.noise_search import open_meter
 from klquant.backends.onnx.refinement.range_choices import Base
 from support.onnx_models import build, run
@@ -132,15 +132,15 @@ def test_tensors_that_only_the_lowered_model_has_keep_their_ranges():
     body = "a = Conv (x, w1) r = PRelu (a, s) y = Conv (r, w2)"
     slopes = np.array([-6, -4, -2, -1], np.float32).reshape(4, 1, 1)
     model = build("float[n, 4, 9, 9] x", "float[n, 4, 9, 9] y", body, w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), s=slopes)
-    data = [np.random.default_rng(seed).normal(size=(4, 4, 9, 9)).astype(np.float32) for seed in range(4)]
+    feeds = [{"x": np.random.default_rng(seed).normal(size=(4, 4, 9, 9)).astype(np.float32)} for seed in range(4)]
     prepared = prepare(model)
-    calibration = calibrate(prepared, data)
-    good = find_ranges(prepared, calibration, "onnxruntime", asymmetric=False)
+    good = find_ranges(prepared, calibrate(prepared, feeds), "onnxruntime", asymmetric=False)
     bad = Ranges(good.thresholds | {"a": 0.1 * good.thresholds["a"]}, {})
     where = Place(prepared, "onnxruntime", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
-    assert where.placed(Refined(Base(prepared, [bad]), bad)).grids.keys() - bad.thresholds.keys()
-    *_, found = refined(where, bad, calibration, data, 1.0)
-    assert found.ranges.thresholds["a"] == calibration.amax["a"]
+    start, other = (Refined(Base(prepared, [ranges]), ranges) for ranges in (bad, good))
+    costs, found = _Refinement(where, feeds, feeds, 1.0)._measured(start, other)
+    assert costs["r_negative"] > WORTH_A_RUN
+    assert found.thresholds == good.thresholds
 
 
 def test_the_search_finds_the_quantizer_that_costs_most(case):
