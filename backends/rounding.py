@@ -13,12 +13,13 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 SWEEPS = 2
 """How often each weight may be turned over; later sweeps find next to nothing."""
-DAMPING = 0.03  # of the mean energy of an input, added to each: few samples leave directions in which anything goes
+DAMPING = 0.03  # of the mean energy of an input, added to each
+FEW = 0.25  # times inputs / samples, if that is more: few samples leave directions in which anything goes
 EXACT = 1e-3  # steps: such weights lie on a level, as the largest of each row does
 BLOCK = 128  # inputs whose errors are applied to the others together, as one product of matrices
 
 
-def round_adaptively(weight: Array, scale: Array | float, products: Array) -> Array:
+def round_adaptively(weight: Array, scale: Array | float, products: Array, samples: int) -> Array:
     """Return integers, each next to ``weight / scale`` above or below, for the least error of the outputs.
 
     Parameters
@@ -28,22 +29,32 @@ def round_adaptively(weight: Array, scale: Array | float, products: Array) -> Ar
         Step of each row; where it is 0, the integers are 0.
     products : array, shape (inputs, inputs)
         The sum of x x^T over the inputs x of the layer.
+    samples : int
+        How many inputs that are. The fewer, the closer is the result to rounding to nearest.
 
     Returns
     -------
     array of int64, shape (outputs, inputs)
-        The error trace(E products E^T), with E = integers * scale - weight, is at most that of rounding to nearest.
+        The error trace(E G E^T), with E = integers * scale - weight and G from :func:`with_damping`, is at most that of
+        rounding to nearest.
     """
     weight, steps = weight.astype(np.float64), np.broadcast_to(np.asarray(scale, np.float64), (len(weight), 1))
     exact = np.divide(weight, steps, out=np.zeros_like(weight), where=steps > 0)
     codes = np.rint(exact)
-    error, damped = codes - exact, products + np.eye(len(products)) * DAMPING * np.mean(np.diag(products))
+    error, damped = codes - exact, with_damping(products, samples)
     slope = error @ damped  # each row in units of its own step
     for _ in range(SWEEPS):
         if not _sweep(codes, error, slope, damped):
             break
     integers: Array = codes.astype(np.int64)
     return integers
+
+
+def with_damping(products: Array, samples: int) -> Array:
+    """Return the sum of x x^T as if all inputs had some more energy of their own: the more, the fewer samples."""
+    part = max(DAMPING, len(products) / max(samples, 1) * FEW)
+    damped: Array = products + np.eye(len(products)) * part * np.mean(np.diag(products))
+    return damped
 
 
 def _sweep(codes: Array, error: Array, slope: Array, products: Array) -> bool:

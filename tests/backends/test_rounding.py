@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klquant.backends.rounding import DAMPING, round_adaptively
+from klquant.backends.rounding import round_adaptively, with_damping
 
 
 def case(seed, outputs=4, inputs=6, levels=7):
@@ -16,8 +16,7 @@ def case(seed, outputs=4, inputs=6, levels=7):
 
 
 def damped(x):
-    products = x.T @ x
-    return products + np.eye(len(products)) * DAMPING * np.mean(np.diag(products))
+    return with_damping(x.T @ x, len(x))
 
 
 def errors(codes, weight, scale, products):
@@ -28,7 +27,7 @@ def errors(codes, weight, scale, products):
 @given(seed=st.integers(0, 10**6), inputs=st.integers(1, 9))
 def test_never_worse_than_to_nearest_and_next_to_the_weight(seed, inputs):
     weight, scale, x = case(seed, inputs=inputs)
-    found = round_adaptively(weight, scale, x.T @ x)
+    found = round_adaptively(weight, scale, x.T @ x, len(x))
     nearest = np.rint(weight / scale)
     assert (errors(found, weight, scale, damped(x)) <= errors(nearest, weight, scale, damped(x)) * (1 + 1e-9)).all()
     assert (np.abs(found - weight / scale) < 1).all()
@@ -42,19 +41,27 @@ def test_most_rows_reach_the_best_of_all_roundings():
         ends = np.stack([np.floor(weight / scale)[0], np.ceil(weight / scale)[0]])
         every = np.array(list(itertools.product(*ends.T)))
         best = min(errors(np.array([one]), weight, scale, damped(x))[0] for one in every)
-        found = round_adaptively(weight, scale, x.T @ x)
+        found = round_adaptively(weight, scale, x.T @ x, len(x))
         hits += errors(found, weight, scale, damped(x))[0] < best * 1.2
     assert hits > 20
 
 
 def test_more_inputs_than_a_block_of_the_search(monkeypatch):
     weight, scale, x = case(3, inputs=20)
-    whole = round_adaptively(weight, scale, x.T @ x)
+    whole = round_adaptively(weight, scale, x.T @ x, len(x))
     monkeypatch.setattr("klquant.backends.rounding.BLOCK", 3)
-    np.testing.assert_array_equal(round_adaptively(weight, scale, x.T @ x), whole)
+    np.testing.assert_array_equal(round_adaptively(weight, scale, x.T @ x, len(x)), whole)
     assert (whole != np.rint(weight / scale)).any()
+
+
+def test_one_sample_does_not_say_how_to_round_a_hundred_weights():
+    weight, scale, x = case(5, outputs=40, inputs=100)
+    x, others = x[:1], x[1:]
+    found, nearest = round_adaptively(weight, scale, x.T @ x, 1), np.rint(weight / scale)
+    ours, theirs = (errors(codes, weight, scale, others.T @ others).sum() for codes in (found, nearest))
+    assert ours < 1.1 * theirs
 
 
 @pytest.mark.parametrize("scale", [0.0, np.zeros((2, 1))])
 def test_a_dead_row_is_zeros(scale):
-    assert not round_adaptively(np.full((2, 3), 1e-9), scale, np.eye(3)).any()
+    assert not round_adaptively(np.full((2, 3), 1e-9), scale, np.eye(3), 9).any()

@@ -54,16 +54,16 @@ def adapt_rounding(
     }
     found: dict[tuple[str, int], Array] = {}
     with progress_bar("rounding weights", rows) as advance:
-        for name, products in _all_products(prepared, rows, feeds):
+        for name, products, samples in _all_products(prepared, rows, feeds):
             steps = np.broadcast_to(scales[name].reshape(-1, 1), (rows[name].outputs, 1)).astype(np.float64)
-            found[name, 1] = from_rows(rows[name], _rounded(rows[name], steps, products))
+            found[name, 1] = from_rows(rows[name], _rounded(rows[name], steps, products, samples))
             advance()
     return found
 
 
-def _rounded(rows: Rows, steps: Array, products: Array) -> Array:
+def _rounded(rows: Rows, steps: Array, products: Array, samples: int) -> Array:
     groups = zip(rows.values, np.split(steps, len(rows.values)), products, strict=True)
-    return np.stack([round_adaptively(values, step, one) * step for values, step, one in groups])
+    return np.stack([round_adaptively(values, step, one, samples) * step for values, step, one in groups])
 
 
 def _fine(rows: Rows, scale: Array) -> bool:
@@ -91,12 +91,15 @@ def _scales(quantized: onnx.ModelProto) -> dict[str, Array]:
     }
 
 
-def _all_products(prepared: Prepared, rows: Mapping[str, Rows], feeds: Sequence[Feed]) -> Iterator[tuple[str, Array]]:
-    """Yield the sum of x x^T over the inputs of each layer; as many layers at once as memory is set apart for."""
+def _all_products(
+    prepared: Prepared, rows: Mapping[str, Rows], feeds: Sequence[Feed]
+) -> Iterator[tuple[str, Array, int]]:
+    """Yield the sum of x x^T over inputs of each layer, and how many; as many layers at once as memory allows."""
     nodes = {node.name: node for node in prepared.graph.nodes}
     for some in _portions(rows):
         inputs = dict.fromkeys(nodes[name].input[0] for name in some)
         computed = [name for name in inputs if name not in prepared.graph.inputs]
+        counts = dict.fromkeys(some, 0)
         sums = {name: np.zeros((len(rows[name].values), *[rows[name].values.shape[-1]] * 2)) for name in some}
         with open_onnxruntime(with_outputs(prepared.model, computed), optimized=True) as session:
             one = first_samples(prepared, feeds[0], 1)
@@ -106,8 +109,9 @@ def _all_products(prepared: Prepared, rows: Mapping[str, Rows], feeds: Sequence[
                 for name in some:
                     x = sample_inputs(nodes[name], rows[name], found[nodes[name].input[0]], len(feeds))
                     sums[name] += np.matmul(x.transpose(0, 2, 1), x)
+                    counts[name] += x.shape[1]
         for name in some:
-            yield name, sums.pop(name)
+            yield name, sums.pop(name), counts[name]
 
 
 def _number_of_samples(found: Mapping[str, Array]) -> int:
