@@ -210,3 +210,11 @@ def test_free_sizes_as_paddlepaddle_writes_them(size, engine):
     for dim in (dim for value in given.graph.input for dim in value.type.tensor_type.shape.dim[2:]):
         dim.CopyFrom(onnx.TensorShapeProto.Dimension(**size))
     verified(given, [{"x": normal(2, 3, 9, 16), "z": normal(2, 3, 5, 4)}], engine)
+
+
+@every_engine
+def test_a_constant_that_fixes_the_number_of_samples(engine):
+    """Batches can then not be cut, in any of the searches that take some samples of them."""
+    body = "a = MatMul(x, w) k = Concat<axis = 1>(a, c) r = Relu(k) y = MatMul(r, v)"
+    given = model("float[n, 8] x", "float y", body, w=normal(8, 8), c=normal(6, 2), v=normal(10, 3))
+    verified(given, [normal(6, 8) for _ in range(4)], engine)

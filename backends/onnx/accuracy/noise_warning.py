@@ -26,8 +26,7 @@ def warn_of_noise(exact: Prepared, quantized: onnx.ModelProto, batches: Sequence
         open_onnxruntime(exact.model, optimized=True) as floats,
         open_onnxruntime(quantized, optimized=optimized) as others,
     ):
-        for feed in read_feeds(exact, batches):
-            few = first_samples(exact, feed, SAMPLES)
+        for few in first_samples(exact, list(read_feeds(exact, batches)), SAMPLES):
             expected, found = (unpadded(few, session(names, few)) for session in (floats, others))
             for name in names:
                 sums[name] = sums[name].plus(_compared(expected, found, name))

@@ -102,9 +102,9 @@ def _all_products(
         counts = dict.fromkeys(some, 0)
         sums = {name: np.zeros((len(rows[name].values), *[rows[name].values.shape[-1]] * 2)) for name in some}
         with open_onnxruntime(with_outputs(prepared.model, computed), optimized=True) as session:
-            one = first_samples(prepared, feeds[0], 1)
+            one = first_samples(prepared, feeds[:1], 1)[0]
             few = _number_of_samples(session(computed, one) if computed else one)
-            for feed in (first_samples(prepared, feed, few) for feed in feeds):
+            for feed in first_samples(prepared, feeds, few):
                 found = {**feed, **(session(computed, feed) if computed else {})}
                 for name in some:
                     x = sample_inputs(nodes[name], rows[name], found[nodes[name].input[0]], len(feeds))

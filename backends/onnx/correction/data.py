@@ -48,9 +48,17 @@ def _runs(prepared: Prepared, feed: Feed) -> bool:
     return True
 
 
-def first_samples(prepared: Prepared, feed: Feed, limit: int) -> Feed:
-    """Return the first samples of a batch, or all of it where the model fixes its size."""
-    return few_samples([dict(feed)], read_inputs(prepared.model, prepared.graph), limit)[0]
+def first_samples(prepared: Prepared, feeds: Sequence[Feed], limit: int) -> list[Feed]:
+    """Return the first samples of each batch; all of them where inputs or constants of the model fix their number."""
+    inputs = read_inputs(prepared.model, prepared.graph)
+    found: list[Feed] = [few_samples([dict(feed)], inputs, limit)[0] for feed in feeds]
+    shorter = (few for few, feed in zip(found, feeds, strict=True) if _shapes(few) != _shapes(feed))
+    example = next(shorter, None)
+    return found if example is None or _runs(prepared, example) else list(feeds)
+
+
+def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in feed.items()}
 
 
 def spread(feeds: Sequence[Batch], limit: int) -> list[Batch]:

@@ -59,7 +59,7 @@ def _best_corrected(where: Place, tried: Sequence[Refined], some: Sequence[Any],
             return found[0]
         models = [where.write(one.placement) for one in found]
     feeds = halved(where.prepared, list(read_feeds(where.prepared, some)))
-    judging = [first_samples(where.prepared, feed, SAMPLES) for feed in spread(feeds[1::2], JUDGED)]
+    judging = first_samples(where.prepared, spread(feeds[1::2], JUDGED), SAMPLES)
     errors = output_errors(where.prepared, models, judging, optimized=where.engine == "onnxruntime")
     return found[-1] if errors[-1] <= NOTICEABLE else found[0]
 

@@ -108,8 +108,8 @@ def refined(
     feeds = halved(prepared, list(read_feeds(prepared, batches)))
     if len(feeds) < 2:
         return [Refined(given, ranges)]
-    measuring = [first_samples(prepared, feed, 1) for feed in spread(feeds[::2], SAMPLES)]
-    judging = [first_samples(prepared, feed, SAMPLES) for feed in spread(feeds[1::2], SAMPLES)]
+    measuring = first_samples(prepared, spread(feeds[::2], SAMPLES), 1)
+    judging = first_samples(prepared, spread(feeds[1::2], SAMPLES), SAMPLES)
     others = smoothed_bases(prepared, calibration, engine, where.excluded, feeds, asymmetric=asymmetric)
     return _Refinement(where, measuring, judging, min_int8).refine([given, *others])
 
