@@ -42,8 +42,13 @@ def output_errors(
     total = _relative([[noise.share() for noise in row] for row in sums])
     logs = [np.log(np.clip(_relative(shares), 1 / MOST, MOST)) for shares in single]
     four = np.concatenate([np.clip(total, 1 / MOST, MOST), np.exp(np.mean(logs, axis=0))], axis=1)
-    worst = four.max(axis=1)
-    return [float(one) for one in np.where(worst > HARMFUL, worst, np.exp(np.log(four).mean(axis=1)))]
+    return [float(one) for one in as_one_number(four)]
+
+
+def as_one_number(errors: Array) -> Array:
+    """Return the geometric mean of each row; its largest number if that shows harm, which may not be outweighed."""
+    worst: Array = errors.max(axis=1)
+    return np.where(worst > HARMFUL, worst, np.exp(np.log(errors).mean(axis=1)))
 
 
 def _relative(shares: Sequence[Sequence[float]]) -> Array:

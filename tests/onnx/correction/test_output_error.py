@@ -6,7 +6,7 @@ import pytest
 from klquant.backends.onnx import prepare
 from klquant.backends.onnx.accuracy.output_noise import OutputNoise, output_parts, smooth_outputs
 from klquant.backends.onnx.correction.data import spread
-from klquant.backends.onnx.correction.output_error import output_errors
+from klquant.backends.onnx.correction.output_error import as_one_number, output_errors
 from support.onnx_models import build
 
 X = np.where(np.arange(200)[:, None] % 20 == 0, [[-10.0, 0.0]], [[-10.0, -10.0]]).astype(np.float32)
@@ -58,3 +58,11 @@ def test_batches_from_the_first_to_the_last_are_taken():
     feeds = [{"x": np.array(k)} for k in range(16)]
     assert [int(feed["x"]) for feed in spread(feeds, 4)] == [0, 4, 8, 12]
     assert spread(feeds, 20) == feeds
+
+
+def test_gains_are_weighed_and_harm_counts_alone():
+    """Chance behind a softmax (1.006) does not hide a gain before it; background does not outweigh lost detections."""
+    errors = np.array([[1, 1, 1, 1], [0.17, 1.006, 0.17, 0.8], [0.5, 2, 0.5, 1.5], [0.9, 0.9, 0.9, 0.9]])
+    found = as_one_number(errors)
+    assert found[[0, 2, 3]].tolist() == pytest.approx([1, 2, 0.9])
+    assert 0.3 < found[1] < 0.5
