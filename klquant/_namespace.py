@@ -404,24 +404,20 @@ def first_and_number(mask: Array, *, xp: ModuleType) -> tuple[Array, Array]:
 
 def least(x: Array, axis: int = 0, *, xp: ModuleType) -> Array:
     """Return the minimum of floating-point numbers; NaN if one of them is NaN."""
-    return x.min(axis=axis) if xp is np else -_sum_and_most(-x, axis)[1]
+    return x.min(axis=axis) if xp is np else -most(-x, axis, xp=xp)
 
 
 def most(x: Array, axis: int = 0, *, xp: ModuleType) -> Array:
-    """Return the maximum of floating-point numbers; NaN if one of them is NaN."""
-    return x.max(axis=axis) if xp is np else _sum_and_most(x, axis)[1]
+    """Return the maximum of floating-point numbers; NaN if one of them is NaN.
 
-
-def _sum_and_most(x: Array, axis: int) -> tuple[Array, Array]:
-    """Return the sum, added one by one, and the maximum.
-
-    On a CPU XLA splits a reduction into three kernels, which takes long to compile, unless it has two results.
+    On a CPU XLA splits a reduction into three kernels, which takes long to compile, unless it has two results: here the
+    sum, which nobody needs.
     """
-    lax = sys.modules["jax"].lax
-    start = (np.zeros((), x.dtype), np.asarray(-np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min, x.dtype))
+    if xp is np:
+        return x.max(axis=axis)
+    lax, start = sys.modules["jax"].lax, (np.zeros((), x.dtype), np.asarray(-np.inf, x.dtype))
     found = lax.reduce((x, x), start, lambda a, b: (a[0] + b[0], lax.max(a[1], b[1])), (axis,))
-    both: tuple[Array, Array] = lax.optimization_barrier(found)
-    return both
+    return lax.optimization_barrier(found)[1]
 
 
 def at_most(limit: int, value: Callable[[], Array], *, xp: ModuleType) -> int:
