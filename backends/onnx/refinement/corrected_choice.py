@@ -35,10 +35,11 @@ def best_corrected(
     *,
     adaround: bool = False,
 ) -> Chosen:
-    """Correct the biases of each; return the last one if the error of the outputs is less by it, else the first one.
+    """Correct the biases of each; return the first one, or a later one that lowers the error of the outputs.
 
-    Bias correction may remove noise for which layers were left out, and other ranges may leave less to correct. With
-    `adaround` the weights of that one are rounded for the least error of their layers, and its biases corrected anew.
+    Bias correction may remove noise for which layers were left out or channels scaled, and other ranges may leave less
+    to correct. With `adaround` the weights of that one are rounded for the least error of their layers, and its biases
+    corrected anew.
     """
     some = list(batches)
     if not adaround:
@@ -61,7 +62,10 @@ def _best_corrected(where: Place, tried: Sequence[Refined], some: Sequence[Any],
     feeds = halved(where.prepared, list(read_feeds(where.prepared, some)))
     judging = first_samples(where.prepared, spread(feeds[1::2], JUDGED), SAMPLES)
     errors = output_errors(where.prepared, models, judging, optimized=where.engine == "onnxruntime")
-    return found[-1] if errors[-1] <= NOTICEABLE else found[0]
+    best = 0
+    for k, error in enumerate(errors):
+        best = k if error <= NOTICEABLE * errors[best] else best
+    return found[best]
 
 
 def _corrected(

@@ -101,7 +101,8 @@ def refined(
     Returns
     -------
     list of Refined
-        What was chosen; before it, if that is something else, the best float model and ranges with all in INT8.
+        What was chosen, last; before it, as far as they differ, the model as calibrated, and the best float model and
+        ranges with all in INT8.
     """
     prepared, engine, asymmetric = where.prepared, where.engine, bool(ranges.candidates)
     given = given_base(prepared, ranges, calibration, engine)
@@ -127,12 +128,13 @@ class _Refinement(NamedTuple):
 
         What costs most is measured again without what was left out: before, it hides the rest.
         """
-        start = found = self._best([Refined(base, ranges) for base in bases for ranges in base.choices])
+        every = [Refined(base, ranges) for base in bases for ranges in base.choices]
+        start = found = self._best(every)
         for _ in range(ROUNDS):
             before, found = found, self._improved(found)
             if found.left_out == before.left_out:
                 break
-        return [found] if found.key() == start.key() else [start, found]
+        return _distinct([every[0], start, found])
 
     def _improved(self, start: Refined) -> Refined:
         other = next((one for one in reversed(start.base.choices) if one is not start.ranges), start.ranges)
@@ -175,8 +177,7 @@ class _Refinement(NamedTuple):
 
     def _best(self, tried: list[Refined]) -> Refined:
         """Return the first of those that are nearly as good as the best; the start, if that is."""
-        keys = [one.key() for one in tried]
-        tried = [one for k, one in enumerate(tried) if keys[k] not in keys[:k]]
+        tried = _distinct(tried)
         if len(tried) == 1:
             return tried[0]
         models = [self.where.write(self.where.placed(one)) for one in tried]
@@ -206,6 +207,11 @@ class _Refinement(NamedTuple):
             found = session(names, self.measuring[0])
         sizes = {node.name: float(np.prod(graph.initializers[node.input[1]].dims)) for node in layers}
         return {n.name: found[n.output[0]].size * sizes[n.name] / _channels(graph, n) for n in layers}
+
+
+def _distinct(tried: Sequence[Refined]) -> list[Refined]:
+    keys = [one.key() for one in tried]
+    return [one for k, one in enumerate(tried) if keys[k] not in keys[:k]]
 
 
 def _num_int8(model: onnx.ModelProto) -> int:
