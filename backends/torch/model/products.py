@@ -93,10 +93,7 @@ def can_own(module: nn.Module) -> bool:
 def install(model: nn.Module, products: Iterable[Product]) -> None:
     """Send these calls of a model that the caller owns through points."""
     products = list(products)
-    for module in model.modules() if products else ():
-        if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-            module.register_forward_pre_hook(_enter)
-            module.register_forward_hook(_leave, always_call=True)
+    _hide_what_is_inside([model.get_submodule(product.module) for product in products])
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     for product in products:
         owner = model.get_submodule(product.module)
@@ -109,6 +106,15 @@ def install(model: nn.Module, products: Iterable[Product]) -> None:
         owner._modules[key].add_module(str(product.number), point)  # type: ignore[union-attr]
         if not isinstance(vars(owner).get("forward"), Routed):
             vars(owner)["forward"] = Routed(owner)
+
+
+def _hide_what_is_inside(owners: Iterable[nn.Module]) -> None:
+    """Let the routers of these modules see only what they call themselves, not what modules inside them call."""
+    inside = {id(module): module for owner in owners for module in owner.modules() if module is not owner}
+    for module in inside.values():
+        if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            module.register_forward_pre_hook(_enter)
+            module.register_forward_hook(_leave, always_call=True)
 
 
 class Point(nn.Module):
@@ -218,8 +224,8 @@ class _Router(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = ADD if addition_kind(func) else product_name(func)
-        point = None if self.depth else self._point(name, args, kwargs)
+        name = "" if self.depth else product_name(func) or (addition_kind(func) and ADD)
+        point = self._point(name, args, kwargs)
         return func(*args, **kwargs) if point is None else point.call(func, args, kwargs)
 
     def _point(self, function: str, args: Any, kwargs: Any) -> Any:
@@ -231,7 +237,7 @@ class _Router(TorchFunctionMode):
 
 
 def _enter(module: nn.Module, args: Any) -> None:
-    """Note, before any module runs, that the modules around it wait."""
+    """Note that the modules around this one do not run themselves."""
     for mode in _get_current_function_mode_stack():
         if isinstance(mode, _Router):
             mode.depth += 1
