@@ -8,7 +8,7 @@ and :func:`round_embeddings` rounds tables of embeddings as well.
 :class:`Quantizer` does the same :class:`Stage` by stage. Each stage is a function as well:
 
 - :func:`examine` (an :class:`Examination`) decides each :class:`Fold` and finds each :class:`Product`, a call of a
-  function that multiplies; :func:`apply_folds` applies them;
+  function that multiplies, or a residual sum; :func:`apply_folds` applies them;
   :func:`fold_batch_norm` and :func:`fold_relu` do both for one kind
 - :func:`equalize` (each pair is :class:`Equalized`); :func:`apply_equalization` does it again without data;
   :func:`smooth` makes another float model, to be quantized instead

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..collection.distributed import Group
-from ..settings import SettingsOptions
+from ..settings import Engine, SettingsOptions
 from .model.forward import Forward
 from .model.plain import LayerTypes
 
@@ -22,3 +22,5 @@ class RunOptions(TypedDict, total=False):
 
 class QuantizerOptions(RunOptions, SettingsOptions, total=False):
     """All keyword arguments of a Quantizer."""
+
+    engine: Engine | None

@@ -16,7 +16,16 @@ from ..calibration import Calibration, checked
 from ..collection import Run, collect_growing, collect_ranges, collect_resolved, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share, warning_once
-from ..settings import EXCLUDED, CriterionOrAuto, LayerOptions, Settings, SettingsOptions, matching
+from ..settings import (
+    EXCLUDED,
+    CriterionOrAuto,
+    Engine,
+    LayerOptions,
+    Settings,
+    SettingsOptions,
+    check_engine,
+    matching,
+)
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
@@ -30,7 +39,8 @@ from .model.edits import copy_model
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import fingerprint, weighted_layers
 from .model.plain import LayerTypes
-from .model.products import install
+from .model.products import Product, install
+from .model.sums import without_orphans
 from .observation.observer import TorchObserver
 from .options import RunOptions
 from .simulation import quantize_weights, simulate_in_place
@@ -66,6 +76,9 @@ class Quantizer:
     layer_types : mapping of module classes to functions, optional
         For classes that klquant does not know: the function takes a module and returns one that computes the same with
         plain layers, such as ``{MyConv: lambda m: m.as_conv2d()}``. Not saved: pass it to ``requantize``, too.
+    engine : {"tensorrt", "onnxruntime", "openvino"}, optional
+        The engine that will run the model. For "tensorrt" the shortcuts of residual sums are calibrated and rounded,
+        for others none. Saved with the calibration, as the sums that were found.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration: ``observe`` ("inputs": quantize what
         enters each layer, as engines do; "outputs": what leaves it), ``num_bins`` (odd, 4001), ``num_bits`` (8),
@@ -89,14 +102,17 @@ class Quantizer:
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
         layer_types: LayerTypes | None = None,
+        engine: Engine | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> None:
         check_eval(model)
+        if engine is not None:
+            check_engine(engine)
         self.stage = Stage.LOADED
         self._model = model
         self._forward, self._run = forward, Run(progress=progress, group=process_group)
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
-        self._layer_types = layer_types
+        self._layer_types, self._engine = layer_types, engine
         self._source = Source(forward)
         self._found = Calibration.of(Settings.make(**settings))
 
@@ -119,7 +135,7 @@ class Quantizer:
         check_eval(self._model)
         with failing_together(self._run.group):
             model = copy_to_fold(self._model, self._layer_types)
-            seen = None if batch is None else examine_copy(model, batch, self._forward)
+            seen = None if batch is None else examine_copy(model, batch, self._forward, self._engine)
         found = share(seen and [seen.as_rows(), seen.skipped], self._run.group)
         if found is None:
             raise InvalidInputError("expected at least one calibration batch, got none")
@@ -245,7 +261,7 @@ class Quantizer:
         names = [call for name in names for call in call_names(name, seen.calls)]
         settings.check_patterns(names)
         self._folded = model
-        self._options = settings.resolve(names)
+        self._options = without_orphans(settings.resolve(names), seen.products)
         check_layers(self._options, names, seen.skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         self._install(seen)
@@ -276,10 +292,10 @@ class Quantizer:
     def _quantized(self, model: nn.Module, left_out: Collection[str] = ()) -> QuantizedModel:
         """Return the result with `model`, which is the folded one or a copy of it, quantized in place."""
         found, folds = self.calibration, [Fold(**fold) for fold in self._found.transforms["fold"]]
-        found = found._replace(
-            thresholds={name: layer for name, layer in found.thresholds.items() if name not in left_out},
-            skipped={**found.skipped, **dict.fromkeys(left_out, EXCLUDED)},
-        )
+        kept = {name: layer for name, layer in found.thresholds.items() if name not in left_out}
+        kept = without_orphans(kept, [Product(**row) for row in self._found.transforms.get("products", [])])
+        left_out = [name for name in found.thresholds if name not in kept]
+        found = found._replace(thresholds=kept, skipped={**found.skipped, **dict.fromkeys(left_out, EXCLUDED)})
         with warning_once(self._run.group):
             warn_of_skipped(found)
         simulate_in_place(model, self._weight_scales, found.thresholds, self._observe)

@@ -15,7 +15,9 @@ from ...settings import check_engine
 from ...warning import warn
 from ..model.arguments import arguments_of_call
 from ..model.forward import Forward, call_model, check_eval
+from ..model.functions import ADD
 from ..model.layers import Tap, inner_layer
+from ..model.products import Point
 from ..simulation import quantized_layers
 from ..stages import QuantizedModel, Source
 from .trace import DynamicShapes, Traced, named_tensors, trace
@@ -57,7 +59,7 @@ def export_onnx(  # noqa: PLR0913 the options of an export
     batches : iterable, optional
         Calibration data, for tensors that the engine quantizes but the simulation does not round: inputs of sums and
         poolings, outputs of layers. By default the first 8 batches that a QuantizedModel was calibrated with. Without
-        data such nodes stay in floating point.
+        data such nodes stay in floating point. Sums for TensorRT need none after ``quantize(..., engine="tensorrt")``.
     forward : callable (model, batch) -> output
         How to run the model on `example` and `batches`; what the model itself is called with becomes the inputs. By
         default as in the calibration.
@@ -118,13 +120,22 @@ def export_onnx(  # noqa: PLR0913 the options of an export
     )
     if batches is None:
         kept = _Arrays(network, first_batches(source.batches or (), KEPT_BATCHES), traced.inputs, forward)
-        result = place(traced, engine, [arrays for arrays in kept if _fits(arrays, traced)], may_ignore=True)
+        fitting = [arrays for arrays in kept if _fits(arrays, traced)]
+        result = place(traced, engine, fitting, may_ignore=True, has_sums=_has_sums(model))
     else:
-        result = place(traced, engine, _Arrays(network, batches, traced.inputs, forward))
+        arrays = _Arrays(network, batches, traced.inputs, forward)
+        result = place(traced, engine, arrays, has_sums=_has_sums(model))
     _warn_of_fixed_sizes(result, dynamic_batch, shapes)
     if path is not None:
         result.save(path)
     return result
+
+
+def _has_sums(model: nn.Module | QuantizedModel) -> bool:
+    """Return whether residual sums were looked for, and found: those that are not rounded were excluded."""
+    if isinstance(model, QuantizedModel):
+        return any(row["function"] == ADD for row in model.calibration.transforms.get("products", ()))
+    return any(isinstance(module, Point) and module.function == ADD for module in model.modules())
 
 
 class _Arrays:

@@ -11,7 +11,7 @@ from klquant.errors import InvalidInputError
 from ...onnx.calibration import calibrate
 from ...onnx.model.graph import Graph, read_graph
 from ...onnx.model.observed import observed_tensors
-from ...onnx.model.operators import MOVING, has_constant_weight, sole_consumer, weight_axis
+from ...onnx.model.operators import MOVING, activations, has_constant_weight, sole_consumer, weight_axis
 from ...onnx.model.preparation import Prepared, prepare
 from ...onnx.qdq.floats import float_layers
 from ...onnx.qdq.grids import make_grids, signed
@@ -30,12 +30,17 @@ UNREACHED = "the example does not reach it"
 
 
 def place(
-    traced: Traced, engine: Engine, batches: Iterable[Mapping[str, Any]] | None, *, may_ignore: bool = False
+    traced: Traced,
+    engine: Engine,
+    batches: Iterable[Mapping[str, Any]] | None,
+    *,
+    may_ignore: bool = False,
+    has_sums: bool = False,
 ) -> QDQModel:
     """Return a traced model with Q/DQ as simulated or, with batches and for onnxruntime, by the rules of an engine.
 
     Batches that the user did not pass (`may_ignore`) may be none, and are ignored if layers round one tensor
-    differently, which those rules do not allow.
+    differently, which those rules do not allow. If the simulation `has_sums`, TensorRT gets no others.
     """
     model, found = remove_marks(traced)
     if may_ignore and (not batches or (found.conflicts and engine != "onnxruntime")):
@@ -43,7 +48,7 @@ def place(
     if batches is None and engine != "onnxruntime":
         result = _as_simulated(model, found)
     else:
-        result = _by_rules(model, found, engine, batches)
+        result = _by_rules(model, found, engine, batches, has_sums=has_sums and engine == "tensorrt")
     result.skipped.update({name: UNREACHED for name in traced.layers if name not in found.reached})
     return result
 
@@ -98,7 +103,12 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
 
 
 def _by_rules(
-    model: onnx.ModelProto, found: Roundings, engine: Engine, batches: Iterable[Mapping[str, Any]] | None
+    model: onnx.ModelProto,
+    found: Roundings,
+    engine: Engine,
+    batches: Iterable[Mapping[str, Any]] | None,
+    *,
+    has_sums: bool,
 ) -> QDQModel:
     """Return the model with Q/DQ by the rules of an engine; thresholds that the simulation lacks are calibrated."""
     for tensor, first, second in found.conflicts:
@@ -109,7 +119,7 @@ def _by_rules(
     prepared = prepare(model)
     graph = prepared.graph
     floats = _floats(graph, read_graph(model), found)
-    exclude = tuple(floats)
+    exclude = (*floats, *(_other_sums(graph, found) if has_sums else ()))
     thresholds = _through_moves(graph, found.thresholds)
     if batches is not None:
         observed = observed_tensors(graph)
@@ -128,6 +138,13 @@ def _floats(graph: Graph, before: Graph, found: Roundings) -> list[str]:
         return node.name in found.layers or (node.name not in nodes and node.input[1] in weights)
 
     return [node.name for node in graph.nodes if node.op_type in WEIGHTED and not is_layer(node)]
+
+
+def _other_sums(graph: Graph, found: Roundings) -> list[str]:
+    """Return the names of the sums that the simulation leaves in floating point."""
+    rounded = set[str]().union(*found.readers.values())
+    sums = (node for node in graph.nodes if node.op_type == "Add" and len(activations(graph, node)) == 2)
+    return [node.name for node in sums if node.name not in rounded]
 
 
 def _calibrated(model: Prepared, batches: Iterable[Mapping[str, Any]], names: Set[str]) -> dict[str, float]:

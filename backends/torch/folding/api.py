@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from ...html_tables import html_skipped, html_table
 from ...reprs import left_out
+from ...settings import Engine, check_engine
 from ..model.arguments import log_left_out
 from ..model.calls import MOST
 from ..model.dataflow import Recording, outputs_agree, record_calls
@@ -25,6 +26,7 @@ from ..model.norms import other_norms
 from ..model.plain import LayerTypes, plain_copy
 from ..model.products import Product, can_own
 from ..model.quantized import check_float
+from ..model.sums import residual_sums
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
@@ -39,7 +41,7 @@ class Examination(NamedTuple):
     skipped: dict[str, str]
     """By module name: why something with weights, or that multiplies activations, stays in floating point."""
     products: list[Product]
-    """The calls of functions that are observed like layers."""
+    """The calls of functions that are observed like layers; for TensorRT, also residual sums, by their shortcut."""
     calls: dict[str, int]
     """Layers, and operands of products, that were called several times: each call is observed apart."""
 
@@ -67,7 +69,9 @@ class Examination(NamedTuple):
         return html_table("Folds", ("name", "kind", "into", "reason"), rows) + html_skipped(self.skipped)
 
 
-def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> Examination:
+def examine(
+    model: nn.Module, batch: Any, *, forward: Forward = call_model, engine: Engine | None = None
+) -> Examination:
     """Find what can be folded in a model and what will not be quantized.
 
     Parameters
@@ -78,6 +82,8 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
         One batch of input, to see what feeds what.
     forward : callable (model, batch) -> output
         How to run the model on a batch.
+    engine : {"tensorrt", "onnxruntime", "openvino"}, optional
+        The engine that will run the model. TensorRT quantizes the shortcuts of residual sums.
 
     Returns
     -------
@@ -98,7 +104,9 @@ def examine(model: nn.Module, batch: Any, *, forward: Forward = call_model) -> E
     Every run starts from the same buffers. What a model appends to lists or dicts stays there from one run to the next.
     """
     check_eval(model)
-    return examine_copy(copy_to_fold(model), batch, forward)
+    if engine is not None:
+        check_engine(engine)
+    return examine_copy(copy_to_fold(model), batch, forward, engine)
 
 
 def copy_to_fold(model: nn.Module, layer_types: LayerTypes | None = None) -> nn.Module:
@@ -108,15 +116,19 @@ def copy_to_fold(model: nn.Module, layer_types: LayerTypes | None = None) -> nn.
     return plain_copy(model, layer_types)
 
 
-def examine_copy(model: nn.Module, batch: Any, forward: Forward) -> Examination:
+def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine | None = None) -> Examination:
     """Do what :func:`examine` does with a copy that the caller owns; the copy stays as it was."""
     if forward is call_model:
         log_left_out(model, batch)
     seen, folds = _plan(model, batch, forward, all_folds)
     skipped = skipped_layers(model)
     products, floats = _split(model, seen)
-    calls = _repeated_calls(model, seen, products)
     owners = {product.module for product in products}
+    if engine == "tensorrt":
+        layers = {name: name for name, _ in weighted_layers(model)}
+        layers |= {fold.module: str(fold.into) for fold in folds if fold.kind == "batch_norm" and not fold.reason}
+        products |= residual_sums(model, seen.additions, layers)
+    calls = _repeated_calls(model, seen, products)
     skipped = {name: reason for name, reason in skipped.items() if name not in owners}
     inside = tuple(f"{name}." for name in skipped)
     computed = {

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from .functions import METADATA, product_name, relu_kind
+from .functions import ADD, METADATA, addition_kind, product_name, relu_kind
 from .hooks import active
 from .layers import RELUS, is_quantizable
+from .levels import Levels
 from .norms import is_foldable
 from .products import Product, observed_operands, operands_of
 
@@ -43,6 +44,25 @@ class Call(NamedTuple):
     consumers: list[Consumer]
 
 
+class Operand(NamedTuple):
+    """An operand of a sum."""
+
+    call: Call | None
+    """The call of the module whose output it is."""
+    level: int
+    """The largest number of layers on a path to it."""
+
+
+class Addition(NamedTuple):
+    """A sum of two tensors that depend on the input of the model."""
+
+    module: str
+    """Qualified name of the module that adds."""
+    number: int
+    """How many sums in this call of the module came before."""
+    operands: dict[str, Operand]
+
+
 class Recording(NamedTuple):
     """The dataflow of one run of a model."""
 
@@ -56,6 +76,8 @@ class Recording(NamedTuple):
     """Functions that multiplied outside the layers in another way, by the innermost calling module."""
     read: set[str]
     """The modules of interest whose parameters were used outside them."""
+    additions: list[Addition]
+    """Sums of two tensors outside the layers."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
@@ -76,7 +98,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set())
+    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set(), [])
     recorder = _Recorder(seen, model, _Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
@@ -172,6 +194,7 @@ class _Recorder(TorchFunctionMode):
         self._entered: list[str] = []
         self._counts: list[Counter[str]] = []  # of the functions that multiply, for each module that is entered
         self._constants = constants
+        self._levels, self._entered_at = Levels(), 0
         self._depth = 0  # of modules of interest: nothing is recorded inside them
         # weak references: strong ones would keep all activations of a run in memory
         self._produced: dict[int, tuple[weakref.ref[torch.Tensor], Call]] = {}
@@ -180,20 +203,28 @@ class _Recorder(TorchFunctionMode):
         for value in values:
             if id(value) in self._owners:
                 self._seen.read.add(self._owners[id(value)])
-            produced, call = self._produced.get(id(value), (None, None))
-            if produced is not None and produced() is value and call is not None:
+            if (call := self._call_of(value)) is not None:
                 call.consumers.append(consumer)
+
+    def _call_of(self, value: torch.Tensor) -> Call | None:
+        """Return the call of a module of interest whose output a tensor is."""
+        produced, call = self._produced.get(id(value), (None, None))
+        return call if produced is not None and produced() is value else None
 
     def hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         """Return the hooks that are called when the module is entered and left."""
-        interesting = name in self._seen.calls
+        interesting, follows = name in self._seen.calls, self._constants is not None
 
         def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
             if interesting and self._depth == 0:
                 self.consume(tensors_in((args, kwargs)), Consumer(name))
+            if follows and not self._entered:
+                self._levels.note((value for value in tensors_in((args, kwargs)) if self._levels.of([value]) < 0), 0)
             self._entered.append(name)
             self._counts.append(Counter())
             self._depth += interesting
+            if follows and interesting and self._depth == 1:
+                self._entered_at = self._levels.of(tensors_in((args, kwargs)))
 
         def leaving(module: nn.Module, args: Any, output: Any) -> None:
             if self._entered[-1:] != [name]:
@@ -203,6 +234,8 @@ class _Recorder(TorchFunctionMode):
             self._depth -= interesting
             if interesting and self._depth == 0:
                 self._produce(name, output)
+                if follows:
+                    self._levels.note(tensors_in(output), self._entered_at + is_quantizable(module))
             if name == "":
                 self._seen.output.extend(tensors_in(output))
 
@@ -222,6 +255,8 @@ class _Recorder(TorchFunctionMode):
     def _multiply(self, function: str, args: Any, kwargs: Any, constants: "_Constants") -> None:
         operands, module = operands_of(function, args, kwargs), self._entered[-1]
         varying = [name for name, value in operands.items() if value not in constants]
+        number = self._counts[-1][function]
+        self._counts[-1][function] += bool(operands)
         if operands and not varying:
             return  # a constant
         if not operands:
@@ -229,9 +264,17 @@ class _Recorder(TorchFunctionMode):
                 self._seen.unknown.setdefault(module, []).append(function)
             return
         weight = next((constants.names[id(value)] for value in operands.values() if id(value) in constants.names), "")
-        number = self._counts[-1][function]
-        self._counts[-1][function] += 1
         self._seen.products[Product(module, function, number, observed_operands(function, varying), weight)] += 1
+
+    def _add(self, kind: str, args: Any, kwargs: Any) -> None:
+        operands, number = operands_of(ADD, args, kwargs), self._counts[-1][ADD]
+        self._counts[-1][ADD] += bool(operands)
+        found = {key: Operand(self._call_of(value), self._levels.of([value])) for key, value in operands.items()}
+        if found and all(one.level >= 0 for one in found.values()):
+            call, level = found["input"]
+            if call is not None and kind != ADD:  # later uses of the tensor are uses of the sum
+                found["input"] = Operand(call._replace(consumers=[*call.consumers]), level)
+            self._seen.additions.append(Addition(self._entered[-1], number, found))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -240,11 +283,19 @@ class _Recorder(TorchFunctionMode):
         relu = relu_kind(func, args, kwargs)
         self.consume(tensors_in((args, kwargs)), Consumer(None, func, relu))
         constants = None if torch.compiler.is_dynamo_compiling() else self._constants  # branches, in torch 2.9
-        if constants is not None and self._entered and (product := product_name(func)):
-            self._multiply(product, args, kwargs, constants)
+        level = 0
+        if constants is not None:
+            product = product_name(func)
+            level = self._levels.of(tensors_in((args, kwargs)))
+            level += bool(product) and level >= 0
+            if self._entered and product:
+                self._multiply(product, args, kwargs, constants)
+            elif self._entered and (kind := addition_kind(func)):
+                self._add(kind, args, kwargs)
         result = func(*args, **kwargs)
         if constants is not None:
             constants.follow((args, kwargs), result)
+            self._levels.note(tensors_in(result), level)
         if relu:
             self._produced.pop(id(result), None)  # in place: the tensor no longer holds what the layer returned
         return result

@@ -1,4 +1,4 @@
-"""Functions that a model calls outside its modules: which only read metadata, are a ReLU, or multiply."""
+"""Functions that a model calls outside its modules: which only read metadata, are a ReLU, multiply or add."""
 
 from typing import Any
 
@@ -25,6 +25,8 @@ _PRODUCTS = {
     *("addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "linalg_multi_dot", "_grouped_mm", "grouped_mm"),
     *("scaled_dot_product_attention", "multi_head_attention_forward"),
 }
+ADD = "add"
+_ADDITIONS = {ADD: ADD, "__add__": ADD, "add_": "add_", "__iadd__": "add_"}
 _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__imatmul__": "matmul"}
 
 
@@ -50,3 +52,8 @@ def product_name(function: Any) -> str:
     name = str(name).partition(".")[0]  # torch.ops has names such as mm.default
     name = _OPERATORS.get(name, name if name in _PRODUCTS else name.removesuffix("_"))
     return name if name in _PRODUCTS else ""
+
+
+def addition_kind(function: Any) -> str:
+    """Return `add` for a function that adds, `add_` for one that does so in place, else an empty string."""
+    return _ADDITIONS.get(str(getattr(function, "__name__", "")).partition(".")[0], "")

@@ -1,5 +1,7 @@
 """Products that a model computes by functions: matmul, einsum, attention, F.linear, ...; made modules to observe.
 
+Residual sums are handled in the same way; :mod:`sums` finds them.
+
 A :class:`Product` names one call of a function in a module, such as the second matmul of an attention block. Installed,
 the module's ``forward`` sends that call through a :class:`Point`, which passes each operand through a :class:`Tap`: an
 identity that is observed, and replaced in a simulation, like a layer. So
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from .functions import product_name
+from .functions import ADD, addition_kind, product_name
 from .layers import Tap
 
 ATTENTION = "scaled_dot_product_attention"
@@ -24,7 +26,7 @@ _PAIR = ("input", "other")
 _WEIGHTED = {"linear", *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3))}
 _OPERANDS: dict[str, tuple[tuple[int, str], tuple[int, str]]] = {
     **dict.fromkeys(_WEIGHTED, ((0, "input"), (1, "weight"))),
-    "matmul": ((0, "input"), (1, "other")),
+    **dict.fromkeys(("matmul", ADD), ((0, "input"), (1, "other"))),
     **dict.fromkeys(("mm", "bmm"), ((0, "input"), (1, "mat2"))),
     "addmm": ((1, "mat1"), (2, "mat2")),
     **dict.fromkeys(("baddbmm", "addbmm"), ((1, "batch1"), (2, "batch2"))),
@@ -34,7 +36,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.fx.GraphModule
 
 
 class Product(NamedTuple):
-    """One call of a function that multiplies, in one call of a module: strings and numbers, to write down."""
+    """One call of a function that multiplies, or of a residual sum, in one call of a module: strings and numbers."""
 
     module: str
     """Qualified name of the module that calls it."""
@@ -44,7 +46,7 @@ class Product(NamedTuple):
     activations: str
     """The operands that depend on the input of the model, such as `input other`."""
     weight: str = ""
-    """Qualified name of the parameter that is the other operand, if it is one."""
+    """Qualified name of the parameter that is the other operand, if it is one; in a sum, of its layer's weight."""
 
     @property
     def names(self) -> list[str]:
@@ -59,6 +61,8 @@ class Product(NamedTuple):
 
 def operands_of(function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the operands of a call by name; empty if it has others than tensors, or not two."""
+    if function == ADD and (len(args) > 2 or kwargs.keys() - {*_PAIR}):
+        return {}  # a factor
     if function == ATTENTION:
         names = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
         found = {name: names.get(name) for name in ("query", "key", "value")}
@@ -88,6 +92,8 @@ def can_own(module: nn.Module) -> bool:
 
 def install(model: nn.Module, products: Iterable[Product]) -> None:
     """Send these calls of a model that the caller owns through points."""
+    products = list(products)
+    _hide_what_is_inside([model.get_submodule(product.module) for product in products])
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     for product in products:
         owner = model.get_submodule(product.module)
@@ -102,6 +108,15 @@ def install(model: nn.Module, products: Iterable[Product]) -> None:
             vars(owner)["forward"] = Routed(owner)
 
 
+def _hide_what_is_inside(owners: Iterable[nn.Module]) -> None:
+    """Let the routers of these modules see only what they call themselves, not what modules inside them call."""
+    inside = {id(module): module for owner in owners for module in owner.modules() if module is not owner}
+    for module in inside.values():
+        if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            module.register_forward_pre_hook(_enter)
+            module.register_forward_hook(_leave, always_call=True)
+
+
 class Point(nn.Module):
     """A call of a function, with a tap for each operand that is observed."""
 
@@ -114,28 +129,26 @@ class Point(nn.Module):
             self.add_module(name, Tap(device))
         self.eval()
 
-    def takes(self, weight: Any) -> bool:
-        """Return whether a weight is the one that the call had when it was recorded, or was computed."""
-        if not isinstance(weight, nn.Parameter):
-            return True
-        return self.source is not None and getattr(*self.source) is weight
-
     def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call the function with its operands passed through the taps, and its weight rounded if they round."""
         if self.function == ATTENTION:
             return self._attend(*args, **kwargs)
-        args, kwargs = list(args), dict(kwargs)
+        given, args, kwargs = args, list(args), dict(kwargs)
         if self.function == "einsum" and isinstance(args[1], (list, tuple)):
             args = [args[0], *args[1]]
         for number, (name, (k, key)) in enumerate(zip(_PAIR, _OPERANDS[self.function], strict=True)):
             place: Any = (args, k) if len(args) > k else (kwargs, key)
             place[0][place[1]] = self._through(name, number, place[0][place[1]])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        in_place = self.function == ADD and args and result is args[0] is not given[0]
+        return given[0].copy_(result) if in_place else result
 
     def _through(self, name: str, number: int, value: torch.Tensor) -> torch.Tensor:
         tap: Any = self._modules.get(name)
         if tap is not None:
             return tap(value)  # type: ignore[no-any-return]
+        if self.function == ADD:
+            return value
         rounding = [layer for layer in self._modules.values() if hasattr(layer, "round_weight")]
         if not rounding:
             return value
@@ -201,37 +214,36 @@ class Routed:
 
 
 class _Router(TorchFunctionMode):
-    """Sends products to the points of one module during one call, but not those that modules inside it call."""
+    """Sends products and sums to the points of one module during one call, but not those of modules inside it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._points = {key[1:]: group._modules for key, group in module._modules.items() if key[0] == ":" and group}
         self._counts: Counter[str] = Counter()
-        self._outer: list[_Router] = []
-        self.depth = 0
-
-    def __enter__(self) -> "_Router":
-        self._outer = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Router)]
-        for mode in self._outer:
-            mode.depth += 1
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        for mode in self._outer:
-            mode.depth -= 1
+        self.depth = 0  # of the modules inside that are running
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        point = None if self.depth else self._point(product_name(func), args, kwargs)
+        name = "" if self.depth else product_name(func) or (addition_kind(func) and ADD)
+        point = self._point(name, args, kwargs)
         return func(*args, **kwargs) if point is None else point.call(func, args, kwargs)
 
     def _point(self, function: str, args: Any, kwargs: Any) -> Any:
         points: Any = self._points.get(function)
-        if points is None or not (operands := operands_of(function, args, kwargs)):
+        if points is None or not operands_of(function, args, kwargs):
             return None
-        if function in _WEIGHTED and not any(point.takes(operands["other"]) for point in points.values()):
-            return None  # a layer inside the module
         self._counts[function] += 1
         return points.get(str(self._counts[function] - 1))
+
+
+def _enter(module: nn.Module, args: Any) -> None:
+    """Note that the modules around this one do not run themselves."""
+    for mode in _get_current_function_mode_stack():
+        if isinstance(mode, _Router):
+            mode.depth += 1
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    for mode in _get_current_function_mode_stack():
+        if isinstance(mode, _Router):
+            mode.depth -= 1

@@ -115,6 +115,29 @@ def test_names_count_the_calls_in_a_module_and_not_those_of_the_modules_inside()
     assert result.thresholds["inner:matmul.0.input"].amax == pytest.approx(amax)
 
 
+def test_products_of_constants_and_excluded_products_inside_do_not_move_the_names():
+    child = Net(lambda net, x: 10 * x @ x.mT @ x)
+    model = block(lambda net, x: net.child(x) @ (net.kernel @ net.kernel) @ net.kernel, child=child)
+    every, some = (quantize(model, [X], exclude=names, **OPTIONS).thresholds for names in ((), "inner.child:*"))
+    layers = {"first", "last"}
+    assert some.keys() - layers == {"inner:matmul.1.input", "inner:matmul.2.input"}
+    assert [some[name].amax for name in some] == [every[name].amax for name in some]
+    y = outputs(child, outputs(model.first, X))
+    assert some["inner:matmul.1.input"].amax == pytest.approx(float(y.abs().max()), rel=1e-4)
+
+
+def test_an_excluded_function_does_not_move_the_next_one():
+    model = block(lambda net, x: F.linear(F.linear(x, net.other), net.kernel))
+    model.inner.other = nn.Parameter(torch.eye(8) * 3)
+    found = quantize(model, [X], exclude="inner:linear.0", **OPTIONS)
+    x = outputs(model.first, X)
+    assert found.thresholds["inner:linear.1.input"].amax == pytest.approx(3 * float(x.abs().max()), rel=1e-5)
+    model.first = model.last = nn.Identity().eval()
+    found = quantize(model, [X], exclude="inner:linear.0", **OPTIONS).model
+    wanted = rounded(3 * X) @ rounded_weight(model.inner.kernel.detach(), 0).T
+    assert (outputs(found, X) - wanted).norm() < 2e-4 * wanted.norm()
+
+
 def test_options_take_the_name_of_the_call_or_of_an_operand():
     model = block(lambda net, x: x @ x.mT @ x)
     result = quantize(model, [X], exclude="inner:matmul.1", overrides={"inner:matmul.0": {"num_bits": 5}}, **OPTIONS)
