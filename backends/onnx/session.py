@@ -15,6 +15,7 @@ from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ..collection import Observation, count, look
 from ..collection.bins import BinsFor
+from ..collection.kept import KeptBatch
 from ..files import temporary_folder
 from .feeds import Array, Input, make_feed, read_inputs
 from .model.graph import copied
@@ -35,14 +36,35 @@ class OnnxObserver(NamedTuple):
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run one batch; return what each tensor holds."""
+        tensors = self._run(self._feed(batch, f"batch {number}"), number)
+        return {name: _look(name, tensors[name], bins_for, number) for name in self.names}
+
+    def observe_and_keep(
+        self, batch: Any, bins_for: BinsFor, number: int, room: int
+    ) -> tuple[dict[str, Observation], KeptBatch | None]:
+        """Run one batch; return what each tensor holds, and the tensors if there is room for them."""
         feed = self._feed(batch, f"batch {number}")
+        tensors = self._run(feed, number)
+        found = {name: _look(name, tensors[name], bins_for, number) for name in self.names}
+        num_bytes = sum(tensors[name].nbytes for name in self.names)
+        if num_bytes > room:
+            return found, None
+        own = {name: tensors[name].copy() if name in feed else tensors[name] for name in self.names}
+        return found, KeptBatch({name: (own[name], seen) for name, seen in found.items()}, num_bytes)
+
+    def observe_kept(self, kept: KeptBatch, bins_for: BinsFor, number: int) -> dict[str, Observation]:
+        """Return what each tensor of a batch holds, without a run."""
+        return {
+            name: _look_within(name, tensor, seen, bins_for, number) for name, (tensor, seen) in kept.tensors.items()
+        }
+
+    def _run(self, feed: dict[str, Array], number: int) -> dict[str, Array]:
         inner = [name for name in self.names if name not in feed]
         try:
             outputs = self.session.run(inner, feed)
         except Exception as error:
             raise ModelError(f"batch {number}: onnxruntime failed, with {type(error).__name__}: {error}") from error
-        tensors = feed | dict(zip(inner, outputs, strict=False))  # where none is asked for, all outputs come
-        return {name: _look(name, tensors[name], bins_for, number) for name in self.names}
+        return feed | dict(zip(inner, outputs, strict=False))  # where none is asked for, all outputs come
 
     def digest(self, batch: Any) -> str:
         """Return a hash of the arrays in a batch."""
@@ -58,8 +80,12 @@ class OnnxObserver(NamedTuple):
 
 def _look(name: str, tensor: Array, bins_for: BinsFor, number: int) -> Observation:
     low, high = (float(tensor.min()), float(tensor.max())) if tensor.size else (math.inf, -math.inf)
+    return _look_within(name, tensor, Observation(low, high), bins_for, number)
+
+
+def _look_within(name: str, tensor: Array, seen: Observation, bins_for: BinsFor, number: int) -> Observation:
     with _located(f"tensor `{name}`, batch {number}"):
-        return look(name, low, high, bins_for, functools.partial(count, tensor))
+        return look(name, seen.low, seen.high, bins_for, functools.partial(count, tensor))
 
 
 @contextmanager
