@@ -217,7 +217,7 @@ def in_float64(x: Array, *, xp: ModuleType) -> Array:
     if x.dtype.kind in "iub":
         return x
     if xp is np:
-        return x.astype(np.float64)
+        return x.astype(np.float64, copy=False)
     kind = xp.finfo(x.dtype)
     bits = sys.modules["jax"].lax.bitcast_convert_type(x, f"int{kind.bits}").astype(xp.int64)
     digits = bits & (2 ** (kind.bits - 1) - 1)
@@ -339,13 +339,24 @@ def slice_at(table: Array, begin: Array, length: int, *, xp: ModuleType) -> Arra
     return sys.modules["jax"].lax.dynamic_slice(table, (0, begin), (table.shape[0], length))
 
 
-def strided_sums(rows: list[Array], stride: Array, length: int, count: int, *, xp: ModuleType) -> Array:
+def empty_rows(number: int, length: int, *, xp: ModuleType) -> tuple[Array, list[dict[str, Array]]]:
+    """Return a table, and for each of its rows the keyword with which an operation writes its result there.
+
+    JAX has no such keyword, so its table is None.
+    """
+    if xp is not np:
+        return None, [{}] * number
+    table = np.empty((number, length))
+    return table, [{"out": row} for row in table]
+
+
+def strided_sums(rows: Array, stride: Array, length: int, count: int, *, xp: ModuleType) -> Array:
     """Return ``sum_j row[t + j * stride]`` over j < length for t < count, shape (len(rows), count).
 
-    For NumPy the length of the rows must be a multiple of the stride.
+    For JAX `rows` is a list. For NumPy it is a table, and the length of its rows a multiple of the stride.
     """
     if xp is np:
-        table = np.concatenate(rows).reshape(len(rows), -1, stride)  # twice as fast as np.stack
+        table = rows.reshape(len(rows), -1, stride)
         return np.matmul(_band(table.shape[1] - length + 1, length), table).reshape(len(rows), -1)[:, :count]
     lax = sys.modules["jax"].lax
     rows = lax.optimization_barrier(rows)  # or XLA recomputes them for every j
@@ -477,12 +488,24 @@ def sum_selected(
     return repeat(add, before[-1] + tiles[-1], zeros, xp=xp).reshape(-1)[:length]
 
 
-def repeat(step: Callable[[Any, _State], _State], number: Array | int, state: _State, *, xp: ModuleType) -> _State:
-    """Return the state after ``state = step(k, state)`` for k = 0, 1 ... number - 1, which JAX compiles once."""
+def repeat(
+    step: Callable[[Any, _State], _State],
+    number: Array | int,
+    state: _State,
+    *,
+    needed: Callable[[_State], Array] = lambda state: True,
+    xp: ModuleType,
+) -> _State:
+    """Return the state after ``state = step(k, state)`` for k = 0, 1 ... number - 1, which JAX compiles once.
+
+    Where a step is not `needed` any more, it must leave the state as it is. NumPy then stops after the first step.
+    """
     if xp is not np:
         last: _State = sys.modules["jax"].lax.fori_loop(0, number, step, state)
         return last
     for k in range(int(number)):
+        if k > 0 and not needed(state):
+            break
         state = step(k, state)
     return state
 

@@ -114,7 +114,7 @@ def describe(
     xp: ModuleType,
 ) -> Threshold:
     """Return the threshold with its clipped share and expected SQNR, for one histogram; `ties` are a range of T."""
-    counts, edges_64 = hist.astype(xp.float64), in_float64(edges, xp=xp).astype(xp.float64)
+    counts, edges_64 = hist.astype(xp.float64), xp.asarray(in_float64(edges, xp=xp), xp.float64)
     low, high, wide = edges_64[:-1], edges_64[1:], value.astype(xp.float64)
     width = high - low
     beyond = xp.clip((high - wide) / width, 0, 1) + xp.clip((-wide - low) / width, 0, 1)

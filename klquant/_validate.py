@@ -251,7 +251,7 @@ def _index(where: Any) -> Any:
 
 
 def _check_edges(edges: "np.ndarray[Any, Any]") -> None:
-    given, edges = edges, edges.astype(np.float64)
+    given, edges = edges, edges.astype(np.float64, copy=False)
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         widths = np.diff(edges)
     steady = np.isfinite(widths) & (widths > 0)

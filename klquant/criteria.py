@@ -10,7 +10,8 @@ from typing import Any
 
 from klquant._namespace import Array, compiled, first_true, in_float64, is_concrete, map_batch, scalar_argument
 from klquant._result import Threshold, check_found, describe
-from klquant._search.squared_errors import fold, least_error, squared_errors
+from klquant._search.prefix_sums import fold
+from klquant._search.squared_errors import least_error, squared_errors
 from klquant._validate import check_equal_bins, check_inputs, check_number, is_sound
 from klquant.errors import InvalidInputError
 
@@ -185,7 +186,8 @@ def mse_curve(
 @functools.partial(compiled, by_row=True)
 def _percentile(hist: Array, edges: Array, share: Array, *, xp: ModuleType, num_quantized_bins: int) -> Threshold:
     def one(hist: Array, edges: Array) -> Threshold:
-        folded, outer = fold(hist, xp=xp), in_float64(edges, xp=xp).astype(xp.float64)[edges.shape[0] // 2 :]
+        folded = fold(hist.astype(xp.float64), xp=xp)
+        outer = in_float64(edges, xp=xp).astype(xp.float64)[edges.shape[0] // 2 :]
         below = xp.cumsum(folded)
         target = xp.abs(share.astype(xp.float64) * below[-1])  # abs: or XLA may fuse the product into `below - target`
         k = first_true(below >= target, xp=xp)

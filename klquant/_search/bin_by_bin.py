@@ -86,7 +86,7 @@ def settled_curve(curve: Array, search: Search, coarse: Array, *, ties: bool, xp
         return curve, near & ~settled & wanted & (number > 1), settled
 
     last = curve.shape[0] - 1
-    return repeat(settle, 3 if ties else 1, (curve, coarse, coarse), xp=xp)[0]
+    return repeat(settle, 3 if ties else 1, (curve, coarse, coarse), needed=lambda state: state[1].any(), xp=xp)[0]
 
 
 def near_minimum(curve: Array, within: float, *, xp: ModuleType) -> Array:

@@ -105,10 +105,14 @@ class Layout(NamedTuple):
         return max(0, max(block.base + block.size + block.width for block in self.blocks()) - self.num_bins)
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
+    def widths(self) -> Indices:
+        """Return the number of bins of each candidate that its groups share."""
+        _, stop, origin = self.bounds(np.arange(self.candidates))
+        return np.asarray(stop - origin)
+
     def sizes(self) -> Indices:
         """Return the bins per group of each candidate, the merge factor."""
-        _, stop, origin = self.bounds(np.arange(self.candidates))
-        return np.asarray((stop - origin) // self.levels)
+        return self.widths() // self.levels
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
     def interior(self) -> Indices:
@@ -172,7 +176,6 @@ def all_windows(sums: Sums, layout: Layout, total: Array, eps: Array, *, xp: Mod
     Interior groups have P = S, so A = 0 there only if N = 0. That leaves the two end groups where Q can be zero and P
     not: the first if its only mass is P[0], the last if its only mass is outliers. Their N bins are then zeros of Q.
     """
-    _, stop, origin = layout.bounds(np.arange(layout.candidates))
     whole = sums.table[:, -1:]
     begin, end = (sums.table.take(bins, axis=1, mode="clip") for bins in layout.interior())
     after_first, before_last, after_last = (
@@ -188,7 +191,7 @@ def all_windows(sums: Sums, layout: Layout, total: Array, eps: Array, *, xp: Mod
     tail = _group(sums, after_last - end, only_beyond, beyond)
     support_p = filled + (first > 0) + only_beyond
     support_q = support_p - sum(xp.where(group.sliced > 0, 0, group.support) for group in (head, tail))
-    loss_p, loss_q = (smoothing_loss(support, stop - origin, eps, xp=xp) for support in (support_p, support_q))
+    loss_p, loss_q = (smoothing_loss(support, layout.widths(), eps, xp=xp) for support in (support_p, support_q))
     lost = first + beyond  # U = C - lost, and the logarithm is taken of the smaller one, which is the more precise
     kept = xp.where(lost < inside, xp.log1p(-lost / total), xp.log(inside / total))
     return Windows(first, last, inside, kept, loss_p, loss_q, head, tail, end[1] - begin[1])

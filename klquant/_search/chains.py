@@ -21,8 +21,9 @@ The series is cut after R_4. With x = d / (A/N - e) the rest of one group is at 
 import functools
 from types import ModuleType
 
-from klquant._namespace import Array, map_rows, strided_sums, where_needed
+from klquant._namespace import Array, empty_rows, map_rows, strided_sums, where_needed
 from klquant._search.bin_by_bin import Search
+from klquant._search.candidates import Layout
 from klquant._search.prefix_sums import sliding_windows
 
 TERMS = 4  # R_1 .. R_4
@@ -41,11 +42,12 @@ def interior_chains(search: Search, loss: Array, needed: Array, terms: int, *, x
         counts, filled = sliding_windows(search.sums, base, size, width, xp=xp)
         level = xp.fmax(counts / filled - loss[number], TINY)  # NaN for an empty window
         log = xp.log(level)
-        values = [counts * log, filled * log]
-        for _ in range(terms):
-            filled = filled / level
-            values.append(filled)
-        return strided_sums(values, size, layout.levels - 2, columns, xp=xp)
+        table, into = empty_rows(2 + terms, width, xp=xp)
+        rows = [xp.multiply(counts, log, **into[0]), xp.multiply(filled, log, **into[1])]
+        for out in into[2:]:
+            filled = xp.divide(filled, level, **out)
+            rows.append(filled)
+        return strided_sums(rows if table is None else table, size, layout.levels - 2, columns, xp=xp)
 
     def chains_if_needed(
         number: Array, size: Array, base: Array, width: int = blocks[0].width, columns: int = blocks[0].columns
@@ -53,7 +55,13 @@ def interior_chains(search: Search, loss: Array, needed: Array, terms: int, *, x
         compute = functools.partial(chains, number, size, base, width, columns)
         return where_needed(needed[number], compute, lambda: xp.zeros_like(loss, shape=(2 + terms, columns)), xp=xp)
 
-    table: list[tuple[int, ...]] = [(number, block.size, block.base) for number, block in enumerate(blocks)]
-    if not layout.alike:
-        table = [(*row, block.width, block.columns) for row, block in zip(table, blocks, strict=True)]
-    return map_rows(chains_if_needed, table, xp=xp).take(layout.columns(), axis=1, mode="clip")
+    return map_rows(chains_if_needed, _arguments(layout), xp=xp).take(layout.columns(), axis=1, mode="clip")
+
+
+@functools.lru_cache(maxsize=256)
+def _arguments(layout: Layout) -> list[tuple[int, ...]]:
+    """Return number, size and base of each block; and width and columns, if they are not the same for all."""
+    rows: list[tuple[int, ...]] = [
+        (k, block.size, block.base, block.width, block.columns) for k, block in enumerate(layout.blocks())
+    ]
+    return [row[:3] for row in rows] if layout.alike else rows

@@ -32,7 +32,7 @@ from klquant._namespace import (
 from klquant._search.bin_by_bin import Search
 from klquant._search.candidates import Layout, all_windows
 from klquant._search.chains import SERIES_LIMIT, TERMS, interior_chains
-from klquant._search.prefix_sums import counted, scaled, sum_up
+from klquant._search.prefix_sums import counted, fold, scaled, sum_up
 
 P_TERMS = 10  # of the series in e_p: the rest is below 1.1e-17 of h
 P_LIMIT = 1 / 32  # the largest e_p / h for which the series is used
@@ -50,8 +50,8 @@ def prepare(hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *
     levels = num_quantized_bins
     hist = hist.astype(xp.int64 if hist.dtype.kind in "iu" else xp.float64)  # narrow counts would wrap around
     if one_sided:
-        centre, levels = hist.shape[0] // 2, num_quantized_bins // 2 + 1
-        hist = xp.concatenate([xp.zeros(1, hist.dtype), hist[centre:] + _without_centre(hist[centre::-1], xp=xp)])
+        levels = num_quantized_bins // 2 + 1
+        hist = xp.concatenate([xp.zeros(1, hist.dtype), fold(hist, xp=xp)])
     layout = Layout(hist.shape[0], levels, one_sided, fixed_shapes(xp=xp))
     sums = sum_up(hist, layout.padding(), xp=xp)
     total, filled = counted(sums, sums.table[:, -1])
@@ -63,10 +63,6 @@ def prepare(hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *
         values = xp.where(hist > 0, xp.maximum(values, SMALLEST), 0.0)
     window = all_windows(sums, layout, total, eps, xp=xp)
     return Search(values, sums, window, total, one, layout, eps)
-
-
-def _without_centre(half: Array, *, xp: ModuleType) -> Array:
-    return xp.concatenate([xp.zeros(1, half.dtype), half[1:]])
 
 
 def closed_form_curve(search: Search, *, xp: ModuleType) -> tuple[Array, Array]:
@@ -178,12 +174,13 @@ def _self_term(search: Search, tiny: Array, *, xp: ModuleType) -> Array:
     log = xp.log(counts)
     k = np.arange(2, P_TERMS)
     terms = at_most(P_TERMS, lambda: 2 + ((P_LIMIT * tiny / counts.min()) ** k / k**2 > 1e-17).sum(), xp=xp)
-    inverse = xp.where(counts > WEIGHTLESS * search.total, 1 / counts, 0.0)
+    inverse = xp.where(filled & (counts > WEIGHTLESS * search.total), 1 / counts, 0.0)
     powers = itertools.accumulate([inverse] * (terms - 2), operator.mul)
-    coefficients = [counts * log, -(log + 1.0), *(power / (k * (k - 1)) for k, power in enumerate(powers, 2))]
-    running = running_sums(xp.where(filled, stack_rows(coefficients, xp=xp), 0.0), xp=xp)
+    coefficients = [counts * log, -(log + filled), *(power / (k * (k - 1)) for k, power in enumerate(powers, 2))]
+    table = stack_rows(coefficients, xp=xp)  # 0 for an empty bin, as log(1) is
+    outwards = table if layout.one_sided else fold(table, xp=xp)
     between = 0.0
-    for within in (layout.before_last(running) - layout.after_first(running))[::-1]:
+    for within in running_sums(outwards, xp=xp)[::-1, -layout.candidates - 1 : -1]:
         between = between * loss + within
     for counts in (search.window.first, search.window.last):
         left = xp.maximum(counts - loss, 0.0)

@@ -30,6 +30,14 @@ class Sums(NamedTuple):
         return self.table[1]
 
 
+def fold(table: Array, *, xp: ModuleType) -> Array:
+    """Return the sums of the entries at each distance from the centre of the last axis, from 0 on."""
+    centre = table.shape[-1] // 2
+    return xp.concatenate(
+        [table[..., centre : centre + 1], table[..., centre + 1 :] + table[..., centre - 1 :: -1]], axis=-1
+    )
+
+
 def sum_up(hist: Array, padding: int, *, xp: ModuleType) -> Sums:
     """Return the running sums of a histogram.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from klquant._namespace import Array, first_true, in_float64, repeat
+from klquant._search.prefix_sums import fold
 from klquant._validate import has_equal_bins, is_sound
 
 BLOCK_SIZE = 2**19  # entries of the temporary arrays of the squared errors
@@ -24,7 +25,7 @@ TIE = 1e-13  # of the mean square: squared errors closer than this differ by rou
 
 def squared_errors(hist: Array, edges: Array, num_quantized_bins: int, *, xp: ModuleType) -> Array:
     """Return the mean squared error for every positive edge as T; NaN for one that is empty or not sound."""
-    folded = fold(hist, xp=xp)
+    folded = fold(hist.astype(xp.float64), xp=xp)
     num, qmax = folded.shape[0], num_quantized_bins // 2
     distance = xp.arange(num).astype(xp.float64)  # in bins
     from_outside = [xp.concatenate([xp.cumsum(v[::-1])[::-1], xp.zeros(1)]) for v in (folded, folded * distance)]
@@ -59,12 +60,6 @@ def _begins(level: Array, num: int, qmax: int, *, xp: ModuleType) -> Array:
 def _all_begins(num: int, qmax: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
     begins: np.ndarray[Any, np.dtype[np.int64]] = _begins(np.arange(1, qmax + 1), num, qmax, xp=np)
     return begins
-
-
-def fold(hist: Array, *, xp: ModuleType) -> Array:
-    """Return the counts by distance from the centre bin, float64, shape (num_bins // 2 + 1,)."""
-    counts, centre = hist.astype(xp.float64), hist.shape[-1] // 2
-    return xp.concatenate([counts[centre : centre + 1], counts[centre + 1 :] + counts[centre - 1 :: -1]])
 
 
 def least_error(errors: Array, hist: Array, edges: Array, *, xp: ModuleType) -> Array:
