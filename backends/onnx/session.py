@@ -2,8 +2,8 @@
 
 import functools
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ import onnxruntime
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ..collection import Observation, count, look
-from ..collection.bins import BinsFor
+from ..collection.bins import BinsFor, extremes
 from ..collection.kept import KeptBatch
 from ..files import temporary_folder
 from .feeds import Array, Input, make_feed, read_inputs
@@ -23,6 +23,7 @@ from .model.preparation import Prepared
 from .model.saving import write_model
 
 Providers: TypeAlias = Sequence[str | tuple[str, Mapping[str, Any]]]
+THREADS = 2  # more would only wait for the memory
 
 
 class OnnxObserver(NamedTuple):
@@ -32,12 +33,13 @@ class OnnxObserver(NamedTuple):
     inputs: list[Input]
     names: list[str]
     """Of the tensors."""
+    pool: Executor
+    """Looks for extremes in its threads: NumPy releases the interpreter's lock there, but not where it counts."""
     kind: str = "tensor"
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run one batch; return what each tensor holds."""
-        tensors = self._run(self._feed(batch, f"batch {number}"), number)
-        return {name: _look(name, tensors[name], bins_for, number) for name in self.names}
+        return self._look(self._run(self._feed(batch, f"batch {number}"), number), bins_for, number)
 
     def observe_and_keep(
         self, batch: Any, bins_for: BinsFor, number: int, room: int
@@ -45,18 +47,21 @@ class OnnxObserver(NamedTuple):
         """Run one batch; return what each tensor holds, and the tensors if there is room for them."""
         feed = self._feed(batch, f"batch {number}")
         tensors = self._run(feed, number)
-        found = {name: _look(name, tensors[name], bins_for, number) for name in self.names}
+        found = self._look(tensors, bins_for, number)
         num_bytes = sum(tensors[name].nbytes for name in self.names)
         if num_bytes > room:
             return found, None
         own = {name: tensors[name].copy() if name in feed else tensors[name] for name in self.names}
-        return found, KeptBatch({name: (own[name], seen) for name, seen in found.items()}, num_bytes)
+        return found, KeptBatch({name: (own[name], (seen.low, seen.high)) for name, seen in found.items()}, num_bytes)
 
     def observe_kept(self, kept: KeptBatch, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Return what each tensor of a batch holds, without a run."""
-        return {
-            name: _look_within(name, tensor, seen, bins_for, number) for name, (tensor, seen) in kept.tensors.items()
-        }
+        return {name: _look(name, tensor, ends, bins_for, number) for name, (tensor, ends) in kept.tensors.items()}
+
+    def _look(self, tensors: dict[str, Array], bins_for: BinsFor, number: int) -> dict[str, Observation]:
+        ends = self.pool.map(extremes, [tensors[name] for name in self.names])
+        both = zip(self.names, ends, strict=True)
+        return {name: _look(name, tensors[name], seen, bins_for, number) for name, seen in both}
 
     def _run(self, feed: dict[str, Array], number: int) -> dict[str, Array]:
         inner = [name for name in self.names if name not in feed]
@@ -78,14 +83,9 @@ class OnnxObserver(NamedTuple):
             return make_feed(batch, self.inputs)
 
 
-def _look(name: str, tensor: Array, bins_for: BinsFor, number: int) -> Observation:
-    low, high = (float(tensor.min()), float(tensor.max())) if tensor.size else (math.inf, -math.inf)
-    return _look_within(name, tensor, Observation(low, high), bins_for, number)
-
-
-def _look_within(name: str, tensor: Array, seen: Observation, bins_for: BinsFor, number: int) -> Observation:
+def _look(name: str, tensor: Array, ends: tuple[float, float], bins_for: BinsFor, number: int) -> Observation:
     with _located(f"tensor `{name}`, batch {number}"):
-        return look(name, seen.low, seen.high, bins_for, functools.partial(count, tensor))
+        return look(name, *ends, bins_for, functools.partial(count, tensor, ends=ends))
 
 
 @contextmanager
@@ -115,7 +115,8 @@ def open_session(prepared: Prepared, names: Sequence[str], providers: Providers)
             session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime has a dozen, with no common base
             raise ModelError(f"onnxruntime cannot load the model: {error}") from error
-        yield OnnxObserver(session, inputs, list(names))
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield OnnxObserver(session, inputs, list(names), pool)
 
 
 def _check_providers(providers: Providers) -> None:
