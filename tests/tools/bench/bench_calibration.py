@@ -2,9 +2,9 @@
 
 Run it by
 ``pytest tests/tools/bench/bench_calibration.py -o python_files='bench_*.py' --benchmark-quiet``.
-It takes some minutes. Passes and plain runs alternate on all cores, in wall-clock time: once as by default, where pass 2
-counts what pass 1 kept, and once with ``keep_bytes=0``, where both passes run the model. The histograms are first checked
-against NumPy's. With a GPU the same rows are measured on it too.
+It takes some minutes. Passes and plain runs alternate on all cores, in wall-clock time. By default pass 2 counts what
+pass 1 kept; with ``keep_bytes=0`` both passes run the model. The histograms are first checked against NumPy's. With a
+GPU the same rows are measured on it too.
 """
 
 import importlib.util
