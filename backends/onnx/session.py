@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -13,14 +13,14 @@ import onnxruntime
 
 from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
-from ..collection import Observation, count, look
+from ..collection import Bins, Counted, KeptBatch, Observation, count, look
 from ..collection.bins import BinsFor, extremes
-from ..collection.kept import KeptBatch
 from ..files import temporary_folder
 from .feeds import Array, Input, make_feed, read_inputs
 from .model.graph import copied
 from .model.preparation import Prepared
 from .model.saving import write_model
+from .nonzeros import count_with_zeros, without_zeros
 
 Providers: TypeAlias = Sequence[str | tuple[str, Mapping[str, Any]]]
 THREADS = 2  # more would only wait for the memory
@@ -48,20 +48,25 @@ class OnnxObserver(NamedTuple):
         feed = self._feed(batch, f"batch {number}")
         tensors = self._run(feed, number)
         found = self._look(tensors, bins_for, number)
-        num_bytes = sum(tensors[name].nbytes for name in self.names)
-        if num_bytes > room:
-            return found, None
-        own = {name: tensors[name].copy() if name in feed else tensors[name] for name in self.names}
-        return found, KeptBatch({name: (own[name], (seen.low, seen.high)) for name, seen in found.items()}, num_bytes)
+        ends = [(seen.low, seen.high) for seen in found.values()]
+        own = (tensors[name].copy() if name in feed else tensors[name] for name in found)
+        kept = dict(zip(found, self.pool.map(without_zeros, own, ends), strict=True))
+        num_bytes = sum(tensor.values.nbytes for tensor in kept.values())
+        return found, KeptBatch(kept, num_bytes) if num_bytes <= room else None
 
     def observe_kept(self, kept: KeptBatch, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Return what each tensor of a batch holds, without a run."""
-        return {name: _look(name, tensor, ends, bins_for, number) for name, (tensor, ends) in kept.tensors.items()}
+        return {
+            name: _look(name, tensor.ends, functools.partial(count_with_zeros, tensor), bins_for, number)
+            for name, tensor in kept.tensors.items()
+        }
 
     def _look(self, tensors: dict[str, Array], bins_for: BinsFor, number: int) -> dict[str, Observation]:
         ends = self.pool.map(extremes, [tensors[name] for name in self.names])
-        both = zip(self.names, ends, strict=True)
-        return {name: _look(name, tensors[name], seen, bins_for, number) for name, seen in both}
+        return {
+            name: _look(name, both, functools.partial(count, tensors[name], ends=both), bins_for, number)
+            for name, both in zip(self.names, ends, strict=True)
+        }
 
     def _run(self, feed: dict[str, Array], number: int) -> dict[str, Array]:
         inner = [name for name in self.names if name not in feed]
@@ -83,9 +88,11 @@ class OnnxObserver(NamedTuple):
             return make_feed(batch, self.inputs)
 
 
-def _look(name: str, tensor: Array, ends: tuple[float, float], bins_for: BinsFor, number: int) -> Observation:
+def _look(
+    name: str, ends: tuple[float, float], count_into: Callable[[Bins], Counted], bins_for: BinsFor, number: int
+) -> Observation:
     with _located(f"tensor `{name}`, batch {number}"):
-        return look(name, *ends, bins_for, functools.partial(count, tensor, ends=ends))
+        return look(name, *ends, bins_for, count_into)
 
 
 @contextmanager
