@@ -116,6 +116,7 @@ def open_session(prepared: Prepared, names: Sequence[str], providers: Providers)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between the runs NumPy needs the cores
     with temporary_folder() as folder:
         path = write_model(model, folder / "observed.onnx")
         try:
