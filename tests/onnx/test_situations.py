@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from klquant.backends.onnx import calibrate, inspect, prepare, quantize
+from klquant.backends.onnx import calibrate, inspect, prepare, quantize, sensitivity, tune
 from klquant.backends.settings import ENGINES
 from klquant.errors import CalibrationWarning, InvalidInputError
 
@@ -212,9 +212,22 @@ def test_free_sizes_as_paddlepaddle_writes_them(size, engine):
     verified(given, [{"x": normal(2, 3, 9, 16), "z": normal(2, 3, 5, 4)}], engine)
 
 
-@every_engine
-def test_a_constant_that_fixes_the_number_of_samples(engine):
-    """Batches can then not be cut, in any of the searches that take some samples of them."""
+def with_six_samples():
+    """Return a model with a constant that fixes the number of samples, and data: such batches can't be cut."""
     body = "a = MatMul(x, w) k = Concat<axis = 1>(a, c) r = Relu(k) y = MatMul(r, v)"
     given = model("float[n, 8] x", "float y", body, w=normal(8, 8), c=normal(6, 2), v=normal(10, 3))
-    verified(given, [normal(6, 8) for _ in range(4)], engine)
+    return given, [normal(6, 8) for _ in range(4)]
+
+
+@every_engine
+def test_a_constant_that_fixes_the_number_of_samples(engine):
+    verified(*with_six_samples(), engine)
+
+
+def test_accuracy_of_a_model_that_fixes_the_number_of_samples():
+    given, batches = with_six_samples()
+    calibration = calibrate(given, batches, criterion="auto", progress=False)
+    costs = sensitivity(given, calibration, batches, engine="onnxruntime").costs
+    assert {"x", "r"} <= {one.name for one in costs}
+    tuned = tune(given, batches, engine="onnxruntime", target="90dB", min_int8=0.0, progress=False)
+    assert any(trial.recipe.exclude for trial in tuned.trace.trials)

@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from klquant.errors import InvalidInputError
-
-from ...batches import numbered
 from ...calibration import Calibration
 from ...html_tables import html_table
 from ...reprs import counted, worst
 from ...settings import Engine
 from ...text import number, without_nan
-from ..feeds import few_samples, from_reader, make_feed, read_inputs
+from ..correction.data import first_batches, read_feeds
 from ..model.preparation import Prepared, prepare
 from ..placement import place
 from ..quantization import quantize
@@ -97,12 +94,7 @@ def sensitivity(
     """
     prepared = prepare(model)
     quantized = quantize(prepared, calibration, engine=engine).model
-    inputs = read_inputs(prepared.model, prepared.graph)
-    feeds = few_samples(
-        (make_feed(batch, inputs) for _, batch in numbered(from_reader(batches, once=True))), inputs, SAMPLES
-    )
-    if not feeds:
-        raise InvalidInputError("expected at least one batch, got none")
+    feeds = first_batches(prepared, read_feeds(prepared, batches), SAMPLES)
     costs = quantizer_costs(place(prepared, calibration, engine).prepared.graph, quantized, feeds)
     found = [QuantizerCost(name, _decibels(cost)) for name, cost in costs.items()]
     return Sensitivity(sorted(found, key=lambda one: one.sqnr_db), _decibels(sum(costs.values())))

@@ -28,10 +28,11 @@ from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..calibration import calibrate
+from ..correction.data import first_batches
 from ..correction.equalization import equalize
 from ..correction.smooth_quant import smooth
 from ..execution import Session
-from ..feeds import Array, few_samples, from_reader
+from ..feeds import Array, from_reader
 from ..model.preparation import Prepared, prepare
 from ..placement import place
 from ..qdq_model import QDQModel
@@ -218,7 +219,7 @@ class _OnnxTuner:
         plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
         prepared, engine = self._base(plain).prepared, self._reference.engine
         calibration, quantized = self.make(plain)
-        feeds = few_samples(self._feeds(), self._reference.model.inputs, SAMPLES)
+        feeds = first_batches(prepared, self._feeds(), SAMPLES)
         floats = place(prepared, calibration, engine, plain.exclude).prepared
         costs = quantizer_costs(floats.graph, quantized.model, feeds)
         skipped = tuple(calibration.skipped)

@@ -48,6 +48,20 @@ def _runs(prepared: Prepared, feed: Feed) -> bool:
     return True
 
 
+def first_batches(prepared: Prepared, feeds: Iterable[Feed], limit: int) -> list[Feed]:
+    """Return so many samples from the start of the data; the last batch whole where the model fixes their number."""
+    seen: list[Feed] = []
+
+    def read() -> Iterator[dict[str, Array]]:
+        for feed in feeds:
+            seen.append(feed)
+            yield dict(feed)
+
+    found: list[Feed] = list(few_samples(read(), read_inputs(prepared.model, prepared.graph), limit))
+    cut = bool(found) and _shapes(found[-1]) != _shapes(seen[-1])
+    return seen[: len(found)] if cut and not _runs(prepared, found[-1]) else found
+
+
 def first_samples(prepared: Prepared, feeds: Sequence[Feed], limit: int) -> list[Feed]:
     """Return the first samples of each batch; all of them where inputs or constants of the model fix their number."""
     inputs = read_inputs(prepared.model, prepared.graph)
