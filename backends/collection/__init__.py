@@ -10,12 +10,15 @@ it, in two passes or one, in one process or several, and resumes where it was cu
 - They return :class:`Statistics`, which hold an :class:`Observation` of each tensor. :func:`join` adds up those of any
   parts of the data, and :func:`empty` is its neutral element, so any engine can map and reduce.
 - :func:`histograms_of` and :func:`to_calibration` make the results.
+- :class:`Kept` in a Run keeps tensors of the first pass in memory, within a number of bytes, so that the second one
+  counts them without running the model.
 - For backends: :func:`look` makes an :class:`Observation`, :func:`add_call` adds another call of the same batch, and
   :func:`count` counts a NumPy array into :class:`Bins` and returns it :class:`Counted`.
 """
 
 from .bins import Bins, Counted, count
 from .calibration import calibrate, to_calibration
+from .kept import KeepingModel, Kept, KeptBatch
 from .passes import (
     ObservedModel,
     Run,
@@ -31,6 +34,9 @@ from .statistics import Observation, Statistics, add_call, empty, histograms_of,
 __all__ = [
     "Bins",
     "Counted",
+    "KeepingModel",
+    "Kept",
+    "KeptBatch",
     "Observation",
     "ObservedModel",
     "Run",

@@ -68,13 +68,20 @@ def level_of(amax: float) -> int:
     return next((level for level in range(LOWEST, HIGHEST) if amax < 3.0**level), HIGHEST)
 
 
-def count(values: Array, bins: Bins) -> Counted:
+def extremes(values: Array) -> tuple[float, float]:
+    """Return the smallest and the largest value; NaN if there is one, an empty range for none."""
+    return (float(values.min()), float(values.max())) if values.size else (math.inf, -math.inf)
+
+
+def count(values: Array, bins: Bins, ends: tuple[float, float] | None = None) -> Counted:
     """Count finite values on the host; what lies beyond the range goes to the end bins.
 
     Parameters
     ----------
     values : NumPy array of any shape, real
     bins : Bins
+    ends : (float, float), optional
+        Smallest and largest value, if they are known; else the values are read for them.
 
     Returns
     -------
@@ -86,7 +93,7 @@ def count(values: Array, bins: Bins) -> Counted:
         For NaN or infinity.
     """
     if bins.level is None:
-        found = _count_in_cache(values.reshape(-1), bins)
+        found = _count_in_cache(values.reshape(-1), bins, ends)
         if found is not None:
             return found
     zeros = int(np.count_nonzero(values == 0))
@@ -101,29 +108,29 @@ def count(values: Array, bins: Bins) -> Counted:
     return Counted(total, zeros)
 
 
-def _count_in_cache(values: Array, bins: Bins) -> Counted | None:
+def _count_in_cache(values: Array, bins: Bins, ends: tuple[float, float] | None) -> Counted | None:
     """Count as :func:`klquant.histogram` does, but read the values once; None for what that refuses.
 
-    Each step takes a chunk that stays in the cache, and the whole tensor is read from memory once, not four times.
+    Each step takes a chunk that stays in the cache: the whole tensor is read from memory once, and once for its ends.
     """
     limit, times = bins.num_bins, bins.num_bins / float(bins.amax) if bins.amax > 0 else math.inf
-    if limit < 3 or limit % 2 == 0 or values.dtype.kind != "f" or not 0 < times < math.inf:
+    if limit < 3 or limit % 2 == 0 or values.dtype.kind != "f" or not (values.size and 0 < times < math.inf):
         return None
-    size = max(1, min(_CHUNK, values.size))
+    low, high = (end * times for end in ends or extremes(values))
+    if not math.isfinite(high - low):
+        return None
+    size = min(_CHUNK, values.size)
     wide, is_zero = np.empty(size), np.empty(size, np.bool_)
     numbers = wide.view(np.int64)
     halves, zeros = np.zeros(2 * limit + 1, np.int64), 0
+    first = 0 if low >= 0 else -limit
     for part in (values[begin : begin + size] for begin in range(0, values.size, size)):
         here = slice(part.size)
-        low, high = (float(end) * times for end in (part.min(), part.max()))
-        if not math.isfinite(high - low):
-            return None
         np.copyto(wide[here], part)
         np.multiply(wide[here], times, out=wide[here])
         if low <= -limit - 1 or high >= limit + 1:
             np.clip(wide[here], -limit, limit, out=wide[here])
         numbers[here] = wide[here]  # rounds towards 0
-        first = 0 if low >= 0 else -limit
         if first:
             np.subtract(numbers[here], first, out=numbers[here])
         halves[limit + first :] += np.bincount(numbers[here], minlength=limit - first + 1)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from klquant.errors import InvalidInputError
@@ -13,6 +13,7 @@ from ..settings import Settings
 from .bins import Bins, BinsFor, level_of
 from .checkpoint import Checkpoint, Progress, skip
 from .distributed import Group, failing_together, join_all, rank_of
+from .kept import Kept
 from .statistics import Observation, Statistics, join, narrower_ranges
 
 logger = logging.getLogger("klquant")
@@ -55,6 +56,8 @@ class Run(NamedTuple):
     group: Group = None
     """Processes that calibrate together."""
     checkpoint: Checkpoint | None = None
+    kept: Kept | None = None
+    """What the first pass keeps for the second, with the same Run, model and data; None keeps nothing."""
 
 
 ALONE = Run()
@@ -80,7 +83,8 @@ def collect_ranges(model: ObservedModel, batches: Iterable[Any], *, run: Run = A
     InvalidInputError
         For NaN or infinity, naming tensor and batch; if there are no batches.
     """
-    return _run_pass(model, batches, _only_ranges, "ranges", "pass 1: ranges", run)
+    with (run.kept or Kept(0)).filling(batches):
+        return _run_pass(model, batches, _only_ranges, "ranges", "pass 1: ranges", run)
 
 
 def _only_ranges(name: str, amax: float) -> None:
@@ -133,7 +137,8 @@ def collect_counts(
         return Bins(settings.num_bins, ranges[name]) if ranges.get(name, 0) > 0 else None
 
     key = hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest()  # counts over other ranges do not add up
-    return _run_pass(model, batches, bins_for, f"counts over {key}", "pass 2: histograms", run)
+    with (run.kept or Kept(0)).emptying(batches):
+        return _run_pass(model, batches, bins_for, f"counts over {key}", "pass 2: histograms", run)
 
 
 def collect_resolved(
@@ -244,15 +249,14 @@ def _run_pass(
     model: ObservedModel, batches: Iterable[Any], bins_for: BinsFor, key: str, description: str, run: Run
 ) -> Statistics:
     """Collect batch by batch, from where the checkpoint stopped, and join the statistics of all processes."""
-    checkpoint = run.checkpoint or Checkpoint()
+    checkpoint, kept = run.checkpoint or Checkpoint(), run.kept or Kept(0)
     done = checkpoint.start(key)
     with failing_together(run.group):
-        shown = tracked(batches, description if run.progress and rank_of(run.group) == 0 else "")
+        shown = description if run.progress and rank_of(run.group) == 0 else ""
         try:
-            for number, batch in skip(numbered(shown), done, model.digest):
-                found = Statistics(model.observe(batch, bins_for, number), 1)
-                digest = model.digest(batch) if run.checkpoint else ""
-                done = Progress(join(done.statistics, found), digest)
+            for number, batch in _to_do(model, batches, shown, done, kept):
+                found, digest = kept.observe(model, batch, bins_for, number, with_digest=run.checkpoint is not None)
+                done = Progress(join(done.statistics, Statistics(found, 1)), digest)
                 checkpoint.keep(key, done)
         finally:
             checkpoint.write()
@@ -261,3 +265,12 @@ def _run_pass(
         raise InvalidInputError("expected at least one calibration batch, got none")
     checkpoint.finish(key)
     return total
+
+
+def _to_do(
+    model: ObservedModel, batches: Iterable[Any], description: str, done: Progress, kept: Kept
+) -> Iterator[tuple[int, Any]]:
+    """Yield the batches that are not counted yet, with their numbers; no data are read if all batches are kept."""
+    if (numbers := kept.all_numbers()) and not done.statistics.num_batches:
+        return ((number, None) for number in tracked(numbers, description))
+    return skip(numbered(tracked(batches, description)), done, model.digest)

@@ -15,6 +15,7 @@ from ..calibration import Calibration
 from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group
+from ..collection.kept import KEEP_BYTES, Kept
 from ..settings import CRITERIA, EXCLUDED, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
 from .accuracy.criterion_choice import auto_thresholds
 from .feeds import from_reader
@@ -40,6 +41,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     process_group: Group = None,
     resume: str | Path | None = None,
     checkpoint_seconds: float = 10.0,
+    keep_bytes: int = KEEP_BYTES,
     **settings: Unpack[SettingsOptions],
 ) -> Calibration:
     """Run a model over calibration data and choose the threshold of every activation that may be quantized.
@@ -70,6 +72,10 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
         must come in the same order. With several processes each adds its rank to the name.
     checkpoint_seconds : float
         Least time between two writes of that file.
+    keep_bytes : int
+        How many bytes of observed tensors pass 1 may keep in memory, so that pass 2 counts them without running the
+        model again; 1 GiB by default, 0 keeps none. It is a fixed number, so that memory does not grow with the data.
+        Results are the same.
     **settings
         Of :class:`klquant.backends.settings.Settings`, saved with the calibration; names and patterns are those of
         tensors: ``num_bins`` (odd, 4001), ``num_bits`` (8), ``guard`` (True; False is the literal entropy
@@ -99,7 +105,7 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     -----
     The counts are integers over ranges that are known beforehand. So results do not depend on batch size or order, as
     long as the kernels of onnxruntime compute a sample equally in every batch. Memory holds all observed tensors of one
-    batch, and one histogram for each tensor.
+    batch, up to `keep_bytes` of other batches, and one histogram for each tensor.
     """
     check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")
     once = settings.get("passes", 2) == 1 and criterion != "auto"
@@ -107,7 +113,8 @@ def calibrate(  # noqa: PLR0913 the options of a calibration
     prepared = prepare(model)
     blank = empty_calibration(prepared, **settings)
     identity = {name: layer.digest for name, layer in blank.model.items()}, blank.settings.as_json()
-    run = Run(progress, process_group, open_checkpoint(resume, identity, process_group, checkpoint_seconds))
+    checkpoint = open_checkpoint(resume, identity, process_group, checkpoint_seconds)
+    run = Run(progress, process_group, checkpoint, Kept(keep_bytes))
     first: Criterion = "max" if criterion == "auto" else criterion  # its warnings are about the data alone
     if criterion == "auto":
         check_repeatable(batches, "pass a list or a DataLoader, or another criterion")

@@ -17,6 +17,7 @@ class RunOptions(TypedDict, total=False):
     process_group: Group
     resume: str | Path | None
     checkpoint_seconds: float
+    keep_bytes: int
     layer_types: LayerTypes | None
 
 

@@ -16,6 +16,7 @@ from ..calibration import Calibration, checked
 from ..collection import Run, collect_growing, collect_ranges, collect_resolved, to_calibration
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share, warning_once
+from ..collection.kept import KEEP_BYTES, Kept
 from ..settings import (
     EXCLUDED,
     CriterionOrAuto,
@@ -73,6 +74,10 @@ class Quantizer:
         must come in the same order. With several processes each adds its rank to the name.
     checkpoint_seconds : float
         Least time between two writes of that file.
+    keep_bytes : int
+        How many bytes of activations pass 1 may keep, on the model's device, so that pass 2 counts them without running
+        the model again; 1 GiB by default, 0 keeps none. It is a fixed number, so that memory does not grow with the
+        data. Results are the same.
     layer_types : mapping of module classes to functions, optional
         For classes that klquant does not know: the function takes a module and returns one that computes the same with
         plain layers, such as ``{MyConv: lambda m: m.as_conv2d()}``. Not saved: pass it to ``requantize``, too.
@@ -101,6 +106,7 @@ class Quantizer:
         process_group: Group = None,
         resume: str | Path | None = None,
         checkpoint_seconds: float = 10.0,
+        keep_bytes: int = KEEP_BYTES,
         layer_types: LayerTypes | None = None,
         engine: Engine | None = None,
         **settings: Unpack[SettingsOptions],
@@ -110,7 +116,7 @@ class Quantizer:
             check_engine(engine)
         self.stage = Stage.LOADED
         self._model = model
-        self._forward, self._run = forward, Run(progress=progress, group=process_group)
+        self._forward, self._run = forward, Run(progress, process_group, kept=Kept(keep_bytes))
         self._resume, self._checkpoint_seconds = resume, checkpoint_seconds
         self._layer_types, self._engine = layer_types, engine
         self._source = Source(forward)

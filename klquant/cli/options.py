@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import click
 
 from klquant.backends.calibration import Calibration
+from klquant.backends.collection.kept import KEEP_BYTES
 from klquant.backends.plugins import Kind, installed
 from klquant.backends.settings import CRITERIA, ENGINES, Criterion, Settings, did_you_mean, matching
 
@@ -153,6 +154,11 @@ override_option = click.option(
     "--override", "overrides", multiple=True, metavar="PATTERN=CRITERION", callback=parse_overrides,
     help="Criterion for matching tensors, or T itself; may be repeated, the last match wins.",
 )  # fmt: skip
+keep_bytes_option = click.option(
+    "--keep-bytes", type=click.IntRange(min=0), default=KEEP_BYTES, metavar="N", show_default=True,
+    help="Memory for tensors of the first run, so that the second one is not needed for them.",
+)  # fmt: skip
+
 guard_option = click.option(
     "--guard/--no-guard", default=None,
     help="Take the better of mse and max where entropy clips too much; --no-guard is the literal algorithm.  "

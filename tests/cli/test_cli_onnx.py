@@ -76,6 +76,13 @@ def here(tmp_path_factory, images):
     return folder
 
 
+@pytest.mark.parametrize("number", [0, 1000])
+def test_calibrate_finds_the_same_whatever_it_keeps(here, tmp_path, number):
+    files = here / "model.onnx", "--data", here / "images.npz", "--out", tmp_path / "c.npz"
+    assert run("calibrate", *files, "--keep-bytes", number).exit_code == 0
+    assert (tmp_path / "c.npz").read_bytes() == (here / "calib.npz").read_bytes()
+
+
 def test_calibrate_writes_histograms_and_shows_each_tensor(here, images):
     calibration = Calibration.load(here / "calib.npz")
     assert calibration.amax["images"] == np.abs(images).max()

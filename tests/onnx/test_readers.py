@@ -51,7 +51,7 @@ def test_a_reader_gives_the_thresholds_of_its_batches(kind, options):
 
 def test_a_reader_serves_all_functions_one_after_the_other():
     reader = Rewindable()
-    calibration = kl_onnx.calibrate(MODEL, reader)
+    calibration = kl_onnx.calibrate(MODEL, reader, keep_bytes=0)
     assert reader.rewinds == 2  # nothing is kept in memory
     quantized = kl_onnx.quantize(MODEL, calibration, engine="onnxruntime", batches=reader, correct_bias=True)
     assert kl_onnx.verify(quantized, reader, "onnxruntime").num_batches == 3

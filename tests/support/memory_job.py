@@ -33,5 +33,6 @@ def network():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    quantize(network(), Images(int(sys.argv[1])), criterion="max", passes=int(sys.argv[2]))
+    number, passes, keep_bytes = map(int, sys.argv[1:])
+    quantize(network(), Images(number), criterion="max", passes=passes, keep_bytes=keep_bytes)
     print(resident.peak())  # noqa: T201

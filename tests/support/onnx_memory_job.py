@@ -46,5 +46,6 @@ def network():
 
 
 if __name__ == "__main__":
-    calibrate(network(), Images(int(sys.argv[1])), criterion="max")
+    number, keep_bytes = map(int, sys.argv[1:])
+    calibrate(network(), Images(number), criterion="max", keep_bytes=keep_bytes)
     print(resident.peak())  # noqa: T201

@@ -194,7 +194,7 @@ def test_what_can_be_iterated_only_once_is_refused_untouched(once):
 
 
 def test_an_exhausted_iterator_in_pass_2_is_an_error():
-    quantizer = at_stage(Stage.WEIGHTS_QUANTIZED)
+    quantizer = at_stage(Stage.WEIGHTS_QUANTIZED, keep_bytes=0)
     batches = iter(DATA)
     quantizer.collect_amax(batches)
     with pytest.raises(InvalidInputError, match="at least one calibration batch, got none"):
@@ -233,7 +233,7 @@ def test_forward_is_used_in_every_stage():
         return model(item["x"] / 2)
 
     items = [{"name": k, "x": x} for k, x in enumerate(DATA)]
-    got = quantize(mlp(), items, forward=forward, **OPTIONS)
+    got = quantize(mlp(), items, forward=forward, keep_bytes=0, **OPTIONS)
     assert set(calls[:-6]) == {0}  # folding looks at the first batch
     assert calls[-6:] == [0, 1, 2] * 2
     assert_same_results(got, quantize(mlp(), [x / 2 for x in DATA], **OPTIONS))
@@ -306,7 +306,7 @@ WRONG = {
     "forward at once": (lambda: DATA, lambda: {"forward": failing_after(0)}, ModelError),
     "forward while joining ReLU": (lambda: DATA, lambda: {"forward": failing_after(1)}, ModelError),
     "forward in pass 1": (lambda: DATA, lambda: {"forward": failing_after(3)}, ModelError),
-    "forward in pass 2": (lambda: DATA, lambda: {"forward": failing_after(6)}, ModelError),
+    "forward in pass 2": (lambda: DATA, lambda: {"forward": failing_after(6), "keep_bytes": 0}, ModelError),
     "data at once": (lambda: failing_data(0), dict, Broken),
     "data later": (lambda: failing_data(2), dict, Broken),
     "NaN": (lambda: [DATA[0], DATA[1] * float("nan")], dict, InvalidInputError),

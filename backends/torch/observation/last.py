@@ -36,7 +36,12 @@ class Last:
         return self._counts[bins]
 
     def _take(self, tensor: torch.Tensor) -> None:
-        version: Any = object() if tensor.is_inference() else tensor._version  # inference mode counts no versions
-        known = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, version)
+        known = identity(tensor)
         if known != self._known:
             self._known, self._tensor, self._counts, self._extremes = known, tensor, {}, None
+
+
+def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what is equal for two tensors with the same values, as long as one of them is alive; last its version."""
+    version: Any = object() if tensor.is_inference() else tensor._version  # inference mode counts no versions
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, version

@@ -15,6 +15,7 @@ from ..options import (
     criterion_option,
     guard_option,
     json_option,
+    keep_bytes_option,
     max_samples_option,
     override_option,
 )
@@ -37,6 +38,7 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
               help="Zero the channels whose weights are all below this.  [default: change none]")  # fmt: skip
 @batch_size_option(32)
 @max_samples_option(None)
+@keep_bytes_option
 @image_options
 @json_option
 def calibrate(
@@ -45,8 +47,9 @@ def calibrate(
     """Calibrate an ONNX model on sample data.
 
     The float MODEL runs over the data twice: once for the range and once for the histogram of each tensor that an
-    engine may quantize. The output holds these histograms and the thresholds chosen from them. Memory use does not grow
-    with the data, and equal activations give equal results, in any batches and order.
+    engine may quantize. Batches whose tensors fit into --keep-bytes run only once. Otherwise memory use does not grow
+    with the data. The output holds these histograms and the thresholds chosen from them. Equal activations give equal
+    results, in any batches and order.
 
     \b
     --data is one of

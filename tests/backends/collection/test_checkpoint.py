@@ -65,7 +65,7 @@ class Flaky:
 
 
 def collect(data, forward, **options):
-    quantizer = Quantizer(network(), forward=forward, num_bins=801, checkpoint_seconds=1e9, **options)
+    quantizer = Quantizer(network(), forward=forward, num_bins=801, checkpoint_seconds=1e9, keep_bytes=0, **options)
     quantizer.fold(batches()[0])
     quantizer.quantize_weights()
     if options["passes"] == 2:
@@ -95,13 +95,14 @@ def test_after_resuming_errors_name_the_batch_as_the_data_have_it(tmp_path):
         collect(data, Counting(), resume=tmp_path / "p.npz", passes=2)
 
 
-def test_a_finished_calibration_is_not_run_again(tmp_path):
+@pytest.mark.parametrize(("keep_bytes", "runs"), [(0, 2 * NUM_BATCHES), (2**30, NUM_BATCHES)])
+def test_a_finished_calibration_is_not_run_again(tmp_path, keep_bytes, runs):
     path = tmp_path / "p.npz"
     first, folding, again = Counting(), Counting(), Counting()
-    expected = quantize(network(), batches(), resume=path, forward=first).calibration
+    expected = quantize(network(), batches(), resume=path, forward=first, keep_bytes=keep_bytes).calibration
     Quantizer(network(), forward=folding).fold(batches()[0])
     assert_same(quantize(network(), batches(), resume=path, forward=again).calibration, expected)
-    assert first.runs == folding.runs + 2 * NUM_BATCHES
+    assert first.runs == folding.runs + runs
     assert again.runs == folding.runs
 
 

@@ -2,20 +2,23 @@
 
 Run it by
 ``pytest tests/tools/bench/bench_calibration.py -o python_files='bench_*.py' --benchmark-quiet``.
-It takes some minutes. Passes and plain runs alternate on all cores, in wall-clock time. The histograms are first
-checked against NumPy's. With a GPU the same rows are measured on it too.
+It takes some minutes. Passes and plain runs alternate on all cores, in wall-clock time. By default pass 2 counts what
+pass 1 kept; with ``keep_bytes=0`` both passes run the model. The histograms are first checked against NumPy's. With a
+GPU the same rows are measured on it too.
 """
 
 import importlib.util
 import os
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from klquant.backends.collection.kept import KEEP_BYTES
 from klquant.backends.torch import Quantizer
 from klquant.backends.torch.model.forward import call_model
 from support.digits_networks import InvertedResidual, ResidualBlock
@@ -25,6 +28,7 @@ from tools.bench.peers.table import Report
 ROUNDS, NUM_BATCHES = 5, 2
 BATCH = {"cpu": 8, "cuda": 64}
 GPU_BAR = 1.5
+KEPT = (0, KEEP_BYTES, 2 * KEEP_BYTES)  # of ONNX models
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 if importlib.util.find_spec("pytest_benchmark"):  # this file is imported without it too, and the mark is unknown then
@@ -122,7 +126,28 @@ def test_two_passes(report, benchmark, name, device):
     torch.manual_seed(0)
     model = build().eval().to(device)
     batches = [torch.randn(BATCH[device], *shape, device=device) for _ in range(NUM_BATCHES)]
-    quantizer = Quantizer(model, progress=False)
+
+    @torch.no_grad()
+    def plain():
+        for batch in batches * 2:
+            call_model(model, batch)
+
+    keeping, running_twice = (passes_of(model, batches, keep_bytes) for keep_bytes in (KEEP_BYTES, 0))
+    plain()
+    rounds = [[seconds(function, device) for function in (plain, keeping, running_twice)] for _ in range(ROUNDS)]
+    running, *calibrating = (list(column) for column in zip(*rounds, strict=True))
+    report.add(f"two plain passes on {device}: {name}", running)
+    limit = cpu_bar if device == "cpu" else GPU_BAR
+    bar = None if limit is None else ("<=", limit)
+    for what, times in zip(("", ", keep_bytes=0"), calibrating, strict=True):
+        ratio = statistics.median(times) / statistics.median(running)
+        report.add(f"both passes on {device}: {name}{what}", times, ratio, "x plain", None if what else bar)
+    benchmark.pedantic(lambda: None, rounds=1)
+
+
+def passes_of(model, batches, keep_bytes):
+    """Return a function that makes both passes, after a check of what it finds."""
+    quantizer = Quantizer(model, progress=False, keep_bytes=keep_bytes)
     quantizer.fold(batches[0])
     quantizer.quantize_weights()
 
@@ -130,21 +155,8 @@ def test_two_passes(report, benchmark, name, device):
         quantizer.collect_amax(batches)
         return quantizer.collect_histograms(batches)
 
-    @torch.no_grad()
-    def plain():
-        for batch in batches * 2:
-            call_model(model, batch)
-
     assert_counts_are_right(quantizer, passes(), batches)
-    plain()
-    rounds = [(seconds(plain, device), seconds(passes, device)) for _ in range(ROUNDS)]
-    running, calibrating = (list(column) for column in zip(*rounds, strict=True))
-    ratio = statistics.median(calibrating) / statistics.median(running)
-    report.add(f"two plain passes on {device}: {name}", running)
-    limit = cpu_bar if device == "cpu" else GPU_BAR
-    bar = None if limit is None else ("<=", limit)
-    report.add(f"both passes on {device}: {name}", calibrating, ratio, "x plain", bar)
-    benchmark.pedantic(lambda: None, rounds=1)
+    return passes
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
@@ -161,13 +173,15 @@ def test_onnx(report, benchmark, tmp_path):
         for batch in batches:
             session.run(None, batch)
 
-    def calibrate():
-        onnx_backend.calibrate(path, batches, progress=False)
+    def calibrate(keep_bytes):
+        onnx_backend.calibrate(path, batches, progress=False, keep_bytes=keep_bytes)
 
     plain()
-    rounds = [(seconds(plain, "cpu"), seconds(calibrate, "cpu")) for _ in range(3)]
-    running, calibrating = (list(column) for column in zip(*rounds, strict=True))
-    ratio = statistics.median(calibrating) / statistics.median(running)
+    rounds = [[seconds(plain, "cpu"), *(seconds(partial(calibrate, n), "cpu") for n in KEPT)] for _ in range(3)]
+    running, *calibrating = (list(column) for column in zip(*rounds, strict=True))
     report.add("one plain pass of onnxruntime: ResNet-18, 224 x 224", running)
-    report.add("calibration of the ONNX model", calibrating, ratio, "x plain", ("<=", 3))
+    for keep_bytes, times in zip(KEPT, calibrating, strict=True):
+        ratio = statistics.median(times) / statistics.median(running)
+        bar = ("<=", 3) if keep_bytes == KEEP_BYTES else None
+        report.add(f"calibration of the ONNX model, keep_bytes={keep_bytes}", times, ratio, "x plain", bar)
     benchmark.pedantic(lambda: None, rounds=1)

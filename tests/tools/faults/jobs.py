@@ -94,7 +94,10 @@ def batches():
 
 
 def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_model, **options):
-    """Calibrate stage by stage, recording the phase in the state; keep the progress after every batch."""
+    """Calibrate stage by stage, recording the phase in the state; keep the progress after every batch.
+
+    Both passes run the model.
+    """
 
     def enter(phase):
         state.phase = PHASES.index(phase)
@@ -102,7 +105,7 @@ def calibrate(state, checkpoint, result, *, model=None, data=None, forward=call_
     data = batches() if data is None else data
     with _recording_writes(state, checkpoint):
         enter("folding")
-        options = {"resume": checkpoint, "checkpoint_seconds": 0.0, "forward": forward, **options}
+        options = {"resume": checkpoint, "checkpoint_seconds": 0.0, "keep_bytes": 0, "forward": forward, **options}
         quantizer = Quantizer(network() if model is None else model, **options)
         quantizer.fold(batches()[0])
         quantizer.quantize_weights()

@@ -113,7 +113,7 @@ def _member(state, folder, rank, place, how):
 
 def _calibrate(folder, data, forward, enter, be_lost):
     options = {"resume": folder / "progress.npz", "checkpoint_seconds": 0.0, "num_bins": 801, "forward": forward}
-    quantizer = Quantizer(network(), process_group=distributed.group.WORLD, **options)
+    quantizer = Quantizer(network(), process_group=distributed.group.WORLD, keep_bytes=0, **options)
     quantizer.fold(data[0])
     quantizer.quantize_weights()
     enter(1)
