@@ -97,7 +97,7 @@ class Quantizer:
         The stage that the model has reached.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 the options of a calibration
         self,
         model: nn.Module,
         *,
