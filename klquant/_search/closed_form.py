@@ -37,7 +37,6 @@ from klquant._search.prefix_sums import counted, fold, scaled, sum_up
 P_TERMS = 10  # of the series in e_p: the rest is below 1.1e-17 of h
 P_LIMIT = 1 / 32  # the largest e_p / h for which the series is used
 WEIGHTLESS = 1e-25  # of the total: of smaller weights, only the first two terms of the series are added
-NEGLIGIBLE = 1e-300  # of the total: smaller weights are left out of the series
 SMALLEST, LARGEST = 2.0**-1022, 2.0**1000  # of what is not 0, and of eps, in the unit of the search
 
 
@@ -68,11 +67,6 @@ def prepare(hist: Array, num_quantized_bins: int, eps: Array, one_sided: bool, *
 def closed_form_curve(search: Search, *, xp: ModuleType) -> tuple[Array, Array]:
     """Return the divergence of every smooth candidate, float64, +inf for all others; and which ones are coarse.
 
-    `tiny` keeps the rounding of the self term small. Its running sums contain h^(1 - k) for all bins, also outside a
-    window, and a difference of two sums loses what they have in common. Multiplied by e_p^k, a bin counts for
-    h (e_p / h)^k, which is small if e_p <= h / 32 for all bins in the sums and not only for those of the window. So
-    bins below `tiny` are left out of the sums, and windows that contain one are coarse.
-
     All counts are in units of `one`, so that the logarithms are small. Their weights add up to the same in self and
     cross, so the unit cancels in the difference.
     """
@@ -81,8 +75,6 @@ def closed_form_curve(search: Search, *, xp: ModuleType) -> tuple[Array, Array]:
     smallest = _smallest(search, xp=xp)
     lowest, anchor, shift = _anchors(search, possible, xp=xp)
     smooth = possible & (window.loss_p <= P_LIMIT * smallest) & (shift <= SERIES_LIMIT * (smallest - anchor))
-    tiny = xp.maximum(most(xp.where(smooth, window.loss_p, 0.0), xp=xp) / P_LIMIT, NEGLIGIBLE * total)
-    smooth = smooth & (smallest >= tiny)
     coarse = possible & ~smooth
 
     terms = _chain_terms(search, smooth, anchor, shift, smallest, xp=xp)
@@ -91,7 +83,7 @@ def closed_form_curve(search: Search, *, xp: ModuleType) -> tuple[Array, Array]:
     cross = _cross_term(search, chains, anchor, shift) + _end_terms(search, xp=xp)
     for end in (window.head, window.tail):
         smooth = smooth & ((end.sliced == 0) | (end.sliced > window.loss_q * end.support))
-    curve = (_self_term(search, tiny, xp=xp) - cross) / total
+    curve = (_self_term(search, xp.where(smooth, window.loss_p / smallest, 0.0), xp=xp) - cross) / total
     return xp.where(smooth, xp.maximum(curve + window.log_kept, 0.0), xp.inf), coarse
 
 
@@ -156,24 +148,24 @@ def _end_terms(search: Search, *, xp: ModuleType) -> Array:
     return cross
 
 
-def _self_term(search: Search, tiny: Array, *, xp: ModuleType) -> Array:
-    """Return sum (P - e) log(P - e) over the non-zero P, for windows without a bin below `tiny`.
+def _self_term(search: Search, ratio: Array, *, xp: ModuleType) -> Array:
+    """Return sum (P - e) log(P - e) over the non-zero P. `ratio` is e / h of the smallest bin of each smooth window.
 
     Between the two end bins P is the histogram h, and only e = e_p depends on the candidate::
 
         (h - e) log(h - e) = h log h - e (log h + 1) + sum_{k >= 2} e^k h^(1 - k) / (k (k - 1))
 
-    So each power of e has a running sum over the bins, and a candidate takes one difference of each: O(1). The first
-    term left out, k = 10, is h (e / h)^10 / 90 < 1e-17 h. NumPy takes fewer terms when all e / h are smaller (`ratio`).
-    The two end bins hold outliers too, and are added directly. Powers of h are left out for weights so small that they
-    add nothing, and would leave the range of float64.
+    So each power of e has a running sum over the bins from the centre outwards, and a candidate takes one entry of each:
+    O(1). The first term left out, k = 10, is h (e / h)^10 / 90 < 1e-17 h, as e / h <= 1 / 32 for all bins of a smooth
+    window. NumPy takes fewer terms where `ratio` is smaller. The two end bins hold outliers too, and are added directly.
+    Powers of h are left out for weights so small that they add nothing, and would leave the range of float64.
     """
     layout, loss = search.layout, search.window.loss_p
-    filled = (search.values > 0) & (search.values >= tiny)
+    filled = search.values > 0
     counts = xp.where(filled, search.values, 1.0)
     log = xp.log(counts)
     k = np.arange(2, P_TERMS)
-    terms = at_most(P_TERMS, lambda: 2 + ((P_LIMIT * tiny / counts.min()) ** k / k**2 > 1e-17).sum(), xp=xp)
+    terms = at_most(P_TERMS, lambda: 2 + (ratio.max() ** k / k**2 > 1e-17).sum(), xp=xp)
     inverse = xp.where(filled & (counts > WEIGHTLESS * search.total), 1 / counts, 0.0)
     powers = itertools.accumulate([inverse] * (terms - 2), operator.mul)
     coefficients = [counts * log, -(log + filled), *(power / (k * (k - 1)) for k, power in enumerate(powers, 2))]
