@@ -155,9 +155,9 @@ def _self_term(search: Search, ratio: Array, *, xp: ModuleType) -> Array:
 
         (h - e) log(h - e) = h log h - e (log h + 1) + sum_{k >= 2} e^k h^(1 - k) / (k (k - 1))
 
-    So each power of e has a running sum over the bins from the centre outwards, and a candidate takes one entry of each:
+    So each power of e has a running sum over the bins from the centre outwards; a candidate takes one entry of each,
     O(1). The first term left out, k = 10, is h (e / h)^10 / 90 < 1e-17 h, as e / h <= 1 / 32 for all bins of a smooth
-    window. NumPy takes fewer terms where `ratio` is smaller. The two end bins hold outliers too, and are added directly.
+    window. NumPy takes fewer terms where `ratio` is smaller. The two end bins hold outliers, and are added directly.
     Powers of h are left out for weights so small that they add nothing, and would leave the range of float64.
     """
     layout, loss = search.layout, search.window.loss_p
