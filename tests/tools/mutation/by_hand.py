@@ -44,7 +44,7 @@ FAULTS = [  # file, code, and what it becomes
     # the search
     ("_search/closed_form", "hist.astype(xp.int64 if hist", "hist.astype(hist.dtype if hist"),
     ("_search/closed_form", "P_LIMIT = 1 / 32", "P_LIMIT = 1 / 2"),
-    ("_search/closed_form", "_without_centre(hist[centre::-1], xp=xp)", "hist[centre::-1]"),
+    ("_search/prefix_sums", "table[..., centre - 1 :: -1]", "table[..., centre:0:-1]"),
     ("_search/closed_form", "for k in range(1, len(powers)):", "for k in range(1, len(powers) - 1):"),
     ("_search/chains", "levels - 2, columns", "levels - 3, columns"),
     ("_search/candidates", "(beyond > 0) & (before_last", "(beyond >= 0) & (before_last"),
@@ -70,7 +70,7 @@ FAULTS = [  # file, code, and what it becomes
     ("_validate", "== hist.shape[-1] // 2\n", "== hist.shape[-1] // 2 + 1\n"),
     ("_namespace", "xp.broadcast_to(edges, (*shape, edges.shape[-1]))", "xp.broadcast_to(edges[..., :1, :] if edges.ndim > 1 else edges, (*shape, edges.shape[-1]))"),  # noqa: E501
     # quantization
-    ("affine", "xp.rint(x.astype(wide)", "xp.floor(x.astype(wide)"),
+    ("affine", "xp.clip(xp.rint(scaled", "xp.clip(xp.floor(scaled"),
     ("affine", "-qmax, qmax)\n", "-qmax - 1, qmax)\n"),
     ("affine", "np.min_scalar_type(-qmax - 1)", "np.min_scalar_type(-2 * qmax)"),
     ("affine", "(narrow == 0) | np.isinf(narrow)", "np.isinf(narrow)"),
