@@ -8,8 +8,8 @@ Every run begins with a control: the same tests, by the same command, in a copy 
 
 On 2026-11-29, at commit af343eb with NumPy 2.4.6, the control passed and then **39 of 40 were found**, in one run of 27
 minutes. Number 22 (``NEAR = 0``) was missed: near-ties closer than the rounding of the closed form are rare. On
-2026-11-30 the 12 in files that had changed (7 to 15, 25 to 27) were run again. Number 15 was missed, until weights of 18
-decades took the place of those of 15 in a property.
+2026-11-30 the 12 in files that had changed (7 to 15, 25 to 27) were run again. Number 15 was missed until
+weights of 18 decades took the place of those of 15 in a property.
 """
 
 import os
