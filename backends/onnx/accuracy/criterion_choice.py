@@ -23,7 +23,7 @@ from ...calibration import Calibration
 from ...collection.distributed import Group, failing_together, share
 from ...settings import ENGINES
 from ...thresholds import LayerThreshold, candidate_thresholds
-from ..correction.data import first_batches
+from ..correction.data import leading_samples
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..feeds import make_feed, read_inputs
 from ..model.graph import FLOATS, MAX_CHAIN, Graph, copied
@@ -71,7 +71,7 @@ def auto_thresholds(
     candidates = {key: {name: found[name] for name in quantized} for key, found in every.items()}
     inputs, chosen = read_inputs(prepared.model, prepared.graph), None
     with failing_together(group):
-        feeds = first_batches(prepared, (make_feed(batch, inputs) for _, batch in numbered(batches)), SAMPLES)
+        feeds = leading_samples(prepared, (make_feed(batch, inputs) for _, batch in numbered(batches)), SAMPLES)
         if feeds:
             found = choose_criterion(prepared, candidates, feeds, progress=progress)
             mixed = {name: candidates[choice.criterion][name] for name, choice in found.items()}

@@ -13,7 +13,7 @@ from ...html_tables import html_table
 from ...reprs import counted, worst
 from ...settings import Engine
 from ...text import number, without_nan
-from ..correction.data import first_batches, read_feeds
+from ..correction.data import leading_samples, read_feeds
 from ..model.preparation import Prepared, prepare
 from ..placement import place
 from ..quantization import quantize
@@ -94,7 +94,7 @@ def sensitivity(
     """
     prepared = prepare(model)
     quantized = quantize(prepared, calibration, engine=engine).model
-    feeds = first_batches(prepared, read_feeds(prepared, batches), SAMPLES)
+    feeds = leading_samples(prepared, read_feeds(prepared, batches), SAMPLES)
     costs = quantizer_costs(place(prepared, calibration, engine).prepared.graph, quantized, feeds)
     found = [QuantizerCost(name, _decibels(cost)) for name, cost in costs.items()]
     return Sensitivity(sorted(found, key=lambda one: one.sqnr_db), _decibels(sum(costs.values())))

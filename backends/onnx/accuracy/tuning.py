@@ -28,7 +28,7 @@ from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..calibration import calibrate
-from ..correction.data import first_batches
+from ..correction.data import leading_samples
 from ..correction.equalization import equalize
 from ..correction.smooth_quant import smooth
 from ..execution import Session
@@ -219,7 +219,7 @@ class _OnnxTuner:
         plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
         prepared, engine = self._base(plain).prepared, self._reference.engine
         calibration, quantized = self.make(plain)
-        feeds = first_batches(prepared, self._feeds(), SAMPLES)
+        feeds = leading_samples(prepared, self._feeds(), SAMPLES)
         floats = place(prepared, calibration, engine, plain.exclude).prepared
         costs = quantizer_costs(floats.graph, quantized.model, feeds)
         skipped = tuple(calibration.skipped)

@@ -1,6 +1,7 @@
 """Batches as what a model takes, with errors that name the batch."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, tee
 from typing import Any, TypeVar
 
 from klquant.errors import InvalidInputError, ModelError
@@ -48,18 +49,13 @@ def _runs(prepared: Prepared, feed: Feed) -> bool:
     return True
 
 
-def first_batches(prepared: Prepared, feeds: Iterable[Feed], limit: int) -> list[Feed]:
+def leading_samples(prepared: Prepared, feeds: Iterable[dict[str, Array]], limit: int) -> list[dict[str, Array]]:
     """Return so many samples from the start of the data; the last batch whole where the model fixes their number."""
-    seen: list[Feed] = []
-
-    def read() -> Iterator[dict[str, Array]]:
-        for feed in feeds:
-            seen.append(feed)
-            yield dict(feed)
-
-    found: list[Feed] = list(few_samples(read(), read_inputs(prepared.model, prepared.graph), limit))
-    cut = bool(found) and _shapes(found[-1]) != _shapes(seen[-1])
-    return seen[: len(found)] if cut and not _runs(prepared, found[-1]) else found
+    feeds, given = tee(feeds)
+    found = few_samples(feeds, read_inputs(prepared.model, prepared.graph), limit)
+    whole = list(islice(given, len(found)))
+    cut = any(_shapes(few) != _shapes(feed) for few, feed in zip(found, whole, strict=True))  # only the last may be
+    return whole if cut and not _runs(prepared, found[-1]) else found
 
 
 def first_samples(prepared: Prepared, feeds: Sequence[Feed], limit: int) -> list[Feed]:
