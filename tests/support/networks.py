@@ -18,6 +18,17 @@ class Net(nn.Module):
         return self.run(self, *args, **kwargs)
 
 
+class Counting:
+    """A way to run a model (`forward`) that counts the runs."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def __call__(self, model, batch):
+        self.runs += 1
+        return model(batch)
+
+
 class Broken(Exception):
     """Raised by a test in the middle of a call."""
 

@@ -12,22 +12,11 @@ from klquant.backends.npz import load_npz, save_npz
 from klquant.backends.torch import Calibration, Quantizer, Settings, quantize
 from klquant.backends.torch.observation.observer import TorchObserver
 from klquant.errors import InvalidInputError
-from support.networks import Broken, mlp
+from support.networks import Broken, Counting, mlp
 from support.resume_job import NUM_BATCHES, batches, calibrate, job, network
 from tools.faults.jobs import start
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
-
-
-class Counting:
-    """A way to run a model that counts the runs."""
-
-    def __init__(self):
-        self.runs = 0
-
-    def __call__(self, model, item):
-        self.runs += 1
-        return model(item)
 
 
 def assert_same(got, expected):

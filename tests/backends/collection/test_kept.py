@@ -12,7 +12,7 @@ from klquant.backends.torch import Calibration, Quantizer, quantize
 from klquant.backends.torch.observation import counting
 from klquant.backends.torch.observation.observer import TorchObserver
 from klquant.errors import InvalidInputError
-from support.networks import Net
+from support.networks import Counting, Net
 from support.onnx_models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
@@ -24,17 +24,6 @@ DATA = list(torch.randn(5, 16, 4, generator=torch.Generator().manual_seed(0)))
 def chain():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4)).eval()
-
-
-class Runs:
-    """A `forward` that counts the runs of the model."""
-
-    def __init__(self):
-        self.number = 0
-
-    def __call__(self, model, batch):
-        self.number += 1
-        return model(batch)
 
 
 class Data:
@@ -51,12 +40,12 @@ class Data:
 
 def passes(data, keep_bytes, *, model=None, second=None):
     """Return the runs of each pass, the batches and bytes that were kept between them, and the Kept itself."""
-    runs, kept = Runs(), Kept(keep_bytes)
+    runs, kept = Counting(), Kept(keep_bytes)
     observer, run = TorchObserver(model or chain(), forward=runs), Run(progress=False, kept=kept)
     amax = collect_ranges(observer, data, run=run).amax
-    first, held = runs.number, (kept.num_batches, kept.num_bytes)
+    first, held = runs.runs, (kept.num_batches, kept.num_bytes)
     collect_counts(observer, data if second is None else second, amax, SETTINGS, run=run)
-    return (first, runs.number - first), held, kept
+    return (first, runs.runs - first), held, kept
 
 
 @pytest.mark.parametrize(
