@@ -108,7 +108,8 @@ def fake_quantize(
     clamped = (wide / torch.where(steps > 0, steps, 1.0)).clamp(lowest - 0.5, qmax(num_bits) + 0.5)
     levels = clamped.round().clamp(lowest, qmax(num_bits))
     if clamped.requires_grad:
-        levels = clamped - (clamped - levels).detach()  # the same values: both differences are exact
+        # the same values, both differences are exact; a sum would count among those of the module that calls the layer
+        levels = clamped - (clamped - levels).detach()
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 
