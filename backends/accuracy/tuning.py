@@ -36,13 +36,12 @@ class TuningOptions(SettingsOptions, total=False):
     min_int8: float
 
 
-def split_options(options: TuningOptions) -> tuple[Limits, SettingsOptions]:
-    """Return the limits, checked, and the settings."""
+def split_options(options: TuningOptions) -> tuple[Limits, Any]:
+    """Return the limits, checked, and the settings, to which a backend may have added some."""
     given: dict[str, Any] = {**options}
     limits = Limits(**{name: given.pop(name) for name in Limits._fields if name in given})
     limits.check()
-    settings: Any = given
-    return limits, settings
+    return limits, given
 
 
 class Tunable(Protocol):

@@ -15,11 +15,12 @@ from ..accuracy.splits import Split, hold_back
 from ..accuracy.trials import Recipe, Target
 from ..automatic import Attempt, Automatic, Data, check_limit, try_until
 from ..batches import numbered
-from ..settings import CRITERIA, SettingsOptions
+from ..settings import CRITERIA
 from .accuracy.outputs import named_outputs, num_bytes
-from .accuracy.recipes import Recipes
+from .accuracy.recipes import Recipes, points_of
 from .model.forward import Forward, call_model, check_eval
 from .model.layers import weighted_layers
+from .options import SimulationOptions
 from .stages import QuantizedModel, warn_of_skipped
 
 
@@ -33,7 +34,7 @@ def auto(
     validation: Iterable[Any] | None = None,
     max_seconds: float = 240.0,
     progress: bool = True,
-    **settings: Unpack[SettingsOptions],
+    **settings: Unpack[SimulationOptions],
 ) -> Automatic[QuantizedModel]:
     """Quantize a module by every criterion and with every step, and compare each with the float model.
 
@@ -58,7 +59,7 @@ def auto(
     progress : bool
         Show bars on a terminal.
     **settings
-        Of :class:`Quantizer`.
+        Of :class:`Quantizer`, and its ``engine``.
 
     Returns
     -------
@@ -102,7 +103,7 @@ class _Ways:
         self,
         model: nn.Module,
         split: Split,
-        settings: SettingsOptions,
+        settings: SimulationOptions,
         forward: Forward,
         metric: Metric | None,
         *,
@@ -134,5 +135,6 @@ class _Ways:
         )
         if not self.measure:
             self.measure = kind_of_agreement(found.outputs)
-        share = len(quantized.thresholds) / max(sum(1 for _ in weighted_layers(self._model)), 1)
+        points = points_of(quantized.calibration) | {name for name, _ in weighted_layers(self._model)}
+        share = len(quantized.thresholds) / max(len(points), 1)
         return Attempt.of(recipe, found._replace(float_ms=math.nan, int8_ms=math.nan), share)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypedDict
 
+from ..accuracy.tuning import TuningOptions
 from ..collection.distributed import Group
 from ..settings import Engine, SettingsOptions
 from .model.forward import Forward
@@ -21,7 +22,15 @@ class RunOptions(TypedDict, total=False):
     layer_types: LayerTypes | None
 
 
-class QuantizerOptions(RunOptions, SettingsOptions, total=False):
-    """All keyword arguments of a Quantizer."""
+class SimulationOptions(SettingsOptions, total=False):
+    """The settings, and the engine whose rounding is simulated."""
 
     engine: Engine | None
+
+
+class QuantizerOptions(RunOptions, SimulationOptions, total=False):
+    """All keyword arguments of a Quantizer."""
+
+
+class TorchTuningOptions(TuningOptions, SimulationOptions, total=False):
+    """The limits of a tuning, the settings and the engine."""

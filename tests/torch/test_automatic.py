@@ -59,6 +59,10 @@ def test_forward_and_metric_are_the_users():
     assert found.left_out[-1] == "correct_bias"
 
 
+def test_layers_that_the_settings_exclude_count_as_floating_point():
+    assert auto(MODEL, X, exclude=["6"], max_seconds=0.001).best.int8_share == pytest.approx(2 / 3)
+
+
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(InvalidInputError):
         auto(copy.deepcopy(MODEL).train(), X)

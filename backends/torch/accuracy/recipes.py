@@ -9,9 +9,10 @@ from torch import nn
 from klquant.errors import CalibrationWarning
 
 from ...accuracy.trials import Recipe
-from ...settings import SettingsOptions
+from ...calibration import Calibration
 from ..correction.smooth_quant import has_norms, smooth
 from ..model.forward import Forward
+from ..options import SimulationOptions
 from ..quantizer import Quantizer
 from ..stages import QuantizedModel
 
@@ -22,7 +23,7 @@ class Recipes:
     """A module and its calibration data. Only steps that change the weights need statistics that differ."""
 
     def __init__(
-        self, model: nn.Module, batches: Iterable[Any], settings: SettingsOptions, forward: Forward, *, progress: bool
+        self, model: nn.Module, batches: Iterable[Any], settings: SimulationOptions, forward: Forward, *, progress: bool
     ) -> None:
         self._model, self._batches, self._settings = model, batches, settings
         self._forward, self._progress = forward, progress
@@ -65,3 +66,8 @@ class Recipes:
             if CORRECT_BIAS in recipe.steps:
                 quantized = quantizer.correct_bias(quantized, self._batches)
         return quantized
+
+
+def points_of(found: Calibration) -> set[str]:
+    """Return the layers and operands of functions that could be in INT8."""
+    return {*found.amax, *found.weight_scales}

@@ -18,17 +18,17 @@ from ...accuracy.outputs import Outputs
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned
-from ...accuracy.tuning import TuningOptions, split_options
+from ...accuracy.tuning import split_options
 from ...accuracy.tuning import tune as tune_shared
 from ...batches import progress_bar
-from ...calibration import Calibration
-from ...settings import CRITERIA, SettingsOptions
+from ...settings import CRITERIA
 from ..model.dataflow import tensors_in
 from ..model.forward import Forward, call_model, check_eval
 from ..model.layers import fingerprint
+from ..options import SimulationOptions, TorchTuningOptions
 from ..stages import QuantizedModel
 from .outputs import named_outputs
-from .recipes import Recipes
+from .recipes import Recipes, points_of
 
 RANKING_BATCHES = 1  # on which layers are quantized one at a time
 
@@ -43,7 +43,7 @@ def tune(
     validation: Iterable[Any] | None = None,
     progress: bool = True,
     resume: str | Path | None = None,
-    **options: Unpack[TuningOptions],
+    **options: Unpack[TorchTuningOptions],
 ) -> Tuned[QuantizedModel]:
     """Try settings, measure each simulation, and stop at the first module that reaches a target.
 
@@ -69,7 +69,7 @@ def tune(
         JSON file that keeps the trials, written anew after each. If it exists, they are not made again.
     **options
         ``max_runs`` (40), the largest number of quantized models to try; ``min_int8`` (0.8), the least share of layers
-        that stays in INT8; and the settings of :class:`Quantizer`.
+        that stays in INT8; and the settings and ``engine`` of :class:`Quantizer`.
 
     Returns
     -------
@@ -105,7 +105,7 @@ class _TorchTuner:
     criteria = (*CRITERIA, "auto")
 
     def __init__(
-        self, model: nn.Module, split: Split, settings: SettingsOptions, forward: Forward, metric: Metric | None
+        self, model: nn.Module, split: Split, settings: SimulationOptions, forward: Forward, metric: Metric | None
     ) -> None:
         self._model, self._split, self._settings = model, split, settings
         self._forward, self._metric = forward, metric
@@ -120,7 +120,7 @@ class _TorchTuner:
         quantized = self.recipes.make(recipe)
         batches = self._split.validation
         found: list[Outputs] = [named_outputs(quantized.model, batch, self._forward) for batch in batches]
-        share = len(quantized.thresholds) / max(_number_of_points(quantized.calibration), 1)
+        share = len(quantized.thresholds) / max(len(points_of(quantized.calibration)), 1)
         return Measured(*score_outputs(batches, self._reference, found, self._metric), math.nan, share)
 
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
@@ -129,7 +129,7 @@ class _TorchTuner:
             warnings.simplefilter("ignore", CalibrationWarning)
             quantizer = self.recipes.searched(recipe)
             found = quantizer.diagnose(list(islice(self._split.calibration, RANKING_BATCHES)))
-        most = len(found.layers) - math.ceil(min_int8 * _number_of_points(quantizer.calibration) - 1e-9)
+        most = len(found.layers) - math.ceil(min_int8 * len(points_of(quantizer.calibration)) - 1e-9)
         return [(layer.name,) for layer in found.layers[: max(most, 0)]]
 
     def identity(self) -> object:
@@ -141,8 +141,3 @@ class _TorchTuner:
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         layers = sorted(fingerprint(self._model).items())
         return digest.hexdigest(), layers, sorted(map(repr, self._settings.items())), self._metric is None
-
-
-def _number_of_points(found: Calibration) -> int:
-    """Return how many layers and operands of functions could be in INT8."""
-    return len({*found.amax, *found.weight_scales})

@@ -12,10 +12,12 @@ from klquant.backends.torch import (
     Product,
     Quantizer,
     apply_folds,
+    auto,
     examine,
     fake_quantize,
     quantize,
     requantize,
+    tune,
 )
 from klquant.errors import InvalidInputError
 from support import zoo
@@ -115,6 +117,21 @@ def test_other_sums_stay_in_floating_point(case):
 def test_sums_are_rounded_for_tensorrt_alone(engine):
     assert sums(RESIDUAL["the layer first"][0], engine=engine) == []
     assert examine(network(RESIDUAL["the layer first"][0]), X, engine=engine).products == []
+
+
+@pytest.mark.parametrize("engine", [None, "tensorrt"])
+@pytest.mark.parametrize("make", [auto, tune])
+def test_auto_and_tune_measure_what_the_engine_rounds(make, engine):
+    model = network(RESIDUAL["the layer first"][0])
+    found = make(model, [X, X * 0.5, X * 2, X], engine=engine, num_bins=255, target=0.0, progress=False).quantized
+    assert [name for name in found.thresholds if ":add" in name] == ([SHORTCUT] if engine else [])
+
+
+def test_trials_for_another_engine_are_not_resumed(tmp_path):
+    model, options = network(RESIDUAL["the layer first"][0]), {"num_bins": 255, "max_runs": 1, "progress": False}
+    tune(model, [X], engine="tensorrt", resume=tmp_path / "log.json", **options)
+    with pytest.raises(InvalidInputError, match="must come from a tuning of this model, data and options"):
+        tune(model, [X], resume=tmp_path / "log.json", **options)
 
 
 @pytest.mark.parametrize("make", [examine, Quantizer])
