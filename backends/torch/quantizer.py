@@ -34,6 +34,7 @@ from .correction.bias_correction import correct_in_place
 from .correction.equalization import Equalized, equalize_in_place, find_pairs
 from .folding.api import Examination, copy_to_fold, examine_copy
 from .folding.apply import Fold, fold_in_place
+from .folding.replaced import check_replaced
 from .folding.verify import verified_forward
 from .model.calls import call_names, layer_of, separate_calls
 from .model.edits import copy_model
@@ -141,6 +142,8 @@ class Quantizer:
         check_eval(self._model)
         with failing_together(self._run.group):
             model = copy_to_fold(self._model, self._layer_types)
+            if self._layer_types and batch is not None:
+                check_replaced(self._model, model, batch, self._forward, self._layer_types)
             seen = None if batch is None else examine_copy(model, batch, self._forward, self._engine)
         found = share(seen and [seen.as_rows(), seen.skipped], self._run.group)
         if found is None:

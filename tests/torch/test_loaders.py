@@ -47,6 +47,13 @@ class WithFlag(WithMask):
         return self.inner(x) if not return_features else x
 
 
+class WithNumber(WithMask):
+    """Takes an optional number."""
+
+    def forward(self, x, scale=1.0):
+        return self.inner(x * scale)
+
+
 def thresholds(model, data, **options):
     return {name: one.threshold for name, one in quantize(model, data, **OPTIONS, **options).thresholds.items()}
 
@@ -72,11 +79,12 @@ WITH_LABELS = {
 }
 
 
+OPTIONAL_ARGUMENTS = (WithMask(), WithFlag(), WithNumber())
 OPTIONAL = ["pairs", "pairs of a loader", "dicts of a loader"]
 CASES = [(nn.Sequential(network()), case) for case in WITH_LABELS]
 
 
-@pytest.mark.parametrize(("model", "case"), CASES + [(m, case) for m in (WithMask(), WithFlag()) for case in OPTIONAL])
+@pytest.mark.parametrize(("model", "case"), CASES + [(m, case) for m in OPTIONAL_ARGUMENTS for case in OPTIONAL])
 def test_labels_beside_the_inputs_are_left_out(model, case):
     alone = thresholds(model.eval(), [IMAGES], forward=lambda model, batch: model(batch))
     assert thresholds(model, WITH_LABELS[case]) == alone

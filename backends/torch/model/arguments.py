@@ -136,11 +136,11 @@ def _has_known_names(parameters: list[Parameter], entries: Mapping[str, Any]) ->
 
 
 def _fits(item: Any, parameter: Parameter) -> bool:
-    """Return False for a tensor in the place of a flag, and for labels in the place of an optional mask."""
+    """Return False for a tensor in the place of a flag or number, and for labels in the place of an optional mask."""
     if parameter.default is Parameter.empty or not isinstance(item, torch.Tensor):
         return True
-    is_flag = isinstance(parameter.default, (bool, str))
-    return not is_flag and not ("mask" in parameter.name and item.ndim < 2)
+    is_constant = isinstance(parameter.default, (bool, str, int, float))
+    return not is_constant and not ("mask" in parameter.name and item.ndim < 2)
 
 
 def _numbers(first: int, items: tuple[Any, ...]) -> tuple[str, ...]:

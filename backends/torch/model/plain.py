@@ -5,6 +5,7 @@ own ``forward`` are run on random numbers: if the result is that of a plain laye
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -19,9 +20,11 @@ from .computed_weights import fix_weights
 from .edits import copy_model, replace_module, without_nested_tensors
 from .exported import make_layers
 from .layers import BATCH_NORMS, WEIGHTED, SameConv2d, keeps_forward
+from .norms import is_frozen, norm_of_frozen
 
 LayerTypes: TypeAlias = Mapping[type[nn.Module], Callable[[Any], nn.Module]]
 _SIZES = (7, 12)  # of random images: padding that depends on the size must show
+_SCALES = (0.01, 1, 100)  # of random numbers: an activation must show, and a branch that large or small ones take
 
 
 class NormActivation(nn.Module):
@@ -99,6 +102,8 @@ def _found(module: Any) -> nn.Module | None:
         return _plain_layer(module)
     if isinstance(module, BATCH_NORMS) and module._modules and module.running_mean is not None:
         return _split_norm(module)
+    if is_frozen(module):
+        return norm_of_frozen(module)
     return _linear_of_conv1d(module) if type(module).__name__ == "Conv1D" else None
 
 
@@ -120,7 +125,7 @@ class _Products(TorchFunctionMode):
 def _plain_layer(module: Any) -> nn.Module | None:
     """Return the plain layer that computes the same as a subclass, judged by random numbers; None if none does."""
     samples = _samples(module)
-    if not samples:
+    if not samples or not _takes_one_tensor(module):
         return None
     try:
         with _Products() as seen:
@@ -137,12 +142,18 @@ def _plain_layer(module: Any) -> nn.Module | None:
     return None
 
 
+def _takes_one_tensor(module: nn.Module) -> bool:
+    """Return whether ``forward`` has one parameter: what the others do, a run without them does not show."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters) <= 1
+
+
 def _plain_class(module: nn.Module) -> type[nn.Module]:
     return next(kind for kind in WEIGHTED if isinstance(module, kind))
 
 
 def _samples(module: Any) -> list[torch.Tensor]:
-    """Return random inputs, large enough that an activation would show."""
+    """Return random inputs of several sizes and scales."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(module, nn.Linear):
         shapes: list[tuple[int, ...]] = [(3, module.in_features), (2, 4, module.in_features)]
@@ -155,7 +166,7 @@ def _samples(module: Any) -> list[torch.Tensor]:
     else:
         return []
     like = next(module.parameters())
-    return [torch.randn(shape, generator=generator).to(like) * 100 for shape in shapes]
+    return [torch.randn(shape, generator=generator).to(like) * scale for shape in shapes for scale in _SCALES]
 
 
 def _with_weights(module: Any, kind: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module | None:

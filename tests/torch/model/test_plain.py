@@ -38,6 +38,22 @@ class Same(nn.Conv2d):
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class Louder(nn.Linear):
+    """Takes more than its input, as a layer with an adapter does."""
+
+    def forward(self, x, scale=1.0):
+        return super().forward(x) * scale
+
+
+class Branching(nn.Linear):
+    def __init__(self, inputs, outputs, *, limit, above):
+        super().__init__(inputs, outputs)
+        self.limit, self.above = limit, above
+
+    def forward(self, x):
+        return super().forward(x) * (2 if (x.abs().max() > self.limit) == self.above else 1)
+
+
 class Cast(nn.Linear):
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype), self.bias)
@@ -168,6 +184,42 @@ def test_users_name_the_layers_that_take_the_place_of_their_classes():
     assert is_same(outputs(again.model, X.float()), outputs(result.model, X.float()))
     with pytest.raises(InvalidInputError, match="`layer_types` must return a module for `0`"):
         Quantizer(model, layer_types={Odd: lambda odd: None}).fold(X.float())
+
+
+def test_replacements_that_compute_something_else_are_refused():
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sin()
+
+    class Random(Odd):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(())
+
+    def plain(odd):
+        layer = nn.Linear(9, 4)
+        layer.weight, layer.bias = odd.weight, odd.bias
+        return layer
+
+    types = {Odd: plain, Random: plain}
+    with pytest.raises(InvalidInputError, match=r"`layer_types` must return modules that compute .* Odd, Random"):
+        Quantizer(ready(nn.Sequential(Odd(9, 4))), layer_types=types).fold(X)
+    Quantizer(ready(nn.Sequential(Random(9, 4))), layer_types=types).fold(X)  # cannot be told
+
+
+@pytest.mark.parametrize("given", [(), (0.5,), {"scale": 0.5}], ids=str)
+def test_a_subclass_whose_forward_takes_more_is_quantized_by_its_function(given):
+    args, kwargs = (given, {}) if isinstance(given, tuple) else ((), given)
+    model = ready(Net(lambda net, x: net.fc(x, *args, **kwargs), fc=Louder(9, 4)), dtype=torch.float32)
+    result = quantize(model, [X.float()], num_bins=255)
+    assert list(result.thresholds) == ["fc:linear.0.input"]
+    assert not result.skipped
+    assert torch.allclose(outputs(result.model, X.float())[0], outputs(model, X.float())[0], atol=0.1)
+
+
+@pytest.mark.parametrize(("limit", "above"), [(50, True), (0.5, False)])
+def test_a_layer_that_branches_on_the_size_of_its_input_is_left_alone(limit, above):
+    layer = Branching(9, 4, limit=limit, above=above)
+    assert type(plain_copy(Net(None, fc=layer).eval()).fc) is Branching
 
 
 def test_hooks_and_a_replaced_forward_forbid_it():
