@@ -61,6 +61,10 @@ class Attempt(NamedTuple):
         """Return criterion and steps, such as ``mse + correct_bias``."""
         return " + ".join((self.recipe.criterion, *self.recipe.steps))
 
+    def reaches(self, target: Target) -> bool:
+        """Return whether this is as accurate as wanted."""
+        return self.value(target) >= target.value
+
     def value(self, target: Target) -> float:
         """Return what the target is about; -inf for NaN."""
         value = self.sqnr_db if target.in_db else self.agreement
@@ -207,6 +211,10 @@ class Quantizable(Protocol):
     def steps(self) -> Sequence[str]:
         """Return the names of the steps to try on top of the best."""
 
+    @property
+    def last_steps(self) -> Sequence[str]:
+        """Return the names of steps that take long or cost speed: tried only if the target is not reached without."""
+
     def attempt(self, recipe: Recipe) -> Attempt:
         """Quantize the model and compare it with the float model."""
 
@@ -219,25 +227,28 @@ def try_until(
     Without a metric, shares that differ by no more than one of the samples count as equal.
     """
     tolerance = 1 / samples if metric is None else 0.0
-    with progress_bar("trying" if progress else "", range(len(model.criteria) + len(model.steps))) as advance:
+    number = len((*model.criteria, *model.steps, *model.last_steps))
+    with progress_bar("trying" if progress else "", range(number)) as advance:
         limits: dict[str, Any] = {"max_seconds": end - time.perf_counter(), "advance": advance}
-        return try_all(model, better_than(target, tolerance), **limits)
+        return try_all(model, better_than(target, tolerance), target, **limits)
 
 
 def try_all(
     model: Quantizable,
     is_better: Callable[[Attempt, Attempt], bool],
+    target: Target,
     *,
     max_seconds: float,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Attempt], Attempt, tuple[str, ...]]:
-    """Try all criteria, then each step on top of the best so far.
+    """Try all criteria, then each step on top of the best so far; last steps only until the target is reached.
 
     Parameters
     ----------
     model : Quantizable
     is_better : callable
         Whether the first attempt is better than the second.
+    target : Target
     max_seconds : float
         No attempt is started that would end later if it took as long as the longest so far. The first is always made.
     advance : callable
@@ -252,8 +263,10 @@ def try_all(
     attempts: list[Attempt] = []
     best: Attempt | None = None
     left_out: list[str] = []
-    for way in (*model.criteria, *model.steps):
+    for way in (*model.criteria, *model.steps, *model.last_steps):
         start = time.perf_counter()
+        if way in model.last_steps and best is not None and best.reaches(target):
+            continue
         if best is not None and start - begin + longest > max_seconds:
             left_out.append(way)
             continue
@@ -287,7 +300,7 @@ def better_than(target: Target, tolerance: float) -> Callable[[Attempt, Attempt]
 
     def is_better(one: Attempt, other: Attempt) -> bool:
         values = one.value(target), other.value(target)
-        reach = [value >= target.value for value in values]
+        reach = [each.reaches(target) for each in (one, other)]
         if reach[0] != reach[1]:
             return reach[0]
         if not target.in_db and abs(values[0] - values[1]) > tolerance:

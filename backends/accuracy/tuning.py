@@ -55,6 +55,10 @@ class Tunable(Protocol):
     def steps(self) -> Sequence[str]:
         """Return the names of the steps to try, in the order in which they are applied."""
 
+    @property
+    def last_steps(self) -> Sequence[str]:
+        """Return the names of steps that take long: they are tried once, when the criterion is chosen."""
+
     def measure(self, recipe: Recipe) -> Measured:
         """Quantize the model and compare it with the float model."""
 
@@ -140,7 +144,7 @@ def tune(
 
 
 def _try_whole_models(trials: _Trials) -> None:
-    """Try the criteria, each step on top of the best, then the criteria with these steps, until the target is reached.
+    """Try the criteria, steps on top of the best, the criteria with these, and last steps, until the target is reached.
 
     What is the best criterion may be another one after a step: smoothing leaves nothing that is worth clipping.
     """
@@ -148,16 +152,21 @@ def _try_whole_models(trials: _Trials) -> None:
         trials.measure(f"criterion {criterion}", Recipe(criterion))
         if trials.reaches(trials.best):
             return
-    for step in trials.model.steps:
-        base = trials.best.recipe
-        _try(trials, base._replace(steps=(*base.steps, step)))
-        if trials.reaches(trials.best):
-            return
+    _try_steps(trials, trials.model.steps)
     steps = trials.best.recipe.steps
     for criterion in trials.model.criteria if steps else ():
-        _try(trials, Recipe(criterion, steps))
         if trials.reaches(trials.best):
             return
+        _try(trials, Recipe(criterion, steps))
+    _try_steps(trials, trials.model.last_steps)
+
+
+def _try_steps(trials: _Trials, steps: Sequence[str]) -> None:
+    for step in steps:
+        if trials.reaches(trials.best):
+            return
+        base = trials.best.recipe
+        _try(trials, base._replace(steps=(*base.steps, step)))
 
 
 def _try(trials: _Trials, recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -21,9 +21,8 @@ from ..warning import warn
 from .accuracy.comparison import RunnableModel
 from .accuracy.criterion_choice import auto_thresholds
 from .accuracy.engine_sessions import Reference, compared, open_reference, running
+from .accuracy.steps import CHANGES, CORRECT_BIAS, REFINE, changes_of, options_of
 from .calibration import calibrate
-from .correction.equalization import equalize
-from .correction.smooth_quant import smooth
 from .feeds import from_reader
 from .model.preparation import Prepared, prepare
 from .qdq.first_layers import FASTER
@@ -31,12 +30,8 @@ from .qdq_model import QDQModel
 from .quantization import quantize
 from .verification import verify
 
-CORRECT_BIAS = "correct_bias"
-CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
-    "equalize": lambda prepared, batches: equalize(prepared),
-    "smooth": smooth,
-}
 VERIFIED = 2  # batches
+MIN_INT8 = 0.8
 
 
 def auto(
@@ -95,9 +90,11 @@ def auto(
     Notes
     -----
     The model is calibrated once, and once more for each step that changes its weights. The methods are the criteria
-    (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far;
-    with correct_bias, weights are rounded by AdaRound too.
-    :func:`tune` goes on from here: it leaves out the layers that cost most.
+    (entropy, max, percentile, mse, auto), then equalize, smooth and correct_bias, each on top of the best so far. With
+    correct_bias, weights are rounded by AdaRound too. If the target is not reached by then, refine is tried, which is
+    what :func:`quantize` does with `batches`: it chooses ranges by the outputs and leaves out at most a fifth of the
+    layers.
+    :func:`tune` goes on from here: it leaves out the layers that cost most until a target is reached.
     """
     end = time.perf_counter() + max_seconds
     check_engine(engine)
@@ -131,7 +128,7 @@ class _Ways:
     """A model that can be quantized in several ways, and measured: a ``Quantizable``."""
 
     criteria = (*CRITERIA, "auto")
-    steps = (*CHANGES, CORRECT_BIAS)
+    steps, last_steps = (*CHANGES, CORRECT_BIAS), (REFINE,)
 
     def __init__(
         self,
@@ -158,13 +155,11 @@ class _Ways:
         """Return the calibration and the model of a recipe; what warnings would say is measured."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)
-            base = self._base(tuple(step for step in recipe.steps if step in CHANGES))
+            base = self._base(changes_of(recipe))
             prepared, thresholds = base.prepared, self._searched(base, recipe.criterion)
             calibration = base.calibration._replace(thresholds=thresholds)
-            corrected: dict[str, Any] = {}
-            if CORRECT_BIAS in recipe.steps:
-                corrected = {"batches": self._data, "correct_bias": True, "min_int8": 1.0}
-            return calibration, quantize(prepared, calibration, engine=self._reference.engine, **corrected)
+            options = options_of(recipe, self._data, MIN_INT8)
+            return calibration, quantize(prepared, calibration, engine=self._reference.engine, **options)
 
     def _searched(self, base: "_Base", criterion: Any) -> dict[str, LayerThreshold]:
         """Return the thresholds by a criterion; each is searched once."""

@@ -98,6 +98,7 @@ class _Ways:
     """A module that can be quantized in several ways, and measured: a ``Quantizable``."""
 
     criteria = (*CRITERIA, "auto")
+    last_steps = ()
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ FULL = Data(8, 100, held_out=True)
 
 
 class Model:
-    criteria, steps = ("entropy", "max"), ("smooth", "correct_bias")
+    criteria, steps, last_steps = ("entropy", "max"), ("smooth", "correct_bias"), ()
 
     def __init__(self, **sqnr_db):
         self.sqnr_db, self.tried = sqnr_db, []
@@ -39,7 +39,7 @@ class Model:
 
 
 def tried(model, **limits):
-    return try_all(model, better_than(SHARE, 0.01), **{"max_seconds": 60, **limits})
+    return try_all(model, better_than(SHARE, 0.01), SHARE, **{"max_seconds": 60, **limits})
 
 
 def test_each_step_is_tried_on_top_of_the_best_so_far():
@@ -48,6 +48,16 @@ def test_each_step_is_tried_on_top_of_the_best_so_far():
     assert [one.what for one in attempts] == ["entropy", "max", "max + smooth", "max + correct_bias"]
     assert best.what == "max + correct_bias"
     assert left_out == ()
+
+
+@pytest.mark.parametrize(("share", "tried_last"), [(0.95, True), (0.995, False)])
+def test_last_steps_are_tried_only_until_the_target_is_reached(share, tried_last):
+    model = Model(entropy=20.0, max=30.0, smooth=25.0, correct_bias=31.0, refine=40.0)
+    model.last_steps = ("refine",)
+    model.attempt = lambda recipe: Model.attempt(model, recipe)._replace(agreement=share)
+    attempts, best, left_out = tried(model)
+    assert best.what == "max + correct_bias" + " + refine" * tried_last
+    assert (len(attempts), left_out) == (4 + tried_last, ())
 
 
 def test_a_gain_within_the_noise_is_no_reason_for_a_step():

@@ -31,6 +31,7 @@ class Ways:
 
     criteria = (*CRITERIA, "auto")
     steps = (ZERO_POINTS, CORRECT_BIAS)
+    last_steps = ()
 
     def __init__(
         self, f: Function, params: Any, split: Split, settings: SettingsOptions, metric: Metric | None

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -29,8 +29,6 @@ from ...calibration import Calibration
 from ...settings import CRITERIA, WEIGHTED, Engine, SettingsOptions, check_engine
 from ..calibration import calibrate
 from ..correction.data import leading_samples
-from ..correction.equalization import equalize
-from ..correction.smooth_quant import smooth
 from ..execution import Session
 from ..feeds import Array, from_reader
 from ..model.preparation import Prepared, prepare
@@ -41,13 +39,8 @@ from .comparison import RunnableModel
 from .criterion_choice import auto_thresholds
 from .engine_sessions import Reference, open_reference, running
 from .sensitivity import quantizer_costs, rank_layers
+from .steps import CHANGES, CORRECT_BIAS, REFINE, changes_of, options_of
 
-CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
-    "smooth": smooth,
-    "equalize": lambda prepared, batches: equalize(prepared),
-}
-"""Steps that change the float model before it is calibrated, by name."""
-CORRECT_BIAS = "correct_bias"
 logger = logging.getLogger("klquant")
 SECONDS = 0.5  # of a measurement of times
 SAMPLES = 4  # of the data, on which the costs of quantizers are measured
@@ -112,9 +105,9 @@ def tune(
     Notes
     -----
     The order is: the criteria, by themselves; each step on top of the best so far; the criteria again, with the steps
-    that helped; then layers are left out, those first that cost the outputs most for each layer lost. Doubling and
-    bisection find how many, in about 2 log2(layers) trials. Layers that turn out to be harmless return to INT8. With
-    the step correct_bias, weights are rounded by AdaRound too.
+    that helped; refine, which is what :func:`quantize` does with `batches`; then layers are left out, those first that
+    cost the outputs most for each layer lost. Doubling and bisection find how many, in about 2 log2(layers) trials.
+    Layers that turn out to be harmless return to INT8. With the step correct_bias, weights are rounded by AdaRound too.
 
     The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
     the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`
@@ -125,7 +118,7 @@ def tune(
     wanted, split = Target.parse(target), hold_back(from_reader(batches), from_reader(validation))
     prepared = prepare(model)
     with open_reference(RunnableModel.of("model", prepared.model), split, engine, metric) as reference:
-        tuner = _OnnxTuner(prepared, split, settings, reference)
+        tuner = _OnnxTuner(prepared, split, settings, reference, limits.min_int8)
         log = TrialLog(resume, None if resume is None else tuner.identity())
         with progress_bar("tuning" if progress else "", range(limits.max_runs)) as advance:
             trace = tune_shared(tuner, wanted, limits, log, advance)
@@ -145,10 +138,13 @@ class _OnnxTuner:
     """A model that can be quantized in several ways and measured: a ``Tunable``."""
 
     criteria = (*CRITERIA, "auto")
-    steps = (*CHANGES, CORRECT_BIAS)
+    steps, last_steps = (*CHANGES, CORRECT_BIAS), (REFINE,)
 
-    def __init__(self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: Reference) -> None:
+    def __init__(
+        self, prepared: Prepared, split: Split, settings: SettingsOptions, reference: Reference, min_int8: float
+    ) -> None:
         self._prepared, self._split, self._settings, self._reference = prepared, split, settings, reference
+        self._min_int8 = min_int8
         self._bases: dict[tuple[str, ...], _Base] = {}
 
     def measure(self, recipe: Recipe) -> Measured:
@@ -194,19 +190,17 @@ class _OnnxTuner:
             else:
                 thresholds = found.search_thresholds(criterion=recipe.criterion)  # type: ignore[arg-type]
             calibration = found._replace(thresholds=thresholds)
-            corrected: dict[str, Any] = {}
-            if CORRECT_BIAS in recipe.steps:
-                corrected = {"correct_bias": True, "batches": self._split.calibration, "min_int8": 1.0}
+            options = options_of(recipe, self._split.calibration, self._min_int8)
             engine = self._reference.engine
-            return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **corrected)
+            return calibration, quantize(prepared, calibration, engine=engine, exclude=recipe.exclude, **options)
 
     def changed(self, recipe: Recipe) -> onnx.ModelProto | None:
         """Return the float model that the calibration of a recipe fits, or None if no step changed the given one."""
-        return self._base(recipe).prepared.model if any(name in CHANGES for name in recipe.steps) else None
+        return self._base(recipe).prepared.model if changes_of(recipe) else None
 
     def _base(self, recipe: Recipe) -> _Base:
         """Return the float model after the steps that change it, and its calibration."""
-        names = tuple(name for name in recipe.steps if name in CHANGES)
+        names = changes_of(recipe)
         if names not in self._bases:
             prepared, data = self._prepared, self._split.calibration
             for name in names:
@@ -216,7 +210,7 @@ class _OnnxTuner:
 
     def rank(self, recipe: Recipe, min_int8: float) -> list[tuple[str, ...]]:
         """Return what to leave out of INT8, what costs most first."""
-        plain = recipe._replace(steps=tuple(name for name in recipe.steps if name in CHANGES))
+        plain = recipe._replace(steps=changes_of(recipe))
         prepared, engine = self._base(plain).prepared, self._reference.engine
         calibration, quantized = self.make(plain)
         feeds = leading_samples(prepared, self._feeds(), SAMPLES)

@@ -103,6 +103,7 @@ class _TorchTuner:
     """A module that can be quantized in several ways and measured: a ``Tunable``."""
 
     criteria = (*CRITERIA, "auto")
+    last_steps = ()
 
     def __init__(
         self, model: nn.Module, split: Split, settings: SimulationOptions, forward: Forward, metric: Metric | None

@@ -101,9 +101,9 @@ def _save_calibration(tuned: Any, path: Path | None) -> list[Path]:
     tuned.calibration.save(path)
     if tuned.model is None:
         return [path]
+    from klquant.backends.onnx.accuracy.steps import changes_of
     from klquant.backends.onnx.model.saving import save_model
 
-    steps = [step for step in tuned.trace.best.recipe.steps if step != "correct_bias"]
-    changed = path.with_name(f"{path.stem}_{'_'.join(steps)}.onnx")
+    changed = path.with_name(f"{path.stem}_{'_'.join(changes_of(tuned.trace.best.recipe))}.onnx")
     save_model(tuned.model, changed)
     return [path, changed]

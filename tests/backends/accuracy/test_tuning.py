@@ -17,7 +17,7 @@ class Model:
     """Noise adds up: of criteria, steps and layers."""
 
     criteria = ("entropy", "mse")
-    steps = ("smooth", "bias")
+    steps, last_steps = ("smooth", "bias"), ()
 
     def __init__(self, costs, criterion=None, step=None):
         self.costs, self.made = costs, []
@@ -85,6 +85,15 @@ def test_the_criteria_are_tried_again_with_the_steps_that_help():
     ]
     assert found.reached
     assert found.best.recipe == Recipe("mse", ("smooth",))
+
+
+def test_last_steps_are_tried_once_on_top_of_the_best():
+    model = Model(costs(), {"mse": 0.5}, {"smooth": 2.0, "bias": 0.5, "refine": 0.1})
+    model.last_steps = ("refine",)
+    found = search(model, "52dB")
+    assert [trial.what for trial in found.trials][-2:] == ["entropy + bias", "mse + bias + refine"]
+    assert found.best.recipe == Recipe("mse", ("bias", "refine"))
+    assert "refine" not in str(search(model, "43dB"))
 
 
 def test_as_few_layers_as_needed_are_left_out():
