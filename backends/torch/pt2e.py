@@ -56,8 +56,9 @@ def with_thresholds(
     Raises
     ------
     InvalidInputError
-        For a dynamic configuration, whose ranges are found when the model runs.
+        For a dynamic configuration, whose ranges are found when the model runs, and an unknown criterion.
     """
+    check_choice("criterion", criterion, CRITERIA)
     observer = ThresholdObserver.with_args(criterion=criterion, guard=guard, num_bins=num_bins)
     places = ("input_activation", "output_activation")
     specs = {place: spec for place in places if (spec := getattr(config, place, None)) is not None}

@@ -145,6 +145,8 @@ def test_small_steps_and_wrong_options():
         ThresholdObserver()(torch.tensor([torch.nan]))
     with pytest.raises(InvalidInputError, match="must quantize activations statically"):
         with_thresholds(x86.get_default_x86_inductor_quantization_config(is_dynamic=True))
+    with pytest.raises(InvalidInputError, match="`criterion` must be one of"):
+        with_thresholds(x86.get_default_x86_inductor_quantization_config(), criterion="auto")
 
 
 def test_a_specification_takes_the_observer():
