@@ -245,8 +245,8 @@ class Quantizer:
         """Everything that was found so far, to save it; from the stage HISTOGRAMS_COLLECTED on."""
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
-        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax and name not in self._read}
-        skipped = {**found.skipped, **uncalled}
+        known = {*found.amax, *found.skipped, *self._read}
+        skipped = {**found.skipped, **{name: NEVER_CALLED for name in self._options if name not in known}}
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
@@ -282,7 +282,7 @@ class Quantizer:
         install(self._folded, [product for product in seen.products if not chosen.isdisjoint(product.names)])
         calls = {name: number for name, number in seen.calls.items() if name in chosen}
         separate_calls(self._folded, calls, self._observe)
-        self._read = {product.weight.rpartition(".")[0] for product in seen.products}
+        self._read = {name for product in seen.products for name in product.owners}
 
     def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
         equalize_in_place(self._folded, pairs)

@@ -6,7 +6,7 @@ of its layer: since relu(relu(x)) = relu(x), the ReLU can stay in place for its 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -136,7 +136,8 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine 
         for name, functions in floats.items()
         if name not in skipped and not name.startswith(inside)
     }
-    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed}, [*products], calls)
+    skipped |= {**dict(other_norms(model)), **computed, **_read_elsewhere(model, seen, products)}
+    return Examination(folds, skipped, [*products], calls)
 
 
 def _repeated_calls(model: nn.Module, seen: Recording, products: Counter[Product]) -> dict[str, int]:
@@ -146,10 +147,17 @@ def _repeated_calls(model: nn.Module, seen: Recording, products: Counter[Product
     return {name: number for name, number in calls.items() if 1 < number <= MOST}
 
 
+def _read_elsewhere(model: nn.Module, seen: Recording, products: Iterable[Product]) -> dict[str, str]:
+    """Return why layers stay in floating point that were not called: functions that are not observed read them."""
+    names = seen.read - {name for product in products for name in product.owners}
+    layers = (name for name, _ in weighted_layers(model) if name in names and not seen.calls[name])
+    return dict.fromkeys(layers, "it was not called, but other functions read its weights")
+
+
 def _split(model: nn.Module, seen: Recording) -> tuple[Counter[Product], dict[str, list[str]]]:
     """Return the products that can be observed, and the functions that stay in floating point, by module."""
     called = {name for name, calls in seen.calls.items() if calls}
-    mixed = {p[:2] for p in seen.products if p.weight.rpartition(".")[0] in called}  # a layer and a function share it
+    mixed = {p[:2] for p in seen.products if not called.isdisjoint(p.owners)}  # a layer and a function share it
     floats = {name: list(functions) for name, functions in seen.unknown.items()}
     products: dict[tuple[str, str, int], tuple[Product, int]] = {}
     for product, number in seen.products.items():

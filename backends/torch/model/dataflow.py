@@ -166,24 +166,30 @@ class _Constants:
     """Knows which tensors do not depend on the input of the model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
-        self._fixed = {*self.names, *(id(buffer) for buffer in model.buffers())}
-        self._computed: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._fixed: dict[int, list[str]] = {id(buffer): [] for buffer in model.buffers()}
+        self._fixed |= {id(p): [name] for name, p in model.named_parameters(remove_duplicate=False)}
+        self._computed: dict[int, tuple[weakref.ref[torch.Tensor], list[str]]] = {}
 
     def __contains__(self, value: torch.Tensor) -> bool:
-        known = self._computed.get(id(value))
-        return id(value) in self._fixed or (known is not None and known() is value)
+        return self.sources(value) is not None
+
+    def sources(self, value: torch.Tensor) -> list[str] | None:
+        """Return the names of the parameters that a constant is computed from; None for a tensor that varies."""
+        if id(value) in self._fixed:
+            return self._fixed[id(value)]
+        known, names = self._computed.get(id(value), (None, None))
+        return names if known is not None and known() is value else None
 
     def follow(self, given: Any, result: Any) -> None:
         """Note whether what a function returned depends on constants alone."""
-        given = list(tensors_in(given))
-        is_constant = len(given) > 0 and all(value in self for value in given)
+        found = [self.sources(value) for value in tensors_in(given)]
+        names = [*dict.fromkeys(name for one in found for name in one or ())]
         for value in tensors_in(result):
-            if is_constant:
-                self._computed[id(value)] = weakref.ref(value)
+            if found and None not in found:
+                self._computed[id(value)] = weakref.ref(value), names
             else:
                 self._computed.pop(id(value), None)  # written in place
-                self._fixed.discard(id(value))
+                self._fixed.pop(id(value), None)
 
 
 class _Recorder(TorchFunctionMode):
@@ -263,7 +269,7 @@ class _Recorder(TorchFunctionMode):
             if any(value not in constants for value in tensors_in((args, kwargs))):
                 self._seen.unknown.setdefault(module, []).append(function)
             return
-        weight = next((constants.names[id(value)] for value in operands.values() if id(value) in constants.names), "")
+        weight = " ".join(dict.fromkeys(name for value in operands.values() for name in constants.sources(value) or ()))
         self._seen.products[Product(module, function, number, observed_operands(function, varying), weight)] += 1
 
     def _add(self, kind: str, args: Any, kwargs: Any) -> None:

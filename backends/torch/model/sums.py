@@ -56,9 +56,6 @@ def _branch(model: nn.Module, call: Call | None, layers: Mapping[str, str]) -> I
 def without_orphans(found: Mapping[str, Found], products: Iterable[Product]) -> dict[str, Found]:
     """Return what was found by name, without the operands of sums whose layer is not among the names."""
     layers = {layer_of(name) for name in found}
-    orphans = {name for one in products if one.function == ADD and _layer(one) not in layers for name in one.names}
+    sums = (one for one in products if one.function == ADD and layers.isdisjoint(one.owners))
+    orphans = {name for one in sums for name in one.names}
     return {name: value for name, value in found.items() if layer_of(name) not in orphans}
-
-
-def _layer(product: Product) -> str:
-    return product.weight.rpartition(".")[0]
