@@ -267,12 +267,14 @@ class Quantizer:
         names = [call for name in names for call in call_names(name, seen.calls)]
         settings.check_patterns(names)
         self._folded = model
-        self._options = without_orphans(settings.resolve(names), seen.products)
-        check_layers(self._options, names, seen.skipped)
+        chosen = without_orphans(settings.resolve(names), seen.products)
+        names_left = [name for name in names if layer_of(name) not in seen.skipped]
+        self._options = {name: chosen[name] for name in names_left if name in chosen}
+        check_layers(self._options, names_left, seen.skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         self._install(seen)
         self._verified, self._run = verified_forward(self._forward, seen.folds), self._run._replace(checkpoint=None)
-        excluded = {name: EXCLUDED for name in names if name not in self._options}
+        excluded = {name: EXCLUDED for name in names if name not in chosen}
         self._reached(Stage.FOLDED, transforms=seen.as_rows(), skipped={**seen.skipped, **excluded})
         return seen.folds
 

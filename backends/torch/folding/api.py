@@ -30,6 +30,8 @@ from ..model.sums import residual_sums
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
+READ_ELSEWHERE = "it was not called, but other functions read its weights"
+SWAPPED = "it runs with other weights than its own, as by torch.func.functional_call"
 _IN_DOUBLE = 1e-9  # error of a right fold in float64, relative to the largest output
 
 
@@ -125,7 +127,7 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine 
     products, floats = _split(model, seen)
     owners = {product.module for product in products}
     if engine == "tensorrt":
-        layers = {name: name for name, _ in weighted_layers(model)}
+        layers = {name: name for name, _ in weighted_layers(model) if name not in seen.swapped}
         layers |= {fold.module: str(fold.into) for fold in folds if fold.kind == "batch_norm" and not fold.reason}
         products |= residual_sums(model, seen.additions, layers)
     calls = _repeated_calls(model, seen, products)
@@ -136,22 +138,25 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine 
         for name, functions in floats.items()
         if name not in skipped and not name.startswith(inside)
     }
-    skipped |= {**dict(other_norms(model)), **computed, **_read_elsewhere(model, seen, products)}
+    skipped |= {**dict(other_norms(model)), **computed, **_other_weights(model, seen, products)}
     return Examination(folds, skipped, [*products], calls)
 
 
 def _repeated_calls(model: nn.Module, seen: Recording, products: Counter[Product]) -> dict[str, int]:
     """Return how often each layer and operand was called, of those that were called several times but not in a loop."""
-    calls = {name: len(seen.calls[name]) for name, _ in weighted_layers(model)}
+    calls = {name: len(seen.calls[name]) for name, _ in weighted_layers(model) if name not in seen.swapped}
     calls |= {name: number for product, number in products.items() for name in product.names}
     return {name: number for name, number in calls.items() if 1 < number <= MOST}
 
 
-def _read_elsewhere(model: nn.Module, seen: Recording, products: Iterable[Product]) -> dict[str, str]:
-    """Return why layers stay in floating point that were not called: functions that are not observed read them."""
-    names = seen.read - {name for product in products for name in product.owners}
-    layers = (name for name, _ in weighted_layers(model) if name in names and not seen.calls[name])
-    return dict.fromkeys(layers, "it was not called, but other functions read its weights")
+def _other_weights(model: nn.Module, seen: Recording, products: Iterable[Product]) -> dict[str, str]:
+    """Return why layers stay in floating point whose weights are used without them, or the other way round."""
+    elsewhere = seen.read - {name for product in products for name in product.owners}
+    names = [name for name, _ in weighted_layers(model)]
+    return {
+        **{name: SWAPPED for name in names if name in seen.swapped},
+        **{name: READ_ELSEWHERE for name in names if name in elsewhere and not seen.calls[name]},
+    }
 
 
 def _split(model: nn.Module, seen: Recording) -> tuple[Counter[Product], dict[str, list[str]]]:

@@ -78,6 +78,8 @@ class Recording(NamedTuple):
     """The modules of interest whose parameters were used outside them."""
     additions: list[Addition]
     """Sums of two tensors outside the layers."""
+    swapped: set[str]
+    """The modules of interest that ran with other tensors than their parameters, as by torch.func.functional_call."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
@@ -98,7 +100,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set(), [])
+    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set(), [], set())
     recorder = _Recorder(seen, model, _Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
@@ -224,6 +226,8 @@ class _Recorder(TorchFunctionMode):
         def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
             if interesting and self._depth == 0:
                 self.consume(tensors_in((args, kwargs)), Consumer(name))
+                if any(id(parameter) not in self._owners for parameter in module.parameters()):
+                    self._seen.swapped.add(name)
             if follows and not self._entered:
                 self._levels.note((value for value in tensors_in((args, kwargs)) if self._levels.of([value]) < 0), 0)
             self._entered.append(name)
