@@ -208,6 +208,11 @@ class Routed:
         return inspect.signature(self._forward)
 
     @property
+    def __code__(self) -> Any:
+        """Return the code of the module's own ``forward``, which torch.export names."""
+        return self._forward.__code__
+
+    @property
     def _forward(self) -> Any:
         return self.before or type(self.module).forward.__get__(self.module)
 

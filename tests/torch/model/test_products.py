@@ -171,6 +171,12 @@ def test_a_simulation_can_be_copied_and_its_signature_is_that_of_the_model():
     twin.load_state_dict(result.model.state_dict())
 
 
+def test_a_simulation_whose_root_multiplies_can_be_exported_by_torch():
+    model = quantize(ready(Net(lambda net, x: x @ net.fc(x).mT, fc=nn.Linear(8, 8)), dtype=torch.float32), [X]).model
+    program = torch.export.export(model, (X,)).module()
+    torch.testing.assert_close(outputs(program, X), outputs(model, X))
+
+
 def test_layers_inside_are_called_as_before_and_other_calls_stay_in_float():
     """More calls than on the first batch have no range."""
     model = block(lambda net, x: x @ x.mT @ x if len(x) > 2 else (x @ x.mT @ x) @ x.mT @ x)
