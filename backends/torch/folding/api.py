@@ -143,8 +143,8 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine 
 
 
 def _repeated_calls(model: nn.Module, seen: Recording, products: Counter[Product]) -> dict[str, int]:
-    """Return how often each layer and operand was called, of those that were called several times but not in a loop."""
-    calls = {name: len(seen.calls[name]) for name, _ in weighted_layers(model) if name not in seen.swapped}
+    """Return how often one run calls each layer and operand, of those that it calls several times but not in a loop."""
+    calls = {name: seen.most[name] for name, _ in weighted_layers(model) if name not in seen.swapped}
     calls |= {name: number for product, number in products.items() for name in product.names}
     return {name: number for name, number in calls.items() if 1 < number <= MOST}
 
@@ -170,7 +170,7 @@ def _split(model: nn.Module, seen: Recording) -> tuple[Counter[Product], dict[st
             floats.setdefault(product.module, []).append(product.function)
         else:
             known, before = products.get(product[:3], (product, 0))
-            products[product[:3]] = known.joined(product), before + number
+            products[product[:3]] = known.joined(product), max(before, number)
     return Counter(dict(products.values())), floats
 
 

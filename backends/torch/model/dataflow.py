@@ -60,6 +60,8 @@ class Addition(NamedTuple):
     """Qualified name of the module that adds."""
     number: int
     """How many sums in this call of the module came before."""
+    times: int
+    """How often it was computed in this run of the model, this time included."""
     operands: dict[str, Operand]
 
 
@@ -68,10 +70,12 @@ class Recording(NamedTuple):
 
     calls: dict[str, list[Call]]
     """The calls of each layer, BatchNorm and ReLU module; empty if it was not called."""
+    most: Counter[str]
+    """The largest number of calls of each in one run of the model, which may run several times."""
     output: list[torch.Tensor]
     """The tensors that the model returned."""
     products: Counter[Product]
-    """How often functions multiplied activations outside the layers, with the innermost calling module."""
+    """How often functions multiplied activations outside the layers in one run, with the innermost calling module."""
     unknown: dict[str, list[str]]
     """Functions that multiplied outside the layers in another way, by the innermost calling module."""
     read: set[str]
@@ -100,7 +104,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set(), [], set())
+    seen = Recording({name: [] for name in interesting}, Counter(), [], Counter(), {}, set(), [], set())
     recorder = _Recorder(seen, model, _Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
@@ -201,6 +205,7 @@ class _Recorder(TorchFunctionMode):
         self._owners = {id(p): name for name in seen.calls for p in model.get_submodule(name).parameters()}
         self._entered: list[str] = []
         self._counts: list[Counter[str]] = []  # of the functions that multiply, for each module that is entered
+        self._run: Counter[Any] = Counter()  # of what was called in this run of the model
         self._constants = constants
         self._levels, self._entered_at = Levels(), 0
         self._depth = 0  # of modules of interest: nothing is recorded inside them
@@ -230,6 +235,8 @@ class _Recorder(TorchFunctionMode):
                     self._seen.swapped.add(name)
             if follows and not self._entered:
                 self._levels.note((value for value in tensors_in((args, kwargs)) if self._levels.of([value]) < 0), 0)
+            if name == "":
+                self._run.clear()
             self._entered.append(name)
             self._counts.append(Counter())
             self._depth += interesting
@@ -261,6 +268,12 @@ class _Recorder(TorchFunctionMode):
             call = Call(name, tensor.ndim, [])
             self._seen.calls[name].append(call)
             self._produced[id(tensor)] = (weakref.ref(tensor), call)
+            self._seen.most[name] = max(self._seen.most[name], self._times(name))
+
+    def _times(self, key: Any) -> int:
+        """Count a call; return how many of this kind there were in this run of the model."""
+        self._run[key] += 1
+        return self._run[key]
 
     def _multiply(self, function: str, args: Any, kwargs: Any, constants: "_Constants") -> None:
         operands, module = operands_of(function, args, kwargs), self._entered[-1]
@@ -274,7 +287,8 @@ class _Recorder(TorchFunctionMode):
                 self._seen.unknown.setdefault(module, []).append(function)
             return
         weight = " ".join(dict.fromkeys(name for value in operands.values() for name in constants.sources(value) or ()))
-        self._seen.products[Product(module, function, number, observed_operands(function, varying), weight)] += 1
+        product = Product(module, function, number, observed_operands(function, varying), weight)
+        self._seen.products[product] = max(self._seen.products[product], self._times(product[:3]))
 
     def _add(self, kind: str, args: Any, kwargs: Any) -> None:
         operands, number = operands_of(ADD, args, kwargs), self._counts[-1][ADD]
@@ -284,7 +298,8 @@ class _Recorder(TorchFunctionMode):
             call, level = found["input"]
             if call is not None and kind != ADD:  # later uses of the tensor are uses of the sum
                 found["input"] = Operand(call._replace(consumers=[*call.consumers]), level)
-            self._seen.additions.append(Addition(self._entered[-1], number, found))
+            module = self._entered[-1]
+            self._seen.additions.append(Addition(module, number, self._times((module, ADD, number)), found))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
