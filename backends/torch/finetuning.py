@@ -50,6 +50,10 @@ def unfreeze_weights(model: nn.Module) -> nn.Module:
     Notes
     -----
     Save it by ``state_dict()``: PyTorch cannot pickle parametrized modules.
+
+    A simulation rounds each layer for itself. So a weight that a layer shares, such as a head with a table of
+    embeddings, is separate in it. ``model.head.parametrizations.weight.original = model.table.weight`` trains both as
+    one again.
     """
     model = copy_model(model)
     quantized_layers(model)  # raises for a model without any
