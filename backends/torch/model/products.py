@@ -182,7 +182,7 @@ class Point(nn.Module):
         elif attn_mask is not None:
             scores = scores + attn_mask
         weights = scores.softmax(-1)
-        if attn_mask is not None and not torch.compiler.is_exporting():
+        if attn_mask is not None and not torch.compiler.is_exporting():  # there it would cost time in the engine
             weights = weights.nan_to_num(0.0)  # rows that are masked throughout
         return taps["weights"](weights) @ taps["value"](value)  # type: ignore[no-any-return]
 
