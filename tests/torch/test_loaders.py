@@ -222,6 +222,11 @@ def test_the_line_to_write_is_a_call_that_uses_as_much_as_the_model_takes(case):
     assert str(caught.value).endswith(f"; pass forward=lambda model, batch: {line}")
 
 
+def test_a_batch_that_is_none_is_refused():
+    with pytest.raises(InvalidInputError, match=r"batch 0: expected what the model takes, .*, got None"):
+        thresholds(network(), [None])
+
+
 def test_no_line_is_told_that_does_not_work():
     with pytest.raises(ModelError, match=r"batches are \[str, str\]; pass forward=lambda model, batch: \.\.\.$"):
         thresholds(network(), [["a", "b"]])

@@ -38,8 +38,8 @@ def check_eval(model: nn.Module) -> None:
         raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     exported = tuple(f"{name}." if name else "" for name, module in model.named_modules() if is_exported(module))
     for name, module in model.named_modules():
-        if f"{name}.".startswith(exported):
-            continue  # its mode was fixed by torch.export
+        if f"{name}.".startswith(exported) or type(module).__module__.startswith("torch.ao.nn.quantized."):
+            continue  # its mode was fixed by torch.export; it computes the same in both
         if getattr(module, "training", False):  # frozen TorchScript has no such attribute
             raise InvalidInputError(
                 f"the model must be in eval mode, got {name or 'the model'} in training mode; call model.eval() first"
