@@ -117,8 +117,13 @@ def _hide_what_is_inside(owners: Iterable[nn.Module]) -> None:
     inside = {id(module): module for owner in owners for module in owner.modules() if module is not owner}
     for module in inside.values():
         if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-            module.register_forward_pre_hook(_enter)
-            module.register_forward_hook(_leave, always_call=True)
+            hide(module)
+
+
+def hide(module: nn.Module) -> None:
+    """Hide what a module computes from the routers of the modules around it."""
+    module.register_forward_pre_hook(_enter)
+    module.register_forward_hook(_leave, always_call=True)
 
 
 class Point(nn.Module):
