@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .constants import Constants
 from .functions import ADD, METADATA, addition_kind, product_name, relu_kind
 from .hooks import active
 from .layers import RELUS, is_quantizable
@@ -105,7 +106,7 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
     seen = Recording({name: [] for name in interesting}, Counter(), [], Counter(), {}, set(), [], set())
-    recorder = _Recorder(seen, model, _Constants(model) if products else None)
+    recorder = _Recorder(seen, model, Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
         for name, module in model.named_modules():
@@ -168,38 +169,8 @@ def count_uses(model: nn.Module) -> Counter[int]:
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
-class _Constants:
-    """Knows which tensors do not depend on the input of the model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._fixed: dict[int, list[str]] = {id(buffer): [] for buffer in model.buffers()}
-        self._fixed |= {id(p): [name] for name, p in model.named_parameters(remove_duplicate=False)}
-        self._computed: dict[int, tuple[weakref.ref[torch.Tensor], list[str]]] = {}
-
-    def __contains__(self, value: torch.Tensor) -> bool:
-        return self.sources(value) is not None
-
-    def sources(self, value: torch.Tensor) -> list[str] | None:
-        """Return the names of the parameters that a constant is computed from; None for a tensor that varies."""
-        if id(value) in self._fixed:
-            return self._fixed[id(value)]
-        known, names = self._computed.get(id(value), (None, None))
-        return names if known is not None and known() is value else None
-
-    def follow(self, given: Any, result: Any) -> None:
-        """Note whether what a function returned depends on constants alone."""
-        found = [self.sources(value) for value in tensors_in(given)]
-        names = [*dict.fromkeys(name for one in found for name in one or ())]
-        for value in tensors_in(result):
-            if found and None not in found:
-                self._computed[id(value)] = weakref.ref(value), names
-            else:
-                self._computed.pop(id(value), None)  # written in place
-                self._fixed.pop(id(value), None)
-
-
 class _Recorder(TorchFunctionMode):
-    def __init__(self, seen: Recording, model: nn.Module, constants: "_Constants | None") -> None:
+    def __init__(self, seen: Recording, model: nn.Module, constants: Constants | None) -> None:
         super().__init__()
         self._seen = seen
         self._owners = {id(p): name for name in seen.calls for p in model.get_submodule(name).parameters()}
@@ -275,7 +246,7 @@ class _Recorder(TorchFunctionMode):
         self._run[key] += 1
         return self._run[key]
 
-    def _multiply(self, function: str, args: Any, kwargs: Any, constants: "_Constants") -> None:
+    def _multiply(self, function: str, args: Any, kwargs: Any, constants: Constants) -> None:
         operands, module = operands_of(function, args, kwargs), self._entered[-1]
         varying = [name for name, value in operands.items() if value not in constants]
         number = self._counts[-1][function]
@@ -319,7 +290,7 @@ class _Recorder(TorchFunctionMode):
                 self._add(kind, args, kwargs)
         result = func(*args, **kwargs)
         if constants is not None:
-            constants.follow((args, kwargs), result)
+            constants.follow(tensors_in((args, kwargs)), tensors_in(result))
             self._levels.note(tensors_in(result), level)
         if relu:
             self._produced.pop(id(result), None)  # in place: the tensor no longer holds what the layer returned
