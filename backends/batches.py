@@ -13,8 +13,17 @@ from rich.progress import Progress
 from klquant.errors import InvalidInputError, KLQuantError
 
 
+def check_iterable(batches: Iterable[Any]) -> None:
+    """Raise InvalidInputError for data that cannot be iterated, such as None or a function."""
+    if not (hasattr(type(batches), "__iter__") or hasattr(type(batches), "__getitem__")):
+        raise InvalidInputError(
+            f"`batches` must be an iterable of batches, such as a list or a DataLoader, got {type(batches).__name__}"
+        )
+
+
 def check_repeatable(batches: Iterable[Any], remedy: str) -> None:
-    """Raise InvalidInputError for data that can be iterated only once; the message ends with the remedy."""
+    """Raise InvalidInputError for data that can be iterated only once, or never; the message ends with the remedy."""
+    check_iterable(batches)
     if isinstance(batches, Iterator):
         if isinstance(batches, islice):
             remedy = "pass the data themselves and num_batches="
@@ -39,6 +48,7 @@ class _First:
 
 def first_batches(batches: Iterable[Any], number: int | None) -> Iterable[Any]:
     """Return so many batches, which can be iterated as often as the data; None means all of them."""
+    check_iterable(batches)
     if number is None:
         return batches
     if not isinstance(number, int) or number < 1:
@@ -87,6 +97,7 @@ def progress_bar(description: str, batches: Iterable[Any], *, steps: int = 1) ->
 
 def tracked(items: Iterable[_Item], description: str) -> Iterator[_Item]:
     """Yield the items, with a progress bar if there is a description, and a terminal or notebook."""
+    check_iterable(items)
     with progress_bar(description, items) as advance:
         for item in items:
             yield item

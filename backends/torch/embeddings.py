@@ -33,7 +33,7 @@ def round_embeddings(model: nn.Module) -> nn.Module:
     """
     model = copy_model(model)
     quantized_layers(model)
-    read = {point.source[0] for point in model.modules() if isinstance(point, Point) and point.source}
+    read = {source for point in model.modules() if isinstance(point, Point) for source in point.sources}
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module not in read and _is_large_table(module):
             table = module.weight.detach()

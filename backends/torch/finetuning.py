@@ -10,6 +10,7 @@ from klquant.errors import InvalidInputError
 
 from .model.edits import copy_model
 from .model.layers import channel_axis
+from .model.products import hide
 from .simulation import channel_scales, fake_quantize, quantized_layers, rounded_layers
 
 
@@ -19,6 +20,7 @@ class _Rounding(nn.Module):
     def __init__(self, axis: int, num_bits: int) -> None:
         super().__init__()
         self._axis, self._num_bits = axis, num_bits
+        hide(self)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         scales = channel_scales(weight.detach(), self._axis, self._num_bits)
@@ -50,6 +52,10 @@ def unfreeze_weights(model: nn.Module) -> nn.Module:
     Notes
     -----
     Save it by ``state_dict()``: PyTorch cannot pickle parametrized modules.
+
+    A simulation rounds each layer for itself. So a weight that a layer shares, such as a head with a table of
+    embeddings, is separate in it. ``model.head.parametrizations.weight.original = model.table.weight`` trains both as
+    one again.
     """
     model = copy_model(model)
     quantized_layers(model)  # raises for a model without any

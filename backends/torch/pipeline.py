@@ -1,10 +1,12 @@
 """All stages in one call: from a model and data, or a saved calibration, to a quantized model."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Unpack
 
 from torch import nn
+
+from klquant.errors import InvalidInputError
 
 from ..batches import check_repeatable, first_batches
 from ..calibration import Calibration
@@ -141,8 +143,8 @@ def requantize(
 
 
 def _look_ahead(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """Return the first batch, or None, and an iterable of all batches."""
-    if isinstance(batches, Iterator):
-        first = next(batches, None)
-        return first, chain([] if first is None else [first], batches)
-    return next(iter(batches), None), batches
+    """Return the first batch, None if there is none, and an iterable of all batches."""
+    start = list(islice(batches, 1))
+    if any(batch is None for batch in start):
+        raise InvalidInputError("batch 0: expected what the model takes, such as a tensor, a tuple or a dict, got None")
+    return next(iter(start), None), chain(start, batches) if isinstance(batches, Iterator) else batches

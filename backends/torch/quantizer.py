@@ -248,8 +248,8 @@ class Quantizer:
         """Everything that was found so far, to save it; from the stage HISTOGRAMS_COLLECTED on."""
         self._need(Stage.HISTOGRAMS_COLLECTED)
         found = self._found
-        uncalled = {name: NEVER_CALLED for name in self._options if name not in found.amax and name not in self._read}
-        skipped = {**found.skipped, **uncalled}
+        known = {*found.amax, *found.skipped, *self._read}
+        skipped = {**found.skipped, **{name: NEVER_CALLED for name in self._options if name not in known}}
         scales = {name: scale.tolist() for name, scale in self._weight_scales.items()}
         return found._replace(model=fingerprint(self._model), skipped=skipped, weight_scales=scales)
 
@@ -270,12 +270,14 @@ class Quantizer:
         names = [call for name in names for call in call_names(name, seen.calls)]
         settings.check_patterns(names)
         self._folded = model
-        self._options = without_orphans(settings.resolve(names), seen.products)
-        check_layers(self._options, names, seen.skipped)
+        chosen = without_orphans(settings.resolve(names), seen.products)
+        names_left = [name for name in names if layer_of(name) not in seen.skipped]
+        self._options = {name: chosen[name] for name in names_left if name in chosen}
+        check_layers(self._options, names_left, seen.skipped)
         self._observe = {name: chosen.observe or settings.observe for name, chosen in self._options.items()}
         self._install(seen)
         self._verified, self._run = verified_forward(self._forward, seen.folds), self._run._replace(checkpoint=None)
-        excluded = {name: EXCLUDED for name in names if name not in self._options}
+        excluded = {name: EXCLUDED for name in names if name not in chosen}
         self._reached(Stage.FOLDED, transforms=seen.as_rows(), skipped={**seen.skipped, **excluded})
         return seen.folds
 
@@ -285,7 +287,7 @@ class Quantizer:
         install(self._folded, [product for product in seen.products if not chosen.isdisjoint(product.names)])
         calls = {name: number for name, number in seen.calls.items() if name in chosen}
         separate_calls(self._folded, calls, self._observe)
-        self._read = {product.weight.rpartition(".")[0] for product in seen.products}
+        self._read = {name for product in seen.products for name in product.owners}
 
     def _equalize(self, pairs: list[Equalized]) -> list[Equalized]:
         equalize_in_place(self._folded, pairs)

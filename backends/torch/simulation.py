@@ -14,6 +14,7 @@ from .model.calls import Calls, layer_of
 from .model.edits import copy_model, replace_module
 from .model.forward import Where, observed_at
 from .model.layers import LayerWrapper, Tap, channel_axis, inner_layer, observed_layers, point_name, weighted_layers
+from .model.products import hide
 
 
 class QuantizedLayer(LayerWrapper):
@@ -31,7 +32,7 @@ class QuantizedLayer(LayerWrapper):
         self._buffers["scale"] = torch.tensor(scale, dtype=torch.float32, device=_device_of(inner_layer(layer)))
 
         # PyTorch's fused kernels (TransformerEncoderLayer) bypass a layer and read its weights, unless it has hooks
-        self.register_forward_pre_hook(_keep_calling)
+        hide(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the layer's output in INT8 arithmetic."""
@@ -63,10 +64,6 @@ class QuantizedLayer(LayerWrapper):
 def _device_of(layer: Any) -> torch.device:
     device: torch.device = layer.device if isinstance(layer, Tap) else layer.weight.device
     return device
-
-
-def _keep_calling(module: nn.Module, args: Any) -> None:
-    pass
 
 
 def fake_quantize(
@@ -108,8 +105,7 @@ def fake_quantize(
     clamped = (wide / torch.where(steps > 0, steps, 1.0)).clamp(lowest - 0.5, qmax(num_bits) + 0.5)
     levels = clamped.round().clamp(lowest, qmax(num_bits))
     if clamped.requires_grad:
-        # the same values, both differences are exact; a sum would count among those of the module that calls the layer
-        levels = clamped - (clamped - levels).detach()
+        levels = clamped + (levels - clamped).detach()  # the same values: the difference is exact
     return (levels * steps + 0.0).to(x.dtype)  # + 0.0: INT8 has no negative zero
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from klquant.backends import batches
-from klquant.backends.batches import first_batches, numbered, tracked
+from klquant.backends.batches import check_repeatable, first_batches, numbered, tracked
 from klquant.errors import InvalidInputError
 
 
@@ -42,6 +42,14 @@ def test_what_happens_with_a_batch_is_no_error_of_the_data():
     with pytest.raises(ZeroDivisionError) as caught:
         divide()
     assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("given", [None, len, 5])
+@pytest.mark.parametrize("take", [lambda data: first_batches(data, None), lambda data: list(tracked(data, "")),
+                                  lambda data: check_repeatable(data, "")])  # fmt: skip
+def test_what_cannot_be_iterated_is_refused(given, take):
+    with pytest.raises(InvalidInputError, match=f"`batches` must be an iterable .*, got {type(given).__name__}"):
+        take(given)
 
 
 # Bars

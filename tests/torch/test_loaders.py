@@ -1,9 +1,11 @@
 """Loaders as people have them: labels beside the inputs, dicts, BatchEncoding, augmentation, arrays, channels last."""
 
+import functools
 import io
 import itertools
 import logging
 from collections import namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -152,9 +154,22 @@ def test_a_mask_that_is_one_is_passed():
     assert arguments_of(run, (IMAGES, MASKS)).args == (IMAGES, MASKS)
 
 
+@dataclass
+class Record:
+    label: torch.Tensor
+    image: torch.Tensor
+
+
 TOLD = {
     "two images": ((IMAGES, IMAGES), r"batches are \(Tensor\[12,3,8,8\], Tensor\[12,3,8,8\]\); ", "model(batch[0])"),
     "the label first": ((LABELS, IMAGES), r"batches are \(Tensor\[12\], Tensor", "model(batch[1])"),
+    "a mask beside the image": (
+        {"label": LABELS, "image": IMAGES, "mask": IMAGES[:, :1]},
+        "batches are {'label'",
+        "model(batch['image'])",
+    ),
+    "a dataclass": (Record(LABELS, IMAGES), "batches are Record", "model(batch.image)"),
+    "one sample": ((IMAGES[0], 1), "no batch dimension", "model(batch[0][None])"),
     "a dict of two": ({"a": IMAGES, "b": IMAGES}, r"batches are {'a': Tensor", "model(batch['a'])"),
     "bytes": ((IMAGES * 50).byte(), r"\(uint8\); ", "model(batch.float() / 255)"),
     "bytes with labels": (((IMAGES * 50).byte(), LABELS), r"\(uint8\); ", "model(batch[0].float() / 255)"),
@@ -182,6 +197,47 @@ def test_the_error_has_the_line_to_write(case):
     assert message.endswith(f"; pass forward=lambda model, batch: {line}")
     forward = eval(f"lambda model, batch: {line}", {"torch": torch})  # noqa: S307
     assert thresholds(network(), [data], forward=forward)
+
+
+class Takes(nn.Module):
+    """Takes its arguments in a form of its own."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.inner, self.run = network(), run
+        self.forward = functools.partial(run, self.inner)
+
+
+def two(net, a, b, bias=None):
+    return net(a + b) if bias is None else net(a + b) + bias
+
+
+CALLS = {
+    "a dict": (lambda net, batch: net(batch["image"]), {"image": IMAGES, "label": LABELS}, "model(batch)"),
+    "a list": (lambda net, images: [net(x[None]) for x in images], list(IMAGES[:3]), "model(batch)"),
+    "a list of a pair": (lambda net, images: [net(x[None]) for x in images], (list(IMAGES), [{}]), "model(batch[0])"),
+    "an optional argument": (two, (IMAGES, IMAGES, LABELS), "model(batch[0], batch[1])"),
+    "a pair of a pair": (two, ((IMAGES, IMAGES), LABELS), "model(batch[0][0], batch[0][1])"),
+    "a dict of a pair": (two, ({"a": IMAGES, "b": IMAGES, "c": 1}, LABELS), "model(a=batch[0]['a'], b=batch[0]['b'])"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_the_line_to_write_is_a_call_that_uses_as_much_as_the_model_takes(case):
+    run, data, line = CALLS[case]
+    with pytest.raises(ModelError) as caught:
+        thresholds(Takes(run).eval(), [data])
+    assert str(caught.value).endswith(f"; pass forward=lambda model, batch: {line}")
+
+
+def test_a_batch_that_is_none_is_refused():
+    with pytest.raises(InvalidInputError, match=r"batch 0: expected what the model takes, .*, got None"):
+        thresholds(network(), [None])
+
+
+def test_no_line_is_told_that_does_not_work():
+    with pytest.raises(ModelError, match=r"batches are \[str, str\]; pass forward=lambda model, batch: \.\.\.$"):
+        thresholds(network(), [["a", "b"]])
 
 
 def test_where_the_model_is_matters():

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...accuracy.sums import Sums
 from ...thresholds import LayerThreshold
-from ..model.forward import Where
+from ..model.forward import Where, whole
 from ..model.hooks import active
 from ..model.layers import observed_layers
 from ..simulation import fake_quantize, quantized_layers, simulate
@@ -17,7 +17,7 @@ from ..simulation import fake_quantize, quantized_layers, simulate
 
 def compare(reference: torch.Tensor, approximation: torch.Tensor) -> Sums:
     """Sum in float64 over two tensors of one shape, only where the reference is finite: masks may hold infinity."""
-    x, y = (tensor.detach().double().flatten() for tensor in (reference, approximation))
+    x, y = (whole(tensor.detach()).double().flatten() for tensor in (reference, approximation))
     finite = x.isfinite()
     if not finite.all():
         x, y = x[finite], y[finite]

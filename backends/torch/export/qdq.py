@@ -21,12 +21,14 @@ from ...onnx.qdq.rules import make_plan
 from ...onnx.qdq_model import QDQModel
 from ...onnx.quantization import quantize
 from ...settings import WEIGHTED, Engine
+from ...warning import warn_of_floats
 from .markers import Roundings, remove_marks
 from .trace import Traced
 
 UNROUNDED = "the simulation does not round its input"
 FLOAT = "the simulation computes it in floating point"
 UNREACHED = "the example does not reach it"
+SHORTCUT = 'the simulation does not round its shortcut; quantize with engine="tensorrt" or pass `batches`'
 
 
 def place(
@@ -46,26 +48,28 @@ def place(
     if may_ignore and (not batches or (found.conflicts and engine != "onnxruntime")):
         batches = None
     if batches is None and engine != "onnxruntime":
-        result = _as_simulated(model, found)
+        result = _as_simulated(model, found, has_sums=has_sums or engine != "tensorrt")
     else:
         result = _by_rules(model, found, engine, batches, has_sums=has_sums and engine == "tensorrt")
     result.skipped.update({name: UNREACHED for name in traced.layers if name not in found.reached})
     return result
 
 
-def _as_simulated(model: onnx.ModelProto, found: Roundings) -> QDQModel:
-    """Return the model with Q/DQ only where the simulation rounds."""
+def _as_simulated(model: onnx.ModelProto, found: Roundings, *, has_sums: bool) -> QDQModel:
+    """Return the model with Q/DQ only where the simulation rounds; warn of residual sums if it has none."""
     found = _behind_moves(read_graph(model), found)
     known = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)}
     new = [name for name in found.thresholds if name not in known]  # the exporter leaves out few types
     model.graph.value_info.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in new)
     graph = read_graph(model)
     plan = _plan(graph, found)
+    sums = {} if has_sums else dict.fromkeys(_residual_sums(graph, plan), SHORTCUT)
+    warn_of_floats("node", sums)
     grids = make_grids(plan, found.thresholds, set(), signed)
     written = write_qdq(model, graph, plan, grids, int_bias=False, reduce_range=False)
     onnx.checker.check_model(written)
     ranges = {name: grid.range for name, grid in grids.items()}
-    return QDQModel(written, dict(found.thresholds), plan.skipped, ranges=ranges)
+    return QDQModel(written, dict(found.thresholds), plan.skipped | sums, ranges=ranges)
 
 
 def _behind_moves(graph: Graph, found: Roundings) -> Roundings:
@@ -100,6 +104,13 @@ def _plan(graph: Graph, found: Roundings) -> Plan:
         else:
             plan.weights[node.name] = weight_axis(graph, node)
     return plan._replace(skipped=plan.skipped | float_layers(graph, ()))
+
+
+def _residual_sums(graph: Graph, plan: Plan) -> list[str]:
+    """Return the names of the sums with a shortcut that the rules of TensorRT quantize, and the plan does not."""
+    rules = make_plan(graph, observed_tensors(graph), "tensorrt", tuple(plan.skipped)).readers
+    missing = set[str]().union(*rules.values()) - set[str]().union(*plan.readers.values())
+    return [node.name for node in graph.nodes if node.op_type == "Add" and node.name in missing]
 
 
 def _by_rules(

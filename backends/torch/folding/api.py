@@ -6,7 +6,7 @@ of its layer: since relu(relu(x)) = relu(x), the ReLU can stay in place for its 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -30,6 +30,8 @@ from ..model.sums import residual_sums
 from .apply import Fold, fold_in_place
 from .decide import all_folds, norm_folds, relu_folds
 
+READ_ELSEWHERE = "it was not called, but other functions read its weights"
+SWAPPED = "it runs with other weights than its own, as by torch.func.functional_call"
 _IN_DOUBLE = 1e-9  # error of a right fold in float64, relative to the largest output
 
 
@@ -125,7 +127,7 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine 
     products, floats = _split(model, seen)
     owners = {product.module for product in products}
     if engine == "tensorrt":
-        layers = {name: name for name, _ in weighted_layers(model)}
+        layers = {name: name for name, _ in weighted_layers(model) if name not in seen.swapped}
         layers |= {fold.module: str(fold.into) for fold in folds if fold.kind == "batch_norm" and not fold.reason}
         products |= residual_sums(model, seen.additions, layers)
     calls = _repeated_calls(model, seen, products)
@@ -136,20 +138,31 @@ def examine_copy(model: nn.Module, batch: Any, forward: Forward, engine: Engine 
         for name, functions in floats.items()
         if name not in skipped and not name.startswith(inside)
     }
-    return Examination(folds, {**skipped, **dict(other_norms(model)), **computed}, [*products], calls)
+    skipped |= {**dict(other_norms(model)), **computed, **_other_weights(model, seen, products)}
+    return Examination(folds, skipped, [*products], calls)
 
 
 def _repeated_calls(model: nn.Module, seen: Recording, products: Counter[Product]) -> dict[str, int]:
-    """Return how often each layer and operand was called, of those that were called several times but not in a loop."""
-    calls = {name: len(seen.calls[name]) for name, _ in weighted_layers(model)}
+    """Return how often one run calls each layer and operand, of those that it calls several times but not in a loop."""
+    calls = {name: seen.most[name] for name, _ in weighted_layers(model) if name not in seen.swapped}
     calls |= {name: number for product, number in products.items() for name in product.names}
     return {name: number for name, number in calls.items() if 1 < number <= MOST}
+
+
+def _other_weights(model: nn.Module, seen: Recording, products: Iterable[Product]) -> dict[str, str]:
+    """Return why layers stay in floating point whose weights are used without them, or the other way round."""
+    elsewhere = seen.read - {name for product in products for name in product.owners}
+    names = [name for name, _ in weighted_layers(model)]
+    return {
+        **{name: SWAPPED for name in names if name in seen.swapped},
+        **{name: READ_ELSEWHERE for name in names if name in elsewhere and not seen.calls[name]},
+    }
 
 
 def _split(model: nn.Module, seen: Recording) -> tuple[Counter[Product], dict[str, list[str]]]:
     """Return the products that can be observed, and the functions that stay in floating point, by module."""
     called = {name for name, calls in seen.calls.items() if calls}
-    mixed = {p[:2] for p in seen.products if p.weight.rpartition(".")[0] in called}  # a layer and a function share it
+    mixed = {p[:2] for p in seen.products if not called.isdisjoint(p.owners)}  # a layer and a function share it
     floats = {name: list(functions) for name, functions in seen.unknown.items()}
     products: dict[tuple[str, str, int], tuple[Product, int]] = {}
     for product, number in seen.products.items():
@@ -157,7 +170,7 @@ def _split(model: nn.Module, seen: Recording) -> tuple[Counter[Product], dict[st
             floats.setdefault(product.module, []).append(product.function)
         else:
             known, before = products.get(product[:3], (product, 0))
-            products[product[:3]] = known.joined(product), before + number
+            products[product[:3]] = known.joined(product), max(before, number)
     return Counter(dict(products.values())), floats
 
 

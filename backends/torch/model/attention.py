@@ -80,8 +80,7 @@ class Attention(nn.Module):
         return x if self.batch_first else x.transpose(0, 1)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        heads: torch.Tensor = x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        return heads
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)  # torch.compile: no x.unflatten
 
     def _mask(self, attn_mask: Mask, padding: Mask, q: torch.Tensor, k: torch.Tensor) -> Mask:
         """Return both masks as one that is added to the scores."""

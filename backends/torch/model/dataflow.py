@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .constants import Constants
 from .functions import ADD, METADATA, addition_kind, product_name, relu_kind
 from .hooks import active
 from .layers import RELUS, is_quantizable
@@ -60,6 +61,8 @@ class Addition(NamedTuple):
     """Qualified name of the module that adds."""
     number: int
     """How many sums in this call of the module came before."""
+    times: int
+    """How often it was computed in this run of the model, this time included."""
     operands: dict[str, Operand]
 
 
@@ -68,16 +71,20 @@ class Recording(NamedTuple):
 
     calls: dict[str, list[Call]]
     """The calls of each layer, BatchNorm and ReLU module; empty if it was not called."""
+    most: Counter[str]
+    """The largest number of calls of each in one run of the model, which may run several times."""
     output: list[torch.Tensor]
     """The tensors that the model returned."""
     products: Counter[Product]
-    """How often functions multiplied activations outside the layers, with the innermost calling module."""
+    """How often functions multiplied activations outside the layers in one run, with the innermost calling module."""
     unknown: dict[str, list[str]]
     """Functions that multiplied outside the layers in another way, by the innermost calling module."""
     read: set[str]
     """The modules of interest whose parameters were used outside them."""
     additions: list[Addition]
     """Sums of two tensors outside the layers."""
+    swapped: set[str]
+    """The modules of interest that ran with other tensors than their parameters, as by torch.func.functional_call."""
 
 
 def record_calls(model: nn.Module, run: Callable[[], Any]) -> Recording:
@@ -98,8 +105,8 @@ def recording(model: nn.Module, interesting: Iterable[str], *, products: bool = 
 
     With `products` every module gets hooks, to know which one multiplied; this takes longer.
     """
-    seen = Recording({name: [] for name in interesting}, [], Counter(), {}, set(), [])
-    recorder = _Recorder(seen, model, _Constants(model) if products else None)
+    seen = Recording({name: [] for name in interesting}, Counter(), [], Counter(), {}, set(), [], set())
+    recorder = _Recorder(seen, model, Constants(model) if products else None)
 
     def recorders() -> Iterator[AbstractContextManager[Any]]:
         for name, module in model.named_modules():
@@ -162,37 +169,14 @@ def count_uses(model: nn.Module) -> Counter[int]:
     return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
-class _Constants:
-    """Knows which tensors do not depend on the input of the model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
-        self._fixed = {*self.names, *(id(buffer) for buffer in model.buffers())}
-        self._computed: dict[int, weakref.ref[torch.Tensor]] = {}
-
-    def __contains__(self, value: torch.Tensor) -> bool:
-        known = self._computed.get(id(value))
-        return id(value) in self._fixed or (known is not None and known() is value)
-
-    def follow(self, given: Any, result: Any) -> None:
-        """Note whether what a function returned depends on constants alone."""
-        given = list(tensors_in(given))
-        is_constant = len(given) > 0 and all(value in self for value in given)
-        for value in tensors_in(result):
-            if is_constant:
-                self._computed[id(value)] = weakref.ref(value)
-            else:
-                self._computed.pop(id(value), None)  # written in place
-                self._fixed.discard(id(value))
-
-
 class _Recorder(TorchFunctionMode):
-    def __init__(self, seen: Recording, model: nn.Module, constants: "_Constants | None") -> None:
+    def __init__(self, seen: Recording, model: nn.Module, constants: Constants | None) -> None:
         super().__init__()
         self._seen = seen
         self._owners = {id(p): name for name in seen.calls for p in model.get_submodule(name).parameters()}
         self._entered: list[str] = []
         self._counts: list[Counter[str]] = []  # of the functions that multiply, for each module that is entered
+        self._run: Counter[Any] = Counter()  # of what was called in this run of the model
         self._constants = constants
         self._levels, self._entered_at = Levels(), 0
         self._depth = 0  # of modules of interest: nothing is recorded inside them
@@ -218,8 +202,12 @@ class _Recorder(TorchFunctionMode):
         def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
             if interesting and self._depth == 0:
                 self.consume(tensors_in((args, kwargs)), Consumer(name))
+                if any(id(parameter) not in self._owners for parameter in module.parameters()):
+                    self._seen.swapped.add(name)
             if follows and not self._entered:
                 self._levels.note((value for value in tensors_in((args, kwargs)) if self._levels.of([value]) < 0), 0)
+            if name == "":
+                self._run.clear()
             self._entered.append(name)
             self._counts.append(Counter())
             self._depth += interesting
@@ -251,8 +239,14 @@ class _Recorder(TorchFunctionMode):
             call = Call(name, tensor.ndim, [])
             self._seen.calls[name].append(call)
             self._produced[id(tensor)] = (weakref.ref(tensor), call)
+            self._seen.most[name] = max(self._seen.most[name], self._times(name))
 
-    def _multiply(self, function: str, args: Any, kwargs: Any, constants: "_Constants") -> None:
+    def _times(self, key: Any) -> int:
+        """Count a call; return how many of this kind there were in this run of the model."""
+        self._run[key] += 1
+        return self._run[key]
+
+    def _multiply(self, function: str, args: Any, kwargs: Any, constants: Constants) -> None:
         operands, module = operands_of(function, args, kwargs), self._entered[-1]
         varying = [name for name, value in operands.items() if value not in constants]
         number = self._counts[-1][function]
@@ -263,8 +257,9 @@ class _Recorder(TorchFunctionMode):
             if any(value not in constants for value in tensors_in((args, kwargs))):
                 self._seen.unknown.setdefault(module, []).append(function)
             return
-        weight = next((constants.names[id(value)] for value in operands.values() if id(value) in constants.names), "")
-        self._seen.products[Product(module, function, number, observed_operands(function, varying), weight)] += 1
+        weight = " ".join(dict.fromkeys(name for value in operands.values() for name in constants.sources(value) or ()))
+        product = Product(module, function, number, observed_operands(function, varying), weight)
+        self._seen.products[product] = max(self._seen.products[product], self._times(product[:3]))
 
     def _add(self, kind: str, args: Any, kwargs: Any) -> None:
         operands, number = operands_of(ADD, args, kwargs), self._counts[-1][ADD]
@@ -274,7 +269,8 @@ class _Recorder(TorchFunctionMode):
             call, level = found["input"]
             if call is not None and kind != ADD:  # later uses of the tensor are uses of the sum
                 found["input"] = Operand(call._replace(consumers=[*call.consumers]), level)
-            self._seen.additions.append(Addition(self._entered[-1], number, found))
+            module = self._entered[-1]
+            self._seen.additions.append(Addition(module, number, self._times((module, ADD, number)), found))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -294,7 +290,7 @@ class _Recorder(TorchFunctionMode):
                 self._add(kind, args, kwargs)
         result = func(*args, **kwargs)
         if constants is not None:
-            constants.follow((args, kwargs), result)
+            constants.follow(tensors_in((args, kwargs)), tensors_in(result))
             self._levels.note(tensors_in(result), level)
         if relu:
             self._produced.pop(id(result), None)  # in place: the tensor no longer holds what the layer returned

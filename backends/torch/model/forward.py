@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
@@ -37,8 +38,8 @@ def check_eval(model: nn.Module) -> None:
         raise InvalidInputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     exported = tuple(f"{name}." if name else "" for name, module in model.named_modules() if is_exported(module))
     for name, module in model.named_modules():
-        if f"{name}.".startswith(exported):
-            continue  # its mode was fixed by torch.export
+        if f"{name}.".startswith(exported) or type(module).__module__.startswith("torch.ao.nn.quantized."):
+            continue  # its mode was fixed by torch.export; it computes the same in both
         if getattr(module, "training", False):  # frozen TorchScript has no such attribute
             raise InvalidInputError(
                 f"the model must be in eval mode, got {name or 'the model'} in training mode; call model.eval() first"
@@ -75,7 +76,7 @@ def run_observed(
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise InvalidInputError(f"{entered}batch {number}: expected a float tensor, got {_kind(tensor)}")
         try:
-            observer(name, tensor.detach())
+            observer(name, whole(tensor.detach()))
         except KLQuantError as error:
             raise type(error)(f"{entered}batch {number}: {error}") from error
 
@@ -122,6 +123,13 @@ def _model_error(error: Exception, entered: str, number: int, batch: Any, run: t
     hint = advice(model, batch, is_call=is_call) if forward is call_model else ""
     at = f"{entered}batch {number}: the model failed there or later"
     return ModelError(f"{at}, with {type(error).__name__}: {error}{hint}")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor of all samples inside torch.func.vmap, where a model sees one of them."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 def _kind(value: Any) -> str:

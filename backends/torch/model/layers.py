@@ -163,17 +163,17 @@ def check_supported(model: nn.Module) -> None:
             f"observed; quantize the model that it was scripted or traced from"
         )
     for name, module in model.named_modules():
+        owner = f"`{name}`" if name else "the model"
         if "_orig_mod" in module._modules:
             raise InvalidInputError(
-                f"expected a model before torch.compile, got `{name}`, which is compiled; use its _orig_mod"
+                f"expected a model before torch.compile, got {owner}, which is compiled; use its _orig_mod"
             )
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise InvalidInputError(
-                f"expected a model with all its weights, got `{name}`: a {type(module).__name__} that was never run"
+                f"expected a model with all its weights, got {owner}: a {type(module).__name__} that was never run"
             )
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.is_meta:
-                owner = f"`{name}`" if name else "the model"
                 raise InvalidInputError(
                     f"expected a model with all its weights, got `{key}` of {owner} on the meta device, "
                     f"which holds no values; load the weights first"

@@ -46,12 +46,17 @@ class Product(NamedTuple):
     activations: str
     """The operands that depend on the input of the model, such as `input other`."""
     weight: str = ""
-    """Qualified name of the parameter that is the other operand, if it is one; in a sum, of its layer's weight."""
+    """Qualified names of the parameters that the other operand is computed from; in a sum, of its layer's weight."""
 
     @property
     def names(self) -> list[str]:
         """Return the names of the operands that are observed."""
         return [f"{self.module}:{self.function}.{self.number}.{operand}" for operand in self.activations.split()]
+
+    @property
+    def owners(self) -> list[str]:
+        """Return the qualified names of the modules that own the parameters."""
+        return [name.rpartition(".")[0] for name in self.weight.split()]
 
     def joined(self, other: "Product") -> "Product":
         """Return this call with the operands that are activations in another call of the module as well."""
@@ -100,9 +105,8 @@ def install(model: nn.Module, products: Iterable[Product]) -> None:
         key = f":{product.function}"
         if key not in owner._modules:
             owner.add_module(key, nn.Module().eval())
-        weight = product.weight.rpartition(".")
-        source = (model.get_submodule(weight[0]), weight[2]) if product.weight else None
-        point = Point(product.function, product.activations.split(), source, device)
+        sources = [model.get_submodule(name) for name in product.owners]
+        point = Point(product.function, product.activations.split(), sources, device)
         owner._modules[key].add_module(str(product.number), point)  # type: ignore[union-attr]
         if not isinstance(vars(owner).get("forward"), Routed):
             vars(owner)["forward"] = Routed(owner)
@@ -113,18 +117,23 @@ def _hide_what_is_inside(owners: Iterable[nn.Module]) -> None:
     inside = {id(module): module for owner in owners for module in owner.modules() if module is not owner}
     for module in inside.values():
         if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-            module.register_forward_pre_hook(_enter)
-            module.register_forward_hook(_leave, always_call=True)
+            hide(module)
+
+
+def hide(module: nn.Module) -> None:
+    """Hide what a module computes from the routers of the modules around it."""
+    module.register_forward_pre_hook(_enter)
+    module.register_forward_hook(_leave, always_call=True)
 
 
 class Point(nn.Module):
     """A call of a function, with a tap for each operand that is observed."""
 
     def __init__(
-        self, function: str, activations: Sequence[str], source: tuple[nn.Module, str] | None, device: torch.device
+        self, function: str, activations: Sequence[str], sources: list[nn.Module], device: torch.device
     ) -> None:
         super().__init__()
-        self.function, self.source = function, source
+        self.function, self.sources = function, sources
         for name in activations:
             self.add_module(name, Tap(device))
         self.eval()
@@ -178,7 +187,7 @@ class Point(nn.Module):
         elif attn_mask is not None:
             scores = scores + attn_mask
         weights = scores.softmax(-1)
-        if attn_mask is not None and not torch.compiler.is_exporting():
+        if attn_mask is not None and not torch.compiler.is_exporting():  # there it would cost time in the engine
             weights = weights.nan_to_num(0.0)  # rows that are masked throughout
         return taps["weights"](weights) @ taps["value"](value)  # type: ignore[no-any-return]
 
@@ -202,6 +211,11 @@ class Routed:
     def __signature__(self) -> inspect.Signature:
         """Return the signature of the module's own ``forward``."""
         return inspect.signature(self._forward)
+
+    @property
+    def __code__(self) -> Any:
+        """Return the code of the module's own ``forward``, which torch.export names."""
+        return self._forward.__code__
 
     @property
     def _forward(self) -> Any:

@@ -19,16 +19,18 @@ Found = TypeVar("Found")
 
 
 def residual_sums(model: nn.Module, additions: Iterable[Addition], layers: Mapping[str, str]) -> Counter[Product]:
-    """Return the residual sums among these, and how often each was called; the operand of each is its shortcut.
+    """Return the residual sums among these, and how often each is computed in one run; its operand is the shortcut.
 
     `layers` has the layer of each module whose output is that of a layer: of itself, or of a folded BatchNorm.
     """
-    found: dict[tuple[str, int], list[Product | None]] = {}
+    found: dict[tuple[str, int], set[Product | None]] = {}
+    times: Counter[tuple[str, int]] = Counter()
     for one in additions:
         if can_own(model.get_submodule(one.module)):
-            found.setdefault(one[:2], []).append(_residual(model, one, layers))
-    same = (calls for calls in found.values() if len(set(calls)) == 1)
-    return Counter({calls[0]: len(calls) for calls in same if calls[0] is not None})
+            found.setdefault(one[:2], set()).add(_residual(model, one, layers))
+            times[one[:2]] = max(times[one[:2]], one.times)
+    same = ((key, calls.pop()) for key, calls in found.items() if len(calls) == 1)
+    return Counter({product: times[key] for key, product in same if product is not None})
 
 
 def _residual(model: nn.Module, sum_: Addition, layers: Mapping[str, str]) -> Product | None:
@@ -56,9 +58,6 @@ def _branch(model: nn.Module, call: Call | None, layers: Mapping[str, str]) -> I
 def without_orphans(found: Mapping[str, Found], products: Iterable[Product]) -> dict[str, Found]:
     """Return what was found by name, without the operands of sums whose layer is not among the names."""
     layers = {layer_of(name) for name in found}
-    orphans = {name for one in products if one.function == ADD and _layer(one) not in layers for name in one.names}
+    sums = (one for one in products if one.function == ADD and layers.isdisjoint(one.owners))
+    orphans = {name for one in sums for name in one.names}
     return {name: value for name, value in found.items() if layer_of(name) not in orphans}
-
-
-def _layer(product: Product) -> str:
-    return product.weight.rpartition(".")[0]

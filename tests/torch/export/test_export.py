@@ -22,6 +22,8 @@ from support.networks import Net, batch, fingerprint, mlp, outputs, ready
 from support.onnx_models import array, run, run_all
 
 NETWORKS = ("VGG", "residual net", "MobileNetV2")
+SHORTCUTS = "the simulation does not round its shortcut"  # test_residual_sums.py is about them
+pytestmark = pytest.mark.filterwarnings(f"ignore:.*{SHORTCUTS}:klquant.errors.CalibrationWarning")
 
 
 def simulated(model, batches, **options):
@@ -68,6 +70,10 @@ def quantizer(exported, weight):
     return producer(exported, dequantize.input[0])
 
 
+def skipped_layers(exported):
+    return {name: reason for name, reason in exported.skipped.items() if SHORTCUTS not in reason}
+
+
 def sizes(exported):
     return [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in exported.model.graph.input]
 
@@ -111,7 +117,7 @@ def test_the_codes_are_those_of_the_simulation(name):
         same &= distance.reshape(len(distance), -1).max(1) == 0
         equal, total = equal + (distance == 0).sum(), total + distance.size
     assert len(expected) == len(nodes(exported, "Conv")) + len(nodes(exported, "Gemm"))
-    assert not exported.skipped
+    assert not skipped_layers(exported)
     assert equal / total >= 0.999
     logits, wanted = torch.from_numpy(got["linear_1" if name == "VGG" else "linear"]), outputs(model, given)
     assert (logits.argmax(1) == wanted.argmax(1)).double().mean() > 0.98
@@ -195,7 +201,7 @@ def test_layers_that_share_an_input_share_a_quantizer_and_nothing_else_reads_it(
         "Conv",
         "QuantizeLinear",
     ]
-    assert list(exported.skipped.values()) == ["the simulation computes it in floating point"]
+    assert list(skipped_layers(exported).values()) == ["the simulation computes it in floating point"]
     assert_equals_simulation(model, exported, given)
 
 
@@ -249,7 +255,7 @@ def test_a_constant_may_be_quantized_and_a_layer_out_of_reach_is_named():
     model = simulated(ready(net, dtype=torch.float32), [example, {**example, "more": True}])
     exported = export_onnx(model, example)
     assert quantizer(exported, "a.weight") is not None
-    assert exported.skipped == {"b": "the example does not reach it"}
+    assert skipped_layers(exported) == {"b": "the example does not reach it"}
     assert_equals_simulation(model, exported, example)
 
 

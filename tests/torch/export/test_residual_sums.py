@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from klquant.backends.onnx.model.observed import observed_tensors
 from klquant.backends.onnx.model.preparation import prepare
 from klquant.backends.onnx.qdq.rules import make_plan
-from klquant.backends.torch import export_onnx, quantize, saturate_like_engines
+from klquant.backends.torch import export_onnx, quantize, requantize, saturate_like_engines
 from klquant.backends.torch.export import qdq
 from klquant.backends.torch.export.markers import remove_marks
 from klquant.backends.torch.export.trace import trace
@@ -199,6 +199,17 @@ def test_an_excluded_sum_stays_in_floating_point(exclude, whole):
     assert [name for name in result.thresholds if ":add" in name] == ["second:add.0.input"]
     assert len(shortcuts(exported)) == 1
     assert_equals_simulation(result, exported, IMAGES[0])
+
+
+@pytest.mark.parametrize("export", [lambda r: r.model, lambda r: requantize(residual(), r.calibration)])
+def test_shortcuts_that_are_not_rounded_are_named_with_what_to_do(export):
+    simulation = export(result_of(residual(), IMAGES, engine=None))
+    with pytest.warns(CalibrationWarning, match='does not round its shortcut.*engine="tensorrt" or pass `batches`'):
+        exported = export_onnx(simulation, IMAGES[0])
+    (add,) = (node.name for node in exported.model.graph.node if node.op_type == "Add")
+    assert exported.skipped == {add: qdq.SHORTCUT}
+    for options in ({"batches": IMAGES}, {"engine": "openvino"}):
+        assert export_onnx(simulation, IMAGES[0], **options).skipped == {}
 
 
 def test_without_the_engine_the_rules_quantize_sums_as_before():

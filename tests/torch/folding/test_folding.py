@@ -715,7 +715,7 @@ def test_products_outside_layers_are_found_with_the_module_that_computes_them(na
     model = functional(lambda net, x: net.inner(net.fc(x)), inner=nn.Sequential(inner)).eval()
     before = fingerprint(model)
     operands = "query key weights value" if "attention" in name else "input other" if name in BOTH else "input"
-    weight = "" if name in BOTH or "attention" in name or "conv" in name else "inner.0.kernel"
+    weight = "" if name in BOTH or "attention" in name else "inner.0.kernel"
     assert examine(model, batch(4, 4, 4)) == Examination([], {}, [Product("inner.0", name, 0, operands, weight)], {})
     assert fingerprint(model) == before
 

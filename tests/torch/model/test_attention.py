@@ -61,3 +61,10 @@ def test_projections_and_products_are_quantized():
     assert result.skipped == {}
     expected = outputs(model, x)
     assert 0 < (outputs(result.model, x) - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_simulation_is_compiled_as_one_graph():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    result = quantize(ready(nn.Sequential(layer), dtype=torch.float32), [X.float()], num_bins=255)
+    compiled = torch.compile(result.model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(outputs(compiled, X.float()), outputs(result.model, X.float()))

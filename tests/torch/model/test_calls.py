@@ -75,6 +75,20 @@ def test_a_loop_keeps_one_range():
     assert result.calibration.calls == {"head": 17}
 
 
+def test_calls_are_counted_in_one_run_of_a_model_that_runs_several_times():
+    """As in `generate`, which runs a model for each token."""
+
+    def run(net, x):
+        y = net.head(net.twice(net.twice(x))) + x
+        return y @ y.mT @ x
+
+    model = ready(Net(run, head=nn.Linear(8, 8), twice=nn.Linear(8, 8)), dtype=torch.float32)
+    result = quantize(model, [X], forward=lambda net, x: net(net(x) / 100), engine="tensorrt", **OPTIONS)
+    products = [f":matmul.{k}.{name}" for k in (0, 1) for name in ("input", "other")]
+    assert result.thresholds.keys() == {"head", ":add.0.other", "twice@0", "twice@1", *products}
+    assert set(result.calibration.calls.values()) == {2}
+
+
 def test_other_numbers_of_calls_start_again_at_the_first():
     model = ready(Net(lambda net, x: [net.head(x) for _ in range(len(x))], head=nn.Linear(8, 8)), dtype=torch.float32)
     result = quantize(model, [X[:2], X, X[:1]], **OPTIONS)

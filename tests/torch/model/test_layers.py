@@ -151,6 +151,8 @@ def test_lazy_modules_are_refused_by_name_until_they_have_weights():
 def test_compiled_modules_are_refused_by_name():
     with pytest.raises(InvalidInputError, match="got `1`, which is compiled"):
         check_supported(nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2))))
+    with pytest.raises(InvalidInputError, match="got the model, which is compiled"):
+        check_supported(torch.compile(nn.Linear(2, 2)))
 
 
 def test_modules_on_the_meta_device_are_refused_by_name():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from klquant.backends.torch import Calibration, Quantizer, examine, fake_quantize, quantize, requantize
 from klquant.backends.torch.folding.apply import apply_folds
 from klquant.backends.torch.model.products import Product, Routed
+from klquant.errors import CalibrationWarning
 from support.networks import Broken, Net, batch, fingerprint, is_same, outputs, ready
 
 pytestmark = pytest.mark.filterwarnings("ignore:layer `[^`]*`. (T =|expected SQNR):klquant.errors.CalibrationWarning")
@@ -170,6 +171,12 @@ def test_a_simulation_can_be_copied_and_its_signature_is_that_of_the_model():
     twin.load_state_dict(result.model.state_dict())
 
 
+def test_a_simulation_whose_root_multiplies_can_be_exported_by_torch():
+    model = quantize(ready(Net(lambda net, x: x @ net.fc(x).mT, fc=nn.Linear(8, 8)), dtype=torch.float32), [X]).model
+    program = torch.export.export(model, (X,)).module()
+    torch.testing.assert_close(outputs(program, X), outputs(model, X))
+
+
 def test_layers_inside_are_called_as_before_and_other_calls_stay_in_float():
     """More calls than on the first batch have no range."""
     model = block(lambda net, x: x @ x.mT @ x if len(x) > 2 else (x @ x.mT @ x) @ x.mT @ x)
@@ -202,12 +209,30 @@ def test_a_weight_that_a_layer_and_a_function_share_stays_in_float_for_the_funct
     assert found.skipped == {"inner": "linear computes in floating point"}
 
 
-def test_a_layer_whose_weight_only_a_function_reads_is_not_named_as_never_called():
-    model = block(lambda net, x: F.linear(x, net.fc.weight, net.fc.bias), fc=nn.Linear(8, 8))
+WEIGHTS = {
+    "weight": lambda net: net.fc.weight,
+    "view": lambda net: net.fc.weight.view(8, 8, 1)[..., 0],
+    "several": lambda net: torch.cat([net.fc.weight[:4], net.other.weight[:4]]),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_layers_whose_weights_only_an_observed_function_reads_are_not_named_as_never_called(name):
+    layers = {"fc": nn.Linear(8, 8)} | ({"other": nn.Linear(8, 8)} if name == "several" else {})
+    model = block(lambda net, x: F.linear(x, WEIGHTS[name](net), net.fc.bias), **layers)
     result = quantize(model, [X], **OPTIONS)
-    assert result.skipped == {}
-    assert result.weight_scales.keys() == {"first", "last", "inner.fc"}
+    assert result.skipped == requantize(model, result.calibration).skipped == {}
+    assert result.weight_scales.keys() == {"first", "last", *(f"inner.{layer}" for layer in layers)}
     assert "inner:linear.0.input" in result.thresholds
+
+
+def test_layers_whose_weights_a_function_in_floating_point_reads_say_so():
+    model = block(lambda net, x: F.bilinear(x, x, net.fc.weight[:, :, None].expand(8, 8, 8)), fc=nn.Linear(8, 8))
+    with pytest.warns(CalibrationWarning) as warnings:
+        result = quantize(model, [X], **OPTIONS)
+    reason = "it was not called, but other functions read its weights"
+    assert result.skipped == {"inner": "bilinear computes in floating point", "inner.fc": reason}
+    assert f"layer `inner.fc` stays in floating point: {reason}" in [str(one.message) for one in warnings]
 
 
 def test_attention_with_masks_groups_and_a_scale_computes_the_same_through_its_taps():

@@ -50,6 +50,14 @@ def test_models_that_another_tool_quantized_are_refused_by_layer(make):
         quantize(make().eval(), [X])
 
 
+def test_modules_that_are_always_in_training_mode_are_refused_as_quantized():
+    """As quantize_dynamic makes them from a model in eval mode."""
+    model = nn.Sequential(nn.Linear(4, 4).eval(), dynamic()[1].train())
+    model.training = False
+    with pytest.raises(InvalidInputError, match="got layer `1`, which is quantized already"):
+        quantize(model, [X])
+
+
 @pytest.mark.parametrize("observe", ["inputs", "outputs"])
 def test_a_simulation_is_not_quantized_again(observe):
     model = quantize(mlp(), [X], observe=observe).model

@@ -39,3 +39,16 @@ def test_weights_are_unfrozen_trained_and_rounded_again():
     assert len(gradients) == 2
     assert all(one is not None and one.abs().sum() > 0 for one in gradients)
     torch.testing.assert_close(freeze_weights(model)(DATA[0]), RESULT.model(DATA[0]))
+
+
+def test_a_head_can_be_tied_to_a_table_again_and_trained_with_it():
+    model = Net(lambda net, ids: net.head(net.table(ids)), table=nn.Embedding(9, 6), head=nn.Linear(6, 9)).eval()
+    model.head.weight, ids = model.table.weight, torch.arange(9)
+    simulated = quantize(model, [ids], num_bins=401).model
+    student = unfreeze_weights(simulated)
+    student.head.parametrizations.weight.original = student.table.weight
+    torch.testing.assert_close(student(ids), simulated(ids))
+    student(ids).square().sum().backward()
+    assert [parameter.shape for parameter in student.parameters()] == [(9, 6), (9,)]
+    torch.optim.SGD(student.parameters(), 0.01).step()
+    torch.testing.assert_close(freeze_weights(student)(ids), student(ids))

@@ -18,6 +18,7 @@ from klquant.backends.torch import (
     quantize,
     requantize,
     tune,
+    unfreeze_weights,
 )
 from klquant.errors import InvalidInputError
 from support import zoo
@@ -231,6 +232,16 @@ def test_gradients_pass_through_a_sum_and_its_values_are_those_without_gradients
     assert is_same(got.detach(), outputs(result.model, X))
     got.sum().backward()
     assert given.grad.abs().min() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*conv2d computes in floating point:klquant.errors.CalibrationWarning")
+def test_the_rounding_of_layers_and_weights_does_not_count_among_the_sums():
+    """Not in training either, where rounding adds, and also where a function reads the weight of a layer."""
+    model = network(lambda net, x: net.b(F.conv2d(x, net.b.weight) + net.c(net.a(x) + x)[..., 1:-1, 1:-1]))
+    simulated = quantize(model, [X], **OPTIONS).model
+    expected = outputs(simulated, X)
+    for trained in (simulated, unfreeze_weights(simulated)):
+        assert is_same(trained(X.clone().requires_grad_()).detach(), expected)
 
 
 def test_equalization_and_correction_go_on_beside_sums():
