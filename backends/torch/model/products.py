@@ -8,6 +8,7 @@ identity that is observed, and replaced in a simulation, like a layer. So
 ``encoder.layer.0.attention:matmul.1.other`` is a name like that of a layer.
 """
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -215,11 +216,11 @@ class Routed:
     @property
     def __code__(self) -> Any:
         """Return the code of the module's own ``forward``, which torch.export names."""
-        return self._forward.__code__
+        return (self.before or type(self.module).forward).__code__
 
     @property
     def _forward(self) -> Any:
-        return self.before or type(self.module).forward.__get__(self.module)
+        return self.before or functools.partial(type(self.module).forward, self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module's own ``forward``."""

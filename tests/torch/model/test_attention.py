@@ -63,6 +63,7 @@ def test_projections_and_products_are_quantized():
     assert 0 < (outputs(result.model, x) - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch.compile 2.9 cannot trace zip(..., strict=False)")
 def test_a_simulation_is_compiled_as_one_graph():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     result = quantize(ready(nn.Sequential(layer), dtype=torch.float32), [X.float()], num_bins=255)
