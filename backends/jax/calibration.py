@@ -28,6 +28,8 @@ class Start(NamedTuple):
     blank: Calibration
     dtypes: dict[str, Any]
     """Of the operands to observe."""
+    products: dict[str, str]
+    """What identifies each product, by name."""
 
 
 def calibrate(
@@ -103,7 +105,7 @@ def calibrate(
     start = begin(f, params, first, settings_of(settings), process_group)
     identity = {name: layer.digest for name, layer in start.blank.model.items()}, start.blank.settings.as_json()
     run = Run(progress, process_group, open_checkpoint(resume, identity, process_group, checkpoint_seconds))
-    observer = JaxObserver(f, params, start.dtypes)
+    observer = JaxObserver(f, params, start.dtypes, start.products)
     initial: Criterion = "max" if criterion == "auto" else criterion  # its warnings are about the data alone
     found = with_uncalled(collection.calibrate(observer, batches, start.blank, criterion=initial, run=run), start)
     if criterion != "auto":
@@ -148,18 +150,19 @@ def with_uncalled(found: Calibration, start: Start) -> Calibration:
 
 def _start(description: Description, settings: Settings) -> Start:
     options = settings.resolve(description.dtypes)
-    return Start(description.blank(settings), {name: description.dtypes[name] for name in options})
+    dtypes = {name: description.dtypes[name] for name in options}
+    return Start(description.blank(settings), dtypes, description.program.products)
 
 
 def _as_json(start: Start) -> list[Any]:
     blank = start.blank
     dtypes = {name: str(jnp.dtype(dtype)) for name, dtype in start.dtypes.items()}
-    return [dtypes, blank.model, blank.skipped, dict(blank.weight_scales)]
+    return [dtypes, start.products, blank.model, blank.skipped, dict(blank.weight_scales)]
 
 
 def _from_json(shared: list[Any], settings: Settings) -> Start:
-    dtypes, model, skipped, scales = shared
+    dtypes, products, model, skipped, scales = shared
     blank = Calibration.of(settings)._replace(
         model={name: Fingerprint(*layer) for name, layer in model.items()}, skipped=skipped, weight_scales=scales
     )
-    return Start(blank, {name: jnp.dtype(dtype) for name, dtype in dtypes.items()})
+    return Start(blank, {name: jnp.dtype(dtype) for name, dtype in dtypes.items()}, products)

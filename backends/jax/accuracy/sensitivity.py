@@ -17,7 +17,7 @@ from ..kernels import multiply_simulated, rounded_operands
 from ..model.arguments import Function, Static, inputs_of, split
 from ..model.interpretation import Rule, interpret
 from ..model.sites import Site
-from ..model.tracing import trace
+from ..model.tracing import check_names, trace
 
 
 class ProductCost(NamedTuple):
@@ -100,6 +100,7 @@ def _switchable(f: Function, calibration: Calibration) -> Callable[[Any, Any, Co
 
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any], on: Mapping[str, Any]) -> Any:
         program = trace(f, static, params, inputs)
+        check_names({*calibration.amax, *calibration.skipped}, program)
         sites = {path: site for path, site in program.sites.items() if grids.keys() >= {*site.tensors.values()}}
 
         def apply(site: Site, operands: Sequence[Any], weight: Any, state: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from ...collection.bins import BinsFor
 from ..model.arguments import Function, Static, digest_of, inputs_of, split
 from ..model.interpretation import Rule, bind, interpret
 from ..model.sites import Site
-from ..model.tracing import trace
+from ..model.tracing import check_products, trace
 from .counting import Seen, Table, counted, nothing, packed, see, table_of, unpacked
 
 
@@ -27,15 +27,17 @@ class JaxObserver:
     params : pytree
     dtypes : mapping
         The dtypes of the operands to observe, by name.
+    products : mapping
+        What identifies each product of the function, by name.
     """
 
     kind = "layer"
 
-    def __init__(self, function: Function, params: Any, dtypes: Mapping[str, Any]) -> None:
+    def __init__(self, function: Function, params: Any, dtypes: Mapping[str, Any], products: Mapping[str, str]) -> None:
         self.names: Sequence[str] = list(dtypes)
         self._params, self._dtypes = split(params), dict(dtypes)
         self._last: dict[str, Bins] = {}
-        self._step = jax.jit(functools.partial(_statistics, function, tuple(dtypes)), static_argnums=0)
+        self._step = jax.jit(functools.partial(_statistics, function, tuple(dtypes), products), static_argnums=0)
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run the function on a batch; return what each operand holds.
@@ -115,6 +117,7 @@ def _located(where: str) -> Iterator[None]:
 def _statistics(
     function: Function,
     names: tuple[str, ...],
+    products: Mapping[str, str],
     static: tuple[Static, Static],
     params: Sequence[Any],
     inputs: Sequence[Any],
@@ -126,7 +129,7 @@ def _statistics(
         path: {k: name for k, name in site.tensors.items() if name in names} for path, site in program.sites.items()
     }
     observed = {path: site for path, site in program.sites.items() if operands[path]}
-    check_known(names, [name for found in operands.values() for name in found.values()])
+    check_products(products, program, observed.values())
 
     def apply(site: Site, values: Sequence[Any], weight: Any, state: dict[int, Seen]) -> tuple[Any, dict[int, Seen]]:
         seen = {k: see(values[k], tables.get(name), state[k]) for k, name in operands[site.path].items()}
@@ -139,9 +142,3 @@ def _statistics(
     after = interpret(program.jaxpr, [*params, *inputs], Rule(apply, observed), before)[1]
     found = {name: after[path][k] for path in observed for k, name in operands[path].items()}
     return packed({name: found[name] for name in names})
-
-
-def check_known(expected: Sequence[str], found: Sequence[str]) -> None:
-    """Raise InvalidInputError if a function has other products than before: shapes may change, branches may not."""
-    if missing := sorted(set(expected) - set(found)):
-        raise InvalidInputError(f"expected the same products for every batch, got a batch without {missing}")
