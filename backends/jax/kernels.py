@@ -14,7 +14,7 @@ from .model.interpretation import bind
 from .model.sites import Site, contracted, terms
 
 Form: TypeAlias = Literal["int8", "simulate"]
-_TINY = float(np.finfo(np.float32).tiny)  # a scale of 0 would mark a dead channel
+TINY = float(np.finfo(np.float32).tiny)  # a scale of 0 would mark a dead channel
 
 
 class Levels(NamedTuple):
@@ -47,7 +47,7 @@ def quantize_weight(site: Site, weight: Any, num_bits: int, dead_channel: float)
     wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
     amax = jnp.abs(wide).max(axis=axes, keepdims=True).astype(jnp.float32)
     alive = (amax > 0) & (amax >= dead_channel)
-    scale = jnp.where(alive, jnp.maximum(amax / qmax(num_bits), _TINY), 0.0)
+    scale = jnp.where(alive, jnp.maximum(amax / qmax(num_bits), TINY), 0.0)
     return Levels(round_to_levels(wide, scale, num_bits), scale)
 
 

@@ -19,7 +19,7 @@ from .calibration import calibrate, look_ahead, traced
 from .correction import mean_shifts
 from .description import Description
 from .grids import INT8_BITS, MAX_SUM, Grid, asymmetric_ranges, make_grids
-from .kernels import Form, Levels, arranged, level_sums
+from .kernels import TINY, Form, Levels, arranged, level_sums
 from .model.arguments import Function
 from .model.sites import Site, terms
 from .model.tracing import check_names
@@ -285,6 +285,8 @@ def _feasible(
 
 def _obstacle(site: Site, thresholds: Mapping[str, LayerThreshold], form: Form) -> str:
     """Return why a product cannot be computed in INT8; empty if it can."""
+    if min(layer.scale for layer in thresholds.values()) < TINY:
+        return f"a scale is less than the smallest normal number of float32, {TINY:.1e}"
     if form == "simulate":
         return ""
     bits = max(layer.num_bits for layer in thresholds.values())

@@ -171,6 +171,8 @@ def test_what_does_not_fit_stays_in_floating_point():
     np.testing.assert_array_equal(result.function(PARAMS, X), jax.jit(affine)(PARAMS, X))
     simulated = requantize(affine, PARAMS, X, result.calibration, form="simulate", criterion="max", num_bits=9)
     assert sqnr_db(affine(PARAMS, X), simulated.function(PARAMS, X)) > 45
+    with pytest.warns(CalibrationWarning, match="`w` stays in floating point: a scale is less than"):
+        result = quantize(affine, PARAMS, [X * np.float32(1e-37)], **OPTIONS)
     with pytest.warns(CalibrationWarning, match="its other operand stays in floating point"):
         result = quantize(lambda params, x: x @ x.T, {}, [X], exclude="*.rhs", **OPTIONS)
     assert result.skipped.keys() == {"dot_general.lhs", "dot_general.rhs"}

@@ -2,7 +2,8 @@
 
 NumPy finds the bin of a value in float64, which accelerators lack or emulate. But the bin grows with ``|x|``, so the
 smallest value of each bin, in the dtype of the tensor, says the same. The host finds these exactly; the device takes
-the bin that a division in that dtype gives, which is at most one off, and corrects it by comparison.
+the bin that a product in that dtype gives, which is at most one off, and corrects it by comparison. What is too small
+for a normal number counts as 0, as XLA may compute with it.
 """
 
 import math
@@ -22,7 +23,10 @@ from ...collection.bins import Array
 class Table(NamedTuple):
     """The bins to count in, for the device."""
 
-    amax: Array
+    power: Array
+    """A power of 2 that brings ``|x|`` near 1, so that no reciprocal is too small for a normal number."""
+    steps: Array
+    """The number of bins in ``1 / power``."""
     starts: Array
     """Smallest ``|x|`` of each bin from the centre, and infinity."""
     outside: Array
@@ -43,9 +47,12 @@ class Seen(NamedTuple):
 
 def table_of(bins: Bins, dtype: Any) -> Table:
     """Return the table of these bins for tensors of a dtype."""
-    kind = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    kind: np.dtype[Any] = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     inner = Bins(3, 3 * math.nextafter(bins.amax, math.inf))  # as collection counts what lies beyond
-    return Table(np.asarray(bins.amax, kind), _starts(bins, kind), _starts(inner, kind)[1])
+    most = -np.finfo(kind.type).minexp
+    power = math.ldexp(1.0, -max(-most, min(math.frexp(bins.amax)[1], most)))
+    steps = bins.num_bins / (bins.amax * power)
+    return Table(np.asarray(power, kind), np.asarray(steps, kind), _starts(bins, kind), _starts(inner, kind)[1])
 
 
 def _starts(bins: Bins, kind: Any) -> Array:
@@ -60,7 +67,7 @@ def _starts(bins: Bins, kind: Any) -> Array:
             found = np.where(
                 found.astype(np.float64) * times / over < halves, np.nextafter(found, kind.type(np.inf)), found
             )
-    return np.concatenate([[0], found, [np.inf]]).astype(kind)
+    return np.concatenate([[0], np.maximum(found, np.finfo(kind).tiny), [np.inf]]).astype(kind)
 
 
 def nothing(table: Table | None, dtype: Any) -> Seen:
@@ -103,7 +110,7 @@ def _see(values: Any, table: Table | None, before: Seen) -> Seen:
 
 def _count(values: Any, sizes: Any, table: Table) -> Any:
     half = table.starts.shape[0] - 2
-    guess = (sizes / table.amax * (2 * half + 1) + 1) / 2
+    guess = sizes * table.power * table.steps / 2 + 0.5
     bins = jnp.clip(guess, 0, half).astype(jnp.int32)
     bins = bins + (sizes >= table.starts[bins + 1]) - (sizes < table.starts[bins])
     numbers = half + jnp.where(values < 0, -bins, bins)
