@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from klquant.errors import InvalidInputError
@@ -90,12 +91,18 @@ def check_function(function: Any) -> None:
         raise InvalidInputError(f"`f` must be a function f(params, *inputs), got {type(function).__name__}")
 
 
+def as_numpy(array: Any) -> "np.ndarray[Any, Any]":
+    """Return the values of an array, also of random keys."""
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
 def digest_of(tree: Any) -> str:
     """Return a hash of the values in a pytree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, _TRACED):
-            digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+            digest.update(np.ascontiguousarray(as_numpy(leaf)).tobytes())
         else:
             digest.update(repr(leaf).encode())
     return digest.hexdigest()
