@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import klquant
-from klquant.backends.jax import QuantizedFunction, calibrate, export, quantize, requantize
+from klquant.backends.jax import QuantizedFunction, calibrate, export, quantize, requantize, sensitivity
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 from support.jax_networks import loops, loops_params, random_batches, s8_products, sqnr_db
 from support.namespaces import enable_x64
@@ -123,6 +123,26 @@ def test_bfloat16_stays_bfloat16():
     found = int8.function(params, x)
     assert found.dtype == jnp.bfloat16
     assert sqnr_db(affine(PARAMS, X), found.astype(np.float32)) > 30
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_strict_promotion_is_respected(dtype):
+    params = {"w": PARAMS["w"][:, :1], "k": np.ones((3, 1, 1), np.float32) / 3}
+
+    def function(params, x):
+        w, k = (params[name].astype(dtype) for name in ("w", "k"))
+        x = x.astype(dtype)
+        return lax.conv_general_dilated((x @ w)[None], k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+    with jax.numpy_dtype_promotion("strict"):
+        int8 = quantize(function, params, [X], zero_points=True, correct_bias=True, **OPTIONS)
+        trained = quantize(function, params, [X], form="simulate", straight_through=True, criterion="auto")
+        gradient = jax.grad(lambda params: trained.function(params, X).astype("float32").sum())(params)
+        cost = sensitivity(function, params, int8.calibration, [X])[0]
+    exact, found = (f(params, X).astype("float32") for f in (jax.jit(function), int8.function))
+    assert sqnr_db(exact, found) > 30
+    assert np.abs(gradient["w"]).max() > 0
+    assert cost.alone_sqnr_db > 25
 
 
 def test_gradients_pass_straight_through():

@@ -13,7 +13,7 @@ from ...accuracy.sums import Sums, compare_arrays
 from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ..grids import make_grids
-from ..kernels import multiply_simulated, rounded_operands
+from ..kernels import multiply_simulated, rounded_operands, wide_dtype
 from ..model.arguments import Function, Static, inputs_of, split
 from ..model.interpretation import Rule, interpret
 from ..model.sites import Site
@@ -109,7 +109,7 @@ def _switchable(f: Function, calibration: Calibration) -> Callable[[Any, Any, Co
             return multiply_simulated(site, chosen), state
 
         results = interpret(program.jaxpr, [*params, *inputs], Rule(apply, sites), {})[0]
-        return [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in results if _is_float(x)]
+        return [x.astype(wide_dtype(x.dtype)) for x in results if _is_float(x)]
 
     compiled = jax.jit(run, static_argnums=0)
 

@@ -18,6 +18,7 @@ from klquant.errors import InvalidInputError
 
 from ...collection import Bins, Counted
 from ...collection.bins import Array
+from ..kernels import wide_dtype
 
 
 class Table(NamedTuple):
@@ -47,7 +48,7 @@ class Seen(NamedTuple):
 
 def table_of(bins: Bins, dtype: Any) -> Table:
     """Return the table of these bins for tensors of a dtype."""
-    kind: np.dtype[Any] = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    kind: np.dtype[Any] = np.dtype(wide_dtype(dtype))
     inner = Bins(3, 3 * math.nextafter(bins.amax, math.inf))  # as collection counts what lies beyond
     most = -np.finfo(kind.type).minexp
     power = math.ldexp(1.0, -max(-most, min(math.frexp(bins.amax)[1], most)))
@@ -72,7 +73,7 @@ def _starts(bins: Bins, kind: Any) -> Array:
 
 def nothing(table: Table | None, dtype: Any) -> Seen:
     """Return what has been seen before the first call."""
-    kind = jnp.promote_types(dtype, jnp.float32)
+    kind = wide_dtype(dtype)
     zero = np.int32(0)
     counts = None if table is None else np.zeros(2 * len(table.starts) - 3, np.int32)
     return Seen(np.asarray(np.inf, kind), np.asarray(-np.inf, kind), zero, counts, zero, zero)
@@ -93,7 +94,7 @@ def _is_explicit(values: Any) -> bool:
 
 
 def _see(values: Any, table: Table | None, before: Seen) -> Seen:
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(wide_dtype(values.dtype))
     if not values.size:
         return before._replace(calls=before.calls + 1)
     low, high = jnp.minimum(before.low, values.min()), jnp.maximum(before.high, values.max())
@@ -112,7 +113,8 @@ def _count(values: Any, sizes: Any, table: Table) -> Any:
     half = table.starts.shape[0] - 2
     guess = sizes * table.power * table.steps / 2 + 0.5
     bins = jnp.clip(guess, 0, half).astype(jnp.int32)
-    bins = bins + (sizes >= table.starts[bins + 1]) - (sizes < table.starts[bins])
+    above, below = sizes >= table.starts[bins + 1], sizes < table.starts[bins]
+    bins = bins + above.astype(jnp.int32) - below.astype(jnp.int32)
     numbers = half + jnp.where(values < 0, -bins, bins)
     return jnp.zeros(2 * half + 1, jnp.int32).at[numbers].add(1)
 
