@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .bodies import Bodies, bodies_of, jaxprs_in
+from .paths import common_path, module_path, parent_path
 from .recipes import recipe_of_constant, recipe_of_result
 
 Path: TypeAlias = tuple[int, ...]
@@ -32,6 +33,8 @@ class Site(NamedTuple):
     """Where the weight lies in the parameters."""
     recipe: str = ""
     """How the weight is computed."""
+    around: str = ""
+    """The module around the products that its operands come from, or around its own weight."""
     reason: str = ""
     """Why it cannot be quantized."""
     name: str = ""
@@ -65,6 +68,8 @@ class _Origin(NamedTuple):
     varies: frozenset[Path] = frozenset()
     leaf: str = ""
     recipe: str = ""
+    around: str | None = None
+    """The module around the products that it comes from; None without products."""
 
 
 _INPUT = _Origin(False)
@@ -111,7 +116,8 @@ def _walk(closed: ClosedJaxpr, given: Sequence[_Origin], path: Path, scope: str,
         operands = [_constant(v.val) if isinstance(v, Literal) else origins[v] for v in equation.invars]
         here, inner = (*path, number), "/".join(filter(None, [scope, scope_of(equation)]))
         results = _known(equation, operands) or _unknown(equation, operands, here, inner, found)
-        origins.update(zip(equation.outvars, results or [_INPUT] * len(equation.outvars), strict=True))
+        unknown = _INPUT._replace(around=_around(equation, operands))
+        origins.update(zip(equation.outvars, results or [unknown] * len(equation.outvars), strict=True))
     return [_constant(v.val) if isinstance(v, Literal) else origins[v] for v in jaxpr.outvars]
 
 
@@ -131,6 +137,14 @@ def _known(equation: Any, operands: Sequence[_Origin]) -> list[_Origin] | None:
         _Origin(True, varies, leaf, recipe_of_result(equation, number, recipes))
         for number in range(len(equation.outvars))
     ]
+
+
+def _around(equation: Any, operands: Sequence[_Origin]) -> str | None:
+    """Return the module around the products that a result comes from: around the weight, if this is a product."""
+    product = equation.primitive.name in PRODUCTS
+    weights = [parent_path(module_path(operand.leaf)) for operand in operands if operand.known and product]
+    modules = weights or [operand.around for operand in operands if operand.around is not None]
+    return common_path(modules) if modules or product else None
 
 
 def _unknown(
@@ -168,7 +182,17 @@ def _products(equation: Any, operands: Sequence[_Origin], here: Path, scope: str
     origin = _INPUT if weight is None else operands[weight]
     grouped = conv and equation.params["batch_group_count"] != 1
     reason = "it has groups in the batch, which gradients of convolutions have" if grouped else ""
-    yield Site(here, equation, weight, origin.varies, scope, origin.leaf, origin.recipe, reason)
+    yield Site(
+        here,
+        equation,
+        weight,
+        origin.varies,
+        scope,
+        origin.leaf,
+        origin.recipe,
+        _around(equation, operands) or "",
+        reason,
+    )
 
 
 def _hidden(jaxprs: Sequence[Jaxpr], here: Path, scope: str, reason: str) -> Iterator[Site]:
