@@ -57,7 +57,7 @@ def calibrate(
         the input, or a tuple or list of the inputs; arrays may be sharded over devices.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`. "auto" takes the best one for each
-        tensor: with the least error of its product on the first 8 batches.
+        tensor: with the least error of its product on the first 8 batches of each process.
     progress : bool
         Show bars on a terminal.
     process_group : JaxProcesses or torch.distributed.ProcessGroup, optional
@@ -96,7 +96,7 @@ def calibrate(
     A batch is one call of one jitted function, compiled once for each shape: smallest and largest values and counts
     are computed on the device, and cross to the host together. A product in the body of a scan or loop is one layer,
     with the statistics of all iterations. Counts are integers over bins that are the same everywhere, so results do
-    not depend on the split of the data into batches, devices and processes.
+    not depend on the split of the data into batches, devices and processes; with "auto" they do, a little.
     """
     check_choice("criterion", criterion, (*CRITERIA, "auto"))
     if criterion == "auto":

@@ -37,6 +37,13 @@ def network(params, x):
     return jax.nn.relu(x @ np.eye(16, dtype=np.float32)) @ params["last"]
 
 
+def outlier():
+    """Return a function, its parameters and two batches: the second has an outlier, which matters to the product."""
+    batches = [np.random.default_rng(k).standard_normal((256, 16)).astype(np.float32) for k in range(2)]
+    batches[1][0, 0] = 60.0
+    return lambda w, x: x @ w, np.where(np.arange(16) == 0, 100, 0.1).astype(np.float32)[:, None], batches
+
+
 def sharded(passes):
     """Return the statistics of batches that are spread over four devices, and how an INT8 result is spread."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -65,11 +72,13 @@ def processes(rank, number):
         for name, batches in shares.items()
     }
     streamed = calibrate(network, loops_params(), iter(shares["even"]), process_group=group, passes=1, **OPTIONS)
+    function, weight, batches = outlier()
+    auto = calibrate(function, weight, batches[rank::number], process_group=group, num_bins=1001, criterion="auto")
     try:
         calibrate(network, loops_params(), [np.full((2, 16), np.nan)] if rank else BATCHES, process_group=group)
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
-    return {**found, "one pass": described(streamed), "failure": failure}
+    return {**found, "one pass": described(streamed), "auto": described(auto), "failure": failure}
 
 
 if __name__ == "__main__":
