@@ -16,6 +16,7 @@ Path: TypeAlias = tuple[int, ...]
 """Where an equation lies: its number, and for each body around it the number of that equation and of the body."""
 _NOT_NAMES = re.compile(r"(eqx|equinox)\.|.*->")  # scopes that equinox gives to classes, and jnp.einsum to its calls
 PRODUCTS = ("dot_general", "conv_general_dilated")
+_OTHERS = ("ragged_dot", "ragged_dot_general", "scaled_dot")  # products that are left in floating point
 
 
 class Site(NamedTuple):
@@ -151,7 +152,7 @@ def _unknown(
     equation: Any, operands: Sequence[_Origin], here: Path, scope: str, found: list[Site]
 ) -> list[_Origin] | None:
     """Add the sites in an equation; return the origins of its results if they are known."""
-    if equation.primitive.name in PRODUCTS:
+    if equation.primitive.name in (*PRODUCTS, *_OTHERS):
         found.extend(_products(equation, operands, here, scope))
         return None
     bodies = bodies_of(equation)
@@ -174,32 +175,24 @@ def _inside(bodies: Bodies, operands: Sequence[_Origin], here: Path) -> list[_Or
 
 
 def _products(equation: Any, operands: Sequence[_Origin], here: Path, scope: str) -> Iterator[Site]:
-    dtypes = [v.aval.dtype for v in equation.invars]
+    name, dtypes = equation.primitive.name, [v.aval.dtype for v in equation.invars[:2]]
     if not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
         return
-    conv = equation.primitive.name == "conv_general_dilated"
+    conv = name == "conv_general_dilated"
     weight = 1 if operands[1].known else 0 if operands[0].known and not conv else None
     origin = _INPUT if weight is None else operands[weight]
     grouped = conv and equation.params["batch_group_count"] != 1
     reason = "it has groups in the batch, which gradients of convolutions have" if grouped else ""
-    yield Site(
-        here,
-        equation,
-        weight,
-        origin.varies,
-        scope,
-        origin.leaf,
-        origin.recipe,
-        _around(equation, operands) or "",
-        reason,
-    )
+    reason = f"`{name}` is not computed in INT8" if name in _OTHERS else reason
+    around = _around(equation, operands) or ""
+    yield Site(here, equation, weight, origin.varies, scope, origin.leaf, origin.recipe, around, reason)
 
 
 def _hidden(jaxprs: Sequence[Jaxpr], here: Path, scope: str, reason: str) -> Iterator[Site]:
     for number, jaxpr in enumerate(jaxprs):
         for k, equation in enumerate(jaxpr.eqns):
             path = (*here, number, k)
-            if equation.primitive.name in PRODUCTS:
+            if equation.primitive.name in (*PRODUCTS, *_OTHERS):
                 sites = _products(equation, [_INPUT, _INPUT], path, scope)
                 yield from (site._replace(reason=reason) for site in sites)
             yield from _hidden(jaxprs_in(equation.params.values()), path, scope, reason)
