@@ -18,7 +18,7 @@ from ..batches import numbered, tracked
 from ..collection.distributed import Group, add_up
 from .grids import Grid
 from .kernels import multiply_simulated, rounded_operands, shift_shape
-from .model.arguments import Function, Static, inputs_of, split
+from .model.arguments import Function, Static, inputs_of, split, split_inputs
 from .model.interpretation import Rule, bind, interpret
 from .model.sites import Site
 from .model.tracing import check_products, trace
@@ -63,7 +63,7 @@ def mean_shifts(  # noqa: PLR0913 what a quantization knows
     step = jax.jit(functools.partial(_sums, f, grids, lengths, products, dead_channel), static_argnums=0)
     own, totals = split(params), dict[str, Any]()
     for _, batch in numbered(tracked(batches, "bias correction" if progress else "")):
-        given = split(inputs_of(batch))
+        given = split_inputs(inputs_of(batch))
         found = jax.device_get(step((own.static, given.static), own.arrays, given.arrays))
         for name, parts in found.items():
             sums = [np.asarray(part, np.float64) for part in parts]

@@ -1,5 +1,6 @@
 """Quantized functions: products of integers, equal to their simulation, accurate, and named where they are not."""
 
+import inspect
 import warnings
 
 import jax
@@ -65,6 +66,21 @@ def test_other_shapes_and_parameters_may_be_passed(in_loops):
     doubled = quantize(affine, PARAMS, [X], **OPTIONS)
     again = doubled.function({**PARAMS, "w": PARAMS["w"] * 2}, X)
     np.testing.assert_array_equal(again, doubled.function(PARAMS, X))  # the weights are those of the calibration
+
+
+def test_arguments_by_keyword():
+    def function(params, x, power=1, *, offset=0.0, train=False):
+        assert train in (True, False)  # no array
+        return (x**power) @ params["w"] + offset + train
+
+    int8 = quantize(function, PARAMS, [X], **OPTIONS)
+    assert inspect.signature(int8.function) == inspect.signature(function)
+    expected = int8.function(PARAMS, X)
+    np.testing.assert_array_equal(int8.function(params=PARAMS, x=X), expected)
+    found = int8.function(PARAMS, x=X, power=1, offset=np.float32(2), train=True)
+    np.testing.assert_allclose(found, expected + 3, rtol=1e-4)
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        int8.function(PARAMS)
 
 
 def test_convolutions_in_any_layout_and_with_groups():

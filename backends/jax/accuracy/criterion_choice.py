@@ -17,7 +17,7 @@ from ...collection.distributed import Group, add_up, failing_together
 from ...settings import LayerOptions
 from ...thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from ..kernels import fake_quantize, multiply_simulated, quantize_weight
-from ..model.arguments import Function, Static, inputs_of, split
+from ..model.arguments import Function, Static, inputs_of, split, split_inputs
 from ..model.interpretation import Rule, bind, interpret
 from ..model.sites import Site
 from ..model.tracing import trace
@@ -86,7 +86,7 @@ def _measured(
     step = jax.jit(functools.partial(_errors, f, bits, calibration.settings.dead_channel), static_argnums=0)
     totals = {name: np.zeros(len(found)) for name, found in scales.items()}
     for _, batch in numbered(tracked(batches, "choice of criteria" if progress else "")):
-        given = split(inputs_of(batch))
+        given = split_inputs(inputs_of(batch))
         errors = jax.device_get(step((own.static, given.static), own.arrays, given.arrays, scales))
         totals = {name: total + errors[name].astype(np.float64) for name, total in totals.items()}
     return totals

@@ -14,7 +14,7 @@ from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ..grids import make_grids
 from ..kernels import multiply_simulated, rounded_operands, wide_dtype
-from ..model.arguments import Function, Static, inputs_of, split
+from ..model.arguments import Function, Static, inputs_of, split, split_inputs
 from ..model.interpretation import Rule, interpret
 from ..model.sites import Site
 from ..model.tracing import check_names, trace
@@ -115,7 +115,7 @@ def _switchable(f: Function, calibration: Calibration) -> Callable[[Any, Any, Co
 
     def switched(params: Any, batch: Any, chosen: Container[str]) -> list[Any]:
         on = {name: np.asarray(name in chosen) for name in names}
-        own, given = split(params), split(inputs_of(batch))
+        own, given = split(params), split_inputs(inputs_of(batch))
         found = jax.device_get(compiled((own.static, given.static), own.arrays, given.arrays, on))
         return list(map(np.asarray, found))
 

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -64,13 +66,28 @@ def inputs_of(batch: Any) -> tuple[Any, ...]:
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
+def split_inputs(inputs: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Split:
+    """Return the arrays of the arguments beside the parameters, positional and by keyword, and the rest."""
+    return split((tuple(inputs), dict(options)))
+
+
+def applied(function: Function, static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """Return what a function makes of split arguments."""
+    positional, options = static[1].filled(inputs)
+    return function(static[0].filled(params), *positional, **options)
+
+
 def on_arrays(run: Callable[..., Any], function: Function) -> Function:
     """Return ``run(static, params, inputs)`` of arrays, jitted, with the signature of `function`."""
     jitted = jax.jit(run, static_argnums=0, inline=True)  # inline: an export drops what it does not need
 
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
-    def call(params: Any, *inputs: Any) -> Any:
-        own, given = split(params), split(inputs)
+    def call(*args: Any, **options: Any) -> Any:
+        bound = signature.bind(*args, **options)
+        params, *inputs = bound.args
+        own, given = split(params), split_inputs(inputs, bound.kwargs)
         return jitted((own.static, given.static), own.arrays, given.arrays)
 
     return call
@@ -80,7 +97,7 @@ def jitted(function: Function) -> Function:
     """Return a function jitted, whatever its arguments hold beside arrays."""
 
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        return function(static[0].filled(params), *static[1].filled(inputs))
+        return applied(function, static, params, inputs)
 
     return on_arrays(run, function)
 

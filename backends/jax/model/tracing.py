@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr
 
 from klquant.errors import InvalidInputError
 
-from .arguments import Function, Static, array_paths, split
+from .arguments import Function, Static, applied, array_paths, split, split_inputs
 from .names import name_sites
 from .sites import Path, Site, find_sites
 
@@ -52,7 +52,7 @@ def trace(function: Function, static: tuple[Static, Static], params: Sequence[An
     """Return the program of ``function(params, *inputs)``; the arrays may be tracers or shapes."""
 
     def flat(params: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        result = function(static[0].filled(params), *static[1].filled(inputs))
+        result = applied(function, static, params, inputs)
         leaves, structure = jax.tree.flatten(result)
         structures.append(structure)
         return leaves
@@ -90,7 +90,7 @@ def check_names(expected: Set[str], program: Program) -> None:
 
 def program_of(function: Function, params: Any, inputs: tuple[Any, ...]) -> Program:
     """Return the program of a function of these arguments; the arrays may be shapes."""
-    own, given = split(params), split(inputs)
+    own, given = split(params), split_inputs(inputs)
     return trace(function, (own.static, given.static), own.arrays, given.arrays)
 
 

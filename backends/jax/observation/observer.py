@@ -11,7 +11,7 @@ from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ...collection import Bins, Observation, look
 from ...collection.bins import BinsFor
-from ..model.arguments import Function, Static, digest_of, inputs_of, split
+from ..model.arguments import Function, Static, digest_of, inputs_of, split, split_inputs
 from ..model.interpretation import Rule, bind, interpret
 from ..model.sites import Site
 from ..model.tracing import check_products, trace
@@ -81,7 +81,7 @@ class JaxObserver:
     def _run(self, batch: Any, bins: Mapping[str, Bins], number: int) -> dict[str, Seen]:
         """Return what is seen of each operand that was computed."""
         tables = {name: table_of(chosen, self._dtypes[name]) for name, chosen in bins.items()}
-        inputs = split(inputs_of(batch))
+        inputs = split_inputs(inputs_of(batch))
         try:
             ranges, numbers = jax.device_get(
                 self._step((self._params.static, inputs.static), self._params.arrays, inputs.arrays, tables)
