@@ -1,6 +1,6 @@
 """From a JAX function and data to the thresholds of its activations."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -16,10 +16,13 @@ from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
 from ..settings import CRITERIA, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
+from ..warning import warn
 from .accuracy.criterion_choice import auto_thresholds
 from .description import NEVER_CALLED, Description, describe, settings_of
 from .model.arguments import Function, inputs_of
 from .observation.observer import JaxObserver
+
+MAX_SPREAD = 32  # where the smallest iteration has 4 levels of 127
 
 
 class Start(NamedTuple):
@@ -89,7 +92,8 @@ def calibrate(
     Warns
     -----
     CalibrationWarning
-        Naming the layer, as :func:`klquant.backends.thresholds.search_thresholds` does.
+        Naming the layer, as :func:`klquant.backends.thresholds.search_thresholds` does, and if its ranges differ much
+        between the iterations of a loop.
 
     Notes
     -----
@@ -108,6 +112,7 @@ def calibrate(
     observer = JaxObserver(f, params, start.dtypes, start.products)
     initial: Criterion = "max" if criterion == "auto" else criterion  # its warnings are about the data alone
     found = with_uncalled(collection.calibrate(observer, batches, start.blank, criterion=initial, run=run), start)
+    _warn_of_loops(observer.spreads)
     if criterion != "auto":
         return found
     data = None if first is None else batches
@@ -152,6 +157,15 @@ def _start(description: Description, settings: Settings) -> Start:
     options = settings.resolve(description.dtypes)
     dtypes = {name: description.dtypes[name] for name in options}
     return Start(description.blank(settings), dtypes, description.program.products)
+
+
+def _warn_of_loops(spreads: Mapping[str, float]) -> None:
+    for name, spread in spreads.items():
+        if spread > MAX_SPREAD:
+            warn(
+                f"layer `{name}`: its range differs by a factor of {spread:.0f} between the iterations of a loop, which"
+                " share one T; unroll the loop, or exclude the layer"
+            )
 
 
 def _as_json(start: Start) -> list[Any]:

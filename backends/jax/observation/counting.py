@@ -39,6 +39,8 @@ class Seen(NamedTuple):
 
     low: Any
     high: Any
+    least: Any
+    """The smallest max ``|x|`` of a call, among those that are not 0."""
     calls: Any
     counts: Any
     """Shape (num_bins,), int32; None where only the range is wanted."""
@@ -76,7 +78,8 @@ def nothing(table: Table | None, dtype: Any) -> Seen:
     kind = wide_dtype(dtype)
     zero = np.int32(0)
     counts = None if table is None else np.zeros(2 * len(table.starts) - 3, np.int32)
-    return Seen(np.asarray(np.inf, kind), np.asarray(-np.inf, kind), zero, counts, zero, zero)
+    most = np.asarray(np.inf, kind)
+    return Seen(most, -most, most, zero, counts, zero, zero)
 
 
 def see(values: Any, table: Table | None, before: Seen) -> Seen:
@@ -97,8 +100,14 @@ def _see(values: Any, table: Table | None, before: Seen) -> Seen:
     values = values.astype(wide_dtype(values.dtype))
     if not values.size:
         return before._replace(calls=before.calls + 1)
-    low, high = jnp.minimum(before.low, values.min()), jnp.maximum(before.high, values.max())
-    found = before._replace(low=low, high=high, calls=before.calls + 1)
+    low, high = values.min(), values.max()
+    amax = jnp.maximum(-low, high)
+    found = before._replace(
+        low=jnp.minimum(before.low, low),
+        high=jnp.maximum(before.high, high),
+        least=jnp.where(amax > 0, jnp.minimum(before.least, amax), before.least),
+        calls=before.calls + 1,
+    )
     if table is None:
         return found
     sizes = jnp.abs(values)
@@ -132,7 +141,7 @@ def counted(seen: Seen, bins: Bins) -> Counted:
 
 def packed(found: Mapping[str, Seen]) -> tuple[Any, Any]:
     """Return everything as two vectors, of ranges and of counts, so that few arrays cross to the host."""
-    ranges = [bound for seen in found.values() for bound in (seen.low, seen.high)]
+    ranges = [bound for seen in found.values() for bound in (seen.low, seen.high, seen.least)]
     numbers = [
         jnp.concatenate(
             [jnp.stack([seen.calls, seen.zeros, seen.beyond]), *([] if seen.counts is None else [seen.counts])]
@@ -146,8 +155,8 @@ def unpacked(ranges: Any, numbers: Any, num_bins: Mapping[str, int]) -> dict[str
     """Return what :func:`packed` was given, on the host; `num_bins` is 0 for a tensor without counts."""
     sizes = [3 + number for number in num_bins.values()]
     parts = np.split(np.asarray(numbers), np.cumsum(sizes)[:-1])
-    bounds = np.asarray(ranges).reshape(-1, 2).tolist()
+    bounds = np.asarray(ranges).reshape(-1, 3).tolist()
     return {
-        name: Seen(low, high, part[0], part[3:] if len(part) > 3 else None, part[1], part[2])
-        for name, (low, high), part in zip(num_bins, bounds, parts, strict=True)
+        name: Seen(low, high, least, part[0], part[3:] if len(part) > 3 else None, part[1], part[2])
+        for name, (low, high, least), part in zip(num_bins, bounds, parts, strict=True)
     }

@@ -1,6 +1,7 @@
 """A JAX function as the collector sees it: one jitted function of a batch that returns all statistics."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,8 @@ class JaxObserver:
         self.names: Sequence[str] = list(dtypes)
         self._params, self._dtypes = split(params), dict(dtypes)
         self._last: dict[str, Bins] = {}
+        self.spreads: dict[str, float] = dict.fromkeys(dtypes, 1.0)
+        """By which factor the ranges of an operand differ between the iterations of a loop, at most."""
         self._step = jax.jit(functools.partial(_statistics, function, tuple(dtypes), products), static_argnums=0)
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
@@ -53,6 +56,7 @@ class JaxObserver:
             bins |= wider
             found = self._run(batch, bins, number)
         self._last |= bins
+        self.spreads |= {name: max(self.spreads[name], _spread(seen)) for name, seen in found.items()}
         return {name: _observation(name, seen, bins if wanted[name] else {}) for name, seen in found.items()}
 
     def digest(self, batch: Any) -> str:
@@ -99,6 +103,10 @@ def _holds(bins: Bins | None, other: Bins) -> bool:
     if bins is None or bins.level is None or other.level is None:
         return bins == other
     return bins.num_bins == other.num_bins and bins.level >= other.level
+
+
+def _spread(seen: Seen) -> float:
+    return float(max(-seen.low, seen.high) / seen.least) if seen.least < math.inf else 1.0
 
 
 def _observation(name: str, seen: Seen, bins: Mapping[str, Bins]) -> Observation:
