@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # to run as a script
 
 import json
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -55,11 +56,12 @@ def sharded(passes):
     return {**described(int8.calibration), "devices": len(result.sharding.device_set), "result": result.tolist()}
 
 
-def explicit():
+def explicit(mesh_is_set):
     """Return the statistics where shardings are part of the types."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        batches = [jax.device_put(x, jax.sharding.PartitionSpec("data")) for x in BATCHES]
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    with jax.set_mesh(mesh) if mesh_is_set else nullcontext():
+        batches = [jax.device_put(x, rows) for x in BATCHES]
         int8 = quantize(network, loops_params(), batches, **OPTIONS)
         return {**described(int8.calibration), "result": int8.function(loops_params(), batches[0]).tolist()}
 
@@ -83,7 +85,8 @@ def processes(rank, number):
 
 if __name__ == "__main__":
     if sys.argv[1] == "sharded":
-        result = {"two passes": sharded(2), "one pass": sharded(1), "explicit": explicit()}
+        result = {"two passes": sharded(2), "one pass": sharded(1), "explicit": explicit(True)}
+        result["explicit, no mesh is set"] = explicit(False)
     else:
         address, number, rank = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
         jax.distributed.initialize(address, number, rank)

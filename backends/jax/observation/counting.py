@@ -84,16 +84,12 @@ def nothing(table: Table | None, dtype: Any) -> Seen:
 
 def see(values: Any, table: Table | None, before: Seen) -> Seen:
     """Return what has been seen after one more call."""
-    if _is_explicit(values):  # the compiler finds out how to spread the counting
-        spread = jax.sharding.auto_axes(_see, out_sharding=jax.sharding.PartitionSpec())
-        found: Seen = spread(values, table, before)
-        return found
-    return _see(values, table, before)
-
-
-def _is_explicit(values: Any) -> bool:
     mesh = getattr(getattr(jax.typeof(values), "sharding", None), "mesh", None)
-    return mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
+    if mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types:
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # names the mesh: none may be set
+        found: Seen = jax.sharding.auto_axes(_see, out_sharding=whole)(values, table, before)
+        return found  # the compiler finds out how to spread the counting
+    return _see(values, table, before)
 
 
 def _see(values: Any, table: Table | None, before: Seen) -> Seen:

@@ -49,7 +49,7 @@ def together(tmp_path_factory):
     return dict(zip(("sharded", "rank0", "rank1"), results(jobs, files), strict=True))
 
 
-@pytest.mark.parametrize("case", ["two passes", "one pass", "explicit"])
+@pytest.mark.parametrize("case", ["two passes", "one pass", "explicit", "explicit, no mesh is set"])
 def test_statistics_of_sharded_batches(together, case):
     found = together["sharded"][case]
     int8 = quantize(network, loops_params(), BATCHES, passes=1 if case == "one pass" else 2, **OPTIONS)
