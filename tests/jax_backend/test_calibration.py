@@ -167,6 +167,8 @@ def test_errors_name_layer_and_batch():
         calibrate(network, PARAMS, iter(BATCHES))
     with pytest.raises(InvalidInputError, match="with matrix products or convolutions, got none"):
         calibrate(lambda params, x: x + 1, PARAMS, BATCHES)
+    with pytest.raises(InvalidInputError, match="got none: `b` is left out, as `ragged_dot_general` is not computed"):
+        calibrate(lambda params, x: jax.lax.ragged_dot(x, params["b"], np.int32([40])), {"b": WEIGHT[None]}, BATCHES)
     with pytest.raises(InvalidInputError, match="`f` must be a function"):
         calibrate("f", PARAMS, BATCHES)
 
