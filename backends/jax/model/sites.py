@@ -1,6 +1,5 @@
 """Find the products of a jaxpr that may be quantized, through calls, loops and branches, and what each operand is."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,12 +8,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .bodies import Bodies, bodies_of, jaxprs_in
-from .paths import common_path, module_path, parent_path
+from .paths import common_path, module_path, parent_path, scope_of
 from .recipes import recipe_of_constant, recipe_of_result
 
 Path: TypeAlias = tuple[int, ...]
 """Where an equation lies: its number, and for each body around it the number of that equation and of the body."""
-_NOT_NAMES = re.compile(r"(eqx|equinox)\.|.*->")  # scopes that equinox gives to classes, and jnp.einsum to its calls
 PRODUCTS = ("dot_general", "conv_general_dilated")
 _OTHERS = ("ragged_dot", "ragged_dot_general", "scaled_dot")  # products that are left in floating point
 
@@ -196,13 +194,6 @@ def _hidden(jaxprs: Sequence[Jaxpr], here: Path, scope: str, reason: str) -> Ite
                 sites = _products(equation, [_INPUT, _INPUT], path, scope)
                 yield from (site._replace(reason=reason) for site in sites)
             yield from _hidden(jaxprs_in(equation.params.values()), path, scope, reason)
-
-
-def scope_of(equation: Any) -> str:
-    """Return the name scopes of an equation, without those of transformations, equinox and ``jnp.einsum``."""
-    parts = getattr(equation.source_info.name_stack, "stack", ())
-    names = [part.name for part in parts if type(part).__name__ == "Scope"]
-    return "/".join(name for name in names if not _NOT_NAMES.match(name))
 
 
 def below(path: Path, sites: Mapping[Path, Any]) -> list[Path]:
