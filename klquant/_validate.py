@@ -86,6 +86,8 @@ def check_levels(num_quantized_bins: int | None, num_bits: int | None = None, mo
 
 def check_number(name: str, value: Any) -> Any:
     """Return a real number as a float, and a traced JAX scalar as it is."""
+    if is_array(value):
+        array_namespace(**{name: value})  # no masked array
     if is_array(value) and value.shape == () and value.dtype.kind != "b":
         check_real(name, value)
         return float(value) if is_concrete(value) else value

@@ -102,7 +102,8 @@ def quantize(
     Notes
     -----
     Computed in the dtype of `x`, but at least in float32. Under ``jax.jit`` on a CPU, XLA takes subnormal values of `x`
-    for 0. A subnormal scale is not taken for 0.
+    for 0. A subnormal scale is not taken for 0. Under ``jax.jit`` XLA may also multiply by ``1 / scale``: a value at a
+    rounding error from the middle of two levels may then go to the other one than outside.
 
     Examples
     --------
@@ -137,8 +138,8 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
     InvalidInputError
         If a scale is negative, not finite or does not fit `axis`.
     ArrayTypeError
-        If `q` is not a NumPy or JAX array of integers, `dtype` is not floating point, or `scale` comes from a different
-        library.
+        If `q` is not a NumPy or JAX array of integers, `dtype` is not floating point or, for JAX, not in native byte
+        order, or `scale` comes from a different library.
 
     Examples
     --------
@@ -150,6 +151,8 @@ def dequantize(q: Array, scale: Array | float, *, axis: int | None = None, dtype
     if q.dtype.kind not in "iu":
         raise ArrayTypeError(f"`q` must hold integers, got dtype {q.dtype}")
     kind = _floating_dtype(dtype)
+    if xp is not np and not kind.isnative:
+        raise ArrayTypeError(f"`dtype` must be in native byte order for JAX, got {kind.str}")
     return _dequantize(q, _steps(q, scale, axis, _working_dtype(kind), xp=xp), dtype=kind)
 
 

@@ -1,6 +1,6 @@
 """From a JAX function and data to the thresholds of its activations."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -16,10 +16,13 @@ from ..collection import Run
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share
 from ..settings import CRITERIA, Criterion, CriterionOrAuto, Settings, SettingsOptions, check_choice
+from ..warning import warn
 from .accuracy.criterion_choice import auto_thresholds
 from .description import NEVER_CALLED, Description, describe, settings_of
 from .model.arguments import Function, inputs_of
 from .observation.observer import JaxObserver
+
+MAX_SPREAD = 32  # where the smallest iteration has 4 levels of 127
 
 
 class Start(NamedTuple):
@@ -28,6 +31,8 @@ class Start(NamedTuple):
     blank: Calibration
     dtypes: dict[str, Any]
     """Of the operands to observe."""
+    products: dict[str, str]
+    """What identifies each product, by name."""
 
 
 def calibrate(
@@ -55,7 +60,7 @@ def calibrate(
         the input, or a tuple or list of the inputs; arrays may be sharded over devices.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
         How T is chosen, see :func:`klquant.backends.thresholds.search_thresholds`. "auto" takes the best one for each
-        tensor: with the least error of its product on the first 8 batches.
+        tensor: with the least error of its product on the first 8 batches of each process.
     progress : bool
         Show bars on a terminal.
     process_group : JaxProcesses or torch.distributed.ProcessGroup, optional
@@ -87,14 +92,15 @@ def calibrate(
     Warns
     -----
     CalibrationWarning
-        Naming the layer, as :func:`klquant.backends.thresholds.search_thresholds` does.
+        Naming the layer, as :func:`klquant.backends.thresholds.search_thresholds` does, and if its ranges differ much
+        between the iterations of a loop.
 
     Notes
     -----
     A batch is one call of one jitted function, compiled once for each shape: smallest and largest values and counts
     are computed on the device, and cross to the host together. A product in the body of a scan or loop is one layer,
     with the statistics of all iterations. Counts are integers over bins that are the same everywhere, so results do
-    not depend on the split of the data into batches, devices and processes.
+    not depend on the split of the data into batches, devices and processes; with "auto" they do, a little.
     """
     check_choice("criterion", criterion, (*CRITERIA, "auto"))
     if criterion == "auto":
@@ -103,9 +109,10 @@ def calibrate(
     start = begin(f, params, first, settings_of(settings), process_group)
     identity = {name: layer.digest for name, layer in start.blank.model.items()}, start.blank.settings.as_json()
     run = Run(progress, process_group, open_checkpoint(resume, identity, process_group, checkpoint_seconds))
-    observer = JaxObserver(f, params, start.dtypes)
+    observer = JaxObserver(f, params, start.dtypes, start.products)
     initial: Criterion = "max" if criterion == "auto" else criterion  # its warnings are about the data alone
     found = with_uncalled(collection.calibrate(observer, batches, start.blank, criterion=initial, run=run), start)
+    _warn_of_loops(observer.spreads)
     if criterion != "auto":
         return found
     data = None if first is None else batches
@@ -148,18 +155,28 @@ def with_uncalled(found: Calibration, start: Start) -> Calibration:
 
 def _start(description: Description, settings: Settings) -> Start:
     options = settings.resolve(description.dtypes)
-    return Start(description.blank(settings), {name: description.dtypes[name] for name in options})
+    dtypes = {name: description.dtypes[name] for name in options}
+    return Start(description.blank(settings), dtypes, description.program.products)
+
+
+def _warn_of_loops(spreads: Mapping[str, float]) -> None:
+    for name, spread in spreads.items():
+        if spread > MAX_SPREAD:
+            warn(
+                f"layer `{name}`: its range differs by a factor of {spread:.0f} between the iterations of a loop, which"
+                " share one T; unroll the loop, or exclude the layer"
+            )
 
 
 def _as_json(start: Start) -> list[Any]:
     blank = start.blank
     dtypes = {name: str(jnp.dtype(dtype)) for name, dtype in start.dtypes.items()}
-    return [dtypes, blank.model, blank.skipped, dict(blank.weight_scales)]
+    return [dtypes, start.products, blank.model, blank.skipped, dict(blank.weight_scales)]
 
 
 def _from_json(shared: list[Any], settings: Settings) -> Start:
-    dtypes, model, skipped, scales = shared
+    dtypes, products, model, skipped, scales = shared
     blank = Calibration.of(settings)._replace(
         model={name: Fingerprint(*layer) for name, layer in model.items()}, skipped=skipped, weight_scales=scales
     )
-    return Start(blank, {name: jnp.dtype(dtype) for name, dtype in dtypes.items()})
+    return Start(blank, {name: jnp.dtype(dtype) for name, dtype in dtypes.items()}, products)

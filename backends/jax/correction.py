@@ -18,19 +18,20 @@ from ..batches import numbered, tracked
 from ..collection.distributed import Group, add_up
 from .grids import Grid
 from .kernels import multiply_simulated, rounded_operands, shift_shape
-from .model.arguments import Function, Static, inputs_of, split
+from .model.arguments import Function, Static, inputs_of, split, split_inputs
 from .model.interpretation import Rule, bind, interpret
 from .model.sites import Site
-from .model.tracing import trace
+from .model.tracing import check_products, trace
 
 
-def mean_shifts(
+def mean_shifts(  # noqa: PLR0913 what a quantization knows
     f: Function,
     params: Any,
     batches: Iterable[Any],
     grids: Mapping[str, Grid],
     lengths: Mapping[str, tuple[int, ...]],
     *,
+    products: Mapping[str, str],
     dead_channel: float,
     progress: bool = True,
     group: Group = None,
@@ -48,6 +49,8 @@ def mean_shifts(
     lengths : mapping
         Of the scans in which each product has another weight in each iteration, by the name of each product that has a
         weight.
+    products : mapping
+        What identifies each product of the function, by name.
     dead_channel : float
     progress : bool
     group : process group, optional
@@ -57,10 +60,10 @@ def mean_shifts(
     dict
         By name of the product: float32, with the axes of scans, then those of the output; of length 1 but for channels.
     """
-    step = jax.jit(functools.partial(_sums, f, grids, lengths, dead_channel), static_argnums=0)
+    step = jax.jit(functools.partial(_sums, f, grids, lengths, products, dead_channel), static_argnums=0)
     own, totals = split(params), dict[str, Any]()
     for _, batch in numbered(tracked(batches, "bias correction" if progress else "")):
-        given = split(inputs_of(batch))
+        given = split_inputs(inputs_of(batch))
         found = jax.device_get(step((own.static, given.static), own.arrays, given.arrays))
         for name, parts in found.items():
             sums = [np.asarray(part, np.float64) for part in parts]
@@ -85,6 +88,7 @@ def _sums(
     f: Function,
     grids: Mapping[str, Grid],
     lengths: Mapping[str, tuple[int, ...]],
+    products: Mapping[str, str],
     dead_channel: float,
     static: tuple[Static, Static],
     params: Sequence[Any],
@@ -97,6 +101,7 @@ def _sums(
         for path, site in program.sites.items()
         if site.name in lengths and grids.keys() >= {*site.tensors.values()}
     }
+    check_products(products, program, sites.values())
 
     def apply(site: Site, operands: Sequence[Any], iteration: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
         exact = bind(site.equation, operands)[0]

@@ -68,7 +68,9 @@ class Description(NamedTuple):
         settings.check_patterns(names)
         options = settings.resolve(names)
         if not options:
-            why = f"{len(names)} are excluded" if names else "it has none in floating point that depends on its inputs"
+            opaque = [f"`{name}` is left out, as {reason}" for name, reason in self.program.opaque.items()]
+            why = "it has none in floating point that depends on its inputs"
+            why = f"{len(names)} are excluded" if names else "; ".join(opaque) or why
             raise InvalidInputError(f"expected a function with matrix products or convolutions, got none: {why}")
         weights = self.quantized_weights(options, settings.dead_channel)
         excluded = {name: EXCLUDED for name in names if name not in options}

@@ -14,7 +14,7 @@ from .model.interpretation import bind
 from .model.sites import Site, contracted, terms
 
 Form: TypeAlias = Literal["int8", "simulate"]
-_TINY = float(np.finfo(np.float32).tiny)  # a scale of 0 would mark a dead channel
+TINY = float(np.finfo(np.float32).tiny)  # a scale of 0 would mark a dead channel
 
 
 class Levels(NamedTuple):
@@ -32,6 +32,11 @@ class Levels(NamedTuple):
         return self.levels.astype(self.scale.dtype) * self.scale + 0.0  # + 0.0: INT8 has no negative zero
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """Return the dtype to compute in: float32, or float64 for float64, whatever promotion JAX is set to."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
 def qmax(num_bits: int) -> int:
     """Return the highest level: 127 for 8 bits."""
     return int(2 ** (num_bits - 1) - 1)
@@ -44,16 +49,16 @@ def quantize_weight(site: Site, weight: Any, num_bits: int, dead_channel: float)
     """
     first = len(site.varies)
     axes = tuple(first + axis for axis in contracted(site, site.weight or 0))
-    wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    wide = weight.astype(wide_dtype(weight.dtype))
     amax = jnp.abs(wide).max(axis=axes, keepdims=True).astype(jnp.float32)
     alive = (amax > 0) & (amax >= dead_channel)
-    scale = jnp.where(alive, jnp.maximum(amax / qmax(num_bits), _TINY), 0.0)
+    scale = jnp.where(alive, jnp.maximum(amax / qmax(num_bits), TINY), 0.0)
     return Levels(round_to_levels(wide, scale, num_bits), scale)
 
 
 def round_to_levels(x: Any, scale: Any, num_bits: int, zero_point: int = 0) -> Any:
     """Return ``clip(round_half_even(x / scale) + zero_point, lowest, highest)`` as integers; 0 where the scale is 0."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(wide_dtype(x.dtype))
     steps = jnp.asarray(scale).astype(wide.dtype)
     found = jnp.round(wide / jnp.where(steps > 0, steps, 1)) + zero_point
     found = jnp.where(steps > 0, jnp.clip(found, *Grid(1.0, num_bits, zero_point).levels), 0)
@@ -125,7 +130,7 @@ def multiply(site: Site, operands: Sequence[Levels], zero_points: Sequence[int],
     if all(zero_points):
         total = total + terms(site) * zero_points[0] * zero_points[1]
     dtype = site.equation.outvars[0].aval.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wide_dtype(dtype)
     left_scale, right_scale = (_to_output(site, k, operand.scale) for k, operand in enumerate(operands))
     result = total.astype(wide) * (left_scale * right_scale).astype(wide)
     return (result if shift is None else result + shift.astype(wide)).astype(dtype)

@@ -19,9 +19,10 @@ from .calibration import calibrate, look_ahead, traced
 from .correction import mean_shifts
 from .description import Description
 from .grids import INT8_BITS, MAX_SUM, Grid, asymmetric_ranges, make_grids
-from .kernels import Form, Levels, arranged, level_sums
+from .kernels import TINY, Form, Levels, arranged, level_sums
 from .model.arguments import Function
 from .model.sites import Site, terms
+from .model.tracing import check_names
 from .quantized_function import QuantizedFunction
 from .substitution import Substitution, substituted
 
@@ -175,6 +176,7 @@ def _requantized(
     check_form(way.form, way.straight_through)
     description = traced(f, params, batch)
     checked(calibration).check_fits(description.fingerprint)
+    check_names({*calibration.amax, *calibration.skipped}, description.program)
     exclude = search.get("exclude", ())
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     found = _searched(calibration, search.get("criterion"), search.get("num_bits"), search.get("guard"))
@@ -190,7 +192,8 @@ def _requantized(
     weights = description.quantized_weights(found.settings.resolve(thresholds), found.settings.dead_channel)
     shifts = _shifts(f, params, way, grids, description, found.settings.dead_channel)
     used = _used_weights(description, weights, grids, way)
-    function = substituted(f, Substitution(way.form, grids, used, shifts, found.settings.dead_channel))
+    chosen_way = Substitution(way.form, description.program.products, grids, used, shifts, found.settings.dead_channel)
+    function = substituted(f, chosen_way)
     scales = {name: np.asarray(weight.scale).ravel() for name, weight in weights.items()}
     saved = description.num_bytes(weights) - sum(
         weight.levels.nbytes + weight.scale.nbytes for weight in weights.values()
@@ -222,7 +225,8 @@ def _shifts(
         if path in description.weights and grids.keys() >= {*site.tensors.values()}
     }
     options: dict[str, Any] = {"dead_channel": dead_channel, "progress": way.progress, "group": way.group}
-    return dict(mean_shifts(f, params, way.correction, grids, lengths, **options))
+    products = description.program.products
+    return dict(mean_shifts(f, params, way.correction, grids, lengths, products=products, **options))
 
 
 def _used_weights(
@@ -281,6 +285,8 @@ def _feasible(
 
 def _obstacle(site: Site, thresholds: Mapping[str, LayerThreshold], form: Form) -> str:
     """Return why a product cannot be computed in INT8; empty if it can."""
+    if min(layer.scale for layer in thresholds.values()) < TINY:
+        return f"a scale is less than the smallest normal number of float32, {TINY:.1e}"
     if form == "simulate":
         return ""
     bits = max(layer.num_bits for layer in thresholds.values())

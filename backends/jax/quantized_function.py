@@ -16,7 +16,10 @@ class QuantizedFunction(NamedTuple):
     """A quantized function, from :func:`quantize`."""
 
     function: Callable[..., Any]
-    """Has the signature of the original, and can be jitted, vmapped and exported."""
+    """Has the signature of the original, and can be jitted, vmapped and exported.
+
+    It raises InvalidInputError for shapes or flags with which the function has other products than were quantized.
+    """
     form: Form
     """`int8`: products of integers; `simulate`: the same in floating point."""
     thresholds: dict[str, LayerThreshold]

@@ -11,13 +11,15 @@ from .kernels import Form, Levels, arranged, multiply, multiply_simulated, quant
 from .model.arguments import Function, Static, on_arrays
 from .model.interpretation import Rule, interpret
 from .model.sites import Site
-from .model.tracing import trace
+from .model.tracing import check_products, trace
 
 
 class Substitution(NamedTuple):
     """How the products of a function are computed."""
 
     form: Form
+    products: Mapping[str, str]
+    """What identifies each product of the function, by name."""
     grids: Mapping[str, Grid]
     """Of the operands that are activations, by name."""
     weights: Mapping[str, Levels]
@@ -33,6 +35,7 @@ def substituted(f: Function, chosen: Substitution) -> Callable[..., Any]:
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
         program = trace(f, static, params, inputs)
         sites = {path: site for path, site in program.sites.items() if chosen.grids.keys() >= {*site.tensors.values()}}
+        check_products(chosen.products, program, sites.values())
         given = {path: (chosen.weights.get(site.name), chosen.shifts.get(site.name)) for path, site in sites.items()}
         rule = Rule(functools.partial(_product, chosen), sites, given)
         return jax.tree.unflatten(program.result, interpret(program.jaxpr, [*params, *inputs], rule, {})[0])

@@ -362,3 +362,12 @@ def test_subnormal_scales_of_channels_are_not_dead(xp):
     assert np.asarray(levels)[:, 0].tolist() == [127, 0, 2]
     real = xp.call(klquant.fake_quantize, xp.asarray(x), xp.asarray(steps), axis=0)
     np.testing.assert_array_equal(real, klquant.fake_quantize(x, steps, axis=0))
+
+
+@needs_jax
+def test_jax_has_no_dtype_in_another_byte_order():
+    import jax.numpy as jnp
+
+    assert klquant.dequantize(np.int8([1]), 0.5, dtype=">f4").dtype == np.dtype(">f4")
+    with pytest.raises(ArrayTypeError, match="`dtype` must be in native byte order for JAX, got >f4"):
+        klquant.dequantize(jnp.int8([1]), 0.5, dtype=">f4")

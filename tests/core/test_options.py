@@ -199,6 +199,10 @@ def test_masked_arrays_are_refused_by_name(make):
             function(make([1.0, 2.0], mask=[0, 1]))
     with pytest.raises(ArrayTypeError, match="must be a plain NumPy array"):
         klquant.presets.mxnet_threshold(make(HIST), EDGES, num_quantized_bins=5)
+    with pytest.raises(ArrayTypeError, match="`amax` must be a plain NumPy array"):
+        klquant.histogram(EDGES, amax=make(2.0))
+    with pytest.raises(ArrayTypeError, match="`eps` must be a plain NumPy array"):
+        call(klquant.optimal_threshold, eps=make(1e-4))
 
 
 def test_matrices_are_refused_by_name():

@@ -108,6 +108,20 @@ def test_a_site_in_loops_has_the_statistics_of_all_iterations():
     assert len(calibration.weight_scales["encoder/block"]) == 4 * 16
 
 
+@pytest.mark.parametrize("loop", ["scan", "fori"])
+def test_loops_over_layers_of_different_size_are_warned_of(loop):
+    def function(params, x):
+        if loop == "scan":
+            return jax.lax.scan(lambda x, w: (jax.numpy.tanh(x @ w), None), x, params)[0]
+        return jax.lax.fori_loop(0, 3, lambda k, x: jax.numpy.tanh(x @ params[k]), x)
+
+    weights = np.random.default_rng(0).standard_normal((3, 16, 16)).astype(np.float32)
+    calibrate(function, weights, BATCHES, **OPTIONS)
+    weights *= np.array([0.001, 1, 30], np.float32)[:, None, None]
+    with pytest.warns(CalibrationWarning, match="its range differs by a factor of .* between the iterations of a loop"):
+        calibrate(function, weights, BATCHES, **OPTIONS)
+
+
 def test_a_calibration_is_saved_and_searched_again(found, tmp_path):
     found.save(tmp_path / "calib.npz")
     loaded = Calibration.load(tmp_path / "calib.npz")
@@ -153,6 +167,8 @@ def test_errors_name_layer_and_batch():
         calibrate(network, PARAMS, iter(BATCHES))
     with pytest.raises(InvalidInputError, match="with matrix products or convolutions, got none"):
         calibrate(lambda params, x: x + 1, PARAMS, BATCHES)
+    with pytest.raises(InvalidInputError, match="got none: `b` is left out, as `ragged_dot_general` is not computed"):
+        calibrate(lambda params, x: jax.lax.ragged_dot(x, params["b"], np.int32([40])), {"b": WEIGHT[None]}, BATCHES)
     with pytest.raises(InvalidInputError, match="`f` must be a function"):
         calibrate("f", PARAMS, BATCHES)
 

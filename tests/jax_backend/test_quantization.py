@@ -1,5 +1,6 @@
 """Quantized functions: products of integers, equal to their simulation, accurate, and named where they are not."""
 
+import inspect
 import warnings
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from jax import lax
 
 import klquant
-from klquant.backends.jax import QuantizedFunction, calibrate, export, quantize, requantize
+from klquant.backends.jax import QuantizedFunction, calibrate, export, quantize, requantize, sensitivity
 from klquant.errors import CalibrationWarning, InvalidInputError, ModelError
 from support.jax_networks import loops, loops_params, random_batches, s8_products, sqnr_db
 from support.namespaces import enable_x64
@@ -65,6 +66,21 @@ def test_other_shapes_and_parameters_may_be_passed(in_loops):
     doubled = quantize(affine, PARAMS, [X], **OPTIONS)
     again = doubled.function({**PARAMS, "w": PARAMS["w"] * 2}, X)
     np.testing.assert_array_equal(again, doubled.function(PARAMS, X))  # the weights are those of the calibration
+
+
+def test_arguments_by_keyword():
+    def function(params, x, power=1, *, offset=0.0, train=False):
+        assert train in (True, False)  # no array
+        return (x**power) @ params["w"] + offset + train
+
+    int8 = quantize(function, PARAMS, [X], **OPTIONS)
+    assert inspect.signature(int8.function) == inspect.signature(function)
+    expected = int8.function(PARAMS, X)
+    np.testing.assert_array_equal(int8.function(params=PARAMS, x=X), expected)
+    found = int8.function(PARAMS, x=X, power=1, offset=np.float32(2), train=True)
+    np.testing.assert_allclose(found, expected + 3, rtol=1e-4)
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        int8.function(PARAMS)
 
 
 def test_convolutions_in_any_layout_and_with_groups():
@@ -125,6 +141,26 @@ def test_bfloat16_stays_bfloat16():
     assert sqnr_db(affine(PARAMS, X), found.astype(np.float32)) > 30
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_strict_promotion_is_respected(dtype):
+    params = {"w": PARAMS["w"][:, :1], "k": np.ones((3, 1, 1), np.float32) / 3}
+
+    def function(params, x):
+        w, k = (params[name].astype(dtype) for name in ("w", "k"))
+        x = x.astype(dtype)
+        return lax.conv_general_dilated((x @ w)[None], k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+    with jax.numpy_dtype_promotion("strict"):
+        int8 = quantize(function, params, [X], zero_points=True, correct_bias=True, **OPTIONS)
+        trained = quantize(function, params, [X], form="simulate", straight_through=True, criterion="auto")
+        gradient = jax.grad(lambda params: trained.function(params, X).astype("float32").sum())(params)
+        cost = sensitivity(function, params, int8.calibration, [X])[0]
+    exact, found = (f(params, X).astype("float32") for f in (jax.jit(function), int8.function))
+    assert sqnr_db(exact, found) > 30
+    assert np.abs(gradient["w"]).max() > 0
+    assert cost.alone_sqnr_db > 25
+
+
 def test_gradients_pass_straight_through():
     trained = quantize(affine, PARAMS, [X], form="simulate", straight_through=True, overrides={"w": {"threshold": 1.0}})
 
@@ -171,6 +207,8 @@ def test_what_does_not_fit_stays_in_floating_point():
     np.testing.assert_array_equal(result.function(PARAMS, X), jax.jit(affine)(PARAMS, X))
     simulated = requantize(affine, PARAMS, X, result.calibration, form="simulate", criterion="max", num_bits=9)
     assert sqnr_db(affine(PARAMS, X), simulated.function(PARAMS, X)) > 45
+    with pytest.warns(CalibrationWarning, match="`w` stays in floating point: a scale is less than"):
+        result = quantize(affine, PARAMS, [X * np.float32(1e-37)], **OPTIONS)
     with pytest.warns(CalibrationWarning, match="its other operand stays in floating point"):
         result = quantize(lambda params, x: x @ x.T, {}, [X], exclude="*.rhs", **OPTIONS)
     assert result.skipped.keys() == {"dot_general.lhs", "dot_general.rhs"}

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # to run as a script
 
 import json
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -37,6 +38,13 @@ def network(params, x):
     return jax.nn.relu(x @ np.eye(16, dtype=np.float32)) @ params["last"]
 
 
+def outlier():
+    """Return a function, its parameters and two batches: the second has an outlier, which matters to the product."""
+    batches = [np.random.default_rng(k).standard_normal((256, 16)).astype(np.float32) for k in range(2)]
+    batches[1][0, 0] = 60.0
+    return lambda w, x: x @ w, np.where(np.arange(16) == 0, 100, 0.1).astype(np.float32)[:, None], batches
+
+
 def sharded(passes):
     """Return the statistics of batches that are spread over four devices, and how an INT8 result is spread."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -48,11 +56,12 @@ def sharded(passes):
     return {**described(int8.calibration), "devices": len(result.sharding.device_set), "result": result.tolist()}
 
 
-def explicit():
+def explicit(mesh_is_set):
     """Return the statistics where shardings are part of the types."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        batches = [jax.device_put(x, jax.sharding.PartitionSpec("data")) for x in BATCHES]
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    with jax.set_mesh(mesh) if mesh_is_set else nullcontext():
+        batches = [jax.device_put(x, rows) for x in BATCHES]
         int8 = quantize(network, loops_params(), batches, **OPTIONS)
         return {**described(int8.calibration), "result": int8.function(loops_params(), batches[0]).tolist()}
 
@@ -65,16 +74,19 @@ def processes(rank, number):
         for name, batches in shares.items()
     }
     streamed = calibrate(network, loops_params(), iter(shares["even"]), process_group=group, passes=1, **OPTIONS)
+    function, weight, batches = outlier()
+    auto = calibrate(function, weight, batches[rank::number], process_group=group, num_bins=1001, criterion="auto")
     try:
         calibrate(network, loops_params(), [np.full((2, 16), np.nan)] if rank else BATCHES, process_group=group)
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
-    return {**found, "one pass": described(streamed), "failure": failure}
+    return {**found, "one pass": described(streamed), "auto": described(auto), "failure": failure}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "sharded":
-        result = {"two passes": sharded(2), "one pass": sharded(1), "explicit": explicit()}
+        result = {"two passes": sharded(2), "one pass": sharded(1), "explicit": explicit(True)}
+        result["explicit, no mesh is set"] = explicit(False)
     else:
         address, number, rank = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
         jax.distributed.initialize(address, number, rank)

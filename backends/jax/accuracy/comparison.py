@@ -13,7 +13,7 @@ from ...accuracy.classes import Array
 from ...accuracy.comparison import Comparison, Metric, compare_models
 from ...accuracy.outputs import Outputs
 from ...batches import numbered, tracked
-from ..model.arguments import Function, inputs_of, jitted
+from ..model.arguments import Function, as_numpy, inputs_of, jitted
 from ..quantized_function import QuantizedFunction
 
 
@@ -24,14 +24,14 @@ def named_outputs(function: Callable[..., Any], params: Any, batch: Any) -> Outp
 
 
 def _array(leaf: Any) -> Array:
-    array = np.asarray(leaf)
+    array = as_numpy(leaf)
     narrow = jax.numpy.issubdtype(array.dtype, jax.numpy.floating) and array.dtype.itemsize < 4
     return array.astype(np.float32) if narrow else array
 
 
 def num_bytes(params: Any) -> int:
     """Return the size of the arrays of the parameters."""
-    return int(sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")))
+    return int(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")))
 
 
 def compare(

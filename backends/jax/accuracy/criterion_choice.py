@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from klquant.errors import InvalidInputError
-
 from ...accuracy.criterion_choice import choose_all, distinct_thresholds
 from ...batches import numbered, tracked
 from ...calibration import Calibration
-from ...collection.distributed import Group, failing_together, share
+from ...collection.bins import Array
+from ...collection.distributed import Group, add_up, failing_together
 from ...settings import LayerOptions
 from ...thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from ..kernels import fake_quantize, multiply_simulated, quantize_weight
-from ..model.arguments import Function, Static, inputs_of, split
+from ..model.arguments import Function, Static, inputs_of, split, split_inputs
 from ..model.interpretation import Rule, bind, interpret
 from ..model.sites import Site
 from ..model.tracing import trace
@@ -44,7 +43,7 @@ def auto_thresholds(
     calibration : Calibration
         With histograms.
     batches : iterable, optional
-        The calibration data. With several processes the first that has data chooses.
+        The calibration data of this process; the errors of all processes are added up.
     progress : bool
     group : process group, optional
 
@@ -54,11 +53,14 @@ def auto_thresholds(
         A LayerThreshold by name.
     """
     options = calibration.settings.resolve(calibration.amax)
-    chosen: Any = None
+    candidates = candidate_thresholds(calibration.amax, calibration.histograms, options, calibration.hidden)
+    distinct = distinct_thresholds(candidates)
+    scales = {name: [found.scale for found in by_threshold.values()] for name, by_threshold in distinct.items()}
     with failing_together(group):
-        if batches is not None:
-            chosen = _choices(f, params, calibration, options, islice(batches, AUTO_BATCHES), progress)
-    chosen = share(chosen, group) or {}
+        own = _measured(f, params, calibration, options, scales, islice(batches or (), AUTO_BATCHES), progress)
+    totals = {name: add_up(own[name], group) for name in sorted(own)}
+    by_threshold = {name: dict(zip(distinct[name], totals[name].tolist(), strict=True)) for name in own}
+    chosen: dict[str, Any] = {name: choice.criterion for name, choice in choose_all(candidates, by_threshold).items()}
     best = {name: layer.over(LayerOptions(chosen.get(name))) for name, layer in options.items()}
     return search_thresholds(
         calibration.amax,
@@ -69,31 +71,25 @@ def auto_thresholds(
     )
 
 
-def _choices(
+def _measured(
     f: Function,
     params: Any,
     calibration: Calibration,
     options: Mapping[str, LayerOptions],
+    scales: Mapping[str, Sequence[float]],
     batches: Iterable[Any],
     progress: bool,
-) -> dict[str, str]:
-    """Return the best criterion of each tensor."""
-    candidates = candidate_thresholds(calibration.amax, calibration.histograms, options, calibration.hidden)
-    distinct = distinct_thresholds(candidates)
-    scales = {name: [found.scale for found in by_threshold.values()] for name, by_threshold in distinct.items()}
+) -> dict[str, Array]:
+    """Return the squared error of the product for each scale of each tensor, summed over the batches."""
     bits = {name: int(layer.num_bits or 8) for name, layer in options.items()}
     own = split(params)
     step = jax.jit(functools.partial(_errors, f, bits, calibration.settings.dead_channel), static_argnums=0)
     totals = {name: np.zeros(len(found)) for name, found in scales.items()}
-    number = -1
-    for number, batch in numbered(tracked(batches, "choice of criteria" if progress else "")):  # noqa: B007
-        given = split(inputs_of(batch))
+    for _, batch in numbered(tracked(batches, "choice of criteria" if progress else "")):
+        given = split_inputs(inputs_of(batch))
         errors = jax.device_get(step((own.static, given.static), own.arrays, given.arrays, scales))
         totals = {name: total + errors[name].astype(np.float64) for name, total in totals.items()}
-    if number < 0:
-        raise InvalidInputError("expected at least one calibration batch, got none")
-    by_threshold = {name: dict(zip(distinct[name], total.tolist(), strict=True)) for name, total in totals.items()}
-    return {name: choice.criterion for name, choice in choose_all(candidates, by_threshold).items()}
+    return totals
 
 
 def _errors(

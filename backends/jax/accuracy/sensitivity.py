@@ -13,11 +13,11 @@ from ...accuracy.sums import Sums, compare_arrays
 from ...batches import numbered, progress_bar
 from ...calibration import Calibration
 from ..grids import make_grids
-from ..kernels import multiply_simulated, rounded_operands
-from ..model.arguments import Function, Static, inputs_of, split
+from ..kernels import multiply_simulated, rounded_operands, wide_dtype
+from ..model.arguments import Function, Static, inputs_of, split, split_inputs
 from ..model.interpretation import Rule, interpret
 from ..model.sites import Site
-from ..model.tracing import trace
+from ..model.tracing import check_names, trace
 
 
 class ProductCost(NamedTuple):
@@ -100,6 +100,7 @@ def _switchable(f: Function, calibration: Calibration) -> Callable[[Any, Any, Co
 
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any], on: Mapping[str, Any]) -> Any:
         program = trace(f, static, params, inputs)
+        check_names({*calibration.amax, *calibration.skipped}, program)
         sites = {path: site for path, site in program.sites.items() if grids.keys() >= {*site.tensors.values()}}
 
         def apply(site: Site, operands: Sequence[Any], weight: Any, state: Any) -> tuple[Any, Any]:
@@ -108,13 +109,13 @@ def _switchable(f: Function, calibration: Calibration) -> Callable[[Any, Any, Co
             return multiply_simulated(site, chosen), state
 
         results = interpret(program.jaxpr, [*params, *inputs], Rule(apply, sites), {})[0]
-        return [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in results if _is_float(x)]
+        return [x.astype(wide_dtype(x.dtype)) for x in results if _is_float(x)]
 
     compiled = jax.jit(run, static_argnums=0)
 
     def switched(params: Any, batch: Any, chosen: Container[str]) -> list[Any]:
         on = {name: np.asarray(name in chosen) for name in names}
-        own, given = split(params), split(inputs_of(batch))
+        own, given = split(params), split_inputs(inputs_of(batch))
         found = jax.device_get(compiled((own.static, given.static), own.arrays, given.arrays, on))
         return list(map(np.asarray, found))
 

@@ -2,10 +2,13 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from klquant.errors import InvalidInputError
@@ -63,13 +66,28 @@ def inputs_of(batch: Any) -> tuple[Any, ...]:
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
+def split_inputs(inputs: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Split:
+    """Return the arrays of the arguments beside the parameters, positional and by keyword, and the rest."""
+    return split((tuple(inputs), dict(options)))
+
+
+def applied(function: Function, static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """Return what a function makes of split arguments."""
+    positional, options = static[1].filled(inputs)
+    return function(static[0].filled(params), *positional, **options)
+
+
 def on_arrays(run: Callable[..., Any], function: Function) -> Function:
     """Return ``run(static, params, inputs)`` of arrays, jitted, with the signature of `function`."""
     jitted = jax.jit(run, static_argnums=0, inline=True)  # inline: an export drops what it does not need
 
+    signature = inspect.signature(function)
+
     @functools.wraps(function)
-    def call(params: Any, *inputs: Any) -> Any:
-        own, given = split(params), split(inputs)
+    def call(*args: Any, **options: Any) -> Any:
+        bound = signature.bind(*args, **options)
+        params, *inputs = bound.args
+        own, given = split(params), split_inputs(inputs, bound.kwargs)
         return jitted((own.static, given.static), own.arrays, given.arrays)
 
     return call
@@ -79,7 +97,7 @@ def jitted(function: Function) -> Function:
     """Return a function jitted, whatever its arguments hold beside arrays."""
 
     def run(static: tuple[Static, Static], params: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        return function(static[0].filled(params), *static[1].filled(inputs))
+        return applied(function, static, params, inputs)
 
     return on_arrays(run, function)
 
@@ -90,12 +108,18 @@ def check_function(function: Any) -> None:
         raise InvalidInputError(f"`f` must be a function f(params, *inputs), got {type(function).__name__}")
 
 
+def as_numpy(array: Any) -> "np.ndarray[Any, Any]":
+    """Return the values of an array, also of random keys."""
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
 def digest_of(tree: Any) -> str:
     """Return a hash of the values in a pytree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, _TRACED):
-            digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+            digest.update(np.ascontiguousarray(as_numpy(leaf)).tobytes())
         else:
             digest.update(repr(leaf).encode())
     return digest.hexdigest()

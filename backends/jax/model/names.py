@@ -3,18 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from .paths import module_path
 from .sites import Site
-
-_VALUES = {"value", "raw_value"}  # the last part of a path in flax.nnx
-_WEIGHTS = {"kernel", "weight", "weights", "w", "W", "embedding"}  # what comes before it, or is last elsewhere
-_COLLECTIONS = {"params", "param"}  # the first part of a path in flax.linen
 
 
 def name_sites(sites: Sequence[Site]) -> list[str]:
     """Return a unique name for each site.
 
     It is the name scope, if no other site has it and it says more than the path of the weight, as in ``stem``; else
-    that path, as in ``layers.0``; else the scope or the primitive. Equal names get a number.
+    that path, as in ``layers.0``; else the scope, the module around the products that its operands come from, as in
+    ``blocks.0.attention``, or the primitive. Equal names get a number.
     """
     scopes, used = Counter(site.scope for site in sites), Counter[str]()
     names = []
@@ -26,18 +24,8 @@ def name_sites(sites: Sequence[Site]) -> list[str]:
 
 
 def _name(site: Site, alone: bool) -> str:
-    path, scope = _module_path(site.leaf), site.scope
+    path, scope = module_path(site.leaf), site.scope
     same = path and scope.replace("/", ".").endswith(path)
     if scope and alone and not same:
         return scope
-    return path or scope or site.primitive
-
-
-def _module_path(leaf: str) -> str:
-    """Return the path of a module from that of its weight: ``Dense_0`` of ``params.Dense_0.kernel``."""
-    parts = leaf.split(".")
-    if parts[0] in _COLLECTIONS and len(parts) > 1:
-        parts = parts[1:]
-    for last in (_VALUES, _WEIGHTS):
-        parts = parts[:-1] if len(parts) > 1 and parts[-1] in last else parts
-    return ".".join(parts)
+    return path or scope or site.around or site.primitive

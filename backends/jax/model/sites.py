@@ -1,6 +1,5 @@
 """Find the products of a jaxpr that may be quantized, through calls, loops and branches, and what each operand is."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,11 +8,13 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from .bodies import Bodies, bodies_of, jaxprs_in
+from .paths import common_path, module_path, parent_path, scope_of
+from .recipes import recipe_of_constant, recipe_of_result
 
 Path: TypeAlias = tuple[int, ...]
 """Where an equation lies: its number, and for each body around it the number of that equation and of the body."""
-_NOT_NAMES = re.compile(r"(eqx|equinox)\.|.*->")  # scopes that equinox gives to classes, and jnp.einsum to its calls
 PRODUCTS = ("dot_general", "conv_general_dilated")
+_OTHERS = ("ragged_dot", "ragged_dot_general", "scaled_dot")  # products that are left in floating point
 
 
 class Site(NamedTuple):
@@ -29,6 +30,10 @@ class Site(NamedTuple):
     """Its name scopes."""
     leaf: str
     """Where the weight lies in the parameters."""
+    recipe: str = ""
+    """How the weight is computed."""
+    around: str = ""
+    """The module around the products that its operands come from, or around its own weight."""
     reason: str = ""
     """Why it cannot be quantized."""
     name: str = ""
@@ -45,6 +50,14 @@ class Site(NamedTuple):
             return {1 - self.weight: self.name}
         return {0: f"{self.name}.lhs", 1: f"{self.name}.rhs"}
 
+    @property
+    def identity(self) -> str:
+        """Return what beside the name must be equal in a program for the same thresholds and weights to serve it."""
+        if self.weight is None:
+            return self.primitive
+        shape = self.equation.invars[self.weight].aval.shape
+        return f"{self.primitive} {self.weight} {shape} {contracted(self, self.weight)} {self.recipe}"
+
 
 class _Origin(NamedTuple):
     """What a value depends on."""
@@ -53,6 +66,9 @@ class _Origin(NamedTuple):
     """Whether it depends on parameters and constants alone."""
     varies: frozenset[Path] = frozenset()
     leaf: str = ""
+    recipe: str = ""
+    around: str | None = None
+    """The module around the products that it comes from; None without products."""
 
 
 _INPUT = _Origin(False)
@@ -84,38 +100,57 @@ def find_sites(closed: ClosedJaxpr, paths: Sequence[str]) -> tuple[dict[Path, Si
         Where each parameter lies.
     """
     found: list[Site] = []
-    given = [_Origin(True, leaf=path) for path in paths]
+    given = [_Origin(True, leaf=path, recipe=path) for path in paths]
     given += [_INPUT] * (len(closed.jaxpr.invars) - len(paths))
-    _walk(closed.jaxpr, given, (), "", found)
+    _walk(closed, given, (), "", found)
     return {site.path: site for site in found if not site.reason}, [site for site in found if site.reason]
 
 
-def _walk(jaxpr: Jaxpr, given: Sequence[_Origin], path: Path, scope: str, found: list[Site]) -> list[_Origin]:
+def _walk(closed: ClosedJaxpr, given: Sequence[_Origin], path: Path, scope: str, found: list[Site]) -> list[_Origin]:
     """Add the sites of a jaxpr to those found, and return the origins of its results."""
-    origins: dict[Any, _Origin] = {var: _Origin(True) for var in jaxpr.constvars}
+    jaxpr = closed.jaxpr
+    origins: dict[Any, _Origin] = {v: _constant(x) for v, x in zip(jaxpr.constvars, closed.consts, strict=True)}
     origins.update(zip(jaxpr.invars, given, strict=True))
     for number, equation in enumerate(jaxpr.eqns):
-        operands = [_Origin(True) if isinstance(v, Literal) else origins[v] for v in equation.invars]
+        operands = [_constant(v.val) if isinstance(v, Literal) else origins[v] for v in equation.invars]
         here, inner = (*path, number), "/".join(filter(None, [scope, scope_of(equation)]))
-        results = [_combined(operands)] * len(equation.outvars)
-        if not results or not results[0].known or equation.effects:
-            results = _unknown(equation, operands, here, inner, found) or [_INPUT] * len(equation.outvars)
-        origins.update(zip(equation.outvars, results, strict=True))
-    return [_Origin(True) if isinstance(v, Literal) else origins[v] for v in jaxpr.outvars]
+        results = _known(equation, operands) or _unknown(equation, operands, here, inner, found)
+        unknown = _INPUT._replace(around=_around(equation, operands))
+        origins.update(zip(equation.outvars, results or [unknown] * len(equation.outvars), strict=True))
+    return [_constant(v.val) if isinstance(v, Literal) else origins[v] for v in jaxpr.outvars]
 
 
-def _combined(operands: Sequence[_Origin]) -> _Origin:
-    if not all(operand.known for operand in operands):
-        return _INPUT
+def _constant(value: Any) -> _Origin:
+    return _Origin(True, recipe=recipe_of_constant(value))
+
+
+def _known(equation: Any, operands: Sequence[_Origin]) -> list[_Origin] | None:
+    """Return the origins of results that do not depend on the inputs; None for others, and for calls."""
+    bodies = bodies_of(equation)
+    if equation.effects or (bodies and bodies.inline) or not all(operand.known for operand in operands):
+        return None
     leaf = next((operand.leaf for operand in operands if operand.leaf), "")
-    return _Origin(True, frozenset().union(*(operand.varies for operand in operands)), leaf)
+    varies = frozenset[Path]().union(*(operand.varies for operand in operands))
+    recipes = [operand.recipe for operand in operands]
+    return [
+        _Origin(True, varies, leaf, recipe_of_result(equation, number, recipes))
+        for number in range(len(equation.outvars))
+    ]
+
+
+def _around(equation: Any, operands: Sequence[_Origin]) -> str | None:
+    """Return the module around the products that a result comes from: around the weight, if this is a product."""
+    product = equation.primitive.name in PRODUCTS
+    weights = [parent_path(module_path(operand.leaf)) for operand in operands if operand.known and product]
+    modules = weights or [operand.around for operand in operands if operand.around is not None]
+    return common_path(modules) if modules or product else None
 
 
 def _unknown(
     equation: Any, operands: Sequence[_Origin], here: Path, scope: str, found: list[Site]
 ) -> list[_Origin] | None:
-    """Add the sites in an equation that depends on the inputs; return the origins of its results if they are known."""
-    if equation.primitive.name in PRODUCTS:
+    """Add the sites in an equation; return the origins of its results if they are known."""
+    if equation.primitive.name in (*PRODUCTS, *_OTHERS):
         found.extend(_products(equation, operands, here, scope))
         return None
     bodies = bodies_of(equation)
@@ -126,7 +161,7 @@ def _unknown(
     found.extend(_hidden(bodies.hidden, here, scope, "it lies in the condition of a loop"))
     results: list[_Origin] = []
     for number, body in enumerate(bodies.jaxprs):
-        results = _walk(body.jaxpr, _inside(bodies, operands, here), (*here, number), scope, found)
+        results = _walk(body, _inside(bodies, operands, here), (*here, number), scope, found)
     return results if bodies.inline else None
 
 
@@ -138,32 +173,27 @@ def _inside(bodies: Bodies, operands: Sequence[_Origin], here: Path) -> list[_Or
 
 
 def _products(equation: Any, operands: Sequence[_Origin], here: Path, scope: str) -> Iterator[Site]:
-    dtypes = [v.aval.dtype for v in equation.invars]
+    name, dtypes = equation.primitive.name, [v.aval.dtype for v in equation.invars[:2]]
     if not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
         return
-    conv = equation.primitive.name == "conv_general_dilated"
+    conv = name == "conv_general_dilated"
     weight = 1 if operands[1].known else 0 if operands[0].known and not conv else None
     origin = _INPUT if weight is None else operands[weight]
     grouped = conv and equation.params["batch_group_count"] != 1
     reason = "it has groups in the batch, which gradients of convolutions have" if grouped else ""
-    yield Site(here, equation, weight, origin.varies, scope, origin.leaf, reason)
+    reason = f"`{name}` is not computed in INT8" if name in _OTHERS else reason
+    around = _around(equation, operands) or ""
+    yield Site(here, equation, weight, origin.varies, scope, origin.leaf, origin.recipe, around, reason)
 
 
 def _hidden(jaxprs: Sequence[Jaxpr], here: Path, scope: str, reason: str) -> Iterator[Site]:
     for number, jaxpr in enumerate(jaxprs):
         for k, equation in enumerate(jaxpr.eqns):
             path = (*here, number, k)
-            if equation.primitive.name in PRODUCTS:
+            if equation.primitive.name in (*PRODUCTS, *_OTHERS):
                 sites = _products(equation, [_INPUT, _INPUT], path, scope)
                 yield from (site._replace(reason=reason) for site in sites)
             yield from _hidden(jaxprs_in(equation.params.values()), path, scope, reason)
-
-
-def scope_of(equation: Any) -> str:
-    """Return the name scopes of an equation, without those of transformations, equinox and ``jnp.einsum``."""
-    parts = getattr(equation.source_info.name_stack, "stack", ())
-    names = [part.name for part in parts if type(part).__name__ == "Scope"]
-    return "/".join(name for name in names if not _NOT_NAMES.match(name))
 
 
 def below(path: Path, sites: Mapping[Path, Any]) -> list[Path]:

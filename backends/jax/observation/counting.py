@@ -2,7 +2,8 @@
 
 NumPy finds the bin of a value in float64, which accelerators lack or emulate. But the bin grows with ``|x|``, so the
 smallest value of each bin, in the dtype of the tensor, says the same. The host finds these exactly; the device takes
-the bin that a division in that dtype gives, which is at most one off, and corrects it by comparison.
+the bin that a product in that dtype gives, which is at most one off, and corrects it by comparison. What is too small
+for a normal number counts as 0, as XLA may compute with it.
 """
 
 import math
@@ -17,12 +18,16 @@ from klquant.errors import InvalidInputError
 
 from ...collection import Bins, Counted
 from ...collection.bins import Array
+from ..kernels import wide_dtype
 
 
 class Table(NamedTuple):
     """The bins to count in, for the device."""
 
-    amax: Array
+    power: Array
+    """A power of 2 that brings ``|x|`` near 1, so that no reciprocal is too small for a normal number."""
+    steps: Array
+    """The number of bins in ``1 / power``."""
     starts: Array
     """Smallest ``|x|`` of each bin from the centre, and infinity."""
     outside: Array
@@ -34,6 +39,8 @@ class Seen(NamedTuple):
 
     low: Any
     high: Any
+    least: Any
+    """The smallest max ``|x|`` of a call, among those that are not 0."""
     calls: Any
     counts: Any
     """Shape (num_bins,), int32; None where only the range is wanted."""
@@ -43,9 +50,12 @@ class Seen(NamedTuple):
 
 def table_of(bins: Bins, dtype: Any) -> Table:
     """Return the table of these bins for tensors of a dtype."""
-    kind = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    kind: np.dtype[Any] = np.dtype(wide_dtype(dtype))
     inner = Bins(3, 3 * math.nextafter(bins.amax, math.inf))  # as collection counts what lies beyond
-    return Table(np.asarray(bins.amax, kind), _starts(bins, kind), _starts(inner, kind)[1])
+    most = -np.finfo(kind.type).minexp
+    power = math.ldexp(1.0, -max(-most, min(math.frexp(bins.amax)[1], most)))
+    steps = bins.num_bins / (bins.amax * power)
+    return Table(np.asarray(power, kind), np.asarray(steps, kind), _starts(bins, kind), _starts(inner, kind)[1])
 
 
 def _starts(bins: Bins, kind: Any) -> Array:
@@ -60,37 +70,40 @@ def _starts(bins: Bins, kind: Any) -> Array:
             found = np.where(
                 found.astype(np.float64) * times / over < halves, np.nextafter(found, kind.type(np.inf)), found
             )
-    return np.concatenate([[0], found, [np.inf]]).astype(kind)
+    return np.concatenate([[0], np.maximum(found, np.finfo(kind).tiny), [np.inf]]).astype(kind)
 
 
 def nothing(table: Table | None, dtype: Any) -> Seen:
     """Return what has been seen before the first call."""
-    kind = jnp.promote_types(dtype, jnp.float32)
+    kind = wide_dtype(dtype)
     zero = np.int32(0)
     counts = None if table is None else np.zeros(2 * len(table.starts) - 3, np.int32)
-    return Seen(np.asarray(np.inf, kind), np.asarray(-np.inf, kind), zero, counts, zero, zero)
+    most = np.asarray(np.inf, kind)
+    return Seen(most, -most, most, zero, counts, zero, zero)
 
 
 def see(values: Any, table: Table | None, before: Seen) -> Seen:
     """Return what has been seen after one more call."""
-    if _is_explicit(values):  # the compiler finds out how to spread the counting
-        spread = jax.sharding.auto_axes(_see, out_sharding=jax.sharding.PartitionSpec())
-        found: Seen = spread(values, table, before)
-        return found
+    mesh = getattr(getattr(jax.typeof(values), "sharding", None), "mesh", None)
+    if mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types:
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # names the mesh: none may be set
+        found: Seen = jax.sharding.auto_axes(_see, out_sharding=whole)(values, table, before)
+        return found  # the compiler finds out how to spread the counting
     return _see(values, table, before)
 
 
-def _is_explicit(values: Any) -> bool:
-    mesh = getattr(getattr(jax.typeof(values), "sharding", None), "mesh", None)
-    return mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types
-
-
 def _see(values: Any, table: Table | None, before: Seen) -> Seen:
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(wide_dtype(values.dtype))
     if not values.size:
         return before._replace(calls=before.calls + 1)
-    low, high = jnp.minimum(before.low, values.min()), jnp.maximum(before.high, values.max())
-    found = before._replace(low=low, high=high, calls=before.calls + 1)
+    low, high = values.min(), values.max()
+    amax = jnp.maximum(-low, high)
+    found = before._replace(
+        low=jnp.minimum(before.low, low),
+        high=jnp.maximum(before.high, high),
+        least=jnp.where(amax > 0, jnp.minimum(before.least, amax), before.least),
+        calls=before.calls + 1,
+    )
     if table is None:
         return found
     sizes = jnp.abs(values)
@@ -103,9 +116,10 @@ def _see(values: Any, table: Table | None, before: Seen) -> Seen:
 
 def _count(values: Any, sizes: Any, table: Table) -> Any:
     half = table.starts.shape[0] - 2
-    guess = (sizes / table.amax * (2 * half + 1) + 1) / 2
+    guess = sizes * table.power * table.steps / 2 + 0.5
     bins = jnp.clip(guess, 0, half).astype(jnp.int32)
-    bins = bins + (sizes >= table.starts[bins + 1]) - (sizes < table.starts[bins])
+    above, below = sizes >= table.starts[bins + 1], sizes < table.starts[bins]
+    bins = bins + above.astype(jnp.int32) - below.astype(jnp.int32)
     numbers = half + jnp.where(values < 0, -bins, bins)
     return jnp.zeros(2 * half + 1, jnp.int32).at[numbers].add(1)
 
@@ -123,7 +137,7 @@ def counted(seen: Seen, bins: Bins) -> Counted:
 
 def packed(found: Mapping[str, Seen]) -> tuple[Any, Any]:
     """Return everything as two vectors, of ranges and of counts, so that few arrays cross to the host."""
-    ranges = [bound for seen in found.values() for bound in (seen.low, seen.high)]
+    ranges = [bound for seen in found.values() for bound in (seen.low, seen.high, seen.least)]
     numbers = [
         jnp.concatenate(
             [jnp.stack([seen.calls, seen.zeros, seen.beyond]), *([] if seen.counts is None else [seen.counts])]
@@ -137,8 +151,8 @@ def unpacked(ranges: Any, numbers: Any, num_bins: Mapping[str, int]) -> dict[str
     """Return what :func:`packed` was given, on the host; `num_bins` is 0 for a tensor without counts."""
     sizes = [3 + number for number in num_bins.values()]
     parts = np.split(np.asarray(numbers), np.cumsum(sizes)[:-1])
-    bounds = np.asarray(ranges).reshape(-1, 2).tolist()
+    bounds = np.asarray(ranges).reshape(-1, 3).tolist()
     return {
-        name: Seen(low, high, part[0], part[3:] if len(part) > 3 else None, part[1], part[2])
-        for name, (low, high), part in zip(num_bins, bounds, parts, strict=True)
+        name: Seen(low, high, least, part[0], part[3:] if len(part) > 3 else None, part[1], part[2])
+        for name, (low, high, least), part in zip(num_bins, bounds, parts, strict=True)
     }

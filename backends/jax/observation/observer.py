@@ -1,6 +1,7 @@
 """A JAX function as the collector sees it: one jitted function of a batch that returns all statistics."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +12,10 @@ from klquant.errors import InvalidInputError, KLQuantError, ModelError
 
 from ...collection import Bins, Observation, look
 from ...collection.bins import BinsFor
-from ..model.arguments import Function, Static, digest_of, inputs_of, split
+from ..model.arguments import Function, Static, digest_of, inputs_of, split, split_inputs
 from ..model.interpretation import Rule, bind, interpret
 from ..model.sites import Site
-from ..model.tracing import trace
+from ..model.tracing import check_products, trace
 from .counting import Seen, Table, counted, nothing, packed, see, table_of, unpacked
 
 
@@ -27,15 +28,19 @@ class JaxObserver:
     params : pytree
     dtypes : mapping
         The dtypes of the operands to observe, by name.
+    products : mapping
+        What identifies each product of the function, by name.
     """
 
     kind = "layer"
 
-    def __init__(self, function: Function, params: Any, dtypes: Mapping[str, Any]) -> None:
+    def __init__(self, function: Function, params: Any, dtypes: Mapping[str, Any], products: Mapping[str, str]) -> None:
         self.names: Sequence[str] = list(dtypes)
         self._params, self._dtypes = split(params), dict(dtypes)
         self._last: dict[str, Bins] = {}
-        self._step = jax.jit(functools.partial(_statistics, function, tuple(dtypes)), static_argnums=0)
+        self.spreads: dict[str, float] = dict.fromkeys(dtypes, 1.0)
+        """By which factor the ranges of an operand differ between the iterations of a loop, at most."""
+        self._step = jax.jit(functools.partial(_statistics, function, tuple(dtypes), products), static_argnums=0)
 
     def observe(self, batch: Any, bins_for: BinsFor, number: int) -> dict[str, Observation]:
         """Run the function on a batch; return what each operand holds.
@@ -51,6 +56,7 @@ class JaxObserver:
             bins |= wider
             found = self._run(batch, bins, number)
         self._last |= bins
+        self.spreads |= {name: max(self.spreads[name], _spread(seen)) for name, seen in found.items()}
         return {name: _observation(name, seen, bins if wanted[name] else {}) for name, seen in found.items()}
 
     def digest(self, batch: Any) -> str:
@@ -79,7 +85,7 @@ class JaxObserver:
     def _run(self, batch: Any, bins: Mapping[str, Bins], number: int) -> dict[str, Seen]:
         """Return what is seen of each operand that was computed."""
         tables = {name: table_of(chosen, self._dtypes[name]) for name, chosen in bins.items()}
-        inputs = split(inputs_of(batch))
+        inputs = split_inputs(inputs_of(batch))
         try:
             ranges, numbers = jax.device_get(
                 self._step((self._params.static, inputs.static), self._params.arrays, inputs.arrays, tables)
@@ -99,6 +105,10 @@ def _holds(bins: Bins | None, other: Bins) -> bool:
     return bins.num_bins == other.num_bins and bins.level >= other.level
 
 
+def _spread(seen: Seen) -> float:
+    return float(max(-seen.low, seen.high) / seen.least) if seen.least < math.inf else 1.0
+
+
 def _observation(name: str, seen: Seen, bins: Mapping[str, Bins]) -> Observation:
     found = look(name, seen.low, seen.high, lambda name, _: bins.get(name), lambda chosen: counted(seen, chosen))
     return found._replace(calls=int(seen.calls))
@@ -115,6 +125,7 @@ def _located(where: str) -> Iterator[None]:
 def _statistics(
     function: Function,
     names: tuple[str, ...],
+    products: Mapping[str, str],
     static: tuple[Static, Static],
     params: Sequence[Any],
     inputs: Sequence[Any],
@@ -126,7 +137,7 @@ def _statistics(
         path: {k: name for k, name in site.tensors.items() if name in names} for path, site in program.sites.items()
     }
     observed = {path: site for path, site in program.sites.items() if operands[path]}
-    check_known(names, [name for found in operands.values() for name in found.values()])
+    check_products(products, program, observed.values())
 
     def apply(site: Site, values: Sequence[Any], weight: Any, state: dict[int, Seen]) -> tuple[Any, dict[int, Seen]]:
         seen = {k: see(values[k], tables.get(name), state[k]) for k, name in operands[site.path].items()}
@@ -139,9 +150,3 @@ def _statistics(
     after = interpret(program.jaxpr, [*params, *inputs], Rule(apply, observed), before)[1]
     found = {name: after[path][k] for path in observed for k, name in operands[path].items()}
     return packed({name: found[name] for name in names})
-
-
-def check_known(expected: Sequence[str], found: Sequence[str]) -> None:
-    """Raise InvalidInputError if a function has other products than before: shapes may change, branches may not."""
-    if missing := sorted(set(expected) - set(found)):
-        raise InvalidInputError(f"expected the same products for every batch, got a batch without {missing}")

@@ -139,3 +139,12 @@ def test_what_is_hidden_is_named():
     program = program_of(function, loops_params(), (X,))
     assert list(program.named) == ["last"]
     assert program.opaque == {"dot_general": "it lies in the condition of a loop"}
+
+
+def test_products_by_groups_of_rows_are_named():
+    def function(params, x):
+        return lax.ragged_dot(x @ params["first"], params["blocks"], np.int32([4, 4, 4, 4]))
+
+    program = program_of(function, loops_params(), (X,))
+    assert list(program.named) == ["first"]
+    assert program.opaque == {"blocks": "`ragged_dot_general` is not computed in INT8"}

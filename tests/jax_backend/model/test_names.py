@@ -31,6 +31,38 @@ def test_flax_nnx():
     assert program_of(lambda state, x: nnx.merge(graph, state)(x), state, (IMAGE,)).tensors == expected
 
 
+def test_products_of_activations_in_flax_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.blocks = nnx.List([nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs) for _ in range(2)])
+
+        def __call__(self, x, mask):
+            for block in self.blocks:
+                x = x + block(x, mask=mask)
+            return x @ x.T
+
+    inputs = np.ones((5, 4), np.float32), np.ones((2, 5, 5), bool)
+    found = program_of(lambda network, x, mask: network(x, mask), Network(nnx.Rngs(0)), inputs).named
+    names = [name for name, site in found.items() if site.weight is None]
+    assert names == ["blocks.0", "blocks.0:1", "blocks.1", "blocks.1:1", "blocks"]
+
+
+def test_products_of_activations_in_equinox():
+    equinox = pytest.importorskip("equinox")
+    attention = [equinox.nn.MultiheadAttention(2, 4, key=jax.random.key(k)) for k in range(2)]
+
+    def function(modules, x):
+        for module in modules["layers"]:
+            x = module(x, x, x)
+        return x
+
+    found = program_of(function, {"layers": attention}, (np.ones((5, 4), np.float32),)).named
+    names = [name for name, site in found.items() if site.weight is None]
+    assert names == ["layers.0", "layers.0:1", "layers.1", "layers.1:1"]
+
+
 def test_flax_linen():
     linen = pytest.importorskip("flax.linen")
 

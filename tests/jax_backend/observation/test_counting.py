@@ -18,6 +18,8 @@ CASES = {
     "many bins": Bins(65537, 4.1),
     "one pass": Bins(12003, 3.0, 1),
     "small level": Bins(765, 3.0**-9, -9),
+    "large": Bins(4001, 3.3e38),
+    "small": Bins(4001, 1e-31),
 }
 
 
@@ -28,7 +30,7 @@ def values(bins, seed=0):
     on = edges.astype(np.float32)
     end = np.float32(bins.amax)
     last = [end, end, np.nextafter(end, np.float32(0)), np.nextafter(end, np.float32(np.inf)), 0, 0]
-    parts = [on, np.nextafter(on, np.float32(0)), -on, rng.standard_normal(4096).astype(np.float32), last]
+    parts = [on, np.nextafter(on, np.float32(0)), -on, rng.standard_normal(4096) / 4 * end, last]
     return np.concatenate(parts).astype(np.float32)
 
 

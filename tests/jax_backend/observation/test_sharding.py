@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from klquant.backends.jax import calibrate, quantize
-from support.jax_job import BATCHES, OPTIONS, described, network
+from support.jax_job import BATCHES, OPTIONS, described, network, outlier
 from support.jax_networks import loops, loops_params
 
 JOB = Path(__file__).parents[2] / "support" / "jax_job.py"
@@ -49,7 +49,7 @@ def together(tmp_path_factory):
     return dict(zip(("sharded", "rank0", "rank1"), results(jobs, files), strict=True))
 
 
-@pytest.mark.parametrize("case", ["two passes", "one pass", "explicit"])
+@pytest.mark.parametrize("case", ["two passes", "one pass", "explicit", "explicit, no mesh is set"])
 def test_statistics_of_sharded_batches(together, case):
     found = together["sharded"][case]
     int8 = quantize(network, loops_params(), BATCHES, passes=1 if case == "one pass" else 2, **OPTIONS)
@@ -65,6 +65,14 @@ def test_statistics_of_processes(together, case):
     expected = described(calibrate(network if case == "one pass" else loops, loops_params(), BATCHES, **options))
     for rank in ("rank0", "rank1"):
         assert together[rank][case] == json.loads(json.dumps(expected))
+
+
+@pytest.mark.filterwarnings("ignore:layer `dot_general`. expected SQNR:klquant.errors.CalibrationWarning")
+def test_all_processes_choose_criteria_together(together):
+    function, weight, batches = outlier()
+    alone = calibrate(function, weight, batches[:1], num_bins=1001, criterion="auto").thresholds["dot_general"]
+    for rank in ("rank0", "rank1"):
+        assert together[rank]["auto"]["thresholds"]["dot_general"] > 50 > alone.threshold
 
 
 def test_a_failure_ends_all_processes(together):
