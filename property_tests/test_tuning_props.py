@@ -16,7 +16,7 @@ numbers = st.one_of(st.floats(-20, 80), st.just(math.nan), st.just(math.inf), st
 class Model:
     """Measures whatever hypothesis draws, without any order in it."""
 
-    criteria, steps = ("entropy", "mse", "auto"), ("smooth", "bias")
+    criteria, steps, last_steps = ("entropy", "mse", "auto"), ("smooth", "bias"), ("refine",)
 
     def __init__(self, data, ranking):
         self._data, self._ranking, self.measured = data, ranking, {}
