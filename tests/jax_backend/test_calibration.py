@@ -153,6 +153,13 @@ def test_auto_takes_the_criterion_with_the_least_error_of_the_product():
     assert chosen[1].threshold < 30
 
 
+def test_batches_may_be_one_array():
+    params, batches = {"w": np.eye(4, dtype=np.float32)}, np.random.default_rng(0).normal(size=(3, 8, 4)).astype("f4")
+    options = {"criterion": "auto", "num_bins": 255, "progress": False}
+    one, several = (calibrate(lambda p, x: x @ p["w"], params, data, **options) for data in (batches, [*batches]))
+    assert_same(one, several)
+
+
 def test_errors_name_layer_and_batch():
     bad = [BATCHES[0], np.full((2, 16), np.nan, np.float32)]
     with pytest.raises(InvalidInputError, match=r"layer `a`, batch 1: activations must be finite, got nan"):

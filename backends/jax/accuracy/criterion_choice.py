@@ -56,8 +56,9 @@ def auto_thresholds(
     candidates = candidate_thresholds(calibration.amax, calibration.histograms, options, calibration.hidden)
     distinct = distinct_thresholds(candidates)
     scales = {name: [found.scale for found in by_threshold.values()] for name, by_threshold in distinct.items()}
+    data = () if batches is None else islice(batches, AUTO_BATCHES)
     with failing_together(group):
-        own = _measured(f, params, calibration, options, scales, islice(batches or (), AUTO_BATCHES), progress)
+        own = _measured(f, params, calibration, options, scales, data, progress)
     totals = {name: add_up(own[name], group) for name in sorted(own)}
     by_threshold = {name: dict(zip(distinct[name], totals[name].tolist(), strict=True)) for name in own}
     chosen: dict[str, Any] = {name: choice.criterion for name, choice in choose_all(candidates, by_threshold).items()}
