@@ -8,13 +8,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import digest_of
-
-
-def recipe_of_constant(value: Any) -> str:
-    """Return a hash of the value."""
-    return digest_of(value)
-
 
 def recipe_of_result(equation: Any, number: int, operands: Sequence[str]) -> str:
     """Return the recipe of a result of an equation; the dtype does not matter."""

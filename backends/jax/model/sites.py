@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from .arguments import digest_of
 from .bodies import Bodies, bodies_of, jaxprs_in
 from .paths import common_path, module_path, parent_path, scope_of
-from .recipes import recipe_of_constant, recipe_of_result
+from .recipes import recipe_of_result
 
 Path: TypeAlias = tuple[int, ...]
 """Where an equation lies: its number, and for each body around it the number of that equation and of the body."""
@@ -121,7 +122,7 @@ def _walk(closed: ClosedJaxpr, given: Sequence[_Origin], path: Path, scope: str,
 
 
 def _constant(value: Any) -> _Origin:
-    return _Origin(True, recipe=recipe_of_constant(value))
+    return _Origin(True, recipe=digest_of(value))
 
 
 def _known(equation: Any, operands: Sequence[_Origin]) -> list[_Origin] | None:
