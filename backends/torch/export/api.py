@@ -119,7 +119,8 @@ def export_onnx(  # noqa: PLR0913 the options of an export
         output_names=output_names,
     )
     if batches is None:
-        kept = _Arrays(network, first_batches(source.batches or (), KEPT_BATCHES), traced.inputs, forward)
+        data = () if source.batches is None else first_batches(source.batches, KEPT_BATCHES)
+        kept = _Arrays(network, data, traced.inputs, forward)
         fitting = [arrays for arrays in kept if _fits(arrays, traced)]
         result = place(traced, engine, fitting, may_ignore=True, has_sums=_has_sums(model))
     else:

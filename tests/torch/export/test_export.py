@@ -322,6 +322,12 @@ def test_batches_may_name_their_tensors_in_any_order_and_must_not_be_an_iterator
 # --- names, shapes, files ---
 
 
+def test_the_data_of_a_calibration_may_be_one_tensor():
+    model, data = mlp(), torch.stack([batch(5, 4).float()] * 2)
+    one, several = (export_onnx(quantize(model, given, num_bins=255), data[0]) for given in (data, [*data]))
+    assert one.thresholds == several.thresholds
+
+
 def test_names_are_those_of_the_arguments_and_parameters():
     _, exported, _ = small("inputs_by_name")
     assert [value.name for value in exported.model.graph.input] == ["image", "scale", "other"]
