@@ -71,6 +71,12 @@ def _shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in feed.items()}
 
 
+def sampled(prepared: Prepared, feeds: Sequence[Feed], limit: int, samples: int) -> list[Feed]:
+    """Return parts of up to `limit` of the batches, with about so many samples in all."""
+    some = spread(feeds, limit)
+    return first_samples(prepared, some, -(-samples // max(1, len(some))))
+
+
 def spread(feeds: Sequence[Batch], limit: int) -> list[Batch]:
     """Return some of the batches, from the first to the last: a recording may begin with silence."""
     number = min(limit, len(feeds))

@@ -1,20 +1,22 @@
 """Correct biases, and judge by it whether what was left out or widened before is still worth it."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...warning import quiet
 from ..correction.adaround import MAX_BATCHES, adapt_rounding
 from ..correction.bias_correction import correct_biases
-from ..correction.data import first_samples, halved, read_feeds, spread
+from ..correction.data import halved, read_feeds, sampled, spread
 from ..correction.output_error import output_errors
 from ..correction.parameters import with_parameters
 from ..feeds import Array
 from ..model.preparation import Prepared
 from ..placement import Placement
-from .layer_choice import NOTICEABLE, SAMPLES, Place, Refined
+from .layer_choice import NOTICEABLE, Place, Refined
 
-JUDGED = 8  # batches
+BATCHES, JUDGED = 8, 32  # samples in all
+logger = logging.getLogger("klquant")
 
 
 class Chosen(NamedTuple):
@@ -39,29 +41,27 @@ def best_corrected(
 
     Bias correction may remove noise for which layers were left out or channels scaled, and other ranges may leave less
     to correct. With `adaround` the weights of that one are rounded for the least error of their layers, and its biases
-    corrected anew.
+    corrected anew; to the nearest level, if that leaves less error of the outputs.
     """
     some = list(batches)
-    if not adaround:
-        return _best_corrected(where, tried, some, correct_bias)
-    best = tried[0] if len(tried) == 1 else _best_corrected(where, tried, some, correct_bias).refined
-    placed = where.placed(best)
-    feeds = spread(list(read_feeds(where.prepared, some)), MAX_BATCHES)
     with quiet():
-        quantized, layers = where.write(placed), placed.plan.weights
-        rounded = adapt_rounding(placed.prepared, quantized, layers, feeds)
-        return _corrected(where, best, some, correct_bias, rounded)
+        best = _best(where, [_corrected(where, one, some, correct_bias) for one in tried], some)
+        if not adaround:
+            return best
+        placed = where.placed(best.refined)
+        feeds = spread(list(read_feeds(where.prepared, some)), MAX_BATCHES)
+        rounded = adapt_rounding(placed.prepared, where.write(placed), placed.plan.weights, feeds)
+        return _best(where, [_corrected(where, best.refined, some, correct_bias, rounded), best], some)
 
 
-def _best_corrected(where: Place, tried: Sequence[Refined], some: Sequence[Any], correct_bias: bool | None) -> Chosen:
-    with quiet():
-        found = [_corrected(where, one, some, correct_bias) for one in tried]
-        if len(found) == 1:
-            return found[0]
-        models = [where.write(one.placement) for one in found]
-    feeds = halved(where.prepared, list(read_feeds(where.prepared, some)))
-    judging = first_samples(where.prepared, spread(feeds[1::2], JUDGED), SAMPLES)
+def _best(where: Place, found: Sequence[Chosen], batches: Sequence[Any]) -> Chosen:
+    """Return the first, or a later one that lowers the error of the outputs on every other batch."""
+    feeds = halved(where.prepared, list(read_feeds(where.prepared, batches)))[1::2]
+    if len(found) == 1 or not feeds:
+        return found[0]
+    judging, models = sampled(where.prepared, feeds, BATCHES, JUDGED), [where.write(one.placement) for one in found]
     errors = output_errors(where.prepared, models, judging, optimized=where.engine == "onnxruntime")
+    logger.info("errors of the outputs with corrected biases: %s", ", ".join(f"{error:.3f}" for error in errors))
     best = 0
     for k, error in enumerate(errors):
         best = k if error <= NOTICEABLE * errors[best] else best

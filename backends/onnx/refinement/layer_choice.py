@@ -8,30 +8,29 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import onnx
 
 from ...calibration import Calibration
 from ...settings import WEIGHTED, Engine
 from ..accuracy.sensitivity import rank_layers
-from ..correction.data import first_samples, halved, read_feeds, spread
+from ..correction.data import halved, read_feeds, sampled
 from ..correction.output_error import output_errors
 from ..engines.inspection import inspect
 from ..engines.tensorrt import check_tensorrt
-from ..execution import Feed, open_onnxruntime, with_outputs
-from ..model.graph import Graph
-from ..model.operators import has_constant_weight, output_channels
+from ..execution import Feed
 from ..model.preparation import Prepared
 from ..placement import Placement, Ranges, place_ranges
 from ..qdq.float16 import with_float16_scales
 from .noise_search import open_meter
 from .range_choices import Base, given_base, smoothed_bases
+from .work import Work, work_of
 
 NOTICEABLE = 0.95
 """The error of the outputs must fall to this part of what it was: less may be chance."""
 AS_GOOD = 1.12  # times the least error: half a decibel more is no reason to leave out more layers
 WORTH_A_RUN = 0.02  # part of the noise that a tensor causes, to measure another range
-SAMPLES = 4  # of the data for each purpose
+BATCHES, MEASURED, JUDGED = 4, 4, 16
+"""Parts of up to so many batches are used, with so many samples in all to measure costs, and to judge what is best."""
 ROUNDS = 2
 WORK = 2.0  # times the share of layers is the share of multiplications that may be left out
 LEAST = 0.01  # part of the noise that a layer must save
@@ -101,18 +100,20 @@ def refined(
     Returns
     -------
     list of Refined
-        What was chosen, last; before it, as far as they differ, the model as calibrated, and the best float model and
-        ranges with all in INT8.
+        As far as they differ: the model as calibrated, the best float model and ranges with all in INT8, and these with
+        some layers in floating point; then the same with pointwise functions in floating point, if they are cheap.
     """
     prepared, engine, asymmetric = where.prepared, where.engine, bool(ranges.candidates)
     given = given_base(prepared, ranges, calibration, engine)
     feeds = halved(prepared, list(read_feeds(prepared, batches)))
     if len(feeds) < 2:
         return [Refined(given, ranges)]
-    measuring = first_samples(prepared, spread(feeds[::2], SAMPLES), 1)
-    judging = first_samples(prepared, spread(feeds[1::2], SAMPLES), SAMPLES)
+    measuring, judging = (
+        sampled(prepared, feeds[::2], BATCHES, MEASURED),
+        sampled(prepared, feeds[1::2], BATCHES, JUDGED),
+    )
     others = smoothed_bases(prepared, calibration, engine, where.excluded, feeds, asymmetric=asymmetric)
-    return _Refinement(where, measuring, judging, min_int8).refine([given, *others])
+    return _Refinement(where, measuring, judging, min_int8, work_of(prepared, measuring[0])).refine([given, *others])
 
 
 class _Refinement(NamedTuple):
@@ -122,19 +123,35 @@ class _Refinement(NamedTuple):
     measuring: Sequence[Feed]
     judging: Sequence[Feed]
     min_int8: float
+    work: Work
 
     def refine(self, bases: Sequence[Base]) -> list[Refined]:
         """Choose the float model and ranges that clip or wider ones, then leave out layers, as the judging data say.
 
-        What costs most is measured again without what was left out: before, it hides the rest.
+        That is done once more with the functions between layers in floating point, where they may.
         """
         every = [Refined(base, ranges) for base in bases for ranges in base.choices]
-        start = found = self._best(every)
+        functions = self._functions(every[0])
+        others = [one._replace(left_out=functions) for one in every if functions]
+        return _distinct([one for group in (every, others) if group for one in self._refined(group)])
+
+    def _refined(self, group: Sequence[Refined]) -> list[Refined]:
+        """Return the first, the best, and that with some layers left out.
+
+        What costs most is measured again without what was left out: before, it hides the rest.
+        """
+        start = found = self._best(group)
         for _ in range(ROUNDS):
             before, found = found, self._improved(found)
             if found.left_out == before.left_out:
                 break
-        return _distinct([every[0], start, found])
+        return [group[0], start, found]
+
+    def _functions(self, start: Refined) -> tuple[str, ...]:
+        """Return the names of the nodes between layers that may stay in floating point, if that spares quantizers."""
+        functions = self.work.functions if self.work.functions_are_cheap() else ()
+        plans = [self.where.placed(one).plan for one in (start, start._replace(left_out=functions))]
+        return functions if len(plans[1].readers) < len(plans[0].readers) else ()
 
     def _improved(self, start: Refined) -> Refined:
         other = next((one for one in reversed(start.base.choices) if one is not start.ranges), start.ranges)
@@ -148,7 +165,8 @@ class _Refinement(NamedTuple):
         """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
         where, graph, thresholds = self.where, start.base.prepared.graph, start.ranges.thresholds
         min_work = 1 - WORK * (1 - self.min_int8)
-        limits: dict[str, Any] = {"min_int8": self.min_int8, "work": self._work(), "min_work": min_work, "least": LEAST}
+        limits: dict[str, Any] = {"min_int8": self.min_int8, "min_work": min_work, "least": LEAST}
+        limits["work"] = self.work.multiplications
         excluded = (*where.excluded, *start.left_out)
         ranking = rank_layers(graph, thresholds, where.engine, excluded, costs, **limits)
         numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
@@ -175,7 +193,7 @@ class _Refinement(NamedTuple):
                     candidates[name] = others.ranges.candidates[name]
         return costs, Ranges(thresholds, candidates)
 
-    def _best(self, tried: list[Refined]) -> Refined:
+    def _best(self, tried: Sequence[Refined]) -> Refined:
         """Return the first of those that are nearly as good as the best; the start, if that is."""
         tried = _distinct(tried)
         if len(tried) == 1:
@@ -196,18 +214,6 @@ class _Refinement(NamedTuple):
             return _num_int8(model) >= min(self.min_int8 * total, _num_int8(start))
         return self.where.engine != "tensorrt" or not check_tensorrt(model)
 
-    def _work(self) -> dict[str, float]:
-        """Return the number of multiplications of each layer, for the first data."""
-        graph = self.where.prepared.graph
-        layers = [node for node in graph.nodes if node.op_type in WEIGHTED and has_constant_weight(graph, node)]
-        names = [node.output[0] for node in layers]
-        if not names:
-            return {}
-        with open_onnxruntime(with_outputs(self.where.prepared.model, names), optimized=True) as session:
-            found = session(names, self.measuring[0])
-        sizes = {node.name: float(np.prod(graph.initializers[node.input[1]].dims)) for node in layers}
-        return {n.name: found[n.output[0]].size * sizes[n.name] / _channels(graph, n) for n in layers}
-
 
 def _distinct(tried: Sequence[Refined]) -> list[Refined]:
     keys = [one.key() for one in tried]
@@ -216,7 +222,3 @@ def _distinct(tried: Sequence[Refined]) -> list[Refined]:
 
 def _num_int8(model: onnx.ModelProto) -> int:
     return sum(node.int8 for node in inspect(model, "onnxruntime") if node.op_type in WEIGHTED)
-
-
-def _channels(graph: Graph, node: onnx.NodeProto) -> int:
-    return graph.initializers[node.input[1]].dims[-1] if node.op_type == "MatMul" else output_channels(graph, node)

@@ -10,6 +10,7 @@ from klquant.backends.onnx.refinement.corrected_choice import best_corrected
 from klquant.backends.onnx.refinement.layer_choice import COSTLY, WORTH_A_RUN, Place, Refined, _Refinement, refined
 from klquant.backends.onnx.refinement.noise_search import open_meter
 from klquant.backends.onnx.refinement.range_choices import Base
+from klquant.backends.onnx.refinement.work import Work
 from support.onnx_models import build, run
 
 LAYERS = 8
@@ -17,6 +18,7 @@ CHAIN = " ".join(
     f"a{k} = Conv <pads = [1, 1, 1, 1]> ({f'r{k - 1}' if k else 'x'}, w{k}) r{k} = Relu (a{k})" for k in range(LAYERS)
 )
 BODY = f"{CHAIN} p = GlobalAveragePool (r{LAYERS - 1}) f = Flatten (p) y = Gemm (f, w)"
+NOTHING = Work({}, (), 0)
 OPTIONS = {"int_bias": False, "reduce_range": False}
 BAD = 4
 """The layer whose output has one channel far above the others, which the next layer scales down again."""
@@ -138,7 +140,7 @@ def test_tensors_that_only_the_lowered_model_has_keep_their_ranges():
     bad = Ranges(good.thresholds | {"a": 0.1 * good.thresholds["a"]}, {})
     where = Place(prepared, "onnxruntime", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
     start, other = (Refined(Base(prepared, [ranges]), ranges) for ranges in (bad, good))
-    costs, found = _Refinement(where, feeds, feeds, 1.0)._measured(start, other)
+    costs, found = _Refinement(where, feeds, feeds, 1.0, NOTHING)._measured(start, other)
     assert costs["r_negative"] > WORTH_A_RUN
     assert found.thresholds == good.thresholds
 

@@ -29,7 +29,7 @@ class Klquant(NamedTuple):
     criterion: str = "entropy"
     guard: bool = True
     asymmetric: bool = True
-    correct_bias: bool = False
+    batches: bool = False
     step: str = ""
 
     def __call__(self, network: Loaded, target: Path) -> None:
@@ -39,7 +39,7 @@ class Klquant(NamedTuple):
             if self.criterion != "auto":
                 found = calibration.search_thresholds(criterion=self.criterion, guard=self.guard)
                 calibration = calibration._replace(thresholds=found)
-            batches = network.calibration if self.correct_bias else None
+            batches = network.calibration if self.batches else None
             options = {"batches": batches, "asymmetric": self.asymmetric}
             quantize(prepared, calibration, engine="onnxruntime", **options).save(target)
 
@@ -119,9 +119,9 @@ def klquant_methods() -> dict[str, Method]:
         "klquant, literal entropy, symmetric": Klquant(guard=False, asymmetric=False),
         "klquant, default": Klquant(),
         **{f"klquant, {name}": Klquant(name) for name in CRITERIA},
-        "klquant, bias correction": Klquant(correct_bias=True),
+        "klquant, with batches": Klquant(batches=True),
         **{f"klquant, {step}": Klquant(step=step) for step in STEPS if step},
-        "klquant, SmoothQuant, auto, bias correction": Klquant("auto", correct_bias=True, step="SmoothQuant"),
+        "klquant, SmoothQuant, auto, with batches": Klquant("auto", batches=True, step="SmoothQuant"),
         "klquant, tune": tuned,
     }
 
