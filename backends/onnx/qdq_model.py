@@ -30,6 +30,8 @@ class QDQModel(NamedTuple):
     """The smallest and the largest value that the integers of each quantized activation stand for."""
     smoothed: tuple[str, ...] = ()
     """Activations whose channels were scaled by SmoothQuant: T and range are those of the scaled values."""
+    float_nodes: tuple[str, ...] = ()
+    """Nodes without weights, such as those of SiLU, that stay in floating point because it improves the outputs."""
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically; above 2 GB the weights go to a second file beside it."""
@@ -44,7 +46,8 @@ class QDQModel(NamedTuple):
         activations = f"{counted(len(self.thresholds), 'activation')} in INT8"
         corrected = f", biases of {counted(len(self.corrections), 'layer')} corrected" if self.corrections else ""
         smoothed = f", {counted(len(self.smoothed), 'activation')} smoothed" if self.smoothed else ""
-        return f"QDQModel({activations}{left_out(self.skipped)}{smoothed}{corrected})"
+        floats = f", {counted(len(self.float_nodes), 'node')} without weights in float" if self.float_nodes else ""
+        return f"QDQModel({activations}{left_out(self.skipped)}{floats}{smoothed}{corrected})"
 
     def _repr_html_(self) -> str:
         """Return a table of the thresholds and ranges for notebooks."""

@@ -12,7 +12,7 @@ from klquant.errors import InvalidInputError, ModelError
 
 from ..calibration import Calibration
 from ..ranges import Range
-from ..settings import EXCLUDED, Engine, check_engine
+from ..settings import EXCLUDED, WEIGHTED, Engine, check_engine
 from ..warning import quiet, warn_of_floats
 from .accuracy.noise_warning import warn_of_noise
 from .correction.bias_correction import MAX_BATCHES
@@ -79,7 +79,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         that did not supply the corrections.
     adaround : bool
         With `batches`: round weights up or down so that the outputs of their layer change least, instead of to the
-        nearest level.
+        nearest level; unless the error of the model's outputs grows by it.
     min_int8 : float
         The least share of the layers that stays in INT8; of their multiplications at most twice the rest is left out.
         With `batches`, the layers that cost the outputs most stay in floating point within that limit, if that lowers
@@ -159,12 +159,15 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     a weight, are rounded to nearest. It takes some seconds, for large models up to a few minutes.
 
     With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs, on
-    one sample each of up to 4 batches: groups of neighbours round together, and the group with the most noise is
+    about 4 samples of up to 4 batches: groups of neighbours round together, and the group with the most noise is
     halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Where a
     MatMul or Gemm reads a tensor whose T is guarded or amax, SmoothQuant is tried (see :func:`smooth`), with ranges
-    from `batches`. Up to 4 samples each of up to 4 other batches decide between these, and how many layers are left
-    out. Then all this is done once more with what was left out. At the end biases are corrected with and without these
-    changes, and the better model is taken. ``smoothed`` and ``skipped`` name what was changed.
+    from `batches`. About 16 samples of up to 4 other batches decide between these, and how many layers are left out.
+    Then all this is done once more with what was left out. For "onnxruntime", it is also done with the pointwise
+    functions between layers, such as SiLU, in floating point, if the layers multiply at least 100 times for each of
+    their values: that spares quantizers, and takes time. At the end biases are corrected with and without these
+    changes, and the model with the least error of the outputs is taken. ``smoothed``, ``skipped`` and
+    ``float_nodes`` name what was changed.
 
     With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
     quantizers were not fitted to it: thresholds come from the float32 model.
@@ -201,7 +204,10 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     scaled = found.base.scaled
     thresholds, ends = _described(exact, placement, calibration, scaled)
     smoothed = tuple(dict.fromkeys(scaled.values()))
-    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends, smoothed)
+    floats = {*found.left_out, *found.functions}
+    others = (node.name for node in exact.graph.nodes if node.op_type not in WEIGHTED)
+    float_nodes = tuple(name for name in others if name in floats)
+    return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends, smoothed, float_nodes)
 
 
 def _writer(calibration: Calibration | Mapping[str, float], engine: Engine, *, reduce_range: bool) -> Write:

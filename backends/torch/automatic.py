@@ -75,7 +75,8 @@ def auto(
     Notes
     -----
     The methods are the criteria (entropy, max, percentile, mse, auto), then equalize, smooth (where there is a
-    LayerNorm) and correct_bias, each on top of the best so far. With smooth the calibration fits the smoothed model.
+    LayerNorm), adaround and correct_bias, each on top of the best so far. With smooth the calibration fits the smoothed
+    model.
     Times are not measured: the simulation says nothing about them. :func:`tune` goes on from here: it leaves out the
     layers that cost most.
     """

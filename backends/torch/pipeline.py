@@ -24,6 +24,7 @@ def quantize(
     *,
     criterion: CriterionOrAuto = "entropy",
     equalize: bool = False,
+    adaround: bool = False,
     correct_bias: bool = False,
     num_batches: int | None = None,
     **options: Unpack[QuantizerOptions],
@@ -35,8 +36,8 @@ def quantize(
     model : torch.nn.Module, in eval mode
         It is not changed.
     batches : iterable
-        Calibration data: a list of batches, a DataLoader, ... It is iterated twice, and once more each for ``"auto"``
-        and `correct_bias`. An iterator or generator needs ``passes=1``. A batch is a tensor, a tuple or list
+        Calibration data: a list of batches, a DataLoader, ... It is iterated twice, and once more each for ``"auto"``,
+        `adaround` and `correct_bias`. An iterator or generator needs ``passes=1``. A batch is a tensor, a tuple or list
         (positional arguments), or a mapping (keyword arguments). What the model does not take, such as labels, is left
         out.
     criterion : {"entropy", "max", "percentile", "mse", "auto"}
@@ -44,6 +45,10 @@ def quantize(
         of its layer's output on the first 8 batches.
     equalize : bool
         Start by equalizing the ranges of neighbouring layers. It helps if channels have very different ranges.
+    adaround : bool
+        Round weights up or down so that the outputs of their layer on the first 8 batches change least, instead of to
+        the nearest level (after Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020; by
+        turning over one weight after the other). :func:`requantize` cannot repeat it.
     correct_bias : bool
         End by correcting the biases for the mean rounding error.
     num_batches : int, optional
@@ -73,21 +78,25 @@ def quantize(
 
     Notes
     -----
-    Memory: one copy of the model, and a second one with ``criterion="auto"`` or `correct_bias`: both compare the
-    rounded weights with those before rounding.
+    Memory: one copy of the model, and a second one with ``criterion="auto"``, `adaround` or `correct_bias`: they
+    compare the rounded weights with those before rounding. `adaround` takes up to 1 GB more.
     """
     check_choice("criterion", criterion, (*CRITERIA, "auto"), "criteria")  # before the data are read
     quantizer, batches = Quantizer(model, **options), first_batches(batches, num_batches)
     one_pass = options.get("passes", 2) == 1
-    if not one_pass or criterion == "auto" or correct_bias:
-        check_repeatable(batches, "pass a list or a DataLoader, or passes=1 without criterion='auto' and correct_bias")
+    more = {"criterion='auto'": criterion == "auto", "adaround": adaround, "correct_bias": correct_bias}
+    if not one_pass or any(more.values()):
+        check_repeatable(batches, f"pass a list or a DataLoader, or passes=1 without {', '.join(more)}")
     first, batches = _look_ahead(batches)
     quantizer._collect(first, batches, equalize=equalize)
     quantizer.search_thresholds(criterion=criterion, batches=None if first is None else batches)
-    if not correct_bias:
+    if not (adaround or correct_bias):
         return quantizer._simulate_in_place()
-    quantized = quantizer.simulate()  # a copy: the correction compares it with the folded model
-    quantizer._correct_in_place(quantized.model, batches)
+    quantized = quantizer.simulate()  # a copy: both compare it with the folded model
+    if adaround:
+        quantizer._round_in_place(quantized.model, batches)
+    if correct_bias:
+        quantizer._correct_in_place(quantized.model, batches)
     return quantized
 
 

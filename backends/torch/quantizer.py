@@ -30,6 +30,7 @@ from ..settings import (
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
+from .correction.adaround import MAX_BATCHES, adapt_rounding
 from .correction.bias_correction import correct_in_place
 from .correction.equalization import Equalized, equalize_in_place, find_pairs
 from .folding.api import Examination, copy_to_fold, examine_copy
@@ -237,6 +238,15 @@ class Quantizer:
         self._correct_in_place(corrected.model, batches)
         return corrected
 
+    def adapt_rounding(self, quantized: QuantizedModel, batches: Iterable[Any]) -> QuantizedModel:
+        """Return a result of :meth:`simulate` with weights rounded by AdaRound; see :func:`quantize`.
+
+        Do this before biases are corrected. A saved calibration does not contain the rounding.
+        """
+        rounded = quantized._replace(model=copy_model(quantized.model))
+        self._round_in_place(rounded.model, batches)
+        return rounded
+
     def diagnose(self, batches: Iterable[Any], *, sensitivity: bool = True) -> Diagnosis:
         """Compare the quantized model with the float model, layer by layer; see :func:`diagnose`."""
         self._need(Stage.CALIBRATED)
@@ -313,6 +323,12 @@ class Quantizer:
         return QuantizedModel(
             model, found.thresholds, self._weight_scales, found.histograms, folds, found.skipped, found, self._source
         )
+
+    def _round_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:
+        if self._run.group is not None:
+            raise InvalidInputError("AdaRound needs all data in one process, got a process group")
+        found = (self._folded, self._weight_scales, list(islice(batches, MAX_BATCHES)))
+        adapt_rounding(simulated, *found, forward=self._forward, progress=self._run.progress)
 
     def _correct_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:
         if self._run.group is not None:

@@ -46,11 +46,13 @@ class Refined(NamedTuple):
     ranges: Ranges
     left_out: tuple[str, ...] = ()
     """Names of nodes and tensors in floating point."""
+    functions: tuple[str, ...] = ()
+    """Names of nodes of pointwise functions in floating point."""
 
     def key(self) -> object:
         """Return what the model depends on, to compare."""
         ends = {name: one.range for name, one in self.ranges.candidates.items()}
-        return id(self.base.prepared), self.ranges.thresholds, ends, self.left_out
+        return id(self.base.prepared), self.ranges.thresholds, ends, self.left_out, self.functions
 
 
 Write: TypeAlias = Callable[[Placement], onnx.ModelProto]
@@ -70,7 +72,7 @@ class Place(NamedTuple):
 
     def placed(self, chosen: Refined) -> Placement:
         """Return where quantizers go."""
-        names = (*self.excluded, *chosen.left_out)
+        names = (*self.excluded, *chosen.left_out, *chosen.functions)
         found = place_ranges(chosen.base.prepared, chosen.ranges, self.engine, names)
         return found._replace(prepared=with_float16_scales(found.prepared)) if self.float16 else found
 
@@ -132,7 +134,7 @@ class _Refinement(NamedTuple):
         """
         every = [Refined(base, ranges) for base in bases for ranges in base.choices]
         functions = self._functions(every[0])
-        others = [one._replace(left_out=functions) for one in every if functions]
+        others = [one._replace(functions=functions) for one in every if functions]
         return _distinct([one for group in (every, others) if group for one in self._refined(group)])
 
     def _refined(self, group: Sequence[Refined]) -> list[Refined]:
@@ -150,7 +152,7 @@ class _Refinement(NamedTuple):
     def _functions(self, start: Refined) -> tuple[str, ...]:
         """Return the names of the nodes between layers that may stay in floating point, if that spares quantizers."""
         functions = self.work.functions if self.work.functions_are_cheap() else ()
-        plans = [self.where.placed(one).plan for one in (start, start._replace(left_out=functions))]
+        plans = [self.where.placed(one).plan for one in (start, start._replace(functions=functions))]
         return functions if len(plans[1].readers) < len(plans[0].readers) else ()
 
     def _improved(self, start: Refined) -> Refined:
@@ -159,7 +161,7 @@ class _Refinement(NamedTuple):
         chosen = self._best([start, start._replace(ranges=mixed)])
         left_out = self._left_out(start, costs)
         both = (chosen.ranges, other)
-        return self._best([chosen, *(Refined(start.base, one, names) for names in left_out for one in both)])
+        return self._best([chosen, *(start._replace(ranges=one, left_out=names) for names in left_out for one in both)])
 
     def _left_out(self, start: Refined, costs: Mapping[str, float]) -> list[tuple[str, ...]]:
         """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
@@ -167,7 +169,7 @@ class _Refinement(NamedTuple):
         min_work = 1 - WORK * (1 - self.min_int8)
         limits: dict[str, Any] = {"min_int8": self.min_int8, "min_work": min_work, "least": LEAST}
         limits["work"] = self.work.multiplications
-        excluded = (*where.excluded, *start.left_out)
+        excluded = (*where.excluded, *start.left_out, *start.functions)
         ranking = rank_layers(graph, thresholds, where.engine, excluded, costs, **limits)
         numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
         every = [[name for names in ranking[:k] for name in names] for k in numbers]

@@ -16,7 +16,7 @@ from ..options import SimulationOptions
 from ..quantizer import Quantizer
 from ..stages import QuantizedModel
 
-EQUALIZE, SMOOTH, CORRECT_BIAS = "equalize", "smooth", "correct_bias"
+EQUALIZE, SMOOTH, ADAROUND, CORRECT_BIAS = "equalize", "smooth", "adaround", "correct_bias"
 
 
 class Recipes:
@@ -29,7 +29,7 @@ class Recipes:
         self._forward, self._progress = forward, progress
         self._quantizers: dict[tuple[str, ...], Quantizer] = {}
         self._smoothed: nn.Module | None = None
-        self.steps = (EQUALIZE, *((SMOOTH,) if has_norms(model) else ()), CORRECT_BIAS)
+        self.steps = (EQUALIZE, *((SMOOTH,) if has_norms(model) else ()), ADAROUND, CORRECT_BIAS)
 
     def changed(self, recipe: Recipe) -> nn.Module | None:
         """Return the float model that smoothing makes, if it is a step of this recipe."""
@@ -41,7 +41,7 @@ class Recipes:
 
     def quantizer(self, recipe: Recipe) -> Quantizer:
         """Return a quantizer with the histograms of the model of a recipe."""
-        key = tuple(step for step in recipe.steps if step != CORRECT_BIAS)
+        key = tuple(step for step in recipe.steps if step not in (ADAROUND, CORRECT_BIAS))
         if key not in self._quantizers:
             changed = self.changed(recipe)
             model = self._model if changed is None else changed  # a module may have a length, so no `or`
@@ -63,6 +63,8 @@ class Recipes:
             warnings.simplefilter("ignore", CalibrationWarning)
             quantizer = self.searched(recipe)
             quantized = quantizer.simulate(exclude=recipe.exclude)
+            if ADAROUND in recipe.steps:
+                quantized = quantizer.adapt_rounding(quantized, self._batches)
             if CORRECT_BIAS in recipe.steps:
                 quantized = quantizer.correct_bias(quantized, self._batches)
         return quantized

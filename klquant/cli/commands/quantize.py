@@ -92,12 +92,15 @@ def quantize(
         verified = None if quantized.verification is None else str(quantized.verification)
         skipped = quantized.skipped
         more = {"verified": verified, "corrections": quantized.corrections, "smoothed": quantized.smoothed}
+        more["float_nodes"] = quantized.float_nodes
         print_json({"out": out, "engine": engine, "tensors": tensors, "skipped": skipped, **more})
         return
     print_thresholds(f"{model} for {engine}: quantized tensors", details, quantized.ranges)
     print_table("left in floating point", ("node", "why"), quantized.skipped.items())
     if quantized.smoothed:
         click.echo(f"channels scaled: {counted(len(quantized.smoothed), 'activation')}")
+    if quantized.float_nodes:
+        click.echo(f"other nodes left in floating point: {counted(len(quantized.float_nodes), 'node')}")
     if quantized.corrections:
         click.echo(f"biases corrected: {len(quantized.corrections)} layers")
     if quantized.verification is not None:

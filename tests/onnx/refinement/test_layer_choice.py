@@ -4,8 +4,10 @@ import pytest
 import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs
+from klquant.backends.onnx.correction.adaround import adapt_rounding
 from klquant.backends.onnx.placement import Ranges, find_ranges
 from klquant.backends.onnx.qdq.insertion import write_qdq
+from klquant.backends.onnx.refinement import corrected_choice
 from klquant.backends.onnx.refinement.corrected_choice import best_corrected
 from klquant.backends.onnx.refinement.layer_choice import COSTLY, WORTH_A_RUN, Place, Refined, _Refinement, refined
 from klquant.backends.onnx.refinement.noise_search import open_meter
@@ -155,3 +157,19 @@ def test_the_search_finds_the_quantizer_that_costs_most(case):
     assert found.keys() == exact.keys()
     assert max(found, key=found.__getitem__) == max(exact, key=exact.__getitem__)
     assert sum(found.values()) == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_weights_are_rounded_to_nearest_if_the_outputs_say_so(case, monkeypatch, spoilt):
+    prepared, calibration = case
+
+    def rounded(*args):
+        found = adapt_rounding(*args)
+        return {name: -one for name, one in found.items()} if spoilt else found
+
+    monkeypatch.setattr(corrected_choice, "adapt_rounding", rounded)
+    options = {"engine": "openvino", "batches": batches(0), "min_int8": 1}
+    found, nearest = (quantize(prepared, calibration, adaround=one, **options) for one in (True, False))
+    weights = [{one.name: one.raw_data for one in each.model.graph.initializer} for each in (found, nearest)]
+    same = [weights[0][name] == weights[1][name] for name in weights[0] if name.endswith("_quantized")]
+    assert all(same) == spoilt
