@@ -49,7 +49,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     reduce_range: bool = False,
     batches: Iterable[Any] | None = None,
     correct_bias: bool | None = None,
-    adaround: bool = True,
+    adaround: bool | None = None,
     min_int8: float = 0.8,
     asymmetric: bool = True,
     float16: bool = False,
@@ -77,9 +77,9 @@ def quantize(  # noqa: PLR0913 the options of a quantization
         Whether to correct the biases by the shift that quantization causes in the mean of each output channel. By
         default they are corrected if there are `batches`, and if that lowers the error of the outputs on those batches
         that did not supply the corrections.
-    adaround : bool
-        With `batches`: round weights up or down so that the outputs of their layer change least, instead of to the
-        nearest level; unless the error of the model's outputs grows by it.
+    adaround : bool, optional
+        Whether to round weights up or down so that the outputs of their layer change least, instead of to the nearest
+        level. By default they are rounded so if there are `batches`, unless the error of the model's outputs grows.
     min_int8 : float
         The least share of the layers that stays in INT8; of their multiplications at most twice the rest is left out.
         With `batches`, the layers that cost the outputs most stay in floating point within that limit, if that lowers
@@ -102,7 +102,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     InvalidInputError
         For an unknown engine, a pattern that matches nothing, a calibration of another model or not of 8 bits, a
         threshold that is not positive, or a weight that is not finite. The message names the tensor or node. For
-        `correct_bias` without `batches`, and `min_int8` outside 0 .. 1.
+        `correct_bias` or `adaround` without `batches`, and `min_int8` outside 0 .. 1.
     ModelError
         If `batches` are given and the engine cannot run the model, or computes something else. Names the first node.
 
@@ -176,7 +176,7 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     Sources: TensorRT, "Working with Quantized Types"; measurements of onnxruntime 1.32 and OpenVINO 2026.4.
     """
     check_engine(engine)
-    _check_options(correct_bias, batches, min_int8)
+    _check_options(batches, min_int8, correct_bias=correct_bias, adaround=adaround)
     _check_tensorrt_options(engine, float16=float16, skip_slow=skip_slow)
     some = None if batches is None else list(islice(from_reader(batches, once=True), MAX_BATCHES))
     exact = prepare(model)
@@ -237,9 +237,10 @@ def _described(
     return thresholds, {name: grid.range for name, grid in given.items()}
 
 
-def _check_options(correct_bias: bool | None, batches: Iterable[Any] | None, min_int8: float) -> None:
-    if correct_bias and batches is None:
-        raise InvalidInputError("`correct_bias` needs `batches` to measure the biases with, got none")
+def _check_options(batches: Iterable[Any] | None, min_int8: float, **corrections: bool | None) -> None:
+    for name, wanted in corrections.items():
+        if wanted and batches is None:
+            raise InvalidInputError(f"`{name}` needs `batches` to measure with, got none")
     if not 0 <= min_int8 <= 1:
         raise InvalidInputError(f"`min_int8` must be between 0 and 1, got {min_int8!r}")
 

@@ -26,7 +26,7 @@ def found():
 def test_all_criteria_and_steps_are_tried(found):
     names = [one.what for one in found.attempts]
     assert names[:5] == ["entropy", "max", "percentile", "mse", "auto"]
-    assert [name.rpartition(" + ")[2] for name in names[5:]] == ["equalize", "correct_bias"]
+    assert [name.rpartition(" + ")[2] for name in names[5:]] == ["equalize", "adaround", "correct_bias"]
     assert found.reached
     assert all(one.int8_share == 1 for one in found.attempts)
 

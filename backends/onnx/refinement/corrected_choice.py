@@ -35,23 +35,24 @@ def best_corrected(
     batches: Iterable[Any],
     correct_bias: bool | None,
     *,
-    adaround: bool = False,
+    adaround: bool | None = False,
 ) -> Chosen:
     """Correct the biases of each; return the first one, or a later one that lowers the error of the outputs.
 
     Bias correction may remove noise for which layers were left out or channels scaled, and other ranges may leave less
-    to correct. With `adaround` the weights of that one are rounded for the least error of their layers, and its biases
-    corrected anew; to the nearest level, if that leaves less error of the outputs.
+    to correct. Then the weights of that one are rounded for the least error of their layers, and its biases corrected
+    anew: always or never as `adaround` says, by default unless the nearest level leaves less error of the outputs.
     """
     some = list(batches)
     with quiet():
         best = _best(where, [_corrected(where, one, some, correct_bias) for one in tried], some)
-        if not adaround:
+        if adaround is False:
             return best
         placed = where.placed(best.refined)
         feeds = spread(list(read_feeds(where.prepared, some)), MAX_BATCHES)
         rounded = adapt_rounding(placed.prepared, where.write(placed), placed.plan.weights, feeds)
-        return _best(where, [_corrected(where, best.refined, some, correct_bias, rounded), best], some)
+        found = _corrected(where, best.refined, some, correct_bias, rounded)
+        return found if adaround else _best(where, [found, best], some)
 
 
 def _best(where: Place, found: Sequence[Chosen], batches: Sequence[Any]) -> Chosen:

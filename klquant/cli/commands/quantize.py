@@ -40,8 +40,9 @@ from ..output import busy, print_json, print_next, print_table, print_thresholds
               help="Choose ranges, channel scales, layers and biases by this data, and verify the result.")  # fmt: skip
 @click.option("--correct-bias/--no-correct-bias", default=None,
               help="Always or never correct biases.  [default: if that lowers the error]")  # fmt: skip
-@click.option("--adaround/--no-adaround", default=True, show_default=True,
-              help="With --data, round weights for the least change of their layer's outputs.")  # fmt: skip
+@click.option("--adaround/--no-adaround", default=None,
+              help="Always or never round weights for the least change of their layer's outputs.  "
+              "[default: with --data, unless the error grows]")  # fmt: skip
 @click.option("--min-int8", default=0.8, show_default=True, type=click.FloatRange(0, 1),
               help="Least share of the layers in INT8. With --data the costliest others stay float.")  # fmt: skip
 @image_options

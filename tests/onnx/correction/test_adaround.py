@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
 from klquant.backends.onnx.correction.adaround import adapt_rounding
 from klquant.backends.onnx.correction.parameters import with_parameters
@@ -108,3 +109,9 @@ def test_layers_are_taken_in_portions(monkeypatch):
     parts = adapt_rounding(model, quantized, names, data)
     assert len(whole) == 2
     assert all(np.array_equal(parts[key], weight) for key, weight in whole.items())
+
+
+def test_it_needs_batches():
+    model = build("float[n, 4] x", "float[n, 3] y", "y = MatMul (x, w)", w=(4, 3))
+    with pytest.raises(klquant.InvalidInputError, match="`adaround` needs `batches`"):
+        quantize(model, {"x": 1.0}, adaround=True)

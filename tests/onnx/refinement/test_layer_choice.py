@@ -169,7 +169,9 @@ def test_weights_are_rounded_to_nearest_if_the_outputs_say_so(case, monkeypatch,
 
     monkeypatch.setattr(corrected_choice, "adapt_rounding", rounded)
     options = {"engine": "openvino", "batches": batches(0), "min_int8": 1}
-    found, nearest = (quantize(prepared, calibration, adaround=one, **options) for one in (True, False))
+    found, nearest = (quantize(prepared, calibration, adaround=one, **options) for one in (None, False))
     weights = [{one.name: one.raw_data for one in each.model.graph.initializer} for each in (found, nearest)]
     same = [weights[0][name] == weights[1][name] for name in weights[0] if name.endswith("_quantized")]
     assert all(same) == spoilt
+    always = quantize(prepared, calibration, adaround=True, **options).model
+    assert (always == found.model) != spoilt
