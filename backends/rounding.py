@@ -6,6 +6,7 @@ Here one weight after the other is turned over where that lowers the error. So t
 the same everywhere, and on the inputs in use it is never worse than rounding to nearest.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ SWEEPS = 2
 DAMPING = 0.03  # of the mean energy of an input, added to each
 FEW = 0.25  # times inputs / samples, if that is more: few samples leave directions in which anything goes
 EXACT = 1e-3  # steps: such weights lie on a level, as the largest of each row does
+MAX_BATCHES = 8
+"""How many batches of data are used."""
+MAX_INPUTS = 6000  # of an output: more would take minutes and gigabytes
+AT_ONCE = 2**27  # sums of products that are held at the same time
 BLOCK = 128  # inputs whose errors are applied to the others together, as one product of matrices
 
 
@@ -48,6 +53,19 @@ def round_adaptively(weight: Array, scale: Array | float, products: Array, sampl
             break
     integers: Array = codes.astype(np.int64)
     return integers
+
+
+def portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield the names of as many layers at once as memory allows, by the number of their sums of products."""
+    some, total = list[str](), 0
+    for name, size in sizes.items():
+        if some and total + size > AT_ONCE:
+            yield some
+            some, total = [], 0
+        some.append(name)
+        total += size
+    if some:
+        yield some
 
 
 def with_damping(products: Array, samples: int) -> Array:

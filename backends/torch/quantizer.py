@@ -17,6 +17,7 @@ from ..collection import Run, collect_growing, collect_ranges, collect_resolved,
 from ..collection.checkpoint import open_checkpoint
 from ..collection.distributed import Group, failing_together, share, warning_once
 from ..collection.kept import KEEP_BYTES, Kept
+from ..rounding import MAX_BATCHES
 from ..settings import (
     EXCLUDED,
     CriterionOrAuto,
@@ -30,7 +31,7 @@ from ..settings import (
 from ..thresholds import LayerThreshold, candidate_thresholds, search_thresholds
 from .accuracy.criterion_choice import choose_criterion
 from .accuracy.diagnosis import Diagnosis, diagnose
-from .correction.adaround import MAX_BATCHES, adapt_rounding
+from .correction.adaround import adapt_rounding
 from .correction.bias_correction import correct_in_place
 from .correction.equalization import Equalized, equalize_in_place, find_pairs
 from .folding.api import Examination, copy_to_fold, examine_copy

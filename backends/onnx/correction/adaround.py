@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ...batches import progress_bar
-from ...rounding import Array, round_adaptively
+from ...rounding import MAX_INPUTS, Array, portions, round_adaptively
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import Graph, read_graph, to_array
 from ..model.operators import attribute, has_constant_weight
@@ -17,13 +17,9 @@ from ..model.preparation import Prepared
 from .data import first_samples
 from .patches import Rows, as_rows, from_rows, sample_inputs
 
-MAX_BATCHES = 8
-"""How many batches are used."""
-AT_ONCE = 2**27  # sums of products that are held at the same time
 MOST_VALUES = 2**26  # of the inputs of layers that are held for one batch
 MOST_SAMPLES = 64  # of a batch
 FEWEST = 15  # levels
-MAX_INPUTS = 6000  # of an output: more would take minutes and gigabytes
 
 
 def adapt_rounding(
@@ -96,7 +92,7 @@ def _all_products(
 ) -> Iterator[tuple[str, Array, int]]:
     """Yield the sum of x x^T over inputs of each layer, and how many; as many layers at once as memory allows."""
     nodes = {node.name: node for node in prepared.graph.nodes}
-    for some in _portions(rows):
+    for some in portions({name: len(one.values) * one.values.shape[-1] ** 2 for name, one in rows.items()}):
         inputs = dict.fromkeys(nodes[name].input[0] for name in some)
         computed = [name for name in inputs if name not in prepared.graph.inputs]
         counts = dict.fromkeys(some, 0)
@@ -118,16 +114,3 @@ def _number_of_samples(found: Mapping[str, Array]) -> int:
     """Return how many samples of a batch to run, from the inputs of layers for one of them."""
     size = sum(array.size for array in found.values())
     return int(np.clip(MOST_VALUES // max(size, 1), 1, MOST_SAMPLES))
-
-
-def _portions(rows: Mapping[str, Rows]) -> Iterator[list[str]]:
-    some, size = list[str](), 0
-    for name, one in rows.items():
-        more = len(one.values) * one.values.shape[-1] ** 2
-        if some and size + more > AT_ONCE:
-            yield some
-            some, size = [], 0
-        some.append(name)
-        size += more
-    if some:
-        yield some

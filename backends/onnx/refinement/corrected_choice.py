@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ...rounding import MAX_BATCHES
 from ...warning import quiet
-from ..correction.adaround import MAX_BATCHES, adapt_rounding
+from ..correction.adaround import adapt_rounding
 from ..correction.bias_correction import correct_biases
 from ..correction.data import halved, read_feeds, sampled, spread
 from ..correction.output_error import output_errors

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,13 @@ from torch.nn import functional
 from klquant.errors import InvalidInputError
 
 from ...batches import progress_bar
-from ...rounding import Array, round_adaptively
+from ...rounding import MAX_INPUTS, Array, portions, round_adaptively
 from ..model.calls import layer_of
 from ..model.forward import Forward, run_observed
 from ..model.layers import TRANSPOSED, inner_layer, weighted_layers
 from ..simulation import qmax, rounded_layers
 
-MAX_BATCHES = 8
-"""How many batches are used."""
 POSITIONS = 4096  # of the inputs of a layer, for each batch
-AT_ONCE = 2**27  # sums of products that are held at the same time
-MAX_INPUTS = 6000  # of an output: more would take minutes and gigabytes
 
 
 def adapt_rounding(
@@ -58,7 +54,7 @@ def adapt_rounding(
     floats = {name: inner_layer(layer) for name, layer in weighted_layers(reference)}
     rounded = {name: (layer, bits) for name, layer, bits in rounded_layers(simulated) if _can_round(floats[name])}
     with progress_bar("rounding weights" if progress else "", rounded) as advance:
-        for names in _portions({name: floats[name] for name in rounded}):
+        for names in portions({name: _size(floats[name]) for name in rounded}):
             sums = {name: _Products(floats[name]) for name in names}
             _observe(reference, sums, batches, forward)
             for name, products in sums.items():
@@ -73,18 +69,10 @@ def _can_round(layer: Any) -> bool:
     return not isinstance(layer, TRANSPOSED) and layer.weight[0].numel() <= MAX_INPUTS
 
 
-def _portions(layers: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield as many layers at once as memory allows."""
-    some, size = list[str](), 0
-    for name, layer in layers.items():
-        more = getattr(layer, "groups", 1) * layer.weight[0].numel() ** 2
-        if some and size + more > AT_ONCE:
-            yield some
-            some, size = [], 0
-        some.append(name)
-        size += more
-    if some:
-        yield some
+def _size(layer: Any) -> int:
+    """Return the number of sums of products of a layer."""
+    size: int = getattr(layer, "groups", 1) * layer.weight[0].numel() ** 2
+    return size
 
 
 def _observe(model: nn.Module, sums: Mapping[str, "_Products"], batches: Iterable[Any], forward: Forward) -> None:

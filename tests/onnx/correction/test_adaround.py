@@ -105,7 +105,7 @@ def test_layers_are_taken_in_portions(monkeypatch):
     quantized = quantize(model, calibrate(model, data), engine="openvino").model
     names = [node.name for node in model.graph.nodes]
     whole = adapt_rounding(model, quantized, names, data)
-    monkeypatch.setattr("klquant.backends.onnx.correction.adaround.AT_ONCE", 1)
+    monkeypatch.setattr("klquant.backends.rounding.AT_ONCE", 1)
     parts = adapt_rounding(model, quantized, names, data)
     assert len(whole) == 2
     assert all(np.array_equal(parts[key], weight) for key, weight in whole.items())

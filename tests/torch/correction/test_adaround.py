@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from klquant.backends import rounding
 from klquant.backends.torch import Quantizer, auto, fake_quantize, quantize
 from klquant.backends.torch.correction import adaround
 from klquant.backends.torch.correction.adaround import _patches
@@ -93,7 +94,7 @@ def test_layers_with_too_many_inputs_and_transposed_ones_keep_the_nearest_levels
 def test_layers_are_done_in_portions_with_the_same_result(monkeypatch):
     net, data = mlp(torch.float64), [correlated(16, 4)]
     whole = quantize(net, data, adaround=True, progress=False).model
-    monkeypatch.setattr(adaround, "AT_ONCE", 1)
+    monkeypatch.setattr(rounding, "AT_ONCE", 1)
     assert outputs(quantize(net, data, adaround=True, progress=False).model, data[0]).equal(outputs(whole, data[0]))
 
 
