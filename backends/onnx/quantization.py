@@ -165,9 +165,9 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     from `batches`. About 16 samples of up to 4 other batches decide between these, and how many layers are left out.
     Then all this is done once more with what was left out. For "onnxruntime", it is also done with the pointwise
     functions between layers, such as SiLU, in floating point, if the layers multiply at least 100 times for each of
-    their values: that spares quantizers, and takes time. At the end biases are corrected with and without these
-    changes, and the model with the least error of the outputs is taken. ``smoothed``, ``skipped`` and
-    ``float_nodes`` name what was changed.
+    their values: that spares quantizers, and takes time. With them, depthwise convolutions are tried in floating
+    point, as far as `min_int8` lets. At the end biases are corrected with and without these changes, and the model
+    with the least error of the outputs is taken. ``smoothed``, ``skipped`` and ``float_nodes`` name what was changed.
 
     With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
     quantizers were not fitted to it: thresholds come from the float32 model.

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from klquant.backends.onnx import calibrate, inspect, prepare, quantize
-from klquant.backends.onnx.refinement.layer_choice import _Refinement
+from klquant.backends.onnx.placement import find_ranges
+from klquant.backends.onnx.refinement.layer_choice import Place, Refined, _Refinement
+from klquant.backends.onnx.refinement.range_choices import Base
 from klquant.backends.onnx.refinement.work import MANY, work_of
 from support.onnx_models import build, run
 
@@ -85,21 +87,50 @@ def test_cheap_functions_stay_in_floating_point_where_the_outputs_are_better_by_
     assert noise < 0.5 * more
 
 
+@pytest.fixture
+def tried(monkeypatch):
+    """Return what `quantize` will have tried."""
+    found = []
+
+    def seen(self, bases):
+        found.extend(refine(self, bases))
+        return found
+
+    refine = _Refinement.refine
+    monkeypatch.setattr(_Refinement, "refine", seen)
+    return found
+
+
 @pytest.mark.parametrize(
     ("channels", "engine", "numbers"),
     [(16, "onnxruntime", {0, 4 * LAYERS}), (8, "onnxruntime", {0}), (16, "openvino", {0})],
 )
-def test_functions_in_floating_point_are_tried_where_they_are_cheap_and_quantized(
-    monkeypatch, channels, engine, numbers
-):
-    tried = []
-
-    def seen(self, bases):
-        tried.extend(refine(self, bases))
-        return tried
-
-    refine = _Refinement.refine
-    monkeypatch.setattr(_Refinement, "refine", seen)
+def test_functions_in_floating_point_are_tried_where_they_are_cheap_and_quantized(tried, channels, engine, numbers):
     prepared, data = chain(channels, 3), batches(channels)
     quantize(prepared, calibrate(prepared, data), engine=engine, batches=data, adaround=False)
     assert {len(one.functions) for one in tried} == numbers
+
+
+def separable():
+    """Return a network of ten convolutions, and the names of the five of them that are depthwise."""
+    dense, depthwise = "(r{k}, w)", "<group = 16, pads = [1, 1, 1, 1]> (r{k}, d)"
+    body = "r0 = Conv (x, w) " + " ".join(
+        f"a{k} = Conv {(dense if k % 2 else depthwise).format(k=k)} r{k + 1} = Sigmoid (a{k})" for k in range(9)
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"w": (16, 16, 1, 1), "d": (16, 1, 3, 3)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    prepared = prepare(build("float[n, 16, 8, 8] x", "float[n, 16, 8, 8] r9", body, **weights))
+    names = [node.name for node in prepared.graph.nodes if node.op_type == "Conv"]
+    return prepared, names[1::2]
+
+
+@pytest.mark.parametrize(("least", "number"), [(1, 0), (0.8, 2), (0.65, 3), (0.6, 4), (0.4, 5), (0, 5)])
+def test_depthwise_convolutions_are_left_out_as_far_as_enough_layers_stay_in_int8(least, number):
+    (prepared, depthwise), data = separable(), batches(16)
+    ranges = find_ranges(prepared, calibrate(prepared, data), "onnxruntime", asymmetric=True)
+    where = Place(prepared, "onnxruntime", (), lambda placed: prepared.model)
+    refinement = _Refinement(where, [], [], least, work_of(prepared, {"x": data[0]}))
+    found = refinement._depthwise(Refined(Base(prepared, [ranges]), ranges))
+    assert len(depthwise) == 5
+    assert found == ([] if number == 0 else [tuple(depthwise[:number]), tuple(depthwise[-number:])])
