@@ -36,7 +36,6 @@ BATCHES, MEASURED, JUDGED = 4, 4, 16
 ROUNDS = 2
 WORK = 2.0  # times the share of layers is the share of multiplications that may be left out
 LEAST = 0.01  # part of the noise that a layer must save
-TINY = 1e-9
 OTHERWISE = 0.9  # part to which another range must bring the noise of its tensor
 COSTLY = "in INT8 it costs more accuracy than other layers"
 logger = logging.getLogger("klquant")
@@ -151,7 +150,7 @@ class _Refinement(NamedTuple):
         """
         graph, skipped = self.where.prepared.graph, self.where.placed(start).plan.skipped
         layers = [node for node in graph.nodes if node.op_type in WEIGHTED]
-        least = math.ceil(self.min_int8 * len(layers) - TINY)
+        least = math.ceil(self.min_int8 * len(layers))
         number = len(layers) - least - len(skipped.keys() & {node.name for node in layers})
         names = [node.name for node in layers if is_depthwise(graph, node) and node.name not in skipped]
         return [tuple(names[:number]), tuple(names[-number:])] if number > 0 and names else []
