@@ -105,17 +105,16 @@ def refined(
     -------
     list of Refined
         As far as they differ: the model as calibrated, the best float model and ranges with all in INT8, and these with
-        some layers in floating point; then the same with pointwise functions in floating point, if they are cheap.
+        some layers in floating point; then the same with pointwise functions in floating point, if they are cheap, and
+        with depthwise convolutions too.
     """
     prepared, engine, asymmetric = where.prepared, where.engine, bool(ranges.candidates)
     given = given_base(prepared, ranges, calibration, engine)
     feeds = halved(prepared, list(read_feeds(prepared, batches)))
     if len(feeds) < 2:
         return [Refined(given, ranges)]
-    measuring, judging = (
-        sampled(prepared, feeds[::2], BATCHES, MEASURED),
-        sampled(prepared, feeds[1::2], BATCHES, JUDGED),
-    )
+    measuring = sampled(prepared, feeds[::2], BATCHES, MEASURED)
+    judging = sampled(prepared, feeds[1::2], BATCHES, JUDGED)
     others = smoothed_bases(prepared, calibration, engine, where.excluded, feeds, asymmetric=asymmetric)
     return _Refinement(where, measuring, judging, min_int8, work_of(prepared, measuring[0])).refine([given, *others])
 
@@ -139,8 +138,10 @@ class _Refinement(NamedTuple):
         functions, found = self._functions(every[0]), self._refined(every)
         if functions:
             first, start, other = self._refined([one._replace(functions=functions) for one in every])
-            depthwise = (start._replace(left_out=names) for names in self._depthwise(start))
-            found += [first, start, other, *depthwise]
+            depthwise = [start._replace(left_out=names) for names in self._depthwise(start)]
+            model, *models = [self.where.write(self.where.placed(one)) for one in (start, *depthwise)]
+            accepted = [one for one, made in zip(depthwise, models, strict=True) if self._accepts(made, model)]
+            found += [first, start, other, *accepted]
         return _distinct(found)
 
     def _depthwise(self, start: Refined) -> list[tuple[str, ...]]:

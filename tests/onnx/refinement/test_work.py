@@ -134,3 +134,33 @@ def test_depthwise_convolutions_are_left_out_as_far_as_enough_layers_stay_in_int
     found = refinement._depthwise(Refined(Base(prepared, [ranges]), ranges))
     assert len(depthwise) == 5
     assert found == ([] if number == 0 else [tuple(depthwise[:number]), tuple(depthwise[-number:])])
+
+
+def test_depthwise_convolutions_are_tried_with_functions_in_floating_point(tried):
+    prepared = mobile()
+    rng = np.random.default_rng(0)
+    data = [rng.normal(size=(4, 32, 8, 8)).astype(np.float32) for _ in range(4)]
+    found = quantize(prepared, calibrate(prepared, data), engine="onnxruntime", batches=data, min_int8=0.75)
+    layers = [node.name for node in prepared.graph.nodes if node.op_type == "Conv"]
+    depthwise = layers[1::2]
+    names = [one.left_out for one in tried if one.functions]
+    assert tuple(depthwise[:2]) in names
+    assert tuple(depthwise[-2:]) in names
+    assert not any(set(depthwise) & set(one.left_out) for one in tried if not one.functions and len(one.left_out) == 2)
+    ran = [node.int8 for node in inspect(found.model, "onnxruntime") if node.op_type == "Conv"]
+    assert sum(ran) >= 0.75 * len(layers)
+
+
+def mobile():
+    """Return a network of dense 3 x 3 and depthwise convolutions in turns, with a function behind each."""
+    body, last = "", "x"
+    for k in range(8):
+        how, weight = (", group = 32", "d") if k % 2 else ("", "w")
+        body += f"a{k} = Conv <pads = [1, 1, 1, 1]{how}> ({last}, {weight}) {FUNCTION.format(k=k)} "
+        last = f"r{k}"
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(32, 32, 3, 3), scale=0.1).astype(np.float32),
+        "d": rng.normal(size=(32, 1, 3, 3), scale=0.6).astype(np.float32),
+    }
+    return prepare(build("float[n, 32, 8, 8] x", f"float[n, 32, 8, 8] {last}", body, **weights))
