@@ -204,9 +204,8 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     scaled = found.base.scaled
     thresholds, ends = _described(exact, placement, calibration, scaled)
     smoothed = tuple(dict.fromkeys(scaled.values()))
-    floats = {*found.left_out, *found.functions}
     others = (node.name for node in exact.graph.nodes if node.op_type not in WEIGHTED)
-    float_nodes = tuple(name for name in others if name in floats)
+    float_nodes = tuple(name for name in others if name in found.floats)
     return QDQModel(written, thresholds, plan.skipped, checked_run, corrections, ends, smoothed, float_nodes)
 
 

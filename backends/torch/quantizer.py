@@ -326,14 +326,12 @@ class Quantizer:
         )
 
     def _round_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:
-        if self._run.group is not None:
-            raise InvalidInputError("AdaRound needs all data in one process, got a process group")
+        self._need_one_process("AdaRound")
         found = (self._folded, self._weight_scales, list(islice(batches, MAX_BATCHES)))
         adapt_rounding(simulated, *found, forward=self._forward, progress=self._run.progress)
 
     def _correct_in_place(self, simulated: nn.Module, batches: Iterable[Any]) -> None:
-        if self._run.group is not None:
-            raise InvalidInputError("bias correction needs all data in one process, got a process group")
+        self._need_one_process("bias correction")
         progress = self._run.progress
         correct_in_place(simulated, self._folded, batches, forward=self._forward, progress=progress)
 
@@ -372,6 +370,10 @@ class Quantizer:
 
     def _how_to_run(self) -> dict[str, Any]:
         return {"observe": self._observe, "forward": self._forward, "progress": self._run.progress}
+
+    def _need_one_process(self, what: str) -> None:
+        if self._run.group is not None:
+            raise InvalidInputError(f"{what} needs all data in one process, got a process group")
 
     def _need(self, stage: Stage) -> None:
         check_stage(self.stage, stage)

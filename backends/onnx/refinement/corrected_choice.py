@@ -16,7 +16,7 @@ from ..model.preparation import Prepared
 from ..placement import Placement
 from .layer_choice import NOTICEABLE, Place, Refined
 
-BATCHES, JUDGED = 8, 32  # samples in all
+BATCHES, JUDGED = 8, 32  # parts of up to so many batches, with so many samples in all
 logger = logging.getLogger("klquant")
 
 
@@ -45,23 +45,24 @@ def best_corrected(
     anew: always or never as `adaround` says, by default unless the nearest level leaves less error of the outputs.
     """
     some = list(batches)
+    feeds = list(read_feeds(where.prepared, some))
     with quiet():
-        best = _best(where, [_corrected(where, one, some, correct_bias) for one in tried], some)
+        best = _best(where, [_corrected(where, one, some, correct_bias) for one in tried], feeds)
         if adaround is False:
             return best
         placed = where.placed(best.refined)
-        feeds = spread(list(read_feeds(where.prepared, some)), MAX_BATCHES)
-        rounded = adapt_rounding(placed.prepared, where.write(placed), placed.plan.weights, feeds)
+        layers = placed.plan.weights
+        rounded = adapt_rounding(placed.prepared, where.write(placed), layers, spread(feeds, MAX_BATCHES))
         found = _corrected(where, best.refined, some, correct_bias, rounded)
-        return found if adaround else _best(where, [found, best], some)
+        return found if adaround else _best(where, [found, best], feeds)
 
 
-def _best(where: Place, found: Sequence[Chosen], batches: Sequence[Any]) -> Chosen:
+def _best(where: Place, found: Sequence[Chosen], feeds: list[dict[str, Array]]) -> Chosen:
     """Return the first, or a later one that lowers the error of the outputs on every other batch."""
-    feeds = halved(where.prepared, list(read_feeds(where.prepared, batches)))[1::2]
-    if len(found) == 1 or not feeds:
+    others = [] if len(found) == 1 else halved(where.prepared, feeds)[1::2]
+    if not others:
         return found[0]
-    judging, models = sampled(where.prepared, feeds, BATCHES, JUDGED), [where.write(one.placement) for one in found]
+    judging, models = sampled(where.prepared, others, BATCHES, JUDGED), [where.write(one.placement) for one in found]
     errors = output_errors(where.prepared, models, judging, optimized=where.engine == "onnxruntime")
     logger.info("errors of the outputs with corrected biases: %s", ", ".join(f"{error:.3f}" for error in errors))
     best = 0

@@ -51,6 +51,11 @@ class Refined(NamedTuple):
     functions: tuple[str, ...] = ()
     """Names of nodes of pointwise functions in floating point."""
 
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """Names of all nodes and tensors in floating point."""
+        return (*self.left_out, *self.functions)
+
     def key(self) -> object:
         """Return what the model depends on, to compare."""
         ends = {name: one.range for name, one in self.ranges.candidates.items()}
@@ -74,7 +79,7 @@ class Place(NamedTuple):
 
     def placed(self, chosen: Refined) -> Placement:
         """Return where quantizers go."""
-        names = (*self.excluded, *chosen.left_out, *chosen.functions)
+        names = (*self.excluded, *chosen.floats)
         found = place_ranges(chosen.base.prepared, chosen.ranges, self.engine, names)
         return found._replace(prepared=with_float16_scales(found.prepared)) if self.float16 else found
 
@@ -188,7 +193,7 @@ class _Refinement(NamedTuple):
         min_work = 1 - WORK * (1 - self.min_int8)
         limits: dict[str, Any] = {"min_int8": self.min_int8, "min_work": min_work, "least": LEAST}
         limits["work"] = self.work.multiplications
-        excluded = (*where.excluded, *start.left_out, *start.functions)
+        excluded = (*where.excluded, *start.floats)
         ranking = rank_layers(graph, thresholds, where.engine, excluded, costs, **limits)
         numbers = sorted({*(2**k for k in range(len(ranking).bit_length())), len(ranking)} - {0})
         every = [[name for names in ranking[:k] for name in names] for k in numbers]
