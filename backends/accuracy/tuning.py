@@ -174,8 +174,12 @@ def _try(trials: _Trials, recipe: Recipe) -> None:
 
 
 def _leave_out(trials: _Trials, min_int8: float) -> None:
-    """Leave out as few layers as the target needs, by bisection of the ranking, then put back what was not needed."""
-    base = trials.best.recipe
+    """Leave out as few layers as the target needs, by bisection of the ranking, then put back what was not needed.
+
+    The last steps are not part of these trials: they take long, and leave out layers by themselves.
+    """
+    best, last = trials.best.recipe, trials.model.last_steps
+    base = best._replace(steps=tuple(step for step in best.steps if step not in last))
     ranking = trials.model.rank(base, min_int8)
 
     def without(groups: Sequence[tuple[str, ...]], note: str = "the worst left out") -> Trial:

@@ -96,6 +96,16 @@ def test_last_steps_are_tried_once_on_top_of_the_best():
     assert "refine" not in str(search(model, "43dB"))
 
 
+def test_layers_are_left_out_without_the_last_steps():
+    model = Model(costs(l3=1e-1, l5=1e-2), {"mse": 0.5}, {"smooth": 2.0, "bias": 0.5, "refine": 0.9})
+    model.last_steps, ranked = ("refine",), []
+    model.rank = lambda recipe, min_int8: ranked.append(recipe) or [("l3",), ("l5",)]
+    found = search(model, "40dB")
+    assert ranked == [Recipe("mse", ("bias",))]
+    assert {trial.recipe.steps for trial in found.trials if trial.recipe.exclude} == {("bias",)}
+    assert found.best.recipe == Recipe("mse", ("bias",), ("l3", "l5"))
+
+
 def test_as_few_layers_as_needed_are_left_out():
     model = Model(costs(l3=1e-1, l5=1e-2, l9=1e-2))
     found = search(model, "37dB", min_int8=0.5)
