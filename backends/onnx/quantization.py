@@ -30,7 +30,8 @@ from .qdq.plan import Plan
 from .qdq.rules import make_plan
 from .qdq_model import QDQModel
 from .refinement.corrected_choice import Chosen, best_corrected
-from .refinement.layer_choice import COSTLY, Place, Refined, Write, refined
+from .refinement.layer_choice import COSTLY, refined
+from .refinement.place import Place, Refined, Write
 from .refinement.range_choices import Base
 from .tensor_checks import Verification
 from .verification import verify

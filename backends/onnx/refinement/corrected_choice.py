@@ -14,7 +14,8 @@ from ..correction.parameters import with_parameters
 from ..feeds import Array
 from ..model.preparation import Prepared
 from ..placement import Placement
-from .layer_choice import NOTICEABLE, Place, Refined
+from .layer_choice import NOTICEABLE
+from .place import Place, Refined
 
 BATCHES, JUDGED = 8, 32  # parts of up to so many batches, with so many samples in all
 logger = logging.getLogger("klquant")

@@ -6,13 +6,13 @@ HardSwish, for example, clipping may cost more than a histogram says.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import onnx
 
 from ...calibration import Calibration
-from ...settings import WEIGHTED, Engine
+from ...settings import WEIGHTED
 from ..accuracy.sensitivity import rank_layers
 from ..correction.data import halved, read_feeds, sampled
 from ..correction.output_error import output_errors
@@ -20,10 +20,9 @@ from ..engines.inspection import inspect
 from ..engines.tensorrt import check_tensorrt
 from ..execution import Feed
 from ..lowering.padding import is_depthwise
-from ..model.preparation import Prepared
-from ..placement import Placement, Ranges, place_ranges
-from ..qdq.float16 import with_float16_scales
+from ..placement import Ranges
 from .noise_search import open_meter
+from .place import Place, Refined
 from .range_choices import Base, given_base, smoothed_bases
 from .work import Work, work_of
 
@@ -39,49 +38,6 @@ LEAST = 0.01  # part of the noise that a layer must save
 OTHERWISE = 0.9  # part to which another range must bring the noise of its tensor
 COSTLY = "in INT8 it costs more accuracy than other layers"
 logger = logging.getLogger("klquant")
-
-
-class Refined(NamedTuple):
-    """What was chosen."""
-
-    base: Base
-    ranges: Ranges
-    left_out: tuple[str, ...] = ()
-    """Names of nodes and tensors in floating point."""
-    functions: tuple[str, ...] = ()
-    """Names of nodes of pointwise functions in floating point."""
-
-    @property
-    def floats(self) -> tuple[str, ...]:
-        """Names of all nodes and tensors in floating point."""
-        return (*self.left_out, *self.functions)
-
-    def key(self) -> object:
-        """Return what the model depends on, to compare."""
-        ends = {name: one.range for name, one in self.ranges.candidates.items()}
-        return id(self.base.prepared), self.ranges.thresholds, ends, self.left_out, self.functions
-
-
-Write: TypeAlias = Callable[[Placement], onnx.ModelProto]
-
-
-class Place(NamedTuple):
-    """A model to quantize."""
-
-    prepared: Prepared
-    engine: Engine
-    excluded: tuple[str, ...]
-    """Names of nodes and tensors."""
-    write: Write
-    """Returns the model with Q/DQ."""
-    float16: bool = False
-    """Whether quantizers get scales in float16."""
-
-    def placed(self, chosen: Refined) -> Placement:
-        """Return where quantizers go."""
-        names = (*self.excluded, *chosen.floats)
-        found = place_ranges(chosen.base.prepared, chosen.ranges, self.engine, names)
-        return found._replace(prepared=with_float16_scales(found.prepared)) if self.float16 else found
 
 
 def refined(

@@ -9,8 +9,9 @@ from klquant.backends.onnx.placement import Ranges, find_ranges
 from klquant.backends.onnx.qdq.insertion import write_qdq
 from klquant.backends.onnx.refinement import corrected_choice
 from klquant.backends.onnx.refinement.corrected_choice import best_corrected
-from klquant.backends.onnx.refinement.layer_choice import COSTLY, WORTH_A_RUN, Place, Refined, _Refinement, refined
+from klquant.backends.onnx.refinement.layer_choice import COSTLY, WORTH_A_RUN, _Refinement, refined
 from klquant.backends.onnx.refinement.noise_search import open_meter
+from klquant.backends.onnx.refinement.place import Place, Refined
 from klquant.backends.onnx.refinement.range_choices import Base
 from klquant.backends.onnx.refinement.work import Work
 from support.onnx_models import build, run

@@ -3,7 +3,8 @@ import pytest
 
 from klquant.backends.onnx import calibrate, inspect, prepare, quantize
 from klquant.backends.onnx.placement import find_ranges
-from klquant.backends.onnx.refinement.layer_choice import Place, Refined, _Refinement
+from klquant.backends.onnx.refinement.layer_choice import _Refinement
+from klquant.backends.onnx.refinement.place import Place, Refined
 from klquant.backends.onnx.refinement.range_choices import Base
 from klquant.backends.onnx.refinement.work import MANY, work_of
 from support.onnx_models import build, run
