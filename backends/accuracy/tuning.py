@@ -146,7 +146,8 @@ def tune(
 def _try_whole_models(trials: _Trials) -> None:
     """Try the criteria, steps on top of the best, the criteria with these, and last steps, until the target is reached.
 
-    What is the best criterion may be another one after a step: smoothing leaves nothing that is worth clipping.
+    What is the best criterion may be another one after a step: smoothing leaves nothing that is worth clipping. A last
+    step chooses ranges and corrections itself, so it is tried by itself, too.
     """
     for criterion in trials.model.criteria:
         trials.measure(f"criterion {criterion}", Recipe(criterion))
@@ -158,7 +159,12 @@ def _try_whole_models(trials: _Trials) -> None:
         if trials.reaches(trials.best):
             return
         _try(trials, Recipe(criterion, steps))
-    _try_steps(trials, trials.model.last_steps)
+    best = trials.best.recipe
+    for step in trials.model.last_steps:
+        for base in (Recipe(trials.model.criteria[0]), best):
+            if trials.reaches(trials.best):
+                return
+            _try(trials, base._replace(steps=(*base.steps, step)))
 
 
 def _try_steps(trials: _Trials, steps: Sequence[str]) -> None:
@@ -178,8 +184,8 @@ def _leave_out(trials: _Trials, min_int8: float) -> None:
 
     The last steps are not part of these trials: they take long, and leave out layers by themselves.
     """
-    best, last = trials.best.recipe, trials.model.last_steps
-    base = best._replace(steps=tuple(step for step in best.steps if step not in last))
+    last = set(trials.model.last_steps)
+    base = best_of([trial for trial in trials.made if last.isdisjoint(trial.recipe.steps)], trials.target).recipe
     ranking = trials.model.rank(base, min_int8)
 
     def without(groups: Sequence[tuple[str, ...]], note: str = "the worst left out") -> Trial:

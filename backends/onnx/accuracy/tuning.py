@@ -105,10 +105,10 @@ def tune(
     Notes
     -----
     The order is: the criteria, by themselves; each step on top of the best so far; the criteria again, with the steps
-    that helped; refine, which is what :func:`quantize` does with `batches`; then, without refine, layers are left out,
-    those first that cost the outputs most for each layer lost. Doubling and bisection find how many, in about
-    2 log2(layers) trials. Layers that turn out to be harmless return to INT8. With the step correct_bias, weights are
-    rounded by AdaRound too.
+    that helped; refine, which is what :func:`quantize` does with `batches`, by itself and with these; then, without
+    refine, layers are left out, those first that cost the outputs most for each layer lost. Doubling and bisection find
+    how many, in about 2 log2(layers) trials. Layers that turn out to be harmless return to INT8. With the step
+    correct_bias, weights are rounded by AdaRound too.
 
     The cost of each quantizer is measured on four samples: one run for each, of one session in which an input selects
     the only quantizer that rounds. Memory: the outputs of all validation batches of the float model, and with `metric`

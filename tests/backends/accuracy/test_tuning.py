@@ -87,17 +87,27 @@ def test_the_criteria_are_tried_again_with_the_steps_that_help():
     assert found.best.recipe == Recipe("mse", ("smooth",))
 
 
-def test_last_steps_are_tried_once_on_top_of_the_best():
+def test_last_steps_are_tried_alone_and_on_top_of_the_best():
     model = Model(costs(), {"mse": 0.5}, {"smooth": 2.0, "bias": 0.5, "refine": 0.1})
     model.last_steps = ("refine",)
     found = search(model, "52dB")
-    assert [trial.what for trial in found.trials][-2:] == ["entropy + bias", "mse + bias + refine"]
+    last = [trial.what for trial in found.trials][-3:]
+    assert last == ["entropy + bias", "entropy + refine", "mse + bias + refine"]
     assert found.best.recipe == Recipe("mse", ("bias", "refine"))
+    assert search(model, "47dB").best.recipe == Recipe("entropy", ("refine",))
     assert "refine" not in str(search(model, "43dB"))
 
 
+class BestAlone(Model):
+    """The last step is harmful on top of others."""
+
+    def measure(self, recipe):
+        found = super().measure(recipe)
+        return found._replace(sqnr_db=found.sqnr_db - 9 * (recipe.steps == ("bias", "refine")))
+
+
 def test_layers_are_left_out_without_the_last_steps():
-    model = Model(costs(l3=1e-1, l5=1e-2), {"mse": 0.5}, {"smooth": 2.0, "bias": 0.5, "refine": 0.9})
+    model = BestAlone(costs(l3=1e-1, l5=1e-2), {"mse": 0.5}, {"smooth": 2.0, "bias": 0.5, "refine": 0.2})
     model.last_steps, ranked = ("refine",), []
     model.rank = lambda recipe, min_int8: ranked.append(recipe) or [("l3",), ("l5",)]
     found = search(model, "40dB")
