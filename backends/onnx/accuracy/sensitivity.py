@@ -10,7 +10,7 @@ from ...accuracy.padding import unpadded
 from ...settings import WEIGHTED, Engine
 from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.graph import MAX_CHAIN, Graph
-from ..model.operators import is_rectifier
+from ..model.operators import is_rectifier, unscaled
 from ..qdq.rules import make_plan
 from .output_noise import OutputNoise, smooth_outputs
 from .switches import switched
@@ -66,12 +66,14 @@ def rank_layers(  # noqa: PLR0913 the limits
     """
     total, effort = sum(node.op_type in WEIGHTED for node in graph.nodes), sum((work or {}).values())
     least *= sum(costs.values())
+    costs = _shared(graph, costs)
 
     def left(names: Names) -> _Left:
         plan = make_plan(graph, thresholds, engine, excluded + names)
         int8 = [node.name for node in graph.nodes if node.op_type in WEIGHTED and node.name not in plan.skipped]
         share = sum(work.get(name, 0.0) for name in int8) / effort if work and effort else 1.0
-        return _Left(sum(costs.get(one, 0.0) for one in (*plan.readers, *plan.weights)), len(int8), share)
+        quantizers = {unscaled(graph, name) for name in (*plan.readers, *plan.weights)}
+        return _Left(sum(costs[name] for name in costs if name in quantizers), len(int8), share)
 
     def worth(names: Names) -> float:
         after = left(chosen + names)
@@ -98,11 +100,27 @@ def rank_layers(  # noqa: PLR0913 the limits
     return ranking
 
 
+def _shared(graph: Graph, costs: Mapping[str, float]) -> dict[str, float]:
+    """Return one cost for tensors that are alike but for a scalar factor: without one, the next gets its noise."""
+    found = dict.fromkeys((unscaled(graph, name) for name in costs), 0.0)
+    for name, cost in costs.items():
+        found[unscaled(graph, name)] += cost
+    return found
+
+
 def _candidates(graph: Graph, quantized: Iterable[str], wanted: Collection[str]) -> list[Names]:
-    """Return the nodes that read wanted tensors or have a wanted weight, and these tensors before their rectifiers."""
-    names = [name for name in quantized if name in wanted]
-    nodes = [(node.name,) for node in graph.nodes if node.name in wanted or not set(names).isdisjoint(node.input)]
-    return [*nodes, *(_before_rectifiers(graph, name) for name in names)]
+    """Return the nodes that read wanted tensors or have a wanted weight, and these tensors before their rectifiers.
+
+    Tensors that are alike but for a scalar factor go together.
+    """
+    alike: dict[str, list[str]] = {unscaled(graph, name): [] for name in quantized}
+    for name in (*graph.inputs, *graph.producers):
+        if (first := unscaled(graph, name)) in wanted and first in alike:
+            alike[first].append(name)
+    names = {name for group in alike.values() for name in group}
+    nodes = [(node.name,) for node in graph.nodes if node.name in wanted or not names.isdisjoint(node.input)]
+    before = ([one for name in group for one in _before_rectifiers(graph, name)] for group in alike.values() if group)
+    return [*nodes, *(tuple(dict.fromkeys(group)) for group in before)]
 
 
 def _before_rectifiers(graph: Graph, name: str) -> Names:

@@ -99,6 +99,21 @@ def rectified(graph: Graph, name: str) -> str:
     return name
 
 
+def unscaled(graph: Graph, name: str) -> str:
+    """Return the tensor of which this one is a product with scalars: both may have the same integers."""
+    for _ in range(MAX_CHAIN):
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in ("Mul", "Div"):
+            break
+        constants = [k for k, one in enumerate(node.input) if one in graph.initializers]
+        if constants != [1] and (constants != [0] or node.op_type == "Div"):
+            break
+        if np.prod(graph.initializers[node.input[constants[0]]].dims) != 1:
+            break
+        name = node.input[1 - constants[0]]
+    return name
+
+
 def is_excluded(graph: Graph, node: onnx.NodeProto, excluded: tuple[str, ...]) -> bool:
     """Return whether a node is excluded: by its name, its operator, or a tensor that it reads or computes."""
     return any(name in excluded for name in (node.name, node.op_type, *activations(graph, node), *node.output))

@@ -8,6 +8,8 @@ import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize, sensitivity
 from klquant.backends.onnx.accuracy.sensitivity import quantizer_costs, rank_layers
 from klquant.backends.onnx.accuracy.switches import switched
+from klquant.backends.onnx.model.operators import unscaled
+from klquant.backends.onnx.placement import place
 from support.onnx_models import build, run
 
 RNG = np.random.default_rng(0)
@@ -93,6 +95,36 @@ def test_the_ranking_weighs_noise_against_layers(cost, first):
     costs = dict.fromkeys(calibration.thresholds, 0.0) | {"r": 1.0, "x": cost}
     ranking = rank_layers(prepared.graph, calibration.thresholds, "openvino", (), costs, min_int8=0.0)
     assert ranking[0] == first
+
+
+@pytest.mark.parametrize("scaling", ["Div (m, six)", "Mul (m, sixth)", "Mul (sixth, m)"])
+def test_a_tensor_is_left_out_with_its_multiples(scaling):
+    """The rewritten HardSwish has one quantizer for both; without the first one alone, the second would get it."""
+    body = f"""
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        p = Add (a, three)
+        k = Clip (p, zero, six)
+        m = Mul (a, k)
+        h = {scaling}
+        c = Conv <pads = [1, 1, 1, 1]> (h, w2)
+        y = GlobalAveragePool (c)
+    """
+    numbers = {"zero": 0, "three": 3, "six": 6, "sixth": 1 / 6}
+    scalars = {name: np.array(value, np.float32) for name, value in numbers.items() if name in body}
+    model = build("float[n, 3, 8, 8] x", "float[n, 4, 1, 1] y", body, w1=(4, 3, 3, 3), w2=(4, 4, 3, 3), **scalars)
+    prepared = prepare(model)
+    calibration = calibrate(prepared, [X], criterion="max")
+    assert {"m", "h"} & place(prepared, calibration, "onnxruntime").grids.keys() == {"m"}
+    costs = dict.fromkeys(calibration.thresholds.keys() - {"h"}, 0.0) | {"m": 1.0}
+    first, *_ = rank_layers(prepared.graph, calibration.thresholds, "onnxruntime", (), costs, min_int8=0.0)
+    assert not {"m", "h"} & place(prepared, calibration, "onnxruntime", first).grids.keys()
+
+
+def test_a_quotient_is_no_multiple_of_its_divisor():
+    body = "p = Mul (x, two) q = Div (two, x) r = Mul (x, three) y = Add (q, r)"
+    constants = {"two": np.array(2, np.float32), "three": np.ones((3, 1, 1), np.float32)}
+    graph = prepare(build("float[n, 3, 8, 8] x", "float[n, 3, 8, 8] y, float[n, 3, 8, 8] p", body, **constants)).graph
+    assert [unscaled(graph, name) for name in ("p", "q", "r")] == ["x", "q", "r"]
 
 
 def test_the_ranking_leaves_enough_layers():
