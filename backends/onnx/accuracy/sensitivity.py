@@ -73,7 +73,7 @@ def rank_layers(  # noqa: PLR0913 the limits
         int8 = [node.name for node in graph.nodes if node.op_type in WEIGHTED and node.name not in plan.skipped]
         share = sum(work.get(name, 0.0) for name in int8) / effort if work and effort else 1.0
         quantizers = {unscaled(graph, name) for name in (*plan.readers, *plan.weights)}
-        return _Left(sum(costs[name] for name in costs if name in quantizers), len(int8), share)
+        return _Left(sum(cost for name, cost in costs.items() if name in quantizers), len(int8), share)
 
     def worth(names: Names) -> float:
         after = left(chosen + names)
