@@ -1,6 +1,6 @@
 """Where the quantizers of a model go, and on which grid each rounds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -64,6 +64,13 @@ class Ranges(NamedTuple):
     """T by name."""
     candidates: dict[str, Candidate]
     """[low, high] by name; empty where all grids are symmetric."""
+
+    def replaced(self, others: "Ranges", names: Collection[str]) -> "Ranges":
+        """Return these ranges, with those of others for some tensors."""
+        chosen = {name: others if name in names else self for name in self.thresholds}
+        thresholds = {name: ranges.thresholds[name] for name, ranges in chosen.items()}
+        both = {name: ranges.candidates[name] for name, ranges in chosen.items() if name in ranges.candidates}
+        return Ranges(thresholds, both)
 
 
 def place(

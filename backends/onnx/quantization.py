@@ -159,16 +159,18 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     by turning weights over, not by gradients). Layers with more than 6000 inputs for each output, and those that share
     a weight, are rounded to nearest. It takes some seconds, for large models up to a few minutes.
 
-    With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs, on
-    about 4 samples of up to 4 batches: groups of neighbours round together, and the group with the most noise is
-    halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is tried too. Where a
-    MatMul or Gemm reads a tensor whose T is guarded or amax, SmoothQuant is tried (see :func:`smooth`), with ranges
-    from `batches`. About 16 samples of up to 4 other batches decide between these, and how many layers are left out.
+    With `batches`, `min_int8` below 1 and more than one sample, what a quantizer costs is measured in the outputs,
+    on about 4 samples of up to 4 batches: groups of neighbours round together, and the group with the most noise is
+    halved until 48 runs are used. Where T of a tensor is guarded, the range that clips nothing is taken unless it
+    causes more than 1.25 times the noise: other data has larger values than these samples. Where a MatMul or Gemm
+    reads a tensor whose T is guarded or amax, SmoothQuant is tried (see :func:`smooth`), with ranges from
+    `batches`. About 16 samples of up to 4 other batches decide between these, and how many layers are left out.
     Then all this is done once more with what was left out. For "onnxruntime", it is also done with the pointwise
     functions between layers, such as SiLU, in floating point, if the layers multiply at least 100 times for each of
     their values: that spares quantizers, and takes time. With them, depthwise convolutions are tried in floating
     point, as far as `min_int8` lets. At the end biases are corrected with and without these changes, and the model
-    with the least error of the outputs is taken. ``smoothed``, ``skipped`` and ``float_nodes`` name what was changed.
+    with the least error of the outputs is taken. ``smoothed``, ``skipped`` and ``float_nodes`` name what was
+    changed.
 
     With `float16`, scales are float16 too, which takes opset 19 and TensorRT 10. onnxruntime's converter does it. The
     quantizers were not fitted to it: thresholds come from the float32 model.

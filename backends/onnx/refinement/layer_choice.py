@@ -29,13 +29,13 @@ from .work import Work, work_of
 NOTICEABLE = 0.95
 """The error of the outputs must fall to this part of what it was: less may be chance."""
 AS_GOOD = 1.12  # times the least error: half a decibel more is no reason to leave out more layers
-WORTH_A_RUN = 0.02  # part of the noise that a tensor causes, to measure another range
+CLIPPING = 1.25
+"""Times the noise that clipping causes is accepted without it: other data clips more than that which was measured."""
 BATCHES, MEASURED, JUDGED = 4, 4, 16
 """Parts of up to so many batches are used, with so many samples in all to measure costs, and to judge what is best."""
 ROUNDS = 2
 WORK = 2.0  # times the share of layers is the share of multiplications that may be left out
 LEAST = 0.01  # part of the noise that a layer must save
-OTHERWISE = 0.9  # part to which another range must bring the noise of its tensor
 COSTLY = "in INT8 it costs more accuracy than other layers"
 logger = logging.getLogger("klquant")
 
@@ -47,7 +47,7 @@ def refined(
     batches: Iterable[Any],
     min_int8: float,
 ) -> list[Refined]:
-    """Scale channels, widen ranges and leave out layers, each if the error of the outputs falls by it.
+    """Scale channels and leave out layers, each if the error of the outputs falls by it; clip only what that helps.
 
     Parameters
     ----------
@@ -136,12 +136,9 @@ class _Refinement(NamedTuple):
         return functions if len(plans[1].readers) < len(plans[0].readers) else ()
 
     def _improved(self, start: Refined) -> Refined:
-        other = next((one for one in reversed(start.base.choices) if one is not start.ranges), start.ranges)
-        costs, mixed = self._measured(start, start._replace(ranges=other))
-        chosen = self._best([start, start._replace(ranges=mixed)])
-        left_out = self._left_out(start, costs)
-        both = (chosen.ranges, other)
-        return self._best([chosen, *(start._replace(ranges=one, left_out=names) for names in left_out for one in both)])
+        costs, mixed = self._measured(start)
+        chosen = self._best([start._replace(ranges=mixed), start])
+        return self._best([chosen, *(chosen._replace(left_out=names) for names in self._left_out(chosen, costs))])
 
     def _left_out(self, start: Refined, costs: Mapping[str, float]) -> list[tuple[str, ...]]:
         """Return the names of what to leave out: the worst one, two, four, ..., and as much as `min_int8` lets."""
@@ -155,25 +152,21 @@ class _Refinement(NamedTuple):
         every = [[name for names in ranking[:k] for name in names] for k in numbers]
         return [tuple(dict.fromkeys((*start.left_out, *names))) for names in every]
 
-    def _measured(self, start: Refined, others: Refined) -> tuple[dict[str, float], Ranges]:
-        """Return what each quantizer costs, and the ranges with those of the others that cause less noise."""
-        placement, other = self.where.placed(start), self.where.placed(others)
-        changed = {name for name, grid in other.grids.items() if placement.grids.get(name) != grid}
-        with open_meter(placement.prepared.graph, self.where.write(placement), self.measuring) as meter:
-            costs = meter.costs()
-        known = others.ranges.thresholds  # lacks tensors that only the lowered model has, such as parts of a PRelu
-        tried = [name for name, cost in costs.items() if cost > WORTH_A_RUN and name in changed and name in known]
-        thresholds, candidates = dict(start.ranges.thresholds), dict(start.ranges.candidates)
-        if tried:
-            model = self.where.write(other)
-            with open_meter(other.prepared.graph, model, self.measuring, unit=meter.unit) as second:
-                after = {name: second.noise_of(name) for name in tried}
-            for name in (one for one in tried if after[one] < OTHERWISE * costs[one]):
-                logger.info("other range of %s: %.3g of the noise instead of %.3g", name, after[name], costs[name])
-                thresholds[name], costs[name] = others.ranges.thresholds[name], after[name]
-                if name in others.ranges.candidates:
-                    candidates[name] = others.ranges.candidates[name]
-        return costs, Ranges(thresholds, candidates)
+    def _measured(self, start: Refined) -> tuple[dict[str, float], Ranges]:
+        """Return what each quantizer costs, and ranges that clip a tensor only where that pays."""
+        given, wide = start.base.choices[0], start.base.choices[-1]
+        costs, unit = self._costs(start._replace(ranges=given))
+        if wide is given:
+            return costs, given
+        after, _ = self._costs(start._replace(ranges=wide), unit)
+        wider = {name for name, cost in after.items() if cost <= CLIPPING * costs.get(name, 0.0)}
+        return costs | {name: after[name] for name in wider}, given.replaced(wide, wider)
+
+    def _costs(self, chosen: Refined, unit: list[float] | None = None) -> tuple[dict[str, float], list[float]]:
+        """Return the noise that each quantizer causes, and its unit: by default the noise of all together."""
+        placement = self.where.placed(chosen)
+        with open_meter(placement.prepared.graph, self.where.write(placement), self.measuring, unit=unit) as meter:
+            return meter.costs(), meter.unit
 
     def _best(self, tried: Sequence[Refined]) -> Refined:
         """Return the first of those that are nearly as good as the best; the start, if that is."""

@@ -47,10 +47,6 @@ class NoiseMeter:
         """
         return sum(self._noises(numbers)) / len(self._places)
 
-    def noise_of(self, name: str) -> float:
-        """Return the noise if only this quantizer rounds."""
-        return self.noise([self.quantizers.index(name)])
-
     def costs(self, max_runs: int = MAX_RUNS) -> dict[str, float]:
         """Return the noise that each quantizer causes; in a group that was not split, all the same."""
         size = max(1, -(-len(self.quantizers) // GROUPS))

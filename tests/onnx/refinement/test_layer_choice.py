@@ -9,7 +9,7 @@ from klquant.backends.onnx.placement import Ranges, find_ranges
 from klquant.backends.onnx.qdq.insertion import write_qdq
 from klquant.backends.onnx.refinement import corrected_choice
 from klquant.backends.onnx.refinement.corrected_choice import best_corrected
-from klquant.backends.onnx.refinement.layer_choice import COSTLY, WORTH_A_RUN, _Refinement, refined
+from klquant.backends.onnx.refinement.layer_choice import CLIPPING, COSTLY, _Refinement, refined
 from klquant.backends.onnx.refinement.noise_search import open_meter
 from klquant.backends.onnx.refinement.place import Place, Refined
 from klquant.backends.onnx.refinement.range_choices import Base
@@ -142,10 +142,24 @@ def test_tensors_that_only_the_lowered_model_has_keep_their_ranges():
     good = find_ranges(prepared, calibrate(prepared, feeds), "onnxruntime", asymmetric=False)
     bad = Ranges(good.thresholds | {"a": 0.1 * good.thresholds["a"]}, {})
     where = Place(prepared, "onnxruntime", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
-    start, other = (Refined(Base(prepared, [ranges]), ranges) for ranges in (bad, good))
-    costs, found = _Refinement(where, feeds, feeds, 1.0, NOTHING)._measured(start, other)
-    assert costs["r_negative"] > WORTH_A_RUN
+    costs, found = _Refinement(where, feeds, feeds, 1.0, NOTHING)._measured(Refined(Base(prepared, [bad, good]), bad))
+    assert costs["r_negative"] > 0
     assert found.thresholds == good.thresholds
+
+
+@pytest.mark.parametrize(("part", "clips"), [(0.999 / CLIPPING, True), (1.001 / CLIPPING, False)])
+def test_a_range_clips_only_if_that_spares_enough_noise(case, monkeypatch, part, clips):
+    prepared, calibration = case
+    narrow = find_ranges(prepared, calibration, "openvino", asymmetric=False)
+    wide = Ranges({name: 2 * threshold for name, threshold in narrow.thresholds.items()}, {})
+
+    def costs(self, chosen, unit=None):
+        return dict.fromkeys(narrow.thresholds, part if chosen.ranges is narrow else 1.0), [1.0, 1.0]
+
+    monkeypatch.setattr(_Refinement, "_costs", costs)
+    start = Refined(Base(prepared, [narrow, wide]), narrow)
+    _, found = _Refinement(None, [], [], 1.0, NOTHING)._measured(start)
+    assert found == (narrow if clips else wide)
 
 
 def test_the_search_finds_the_quantizer_that_costs_most(case):
