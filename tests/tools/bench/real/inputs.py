@@ -61,9 +61,8 @@ def people(folder: Path, part: str, count: int, size: tuple[int, int]) -> list:
 
 
 def body_parts(folder: Path, part: str) -> Inputs:
-    """People; the photos in which FP32 is surer of its boxes are for the test."""
-    other = {"calibration": "test", "test": "calibration"}[part]
-    images = people(folder, other, 16 if part == "calibration" else 32, (320, 320))
+    photos = pictures.photos(folder, pictures.PORTRAITS[part])
+    images = pictures.crops(photos, 32 if part == "calibration" else 96, (320, 320), SEEDS[part])
     return {"images": np.stack([pictures.channels_first(image) for image in images])}
 
 

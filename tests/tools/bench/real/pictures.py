@@ -7,6 +7,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PEOPLE = {"calibration": ("astronaut.png", "bus.jpg"), "test": ("zidane.jpg", "grace_hopper.jpg")}
+PORTRAITS = {
+    "calibration": ("zidane.jpg", "grace_hopper.jpg", "obama.jpg", "obama2.jpg", "obama3.jpg"),
+    "test": ("astronaut.png", "bus.jpg", "biden.jpg", "t1.jpg"),
+}
+"""People of whom more is to be seen; nobody is in both parts."""
 THINGS = {
     "calibration": ("coffee.png", "china.jpg", "motorcycle_left.png", "rocket.jpg", "ihc.png", "brick.png"),
     "test": ("chelsea.png", "flower.jpg", "hubble_deep_field.jpg", "retina.jpg", "color.png", "gravel.png"),
