@@ -88,7 +88,8 @@ def score_outputs(
 ) -> tuple[float, float]:
     """Return the SQNR of the worst output, and the metric: by default the agreement of the worst output."""
     triples = zip(feeds, reference, found, strict=True)
-    outputs = compare_outputs((unpadded(feed, exact), unpadded(feed, other)) for feed, exact, other in triples)
+    pairs = ((unpadded(feed, exact), unpadded(feed, other)) for feed, exact, other in triples)
+    outputs = compare_outputs(pairs, varying=metric is not None)
     agreement = worst([output.agreement for output in outputs])
     value = agreement if metric is None else float(metric(reference, found))
     return worst([one.sqnr_db for one in outputs]), value
@@ -145,7 +146,7 @@ def compare_models(
                 kept.append(pair)
             yield unpadded(feed, pair[0]), unpadded(feed, pair[1])
 
-    outputs = compare_outputs(pairs(), check_labels(labels))
+    outputs = compare_outputs(pairs(), check_labels(labels), varying=metric is not None)
     float_ms, int8_ms = interleaved_medians([partial(run, first[0]) for run in timed])
     value = math.nan if metric is None else float(metric([a for a, _ in kept], [b for _, b in kept]))
     return Comparison(outputs, value, float_ms, int8_ms, *sizes, num_batches)

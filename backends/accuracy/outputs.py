@@ -55,7 +55,9 @@ def count_samples(arrays: Iterable[Mapping[str, Array]]) -> int:
     return sum(max((len(one) if one.ndim else 1 for one in batch.values()), default=1) for batch in arrays)
 
 
-def compare_outputs(pairs: Iterable[tuple[Outputs, Outputs]], labels: Array | None = None) -> list[OutputComparison]:
+def compare_outputs(
+    pairs: Iterable[tuple[Outputs, Outputs]], labels: Array | None = None, *, varying: bool = False
+) -> list[OutputComparison]:
     """Compare the floating point outputs of two models.
 
     Parameters
@@ -64,6 +66,8 @@ def compare_outputs(pairs: Iterable[tuple[Outputs, Outputs]], labels: Array | No
         The outputs of the float model and of the other, for each batch.
     labels : array, shape (samples,), integers, optional
         The true class of each sample, in the order of the batches.
+    varying : bool
+        Whether an output may have other shapes in both models, like a list of boxes. Then all its numbers are NaN.
 
     Returns
     -------
@@ -76,22 +80,30 @@ def compare_outputs(pairs: Iterable[tuple[Outputs, Outputs]], labels: Array | No
     """
     tallies: dict[str, _Tally] = {}
     scored: set[str] = set()
+    unknown: set[str] = set()
     rows = 0
     for k, (floats, others) in enumerate(pairs):
         expected = {name: array for name, array in floats.items() if array.dtype.kind == "f"}
-        _check_shapes(k, expected, others)
+        unknown |= _other_shapes(k, expected, others, varying)
         scored = {name for name, array in expected.items() if has_scores(array)} if not k else scored
         truth, rows = _truth(labels, expected, scored, rows)
         for name, array in expected.items():
             other = others[name]
-            tally = tallies.get(name, _Tally(Sums()))
+            tally = tallies.setdefault(name, _Tally(Sums()))
+            if name in unknown:
+                continue
             tally = tally._replace(sums=tally.sums.plus(compare_arrays(array, other)))
             tallies[name] = _count(tally, array, other, truth) if name in scored else tally
     if not tallies:
         raise InvalidInputError("expected at least one batch with a floating point output, got none")
     if labels is not None and rows != len(labels):
         raise InvalidInputError(f"`labels` must have one label for each of {rows} samples, got {len(labels)}")
-    return [_described(name, tally, name in scored, labels is not None) for name, tally in tallies.items()]
+    return [
+        OutputComparison(name, *[math.nan] * 3)
+        if name in unknown
+        else _described(name, tally, name in scored, labels is not None)
+        for name, tally in tallies.items()
+    ]
 
 
 def check_labels(labels: Any) -> Array | None:
@@ -106,14 +118,17 @@ def check_labels(labels: Any) -> Array | None:
     return found.astype(np.int64)
 
 
-def _check_shapes(batch: int, expected: Outputs, others: Outputs) -> None:
-    for name, array in expected.items():
-        other = others.get(name)
-        if other is None or other.shape != array.shape:
-            got = "none" if other is None else other.shape
+def _other_shapes(batch: int, expected: Outputs, others: Outputs, varying: bool) -> set[str]:
+    """Return the names of outputs with other shapes; raise InvalidInputError for them unless they may vary."""
+    found = {name: others[name].shape if name in others else "none" for name in expected}
+    different = [name for name, array in expected.items() if found[name] != array.shape]
+    for name in different:
+        if not varying or name not in others:
             raise InvalidInputError(
-                f"batch {batch}: output `{name}` must have shape {array.shape} in both models, got {got}"
+                f"batch {batch}: output `{name}` must have shape {expected[name].shape} in both models, got "
+                f"{found[name]}; if it depends on the values, like a list of boxes, a metric can compare it"
             )
+    return set(different)
 
 
 def _truth(labels: Array | None, outputs: Outputs, scored: set[str], rows: int) -> tuple[Array | None, int]:

@@ -94,7 +94,8 @@ def compare(
         The true class of each sample, in the order of the batches.
     metric : callable, optional
         From the outputs of both models, each a list with one mapping of arrays by output name for each batch, to a
-        number such as the share of equal results.
+        number such as the share of equal results. With it, outputs may have other shapes in both models, like lists
+        of boxes: then only the metric compares them, and their numbers are NaN.
     progress : bool
         Show a bar on a terminal or in a notebook.
 

@@ -15,10 +15,9 @@ import onnx
 
 from klquant.errors import CalibrationWarning, ModelError
 
-from ...accuracy.comparison import Metric, worst
+from ...accuracy.comparison import Metric, score_outputs
 from ...accuracy.latency import interleaved_medians
-from ...accuracy.outputs import Outputs, compare_outputs
-from ...accuracy.padding import unpadded
+from ...accuracy.outputs import Outputs
 from ...accuracy.splits import Split, hold_back
 from ...accuracy.trial_log import TrialLog
 from ...accuracy.trials import Measured, Recipe, Target, Tuned
@@ -163,11 +162,8 @@ class _OnnxTuner:
         with running(reference.model._replace(model=quantized.model), reference.engine) as session:
             found: list[Outputs] = [session(names, feed) for feed in reference.feeds]
             ratio = self._time_ratio(session)
-        triples = zip(reference.feeds, reference.outputs, found, strict=True)
-        outputs = compare_outputs((unpadded(feed, exact), unpadded(feed, other)) for feed, exact, other in triples)
-        agreement = worst([output.agreement for output in outputs])
-        value = agreement if reference.metric is None else float(reference.metric(reference.outputs, found))
-        return Measured(worst([one.sqnr_db for one in outputs]), value, ratio, self._int8_share(quantized))
+        score = score_outputs(reference.feeds, reference.outputs, found, reference.metric)
+        return Measured(*score, ratio, self._int8_share(quantized))
 
     def _time_ratio(self, session: Session) -> float:
         reference, names = self._reference, self._reference.model.outputs

@@ -134,6 +134,18 @@ def test_what_does_not_fit_is_refused(pairs, labels, message):
         compare_outputs(pairs, labels)
 
 
+def test_outputs_whose_shapes_vary_are_unknown():
+    boxes = [np.ones((k, 4), np.float32) for k in (3, 3, 2)]
+    pairs = [({"b": boxes[0], "y": SCORES}, {"b": other, "y": SCORES}) for other in boxes]
+    unknown, known = compare_outputs(pairs, varying=True)
+    assert (unknown.name, known.name, known.sqnr_db) == ("b", "y", math.inf)
+    assert all(math.isnan(value) for value in (unknown.sqnr_db, unknown.cosine, unknown.agreement))
+    with pytest.raises(klquant.InvalidInputError, match=r"batch 2: output `b` .* got \(2, 4\); .*a metric can compare"):
+        compare_outputs(pairs)
+    with pytest.raises(klquant.InvalidInputError, match="got none"):
+        compare_outputs([({"y": SCORES}, {})], varying=True)
+
+
 @pytest.mark.parametrize("labels", [[0.5], [[1]], [], "ab"])
 def test_labels_are_integers(labels):
     with pytest.raises(klquant.InvalidInputError, match="`labels` must be integers"):

@@ -61,6 +61,23 @@ def test_the_metric_gets_the_outputs_of_every_batch():
     assert seen == [[[(4, 4), (4, 4), (2, 4)]] * 2]
 
 
+def test_only_a_metric_compares_outputs_whose_shapes_depend_on_values():
+    body = (
+        "a = Abs (x) v = ReduceMax <axes = [1], keepdims = 0> (a) k = Greater (v, least) y = Compress <axis = 0> (a, k)"
+    )
+    floats, others = (build("float[n, 5] x", "float[m, 5] y", body, least=np.float32(least)) for least in (0.0, 1.5))
+
+    def kept(first, second):
+        return sum(len(one["y"]) for one in second) / sum(len(one["y"]) for one in first)
+
+    found = compare(floats, others, X, engine="onnxruntime", metric=kept)
+    assert 0 < found.metric < 1
+    assert np.isnan(found.outputs[0].sqnr_db)
+    assert str(found).startswith("SQNR – dB, agreement –, metric 0.")
+    with pytest.raises(klquant.InvalidInputError, match="output `y` must have shape .*a metric can compare it"):
+        compare(floats, others, X, engine="onnxruntime")
+
+
 @pytest.mark.parametrize(
     ("models", "options", "message"),
     [
