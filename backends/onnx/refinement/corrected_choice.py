@@ -17,6 +17,7 @@ from ..placement import Placement
 from .layer_choice import NOTICEABLE
 from .place import Place, Refined
 
+WORTH_TIME = 0.85  # times the error of the outputs is worth more in floating point, which takes time
 BATCHES, JUDGED = 8, 32  # parts of up to so many batches, with so many samples in all
 logger = logging.getLogger("klquant")
 
@@ -68,7 +69,8 @@ def _best(where: Place, found: Sequence[Chosen], feeds: list[dict[str, Array]]) 
     logger.info("errors of the outputs with corrected biases: %s", ", ".join(f"{error:.3f}" for error in errors))
     best = 0
     for k, error in enumerate(errors):
-        best = k if error <= NOTICEABLE * errors[best] else best
+        slower = len(found[k].refined.floats) > len(found[best].refined.floats)
+        best = k if error <= (WORTH_TIME if slower else NOTICEABLE) * errors[best] else best
     return found[best]
 
 

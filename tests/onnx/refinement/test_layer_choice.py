@@ -96,6 +96,17 @@ def test_the_last_way_is_taken_only_where_it_is_better(case):
     assert best_corrected(where, ways[1:], batches(0), True).corrections
 
 
+@pytest.mark.parametrize(("error", "left_out", "taken"), [(0.9, (), 1), (0.9, ("c1",), 0), (0.84, ("c1",), 1)])
+def test_a_layer_in_floating_point_must_be_worth_its_time(case, monkeypatch, error, left_out, taken):
+    prepared, calibration = case
+    ranges = find_ranges(prepared, calibration, "openvino", asymmetric=False)
+    where = Place(prepared, "openvino", (), lambda placed: write_qdq(*placed.prepared, *placed[1:3], **OPTIONS))
+    start = Refined(Base(prepared, [ranges]), ranges)
+    tried = [start, start._replace(left_out=left_out)]
+    monkeypatch.setattr(corrected_choice, "output_errors", lambda *_, **__: [1.0, error])
+    assert best_corrected(where, tried, batches(0), False).refined is tried[taken]
+
+
 def test_enough_of_the_layers_and_of_their_work_stays_in_int8(case):
     prepared, calibration = case
     found = quantize(prepared, calibration, engine="onnxruntime", batches=batches(0), min_int8=0.95)

@@ -68,7 +68,7 @@ def tuned(network: Loaded, target: Path) -> None:
     """Tune to the agreement that :func:`klquant.backends.onnx.compare` measures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        tune(network.path, network.calibration, engine="onnxruntime", target=0.999, max_runs=20).save(target)
+        tune(network.path, network.calibration, engine="onnxruntime", target=0.999, max_runs=20).quantized.save(target)
 
 
 def static(options: dict[str, Any], network: Loaded, target: Path) -> None:
