@@ -76,7 +76,8 @@ def compare_outputs(
     Raises
     ------
     InvalidInputError
-        For outputs of other names or shapes, no floating point output, no batches, and labels that do not fit.
+        For outputs of other names, of other shapes unless they may vary, no floating point output, no batches, and
+        labels that do not fit.
     """
     tallies: dict[str, _Tally] = {}
     scored: set[str] = set()

@@ -17,7 +17,8 @@ from ..placement import Placement
 from .layer_choice import NOTICEABLE
 from .place import Place, Refined
 
-WORTH_TIME = 0.85  # times the error of the outputs is worth more in floating point, which takes time
+WORTH_TIME = 0.85
+"""More in floating point takes time: the error of the outputs must fall to this part of what it was."""
 BATCHES, JUDGED = 8, 32  # parts of up to so many batches, with so many samples in all
 logger = logging.getLogger("klquant")
 

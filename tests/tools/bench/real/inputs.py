@@ -16,6 +16,10 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SEEDS = {"calibration": 1, "test": 2}
 
 
+def parts_of(folder: Path, part: str, names: dict[str, tuple[str, ...]], count: int, size: tuple[int, int]) -> list:
+    return list(pictures.crops(pictures.photos(folder, names[part]), count, size, SEEDS[part]))
+
+
 def text_pictures(folder: Path, part: str, *, count: int = 12, size: tuple[int, int] = (480, 480)) -> list:
     """Photos with text on them, and pages of a book."""
     rng = np.random.default_rng(SEEDS[part])
@@ -33,7 +37,7 @@ def text_detector(folder: Path, part: str, name: str = "x") -> Inputs:
 
 def text_lines(folder: Path, part: str, count: int) -> list:
     rng = np.random.default_rng(SEEDS[part])
-    grounds = list(pictures.crops(pictures.photos(folder, pictures.THINGS[part]), count, (300, 48), SEEDS[part]))
+    grounds = parts_of(folder, part, pictures.THINGS, count, (300, 48))
     texts = [" ".join(words.words(folder, part, rng, int(rng.integers(1, 4)))) for _ in range(count)]
     return [pictures.line(folder, ground, text, part, rng) for ground, text in zip(grounds, texts, strict=True)]
 
@@ -57,18 +61,13 @@ def padded(image: object, width: int) -> np.ndarray:
     return np.pad(values, ((0, 0), (0, 0), (0, width - image.width)))
 
 
-def people(folder: Path, part: str, count: int, size: tuple[int, int]) -> list:
-    return list(pictures.crops(pictures.photos(folder, pictures.PEOPLE[part]), count, size, SEEDS[part]))
-
-
 def body_parts(folder: Path, part: str) -> Inputs:
-    photos = pictures.photos(folder, pictures.PORTRAITS[part])
-    images = pictures.crops(photos, 32 if part == "calibration" else 96, (320, 320), SEEDS[part])
+    images = parts_of(folder, part, pictures.PORTRAITS, 32 if part == "calibration" else 96, (320, 320))
     return {"images": np.stack([pictures.channels_first(image) for image in images])}
 
 
 def faces(folder: Path, part: str) -> Inputs:
-    images = people(folder, part, 12 if part == "calibration" else 24, (384, 384))
+    images = parts_of(folder, part, pictures.PEOPLE, 12 if part == "calibration" else 24, (384, 384))
     return {"input.1": np.stack([255 * pictures.channels_first(image) for image in images])}
 
 
@@ -107,7 +106,7 @@ def captchas(folder: Path, part: str) -> Inputs:
     """Words of four to six letters on noisy paper, 60 by 160."""
     rng = np.random.default_rng(SEEDS[part])
     letters = np.array([*"0123456789ABCDEFGHJKLMNPQRSTUVWXYZ"])
-    grounds = list(pictures.crops(pictures.photos(folder, pictures.THINGS[part]), 32, (160, 60), SEEDS[part]))
+    grounds = parts_of(folder, part, pictures.THINGS, 32, (160, 60))
     texts = ["".join(rng.choice(letters, rng.integers(4, 7))) for _ in grounds]
     lines = [pictures.line(folder, ground, text, part, rng) for ground, text in zip(grounds, texts, strict=True)]
     return {"image": np.stack([pictures.channels_first(image.resize((160, 60))) for image in lines])}

