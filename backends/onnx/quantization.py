@@ -16,7 +16,8 @@ from ..settings import EXCLUDED, WEIGHTED, Engine, check_engine
 from ..warning import quiet, warn_of_floats
 from .accuracy.noise_warning import warn_of_noise
 from .correction.bias_correction import MAX_BATCHES
-from .correction.data import spread
+from .correction.alignment import Aligner
+from .correction.data import read_feeds, sampled, spread
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .feeds import from_reader
 from .model.graph import read_graph
@@ -38,6 +39,7 @@ from .verification import verify
 
 MAX_VERIFIED = 4
 """How many batches the engine runs to be compared with the model as written."""
+ALIGNED = 8, 16  # parts of up to so many batches, with so many samples in all
 logger = logging.getLogger("klquant")
 
 
@@ -187,7 +189,8 @@ def quantize(  # noqa: PLR0913 the options of a quantization
     excluded = (*excluded_names(exact, calibration, exclude), *slow)
     ranges = find_ranges(exact, calibration, engine, asymmetric=asymmetric)
     write = _writer(calibration, engine, reduce_range=reduce_range)
-    place = Place(exact, engine, excluded, write, float16)
+    aligned = None if some is None else Aligner(sampled(exact, list(read_feeds(exact, some)), *ALIGNED))
+    place = Place(exact, engine, excluded, write, float16, aligned)
     tried, chosen = [Refined(Base(exact, [ranges]), ranges)], None
     if some is not None and min_int8 < 1:
         with quiet():

@@ -64,6 +64,13 @@ def sample_inputs(node: onnx.NodeProto, rows: Rows, x: Array, parts: int) -> Arr
     return found.reshape(len(found), groups, inputs).transpose(1, 0, 2).astype(np.float64)
 
 
+def is_padded(node: onnx.NodeProto) -> bool:
+    """Return whether a convolution may see zeros beside its input."""
+    if cast(bytes, attribute(node, "auto_pad", b"NOTSET")).startswith(b"SAME"):
+        return True
+    return any(cast(list[int], attribute(node, "pads", [])))
+
+
 def _some(x: Array, limit: int) -> Array:
     return x[_positions(len(x), limit)]
 
