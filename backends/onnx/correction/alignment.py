@@ -6,13 +6,14 @@ different values do, and what corrects it in the mean is wrong in all other plac
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
 from klquant.errors import InvalidInputError
 
-from ..execution import Feed, open_onnxruntime, with_outputs
 from ...rounding import Array
+from ..execution import Feed, open_onnxruntime, with_outputs
 from ..model.preparation import Prepared
 from ..placement import Placement
 from ..qdq.grids import Grid
@@ -21,29 +22,18 @@ from .shifts import find_shifts, moved
 
 PARTS = 64  # of a step: shifts are multiples of these
 POSITIONS = 2048  # of a tensor, over all data
+AT_ONCE = 16  # tensors that are held at the same time
 SEED = 0
 
 
-class Aligner:
-    """Data by which channels are shifted, and the shifts found so far: most grids recur in all ways to quantize."""
-
-    def __init__(self, feeds: Sequence[Feed]) -> None:
-        self._feeds = feeds
-        self._found: dict[object, tuple[Prepared, Array]] = {}
-
-    def __call__(self, base: Prepared, placement: Placement) -> Placement:
-        """Return the placement with shifted channels; `base` is the float model before it was rewritten for it."""
-        shifts = find_shifts(placement.prepared.graph, placement.plan)
-        keys = {
-            name: (id(base), name, placement.grids[name], placement.factors.get(name, 1.0), shifts[name].axis)
-            for name in shifts
-        }
-        missing = {name: shifts[name].axis for name, key in keys.items() if key not in self._found}
-        for name, values in _channels(placement.prepared, missing, self._feeds).items():
-            self._found[keys[name]] = base, best_shift(values, placement.grids[name])
-        by = {name: self._found[key][1] for name, key in keys.items()}
-        constants = moved(shifts, {name: shift for name, shift in by.items() if shift.any()})
-        return placement._replace(prepared=with_parameters(placement.prepared, constants))
+def aligned(placement: Placement, feeds: Sequence[Feed]) -> Placement:
+    """Return the placement with shifted channels in its float model, as some data say."""
+    shifts = find_shifts(placement.prepared.graph, placement.plan)
+    if not shifts:
+        return placement
+    values = _channels(placement.prepared, {name: shift.axis for name, shift in shifts.items()}, feeds)
+    by = {name: best_shift(rows, placement.grids[name]) for name, rows in values.items()}
+    return placement._replace(prepared=with_parameters(placement.prepared, moved(shifts, by)))
 
 
 def best_shift(values: Array, grid: Grid) -> Array:
@@ -75,14 +65,20 @@ def best_shift(values: Array, grid: Grid) -> Array:
 def _channels(prepared: Prepared, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[str, Array]:
     """Return values of each tensor in the float model, shape (channels, positions)."""
     found: dict[str, list[Array]] = {name: [] for name in axes}
-    if not axes:
-        return {}
+    names, limit = list(axes), -(-POSITIONS // len(feeds))
+    groups = [names[k : k + AT_ONCE] for k in range(0, len(names), AT_ONCE)]
     with open_onnxruntime(with_outputs(prepared.model, axes), optimized=True) as session:
-        for feed in feeds:
-            for name, values in session(list(axes), feed).items():
+        for feed, group in product(feeds, groups):
+            for name, values in session(group, feed).items():
                 if not np.isfinite(values).all():
                     raise InvalidInputError(f"tensor `{name}` must be finite, got NaN or infinity")
-                rows = np.moveaxis(values, axes[name], 0).reshape(values.shape[axes[name]], -1)
-                number = min(rows.shape[1], -(-POSITIONS // len(feeds)))
-                found[name].append(rows[:, np.random.default_rng(SEED).choice(rows.shape[1], number, replace=False)])
+                found[name].append(
+                    _some(np.moveaxis(values, axes[name], 0).reshape(values.shape[axes[name]], -1), limit)
+                )
     return {name: np.concatenate(some, axis=1) for name, some in found.items()}
+
+
+def _some(rows: Array, limit: int) -> Array:
+    """Return values at random positions, always the same ones."""
+    number = rows.shape[1]
+    return rows if number <= limit else rows[:, np.random.default_rng(SEED).choice(number, limit, replace=False)]

@@ -151,7 +151,7 @@ class _Finder(NamedTuple):
         tensor = self.graph.initializers.get(node.input[position]) if len(node.input) > position else None
         dims = [] if tensor is None else list(tensor.dims)
         same = int(np.prod(dims)) == 1 and len(dims) <= len(shape) + 1
-        if tensor is None or not (same or dims[-len(shape) :] == list(shape) and np.prod(dims) == shape[0]):
+        if tensor is None or not (same or (dims[-len(shape) :] == list(shape) and np.prod(dims) == shape[0])):
             return None
         values = to_array(tensor)
         return Term(node.name, position, np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape), weights)

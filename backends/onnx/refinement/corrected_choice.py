@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 from ...rounding import MAX_BATCHES
 from ...warning import quiet
 from ..correction.adaround import adapt_rounding
+from ..correction.alignment import aligned
 from ..correction.bias_correction import correct_biases
 from ..correction.data import halved, read_feeds, sampled, spread
 from ..correction.output_error import output_errors
 from ..correction.parameters import with_parameters
+from ..execution import Feed
 from ..feeds import Array
 from ..model.preparation import Prepared
 from ..placement import Placement
@@ -20,6 +22,7 @@ from .place import Place, Refined
 WORTH_TIME = 0.85
 """More in floating point takes time: the error of the outputs must fall to this part of what it was."""
 BATCHES, JUDGED = 8, 32  # parts of up to so many batches, with so many samples in all
+ALIGNED = 16  # samples that say by what channels are shifted
 logger = logging.getLogger("klquant")
 
 
@@ -41,7 +44,7 @@ def best_corrected(
     *,
     adaround: bool | None = False,
 ) -> Chosen:
-    """Correct the biases of each; return the first one, or a later one that lowers the error of the outputs.
+    """Shift channels and correct the biases of each; return the first, or a later one with less error of the outputs.
 
     Bias correction may remove noise for which layers were left out or channels scaled, and other ranges may leave less
     to correct. Then the weights of that one are rounded for the least error of their layers, and its biases corrected
@@ -49,14 +52,15 @@ def best_corrected(
     """
     some = list(batches)
     feeds = list(read_feeds(where.prepared, some))
+    corrector = _Corrector(where, some, correct_bias, sampled(where.prepared, feeds, BATCHES, ALIGNED))
     with quiet():
-        best = _best(where, [_corrected(where, one, some, correct_bias) for one in tried], feeds)
+        best = _best(where, [corrector.corrected(one) for one in tried], feeds)
         if adaround is False:
             return best
         placed = where.placed(best.refined)
         layers = placed.plan.weights
         rounded = adapt_rounding(placed.prepared, where.write(placed), layers, spread(feeds, MAX_BATCHES))
-        found = _corrected(where, best.refined, some, correct_bias, rounded)
+        found = corrector.corrected(best.refined, rounded)
         return found if adaround else _best(where, [found, best], feeds)
 
 
@@ -75,21 +79,27 @@ def _best(where: Place, found: Sequence[Chosen], feeds: list[dict[str, Array]]) 
     return found[best]
 
 
-def _corrected(
-    where: Place,
-    refined: Refined,
-    batches: Sequence[Any],
-    correct_bias: bool | None,
-    weights: Mapping[tuple[str, int], Array] | None = None,
-) -> Chosen:
-    """Correct the biases of a model with these weights in place of its own."""
-    placement, other = where.placed(refined), weights or {}
-    if correct_bias is False:
-        return Chosen(refined, placement._replace(prepared=with_parameters(placement.prepared, other)))
-    layers, how = placement.plan.weights, {"always": bool(correct_bias), "optimized": where.engine == "onnxruntime"}
+class _Corrector(NamedTuple):
+    """How to correct biases, and the data for it."""
 
-    def write(floats: Prepared) -> Any:
-        return where.write(placement._replace(prepared=with_parameters(floats, other)))
+    where: Place
+    batches: Sequence[Any]
+    correct_bias: bool | None
+    aligning: Sequence[Feed]
+    """Parts of the batches, by which channels are shifted."""
 
-    prepared, corrections = correct_biases(placement.prepared, write, layers, batches, **how)
-    return Chosen(refined, placement._replace(prepared=with_parameters(prepared, other)), corrections)
+    def corrected(self, refined: Refined, weights: Mapping[tuple[str, int], Array] | None = None) -> Chosen:
+        """Shift channels and correct the biases of a model with these weights in place of its own."""
+        where, other = self.where, weights or {}
+        placement = where.placed(refined)
+        if self.correct_bias is False:
+            return Chosen(refined, placement._replace(prepared=with_parameters(placement.prepared, other)))
+        placement = aligned(placement, self.aligning)
+        layers, optimized = placement.plan.weights, where.engine == "onnxruntime"
+        how = {"always": bool(self.correct_bias), "optimized": optimized}
+
+        def write(floats: Prepared) -> Any:
+            return where.write(placement._replace(prepared=with_parameters(floats, other)))
+
+        prepared, corrections = correct_biases(placement.prepared, write, layers, self.batches, **how)
+        return Chosen(refined, placement._replace(prepared=with_parameters(prepared, other)), corrections)

@@ -47,12 +47,9 @@ class Place(NamedTuple):
     """Returns the model with Q/DQ."""
     float16: bool = False
     """Whether quantizers get scales in float16."""
-    aligned: Callable[[Prepared, Placement], Placement] | None = None
-    """Shifts the channels of the float model that it was made from, the first one."""
 
     def placed(self, chosen: Refined) -> Placement:
         """Return where quantizers go."""
         names = (*self.excluded, *chosen.floats)
         found = place_ranges(chosen.base.prepared, chosen.ranges, self.engine, names)
-        found = self.aligned(chosen.base.prepared, found) if self.aligned else found
         return found._replace(prepared=with_float16_scales(found.prepared)) if self.float16 else found

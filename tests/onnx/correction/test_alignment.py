@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klquant.backends.onnx import calibrate, quantize
-from klquant.backends.onnx.correction.alignment import Aligner, best_shift
+from klquant.backends.onnx.correction.alignment import best_shift
 from klquant.backends.onnx.qdq.grids import Grid
+from klquant.backends.onnx.refinement import corrected_choice
 from klquant.errors import InvalidInputError
 from support.onnx_models import build, run
 
@@ -59,12 +60,12 @@ def test_pages_have_less_noise_where_a_function_follows_in_floating_point(monkey
     test = page(16)
 
     def error():
-        options = {"correct_bias": False, "adaround": False, "min_int8": 1}
+        options = {"correct_bias": True, "adaround": False, "min_int8": 1}
         found = quantize(model, calibration, engine="onnxruntime", exclude=FLOATS, batches=PAGES, **options)
         return float(np.square(run(model, x=test)["y"] - run(found.model, x=test)["y"]).mean())
 
     aligned = error()
-    monkeypatch.setattr(Aligner, "__call__", lambda self, base, placement: placement)
+    monkeypatch.setattr(corrected_choice, "aligned", lambda placement, feeds: placement)
     assert aligned < 0.8 * error()
 
 
@@ -73,4 +74,4 @@ def test_values_must_be_finite():
     calibration = calibrate(model, PAGES, criterion="max")
     wrong = [PAGES[0], np.where(PAGES[1] > 0.9, np.float32("nan"), PAGES[1])]
     with pytest.raises(InvalidInputError, match="tensor `t` must be finite, got NaN or infinity"):
-        quantize(model, calibration, engine="onnxruntime", exclude=FLOATS, batches=wrong, correct_bias=False)
+        quantize(model, calibration, engine="onnxruntime", exclude=FLOATS, batches=wrong)

@@ -114,8 +114,6 @@ def test_shifts_that_meet_in_one_constant_add_up(by):
     shifts = find_shifts(model.graph, plan)
     assert shifts.keys() == {"t", "u"}
     each = {"t": np.array(by[:4]), "u": np.array(by[2:])}
-    exact, found = (
-        run_all(one.model, x=X[IMAGE]) for one in (model, with_parameters(model, moved(shifts, each)))
-    )
+    exact, found = (run_all(one.model, x=X[IMAGE]) for one in (model, with_parameters(model, moved(shifts, each))))
     np.testing.assert_allclose(found["u"], exact["u"] + each["u"].reshape(-1, 1, 1), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found["y"], exact["y"], rtol=1e-3, atol=1e-3)
