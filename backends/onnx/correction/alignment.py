@@ -22,6 +22,11 @@ from .shifts import find_shifts, moved
 
 PARTS = 64  # of a step: shifts are multiples of these
 POSITIONS = 2048  # of a tensor, over all data
+CHANCE = 2.7
+"""Over the root of the number of positions: the part of the error that has to go.
+
+That is three standard deviations of the mean of so many squares, if values lie anywhere between two levels.
+"""
 AT_ONCE = 16  # tensors that are held at the same time
 SEED = 0
 
@@ -32,12 +37,13 @@ def aligned(placement: Placement, feeds: Sequence[Feed]) -> Placement:
     if not shifts:
         return placement
     values = _channels(placement.prepared, {name: shift.axis for name, shift in shifts.items()}, feeds)
-    by = {name: best_shift(rows, placement.grids[name]) for name, rows in values.items()}
+    best = {name: best_shift(rows, placement.grids[name]) for name, rows in values.items()}
+    by = {name: shift for name, shift in best.items() if shift.any()}
     return placement._replace(prepared=with_parameters(placement.prepared, moved(shifts, by)))
 
 
 def best_shift(values: Array, grid: Grid) -> Array:
-    """Return for each channel by what to shift it for the least squared error of rounding.
+    """Return by what to shift each channel for the least squared error of rounding; 0 if the gain may be chance.
 
     Parameters
     ----------
@@ -57,6 +63,8 @@ def best_shift(values: Array, grid: Grid) -> Array:
     middles = (np.arange(PARTS) + 0.5) / PARTS
     squares = np.square(middles - np.rint(middles))
     errors = np.stack([counts @ np.roll(squares, -k) for k in range(PARTS)], axis=1)
+    if errors.min(axis=1).sum() > (1 - CHANCE / np.sqrt(values.shape[1])) * errors[:, 0].sum():
+        return np.zeros(channels)
     best = errors.argmin(axis=1)
     found: Array = (best / PARTS - np.rint(best / PARTS)) * grid.scale
     return found

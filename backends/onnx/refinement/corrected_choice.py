@@ -21,8 +21,8 @@ from .place import Place, Refined
 
 WORTH_TIME = 0.85
 """More in floating point takes time: the error of the outputs must fall to this part of what it was."""
-BATCHES, JUDGED = 8, 32  # parts of up to so many batches, with so many samples in all
-ALIGNED = 16  # samples that say by what channels are shifted
+BATCHES, JUDGED = 8, 32
+"""Parts of up to so many batches, with so many samples in all, judge, and say by what channels are shifted."""
 logger = logging.getLogger("klquant")
 
 
@@ -52,7 +52,7 @@ def best_corrected(
     """
     some = list(batches)
     feeds = list(read_feeds(where.prepared, some))
-    corrector = _Corrector(where, some, correct_bias, sampled(where.prepared, feeds, BATCHES, ALIGNED))
+    corrector = _Corrector(where, some, correct_bias, sampled(where.prepared, feeds, BATCHES, JUDGED))
     with quiet():
         best = _best(where, [corrector.corrected(one) for one in tried], feeds)
         if adaround is False:

@@ -54,6 +54,11 @@ def test_the_error_of_rounding_never_grows_and_the_shift_is_at_most_half_a_step(
     assert rounding_error(channel, shift[0]).mean() <= rounding_error(channel).mean() + slack
 
 
+def test_values_of_photos_are_not_shifted_by_chance():
+    for positions in (16, 300, 2048):
+        assert not best_shift(rng.normal(size=(20, positions)), GRID).any()
+
+
 def test_pages_have_less_noise_where_a_function_follows_in_floating_point(monkeypatch):
     model = network()
     calibration = calibrate(model, PAGES, criterion="max")
