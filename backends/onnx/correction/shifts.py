@@ -4,7 +4,7 @@ That costs no node, and the model computes the same up to rounding.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import onnx
@@ -105,8 +105,9 @@ class _Finder(NamedTuple):
             return None
         rows, kernel = as_rows(graph, node), int(np.prod(graph.initializers[node.input[1]].dims[2:]))
         groups, outputs, inputs = rows.values.shape
-        found: Array = rows.values.reshape(groups, outputs, inputs // kernel, kernel).sum(axis=3)
-        return found
+        found = rows.values.reshape(groups, outputs, inputs // kernel, kernel).sum(axis=3)
+        scale = cast(float, attribute(node, "alpha", 1.0)) if node.op_type == "Gemm" else 1.0
+        return np.asarray(found * scale, np.float32)
 
     def _added(self, name: str, shape: tuple[int, ...]) -> Term | None:
         """Return the constant that is added to a tensor at last, by a layer or in floating point."""
@@ -150,8 +151,8 @@ class _Finder(NamedTuple):
         """Return a constant input with one value for all channels, or one for each."""
         tensor = self.graph.initializers.get(node.input[position]) if len(node.input) > position else None
         dims = [] if tensor is None else list(tensor.dims)
-        same = int(np.prod(dims)) == 1 and len(dims) <= len(shape) + 1
-        if tensor is None or not (same or (dims[-len(shape) :] == list(shape) and np.prod(dims) == shape[0])):
+        fits = np.prod(dims) == 1 or (dims[-len(shape) :] == list(shape) and np.prod(dims) == shape[0])
+        if tensor is None or not fits or len(dims) > len(shape) + 1:
             return None
         values = to_array(tensor)
         return Term(node.name, position, np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape), weights)

@@ -10,8 +10,9 @@ from klquant.backends.onnx.qdq.rules import make_plan
 from support.onnx_models import build, run_all
 
 rng = np.random.default_rng(0)
-IMAGE, ROWS = "float[n, 3, 6, 6] x", "float[n, 5, 8] x"
-X = {IMAGE: rng.normal(size=(2, 3, 6, 6)).astype(np.float32), ROWS: rng.normal(size=(2, 5, 8)).astype(np.float32)}
+IMAGE, ROWS, FLAT = "float[n, 3, 6, 6] x", "float[n, 5, 8] x", "float[n, 8] x"
+SIZES = {IMAGE: (2, 3, 6, 6), ROWS: (2, 5, 8), FLAT: (2, 8)}
+X = {inputs: rng.normal(size=size).astype(np.float32) for inputs, size in SIZES.items()}
 CONSTANTS = {
     "w": (4, 3, 1, 1),
     "b": (4,),
@@ -24,6 +25,9 @@ CONSTANTS = {
     "s": np.float32([0.2]),
     "p": (8, 4),
     "o": (8, 4),
+    "square": (8, 8),
+    "turned": (4, 8),
+    "deep": (1, 1, 4, 1, 1),
     "g": (8,),
     "e": (8,),
     "row": (6,),
@@ -53,6 +57,8 @@ def shifts_of(prepared, engine="tensorrt", quantized=("t",)):
         (IMAGE, "t = Conv(x, w, b) a = Add(s, t) y = Sigmoid(a)"),
         (IMAGE, "f = Conv(x, w, b) r = Sigmoid(f) t = Add(r, s) y = Conv(t, v, c)"),
         (IMAGE, f"t = Conv(x, w, b) z = Conv(t, v, c) {AFFINE}"),
+        (FLAT, "f = Gemm(x, square, e) r = Relu(f) t = Add(r, e) y = Gemm<alpha = 0.5>(t, p, b)"),
+        (FLAT, "t = Gemm(x, square, e) y = Gemm<transB = 1>(t, turned, b)"),
         (ROWS, f"{NORM} m = MatMul(t, p) y = Add(m, b)"),
         (ROWS, "r = Relu(x) t = Add(r, e) m = MatMul(t, p) a = Add(b, m) y = Relu(a)"),
         (ROWS, f"{NORM} m = MatMul(t, p) a = Add(m, b) l = MatMul(t, o) n = Add(l, s) y = Mul(a, n)"),
@@ -81,6 +87,7 @@ def test_a_shift_leaves_the_outputs_as_they_are(inputs, body):
         (IMAGE, "t = Conv(x, w, b) r = Sigmoid(t) z = Conv(t, v, c) y = Conv(r, v, c)", "float y, float z"),
         (IMAGE, "f = Conv(x, w, b) t = Sigmoid(f) y = Conv(t, v, c)", "float y"),
         (IMAGE, "t = Conv(x, w, b) y = Mul(t, k)", "float y"),
+        (IMAGE, "t = Conv(x, w, b) m = Mul(t, k) a = Add(m, deep) y = Sigmoid(a)", "float y"),  # of five dimensions
         (IMAGE, "t = Conv(x, w, b) m = Mul(t, k) r = Relu(m) y = Add(m, s)", "float y, float r"),
         (ROWS, "r = Relu(x) t = Add(r, e) y = MatMul(t, p)", "float y"),  # no bias behind
         (ROWS, "r = Relu(x) t = Add(r, x) m = MatMul(t, p) y = Add(m, b)", "float y"),
