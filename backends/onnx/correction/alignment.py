@@ -18,6 +18,7 @@ from ..model.preparation import Prepared
 from ..placement import Placement
 from ..qdq.grids import Grid
 from .parameters import with_parameters
+from .patches import some_rows
 from .shifts import find_shifts, moved
 
 PARTS = 64  # of a step: shifts are multiples of these
@@ -28,7 +29,6 @@ CHANCE = 2.7
 That is three standard deviations of the mean of so many squares, if values lie anywhere between two levels.
 """
 AT_ONCE = 16  # tensors that are held at the same time
-SEED = 0
 
 
 def aligned(placement: Placement, feeds: Sequence[Feed]) -> Placement:
@@ -80,13 +80,6 @@ def _channels(prepared: Prepared, axes: Mapping[str, int], feeds: Sequence[Feed]
             for name, values in session(group, feed).items():
                 if not np.isfinite(values).all():
                     raise InvalidInputError(f"tensor `{name}` must be finite, got NaN or infinity")
-                found[name].append(
-                    _some(np.moveaxis(values, axes[name], 0).reshape(values.shape[axes[name]], -1), limit)
-                )
+                channels_last = np.moveaxis(values, axes[name], -1)
+                found[name].append(some_rows(channels_last.reshape(-1, channels_last.shape[-1]), limit).T)
     return {name: np.concatenate(some, axis=1) for name, some in found.items()}
-
-
-def _some(rows: Array, limit: int) -> Array:
-    """Return values at random positions, always the same ones."""
-    number = rows.shape[1]
-    return rows if number <= limit else rows[:, np.random.default_rng(SEED).choice(number, limit, replace=False)]

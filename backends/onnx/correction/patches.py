@@ -55,7 +55,7 @@ def sample_inputs(node: onnx.NodeProto, rows: Rows, x: Array, parts: int) -> Arr
     groups, _, inputs = rows.values.shape
     limit = -(-max(MOST, inputs) // parts)
     if node.op_type != "Conv":
-        return _some(x.reshape(-1, inputs).astype(np.float64), limit)[None]
+        return some_rows(x.reshape(-1, inputs).astype(np.float64), limit)[None]
     windows = _windows(node, rows.shape[2:], x)
     spatial = len(rows.shape) - 2
     places = windows.shape[:1] + windows.shape[2 : 2 + spatial]
@@ -64,14 +64,8 @@ def sample_inputs(node: onnx.NodeProto, rows: Rows, x: Array, parts: int) -> Arr
     return found.reshape(len(found), groups, inputs).transpose(1, 0, 2).astype(np.float64)
 
 
-def is_padded(node: onnx.NodeProto) -> bool:
-    """Return whether a convolution may see zeros beside its input."""
-    if cast(bytes, attribute(node, "auto_pad", b"NOTSET")).startswith(b"SAME"):
-        return True
-    return any(cast(list[int], attribute(node, "pads", [])))
-
-
-def _some(x: Array, limit: int) -> Array:
+def some_rows(x: Array, limit: int) -> Array:
+    """Return so many rows at most: random ones, but always the same."""
     return x[_positions(len(x), limit)]
 
 

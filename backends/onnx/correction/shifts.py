@@ -11,11 +11,13 @@ import onnx
 
 from ...rounding import Array
 from ..model.graph import Graph, to_array
-from ..model.operators import attribute, has_constant_weight, output_channels, sole_consumer
+from ..model.operators import attribute, has_constant_weight, is_padded, output_channels, sole_consumer, weight_axis
 from ..qdq.plan import Plan
 from .absorption import keep_body_inputs
 from .biases import find_bias
-from .patches import as_rows, is_padded
+from .patches import as_rows
+
+LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 class Term(NamedTuple):
@@ -88,15 +90,16 @@ class _Finder(NamedTuple):
         if before is not None and before.op_type in ("Conv", "ConvTranspose") and has_constant_weight(graph, before):
             return output_channels(graph, before), *[1] * (len(graph.initializers[before.input[1]].dims) - 2)
         for node in graph.consumers.get(name, []):
-            if (weights := self._weights(node, name)) is not None:
-                spatial = len(graph.initializers[node.input[1]].dims) - 2
-                return weights.shape[0] * weights.shape[2], *[1] * spatial
+            if node.op_type in LAYERS and node.input[0] == name and has_constant_weight(graph, node):
+                dims, groups = graph.initializers[node.input[1]].dims, cast(int, attribute(node, "group", 1))
+                inputs = dims[1] if weight_axis(graph, node) == 0 else dims[0]
+                return inputs * groups, *[1] * (len(dims) - 2)
         return ()
 
     def _weights(self, node: onnx.NodeProto, name: str) -> Array | None:
         """Return what a layer multiplies the channels of its input by, the same at all positions."""
         graph = self.graph
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or list(node.input).index(name) != 0:
+        if node.op_type not in LAYERS or list(node.input).index(name) != 0:
             return None
         if not has_constant_weight(graph, node) or len(graph.initializers[node.input[1]].dims) < 2:
             return None
@@ -117,7 +120,7 @@ class _Finder(NamedTuple):
         if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
             return self._bias(node, shape, one)
         if node.op_type == "LayerNormalization" and len(shape) == 1 and attribute(node, "axis", -1) == -1:
-            return self._constant(node, 2, shape, one)
+            return self._term(node, 2, shape, one)
         return self._sum(node, shape, one)
 
     def _taken(self, node: onnx.NodeProto, name: str, shape: tuple[int, ...]) -> Term | None:
@@ -128,11 +131,11 @@ class _Finder(NamedTuple):
         if node.op_type != "Mul":
             return self._sum(node, shape, np.ones((shape[0], 1, 1)))
         position = 1 - list(node.input).index(name)
-        factor = self._constant(node, position, shape, np.empty(0))
+        factor = self._constant(node, position, shape)
         after = sole_consumer(self.graph, node.output[0])
         if factor is None or after is None or node.name in self.plan.operands or node.output[0] in self.plan.readers:
             return None
-        return self._sum(after, shape, factor.values.astype(np.float64).reshape(shape[0], 1, 1))
+        return self._sum(after, shape, factor.astype(np.float64).reshape(shape[0], 1, 1))
 
     def _bias(self, layer: onnx.NodeProto, shape: tuple[int, ...], weights: Array) -> Term | None:
         bias = find_bias(self.graph, layer)
@@ -145,14 +148,17 @@ class _Finder(NamedTuple):
         if node.op_type != "Add" or node.name in self.plan.operands:
             return None
         positions = [k for k, name in enumerate(node.input) if name in self.graph.initializers]
-        return self._constant(node, positions[0], shape, weights) if len(positions) == 1 else None
+        return self._term(node, positions[0], shape, weights) if len(positions) == 1 else None
 
-    def _constant(self, node: onnx.NodeProto, position: int, shape: tuple[int, ...], weights: Array) -> Term | None:
+    def _term(self, node: onnx.NodeProto, position: int, shape: tuple[int, ...], weights: Array) -> Term | None:
+        values = self._constant(node, position, shape)
+        return None if values is None else Term(node.name, position, values, weights)
+
+    def _constant(self, node: onnx.NodeProto, position: int, shape: tuple[int, ...]) -> Array | None:
         """Return a constant input with one value for all channels, or one for each."""
         tensor = self.graph.initializers.get(node.input[position]) if len(node.input) > position else None
         dims = [] if tensor is None else list(tensor.dims)
         fits = np.prod(dims) == 1 or (dims[-len(shape) :] == list(shape) and np.prod(dims) == shape[0])
         if tensor is None or not fits or len(dims) > len(shape) + 1:
             return None
-        values = to_array(tensor)
-        return Term(node.name, position, np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape), weights)
+        return np.broadcast_to(to_array(tensor).reshape(-1, *[1] * (len(shape) - 1)), shape)

@@ -71,6 +71,12 @@ def attribute(node: onnx.NodeProto, name: str, default: object) -> object:
     return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
+def is_padded(node: onnx.NodeProto) -> bool:
+    """Return whether a convolution may see zeros beside its input."""
+    pads: Any = attribute(node, "pads", ())
+    return any(pads) or attribute(node, "auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+
+
 def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
     """Return whether a node only clips values at 0, and perhaps from above."""
     return node.op_type in RECTIFIERS and (node.op_type == "Relu" or lowest(graph, node) == 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import onnx
 
@@ -13,7 +13,7 @@ from ...grid_thresholds import grid_thresholds
 from ...ranges import STEPS, Candidate, Range, better_range, candidates
 from ...settings import WEIGHTED
 from ..model.graph import Graph
-from ..model.operators import attribute, has_constant_weight
+from ..model.operators import attribute, has_constant_weight, is_padded
 from .plan import Plan
 
 
@@ -123,7 +123,5 @@ def _is_free(graph: Graph, node: onnx.NodeProto) -> bool:
     """Return whether a layer is a convolution that takes no time for zero points."""
     if node.op_type != "Conv" or not has_constant_weight(graph, node):
         return False
-    pads: Any = attribute(node, "pads", ())
-    padded = any(pads) or attribute(node, "auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
     depthwise = graph.initializers[node.input[1]].dims[1] == 1 and attribute(node, "group", 1) != 1
-    return depthwise or not padded
+    return depthwise or not is_padded(node)

@@ -52,7 +52,8 @@ def best_corrected(
     """
     some = list(batches)
     feeds = list(read_feeds(where.prepared, some))
-    corrector = _Corrector(where, some, correct_bias, sampled(where.prepared, feeds, BATCHES, JUDGED))
+    aligning = [] if correct_bias is False else sampled(where.prepared, feeds, BATCHES, JUDGED)
+    corrector = _Corrector(where, some, correct_bias, aligning)
     with quiet():
         best = _best(where, [corrector.corrected(one) for one in tried], feeds)
         if adaround is False:

@@ -40,8 +40,8 @@ def network(inputs, body, outputs="float y", **options):
     return prepare(build(inputs, outputs, body, **{**CONSTANTS, **options}))
 
 
-def shifts_of(prepared, engine="tensorrt", quantized=("t",)):
-    return find_shifts(prepared.graph, make_plan(prepared.graph, quantized, engine)._replace(readers={"t": {"*"}}))
+def shifts_of(prepared):
+    return find_shifts(prepared.graph, make_plan(prepared.graph, ["t"], "tensorrt")._replace(readers={"t": {"*"}}))
 
 
 @pytest.mark.parametrize(
