@@ -37,32 +37,40 @@ class Channels(NamedTuple):
     """Mean square, shape (channels,)."""
 
 
-def choose_factors(weights: Sequence[Array], channels: Channels, alpha: float | None) -> tuple[Array, float]:
+class Reader(NamedTuple):
+    """A layer that an activation is multiplied by."""
+
+    weight: Array
+    """Shape (groups, outputs, channels of a group, other positions)."""
+    channels: Channels
+    """Of the activation as this layer reads it: another may read it behind pooling."""
+
+
+def choose_factors(readers: Sequence[Reader], alpha: float | None) -> tuple[Array, float]:
     """Return a factor for each channel, and the error that is expected with them relative to that without.
 
     Parameters
     ----------
-    weights : sequence of arrays
-        Of the layers that read the channels; shape (groups, outputs, channels of a group, other positions).
-    channels : Channels
+    readers : sequence of Reader
     alpha : float, optional
         How far to even out the activation; without a value the best of some.
     """
-    sizes = [np.maximum(channels.high, -channels.low * part) for part in (PARTS if alpha is None else (1.0,))]
+    parts, alphas = ((1.0,), (alpha,)) if alpha is not None else (PARTS, GRID)
+    seen = {id(one.channels): one.channels for one in readers}.values()
+    sizes = [np.maximum(one.high, -one.low * part) for one in seen for part in parts]
     sizes = [np.where(size > 0, np.maximum(size, size.max() / SPAN), 0.0) for size in sizes] if alpha is None else sizes
-    alphas = GRID if alpha is None else (alpha,)
-    tried = [_factors(weights, size, one) for size in sizes for one in alphas]
-    errors = [expected_error(weights, channels, factors) for factors in tried]
-    before = expected_error(weights, channels, np.ones(len(channels.power)))
+    tried = [_factors(readers, size, one) for size in sizes for one in alphas]
+    errors = [expected_error(readers, factors) for factors in tried]
+    before = expected_error(readers, np.ones(len(sizes[0])))
     best = int(np.argmin(errors))
     return tried[best], errors[best] / max(before, TINY)
 
 
-def expected_error(weights: Sequence[Array], channels: Channels, factors: Array) -> float:
+def expected_error(readers: Sequence[Reader], factors: Array) -> float:
     """Return the error that rounding to 8 bits adds to the outputs, relative to their power, as a sum over layers."""
-    step = ((channels.high / factors).max() - (channels.low / factors).min()) / 255
     total = 0.0
-    for weight in weights:
+    for weight, channels in readers:
+        step = ((channels.high / factors).max() - (channels.low / factors).min()) / 255
         groups, _, size, positions = weight.shape
         scaled = weight * factors.reshape(groups, 1, size, 1)
         power = (channels.power / factors**2).reshape(groups, 1, size, 1)
@@ -72,9 +80,9 @@ def expected_error(weights: Sequence[Array], channels: Channels, factors: Array)
     return float(total)
 
 
-def _factors(weights: Sequence[Array], sizes: Array, alpha: float) -> Array:
+def _factors(readers: Sequence[Reader], sizes: Array, alpha: float) -> Array:
     """Return max|x_j|^alpha / max|W_j|^(1 - alpha), with a geometric mean of 1; 1 for channels without values."""
-    largest = np.max([np.abs(weight).max((1, 3)).ravel() for weight in weights], 0)
+    largest = np.max([np.abs(weight).max((1, 3)).ravel() for weight, _ in readers], 0)
     used = (sizes > 0) & (largest > 0)
     logs = np.zeros(len(used))
     logs[used] = alpha * np.log(sizes[used]) - (1 - alpha) * np.log(largest[used])

@@ -40,14 +40,14 @@ from .accuracy.ranking import QuantizerCost, Sensitivity, sensitivity
 from .accuracy.tuning import tune
 from .automatic import auto
 from .calibration import calibrate, empty_calibration, open_observer
-from .correction.equalization import equalize
-from .correction.smooth_quant import smooth
 from .engines.inspection import NodeReport, OperatorCount, inspect, summarize
 from .engines.tensorrt import Violation, check_tensorrt
 from .engines.tensorrt_exclusions import slow_in_tensorrt
 from .model.preparation import Prepared, prepare
 from .qdq_model import QDQModel
 from .quantization import quantizable_tensors, quantize
+from .scaling.equalization import equalize
+from .scaling.smooth_quant import smooth
 from .tensor_checks import TensorCheck, Verification
 from .verification import verify
 

@@ -6,9 +6,9 @@ from typing import Any
 import onnx
 
 from ...accuracy.trials import Recipe
-from ..correction.equalization import equalize
-from ..correction.smooth_quant import smooth
 from ..model.preparation import Prepared
+from ..scaling.equalization import equalize
+from ..scaling.smooth_quant import smooth
 
 CHANGES: dict[str, Callable[[Prepared, Iterable[Any]], onnx.ModelProto]] = {
     "equalize": lambda prepared, batches: equalize(prepared),

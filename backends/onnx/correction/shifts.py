@@ -11,9 +11,9 @@ import onnx
 
 from ...rounding import Array
 from ..model.graph import Graph, to_array
+from ..model.normal_form import keep_body_inputs
 from ..model.operators import attribute, has_constant_weight, is_padded, output_channels, sole_consumer, weight_axis
 from ..qdq.plan import Plan
-from .absorption import keep_body_inputs
 from .biases import find_bias
 from .patches import as_rows
 

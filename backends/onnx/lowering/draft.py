@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..correction.absorption import keep_body_inputs
 from ..correction.parameters import unused
 from ..feeds import Array
 from ..model.graph import Graph, copied, read_graph, to_array
+from ..model.normal_form import keep_body_inputs
 from ..model.preparation import Prepared
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from ..correction.absorption import keep_body_inputs
 from ..correction.parameters import with_parameters
 from ..feeds import Array
 from ..model.graph import Graph, copied, read_graph, to_array
+from ..model.normal_form import keep_body_inputs
 from ..model.operators import attribute, channel_bias, has_constant_weight
 from ..model.preparation import Prepared
 

@@ -7,7 +7,7 @@ from math import inf
 
 import onnx
 
-from .graph import node_key
+from .graph import Graph, node_key
 
 
 def model_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -28,6 +28,12 @@ def with_inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
             yield from all_nodes(body)
+
+
+def keep_body_inputs(graph: Graph) -> Graph:
+    """Return the graph with all that bodies of branches and loops read among its outputs: it must not be scaled."""
+    bodies = (inner for node in graph.nodes for inner in with_inner(node) if inner is not node)
+    return graph._replace(outputs=[*graph.outputs, *(name for inner in bodies for name in inner.input)])
 
 
 def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> onnx.ModelProto:

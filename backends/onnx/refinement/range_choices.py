@@ -8,11 +8,11 @@ from ...calibration import Calibration
 from ...settings import Engine
 from ...thresholds import LayerThreshold
 from ..calibration import calibrate
-from ..correction.smooth_quant import smoothed
 from ..execution import Feed
 from ..model.observed import observed_tensors
 from ..model.preparation import Prepared, prepare
 from ..placement import Ranges, find_ranges
+from ..scaling.smooth_quant import smoothed
 
 
 class Base(NamedTuple):

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from klquant.errors import InvalidInputError
 
 from ...batches import check_repeatable, first_batches
-from ...smoothing import WORTH, WORTH_A_NODE, Channels, choose_factors
+from ...smoothing import WORTH, WORTH_A_NODE, Channels, Reader, choose_factors
 from ..model.dataflow import Recording, count_uses, recording, tensors_in
 from ..model.edits import replace_module
 from ..model.forward import Forward, call_model, check_eval, naming_errors, run_observed
@@ -162,7 +162,7 @@ def _smooth_group(model: nn.Module, group: _Group, channels: Channels, alpha: fl
     """Scale the layers of a group, if that is worth it; return whether it was."""
     layers: list[Any] = [model.get_submodule(name) for name in group.layers]
     weights = [layer.weight.detach().double().cpu().numpy()[None, :, :, None] for layer in layers]
-    factors, ratio = choose_factors(weights, channels, alpha)
+    factors, ratio = choose_factors([Reader(weight, channels) for weight in weights], alpha)
     least = WORTH_A_NODE if group.norm is None else WORTH if alpha is None else np.inf
     if ratio > least or (group.norm is None and channels.low.min() >= 0):
         return False

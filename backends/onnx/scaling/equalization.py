@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from ..correction.parameters import with_parameters
 from ..feeds import Array
+from ..model.normal_form import keep_body_inputs
 from ..model.preparation import Prepared, prepare
-from .absorption import keep_body_inputs
 from .channel_flow import Constants, Pair, find_pairs
-from .parameters import with_parameters
 
 MAX_SWEEPS = 100  # in case rounded factors keep changing
 MAX_EXPONENT = 8  # of a factor in one sweep and in all: float16 must hold what it divides

@@ -29,6 +29,8 @@ class View(NamedTuple):
     axis: int
     inverse: bool = False
     """Whether it divides."""
+    wide: tuple[int, ...] | None = None
+    """The shape that a constant for all channels gets before."""
 
 
 class Pair(NamedTuple):
@@ -38,6 +40,19 @@ class Pair(NamedTuple):
     added: list[View]
     """The biases on the way."""
     second: View
+
+
+class Scaling(NamedTuple):
+    """Tensors whose channels are scaled together."""
+
+    before: list[View]
+    """Constants that take up the inverse factors; empty if there are none."""
+    tensors: list[str]
+    """Those that are scaled."""
+    behind: list[tuple[str, View]]
+    """The constants that take the factors back, each with the tensor that is multiplied by it."""
+    axis: int
+    """Of the channels."""
 
 
 def find_pairs(graph: Graph) -> list[Pair]:
@@ -71,8 +86,8 @@ def _follow(graph: Graph, first: onnx.NodeProto) -> Pair | None:
         if node is None or list(node.input).count(name) > 1 or (node.op_type != "Add" and node.input[0] != name):
             return None
         if node.op_type in LAYERS:
-            second = _entered(graph, node, name, channels, last)
-            return second and Pair(_left(graph, first, channels), added, second)
+            second = entered(graph, node, name, channels, last)
+            return second and Pair(left(graph, first, channels), added, second)
         if node.op_type == "Add":
             position = 1 - list(node.input).index(name)
             if not _is_bias(
@@ -122,7 +137,7 @@ def _flattens(graph: Graph, node: onnx.NodeProto) -> bool:
     return values == [0, -1] and not attribute(node, "allowzero", 0)
 
 
-def _left(graph: Graph, node: onnx.NodeProto, channels: int) -> View:
+def left(graph: Graph, node: onnx.NodeProto, channels: int) -> View:
     """Return how the output channels lie in the weight of a layer."""
     shape, size = _shape(graph, node), _size(graph, node.input[1])
     if shape[0] == channels and (node.op_type == "Conv" or attribute(node, "transB", 0)):
@@ -132,7 +147,7 @@ def _left(graph: Graph, node: onnx.NodeProto, channels: int) -> View:
     return View(node.name, 1, (groups, shape[0] // groups, shape[1], rest), 2)
 
 
-def _entered(graph: Graph, node: onnx.NodeProto, name: str, channels: int, last: bool) -> View | None:
+def entered(graph: Graph, node: onnx.NodeProto, name: str, channels: int, last: bool) -> View | None:
     """Return how the input channels lie in the weight of a layer, if it reads a tensor of that many."""
     if not _is_layer(graph, node) or node.input[0] != name or last != (node.op_type in ("Gemm", "MatMul")):
         return None
@@ -163,6 +178,11 @@ class Constants:
         """Return a constant in float64, in the shape of the view."""
         return self._values(view).astype(np.float64).reshape(view.shape)
 
+    def by_input(self, view: View) -> Array:
+        """Return a weight, shape (groups, outputs, inputs, positions), from a view of its inputs."""
+        grouped = self.grouped(view)
+        return grouped if view.axis == 2 else grouped.swapaxes(1, 2)
+
     def ranges(self, view: View) -> Array:
         """Return the largest absolute value of each channel."""
         largest: Array = np.abs(self.grouped(view)).max((3 - view.axis, 3)).ravel()
@@ -178,6 +198,8 @@ class Constants:
             self.changed[view.node, view.position] = wide.reshape(old.shape).astype(old.dtype)
 
     def _values(self, view: View) -> Array:
-        name = self._nodes[view.node].input[view.position]
         found = self.changed.get((view.node, view.position))
-        return to_array(self._graph.initializers[name]) if found is None else found
+        if found is not None:
+            return found
+        values = to_array(self._graph.initializers[self._nodes[view.node].input[view.position]])
+        return np.broadcast_to(values.reshape(()), view.wide) if view.wide and values.size == 1 else values

@@ -99,7 +99,7 @@ def test_a_layer_takes_up_the_factors_of_a_convolution(grouped):
     constants = {name: value.astype(np.float32) for name, value in constants.items()}
     model = build("float[n, 4, 8, 8] x", "float y", body, **constants)
     data = [rng.normal(size=(2, 4, 8, 8)).astype(np.float32) for _ in range(2)]
-    smoothed = smooth(model, data, convolutions=True)
+    smoothed = smooth(model, data)
     assert operators(smoothed) == operators(prepare(model).model)
     expected = run(model, x=data[0])["y"]
     np.testing.assert_allclose(run(smoothed, x=data[0])["y"], expected, rtol=1e-4, atol=1e-4)
@@ -111,10 +111,10 @@ def test_a_layer_takes_up_the_factors_of_a_convolution(grouped):
     assert sqnr(model, int8(smoothed), data[0]) > sqnr(model, int8(model), data[0]) + 6
 
 
-def test_convolutions_are_left_alone_by_default():
+def test_convolutions_can_be_left_alone():
     model = build("float[n, 4, 8, 8] x", "float y", "a = Conv(x, w) y = Conv(a, v)", w=(8, 4, 1, 1), v=(2, 8, 1, 1))
     data = [np.ones((2, 4, 8, 8), np.float32)]
-    assert smooth(model, data, alpha=1.0) == prepare(model).model
+    assert smooth(model, data, alpha=1.0, convolutions=False) == prepare(model).model
 
 
 def test_alpha_evens_out_the_activation_or_the_weights():

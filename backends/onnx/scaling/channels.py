@@ -8,10 +8,10 @@ import numpy as np
 from klquant.errors import InvalidInputError
 
 from ...smoothing import Channels
+from ..correction.data import read_feeds
 from ..execution import open_onnxruntime, with_outputs
 from ..feeds import Array
 from ..model.preparation import Prepared
-from .data import read_feeds
 
 
 def observe_channels(prepared: Prepared, axes: Mapping[str, int], batches: Iterable[Any]) -> dict[str, Channels]:

@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 
 from ..model.graph import MAX_CHAIN, Graph
-from ..model.normal_form import with_inner
 from ..model.operators import attribute, has_constant_weight, sole_consumer
 from .channel_flow import View
 
@@ -12,12 +11,6 @@ NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization
 """Operators that multiply the normalized channels by their second input, and add the third."""
 HOMOGENEOUS = ("Relu", "LeakyRelu", "Identity", "Dropout")
 """Operators f with f(s x) = s f(x) for s > 0."""
-
-
-def keep_body_inputs(graph: Graph) -> Graph:
-    """Return the graph with all that bodies of branches and loops read among its outputs: it must not be scaled."""
-    bodies = (inner for node in graph.nodes for inner in with_inner(node) if inner is not node)
-    return graph._replace(outputs=[*graph.outputs, *(name for inner in bodies for name in inner.input)])
 
 
 def find_views(graph: Graph, name: str, channels: int) -> list[View] | None:

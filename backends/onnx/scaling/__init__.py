@@ -1,0 +1,1 @@
+"""Scale channels between constants, so that ranges become alike; the model computes the same."""
