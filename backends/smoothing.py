@@ -46,7 +46,7 @@ class Reader(NamedTuple):
     """Of the activation as this layer reads it: another may read it behind pooling."""
 
 
-def choose_factors(readers: Sequence[Reader], alpha: float | None) -> tuple[Array, float]:
+def choose_factors(readers: Sequence[Reader], alpha: float | None, headroom: float = 1.0) -> tuple[Array, float]:
     """Return a factor for each channel, and the error that is expected with them relative to that without.
 
     Parameters
@@ -54,11 +54,14 @@ def choose_factors(readers: Sequence[Reader], alpha: float | None) -> tuple[Arra
     readers : sequence of Reader
     alpha : float, optional
         How far to even out the activation; without a value the best of some.
+    headroom : float
+        Without alpha, a channel counts as so many times larger, but not as larger than the largest.
     """
     parts, alphas = ((1.0,), (alpha,)) if alpha is not None else (PARTS, GRID)
     seen = {id(one.channels): one.channels for one in readers}.values()
     sizes = [np.maximum(one.high, -one.low * part) for one in seen for part in parts]
-    sizes = [np.where(size > 0, np.maximum(size, size.max() / SPAN), 0.0) for size in sizes] if alpha is None else sizes
+    if alpha is None:
+        sizes = [np.where(size > 0, np.clip(headroom * size, size.max() / SPAN, size.max()), 0.0) for size in sizes]
     tried = [_factors(readers, size, one) for size in sizes for one in alphas]
     errors = [expected_error(readers, factors) for factors in tried]
     before = expected_error(readers, np.ones(len(sizes[0])))

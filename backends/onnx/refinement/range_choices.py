@@ -23,6 +23,8 @@ class Base(NamedTuple):
     """As calibrated, and those that clip nothing."""
     scaled: Mapping[str, str] = {}
     """Of each tensor whose channels are scaled, the name in the model as given."""
+    convolutions: bool = False
+    """Whether tensors between convolutions are among them."""
 
 
 def given_base(
@@ -54,27 +56,32 @@ def smoothed_bases(
     *,
     asymmetric: bool,
 ) -> list[Base]:
-    """Return the model after SmoothQuant, if that changes anything. Every other batch chooses the factors.
+    """Return the model after SmoothQuant, without convolutions and with them, as far as that changes anything.
 
-    Where channels are scaled, T is the largest value in all batches: nothing is left there that is worth clipping.
-    Tensors keep their channels if T was given, or comes from a criterion other than `max` that has no guard.
+    Every other batch chooses the factors. Where channels are scaled, T is the largest value in all batches: nothing is
+    left there that is worth clipping. Tensors keep their channels if T was given, or comes from a criterion other than
+    `max` that has no guard.
     """
     if not isinstance(calibration, Calibration):
         return []
-    layers = calibration.thresholds
+    layers, bases = calibration.thresholds, list[Base]()
 
     def wanted(name: str) -> bool:
         free = name not in layers or layers[name].guarded or layers[name].criterion == "max"
         return free and name not in excluded
 
-    found = smoothed(prepared, feeds[::2], wanted=wanted)
-    changed = prepare(found.model)
-    names = [name for name in observed_tensors(changed.graph) if name in found.tensors]
-    if not names:
-        return []
-    again = _recalibrated(changed, calibration, names, feeds)
-    ranges = find_ranges(changed, again, engine, asymmetric=asymmetric)
-    return [Base(changed, [ranges, _wide(changed, again, engine, asymmetric=asymmetric)], found.tensors)]
+    for convolutions in (False, True):
+        found = smoothed(prepared, feeds[::2], wanted=wanted, convolutions=convolutions)
+        if any(found.tensors == base.scaled for base in bases):
+            continue
+        changed = prepare(found.model)
+        names = [name for name in observed_tensors(changed.graph) if name in found.tensors]
+        if names:
+            again = _recalibrated(changed, calibration, names, feeds)
+            ranges = find_ranges(changed, again, engine, asymmetric=asymmetric)
+            wide = _wide(changed, again, engine, asymmetric=asymmetric)
+            bases.append(Base(changed, [ranges, wide], found.tensors, convolutions))
+    return bases
 
 
 def _recalibrated(prepared: Prepared, calibration: Calibration, names: list[str], feeds: Sequence[Feed]) -> Calibration:

@@ -26,6 +26,13 @@ from .channels import observe_channels
 from .convolutions import find_convolutions
 from .products import divisible, find_products, with_divisions
 
+HEADROOM = 2.0
+"""How many times larger a channel of a convolutional network may be in other data.
+
+Measured with all layers in INT8, on photos and lines that the factors do not come from, in dB: without scaling, with a
+headroom of 1, 2, and 3 to 4. PP-OCRv4's text detector (12 photos): 16.6, 13.9, 16.5, 16.9 to 17.5. Its recognizer (32
+lines): 18.0, 20.0, 20.0, 18.0.
+"""
 logger = logging.getLogger("klquant")
 
 
@@ -109,7 +116,7 @@ def smoothed(
     tensors: dict[str, str] = {}
     for one in scalings:
         readers = [Reader(constants.by_input(view), seen[name]) for name, view in one.behind]
-        factors, ratio = choose_factors(readers, alpha)
+        factors, ratio = choose_factors(readers, alpha, HEADROOM if one.axis == 1 else 1.0)
         if one.before and (alpha is not None or ratio <= WORTH):
             constants.multiply([view for _, view in one.behind], factors)
             constants.multiply(one.before, 1 / factors)

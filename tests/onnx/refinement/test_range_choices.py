@@ -7,6 +7,7 @@ import pytest
 
 import klquant
 from klquant.backends.onnx import calibrate, prepare, quantize
+from klquant.backends.onnx.refinement import layer_choice
 from klquant.backends.onnx.refinement.range_choices import smoothed_bases
 from support.onnx_models import build, run
 
@@ -69,6 +70,40 @@ def test_only_amax_or_a_guarded_threshold_may_be_replaced(case, criterion):
     assert bool(found.smoothed) == (criterion == "max")
     given = {name: layer.threshold for name, layer in thresholds.items()}
     assert not quantize(model, given, **options).smoothed
+
+
+def planes(seed):
+    return [np.random.default_rng(seed + k).normal(size=(2, 16, 6, 6)).astype(np.float32) for k in range(4)]
+
+
+def convolutional(scale):
+    """Return a depthwise convolution behind a learned affine, whose channels all matter alike."""
+    constants = {"k": scale.reshape(16, 1, 1), "a": np.full(1, 2.0), "c": np.full(1, 0.1), "w": np.ones((16, 1, 3, 3))}
+    body = "h = HardSwish(x) s = Mul(h, k) m = Mul(a, s) z = Add(c, m) y = Conv<group = 16>(z, w)"
+    constants["w"] /= scale.reshape(16, 1, 1, 1)
+    return build("float[n, 16, 6, 6] x", "float y", body, **{k: v.astype(np.float32) for k, v in constants.items()})
+
+
+@pytest.mark.parametrize("worth", [0.4, 0.0])
+def test_channels_between_convolutions_are_scaled_where_that_helps_much(monkeypatch, worth):
+    monkeypatch.setattr(layer_choice, "SCALED", worth)
+    model = convolutional(UNEVEN)
+    calibration = calibrate(model, planes(0))
+    found = quantize(model, calibration, engine="openvino", batches=planes(0), correct_bias=False, min_int8=0.99)
+    assert found.smoothed == (("m", "z") if worth else ())
+    x = planes(7)[0]
+    exact, int8 = (run(one, x=x)["y"] for one in (model, found.model))
+    share = np.square(exact - int8).sum() / np.square(exact).sum()
+    assert (share < 1e-3) == bool(worth)
+
+
+def test_channels_of_convolutions_are_a_base_of_their_own():
+    prepared, feeds = prepare(convolutional(UNEVEN)), [{"x": x} for x in planes(0)]
+    calibration = calibrate(prepared, planes(0))
+    (found,) = smoothed_bases(prepared, calibration, "openvino", (), feeds, asymmetric=True)
+    assert found.convolutions
+    assert found.scaled.keys() == {"m", "z"}
+    assert smoothed_bases(prepared, calibration, "openvino", ("z",), feeds, asymmetric=True) == []
 
 
 @pytest.mark.parametrize("excluded", [(), ("n",), ("matmul1",), ("MatMul",)])
