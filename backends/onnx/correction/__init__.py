@@ -1,1 +1,1 @@
-"""Changes to weights and biases of ONNX models that reduce the quantization error."""
+"""Changes to biases and rounded weights of ONNX models that reduce the quantization error."""
