@@ -29,8 +29,13 @@ class _Flow(NamedTuple):
 
 def find_convolutions(graph: Graph) -> list[Scaling]:
     """Return what can be scaled in front of convolutions and behind them. No tensor is in two of them."""
-    found = (_scaling(graph, node) for node in graph.nodes if _is_convolution(graph, node) or _is_affine(graph, node))
-    return [one for one in found if one is not None]
+    found, taken = list[Scaling](), set[str]()
+    for node in graph.nodes:
+        one = _scaling(graph, node) if _is_convolution(graph, node) or _is_affine(graph, node) else None
+        if one is not None and one.behind and not taken & {*one.tensors}:
+            found.append(one)
+            taken.update(one.tensors)
+    return found
 
 
 def _scaling(graph: Graph, first: onnx.NodeProto) -> Scaling | None:
@@ -54,7 +59,10 @@ def _scaling(graph: Graph, first: onnx.NodeProto) -> Scaling | None:
 
 
 def _follow(graph: Graph, start: str) -> _Flow | None:
-    """Follow a tensor to the constants that take its factors back; None if anything else depends on them."""
+    """Follow a tensor to the constants that take its factors back; None if anything else depends on them.
+
+    That includes a tensor that is reached on two ways: it would get the factors twice.
+    """
     flow, waiting, factors = _Flow([], [], []), [start], set[str]()
     while waiting:
         name = waiting.pop()
@@ -74,8 +82,7 @@ def _follow(graph: Graph, start: str) -> _Flow | None:
             elif not (node.op_type == "Mul" and constant is not None) and not _is_homogeneous(node, name):
                 return None
             waiting.append(node.output[0])
-    fits = all(graph.ranks.get(name) == graph.ranks.get(start) for name in factors)
-    return flow if fits and not factors & {*flow.tensors} else None
+    return flow if all(graph.ranks.get(name) == graph.ranks.get(start) for name in factors) else None
 
 
 def _is_homogeneous(node: onnx.NodeProto, name: str) -> bool:
@@ -125,7 +132,8 @@ def _along(graph: Graph, node: onnx.NodeProto, position: int, shape: tuple[int, 
     """Return a constant with one value for each channel, or for all; None if it has another shape."""
     tensor = graph.initializers.get(node.input[position])
     dims = () if tensor is None else tuple(tensor.dims)
-    fits = tensor is not None and len(dims) <= len(shape) + 1 and (dims[-len(shape) :] == shape or np.prod(dims) == 1)
+    single, each = np.prod(dims) == 1, np.prod(dims) == shape[0] and dims[-len(shape) :] == shape
+    fits = tensor is not None and len(dims) <= len(shape) + 1 and (single or each)
     return View(node.name, position, (1, shape[0], 1, 1), 1, wide=shape) if fits else None
 
 

@@ -75,9 +75,16 @@ def test_nothing_is_scaled_where_something_else_depends_on_it(name):
     assert found(body, outputs) == []
 
 
-def test_a_constant_with_a_value_for_each_pixel_is_left_alone():
-    model = build(X, "float y", f"m = Mul(x, p) z = Add(m, e) {CONV}", p=PLANES, e=(8, 6, 6), w=(5, 8, 3, 3))
-    assert find_convolutions(prepare(model).graph) == []
+@pytest.mark.parametrize("shape", [(8, 6, 6), (2, 8, 1, 1), (6,), (1, 8, 1, 1)])
+def test_constants_with_more_values_are_left_alone(shape):
+    body = f"m = Mul(x, p) z = Add(m, e) {CONV}"
+    model = build("float[2, 8, 6, 6] x", "float y", body, p=PLANES, e=shape, w=(5, 8, 3, 3))
+    assert len(find_convolutions(prepare(model).graph)) == (shape == (1, 8, 1, 1))
+
+
+def test_a_tensor_is_scaled_only_once():
+    body = f"{AFFINE} g = GlobalAveragePool(z) k = Conv(g, v) u = Mul(z, k) y = Conv(u, w)"
+    assert found(body) == [{"m", "z", "g", "u"}]
 
 
 def test_the_channels_of_an_activation_get_equal_ranges():
