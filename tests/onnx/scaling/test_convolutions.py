@@ -105,3 +105,10 @@ def test_int8_is_much_more_accurate():
         return np.square((run(int8, x=DATA[0])["y"] - exact) / exact.std((0, 2, 3), keepdims=True)).sum()
 
     assert noise(smooth(model, DATA)) < noise(model) / 20
+
+
+def test_a_channel_may_become_twice_as_large():
+    smoothed = smooth(network(f"{AFFINE} y = Conv<group = 8>(z, d)"), DATA)
+    widened = build(X, "float z", AFFINE, a=array(smoothed, "a"), c=array(smoothed, "c"))
+    largest = np.sort(np.abs(np.concatenate([run(widened, x=x)["z"] for x in DATA])).max((0, 2, 3)))
+    assert np.isclose(largest[:-1], largest[-1] / 2, rtol=1e-3).sum() >= 2
