@@ -55,7 +55,7 @@ def choose_factors(readers: Sequence[Reader], alpha: float | None, headroom: flo
     alpha : float, optional
         How far to even out the activation; without a value the best of some.
     headroom : float
-        Without alpha, a channel counts as so many times larger, but not as larger than the largest.
+        Without alpha, a channel counts as so many times larger, but never larger than the largest.
     """
     parts, alphas = ((1.0,), (alpha,)) if alpha is not None else (PARTS, GRID)
     seen = {id(one.channels): one.channels for one in readers}.values()

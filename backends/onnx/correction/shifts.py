@@ -12,7 +12,15 @@ import onnx
 from ...rounding import Array
 from ..model.graph import Graph, to_array
 from ..model.normal_form import keep_body_inputs
-from ..model.operators import attribute, has_constant_weight, is_padded, output_channels, sole_consumer, weight_axis
+from ..model.operators import (
+    attribute,
+    constant_of_channels,
+    has_constant_weight,
+    is_padded,
+    output_channels,
+    sole_consumer,
+    weight_axis,
+)
 from ..qdq.plan import Plan
 from .biases import find_bias
 from .patches import as_rows
@@ -156,9 +164,7 @@ class _Finder(NamedTuple):
 
     def _constant(self, node: onnx.NodeProto, position: int, shape: tuple[int, ...]) -> Array | None:
         """Return a constant input with one value for all channels, or one for each."""
-        tensor = self.graph.initializers.get(node.input[position]) if len(node.input) > position else None
-        dims = [] if tensor is None else list(tensor.dims)
-        fits = np.prod(dims) == 1 or (dims[-len(shape) :] == list(shape) and np.prod(dims) == shape[0])
-        if tensor is None or not fits or len(dims) > len(shape) + 1:
+        tensor = constant_of_channels(self.graph, node, position, shape)
+        if tensor is None:
             return None
         return np.broadcast_to(to_array(tensor).reshape(-1, *[1] * (len(shape) - 1)), shape)

@@ -77,6 +77,19 @@ def is_padded(node: onnx.NodeProto) -> bool:
     return any(pads) or attribute(node, "auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
 
 
+def constant_of_channels(
+    graph: Graph, node: onnx.NodeProto, position: int, shape: tuple[int, ...]
+) -> onnx.TensorProto | None:
+    """Return a constant input with one value for all channels, or one for each; None if it has another shape.
+
+    The shape is that of one value for each channel, (channels, 1, ...). The constant may have one axis of size 1 more.
+    """
+    tensor = graph.initializers.get(node.input[position]) if len(node.input) > position else None
+    dims = () if tensor is None else tuple(tensor.dims)
+    fits = np.prod(dims) == 1 or (dims[-len(shape) :] == shape and np.prod(dims) == shape[0])
+    return tensor if fits and len(dims) <= len(shape) + 1 else None
+
+
 def is_rectifier(graph: Graph, node: onnx.NodeProto) -> bool:
     """Return whether a node only clips values at 0, and perhaps from above."""
     return node.op_type in RECTIFIERS and (node.op_type == "Relu" or lowest(graph, node) == 0)

@@ -9,9 +9,11 @@ from ...settings import Engine
 from ...thresholds import LayerThreshold
 from ..calibration import calibrate
 from ..execution import Feed
+from ..model.normal_form import keep_body_inputs
 from ..model.observed import observed_tensors
 from ..model.preparation import Prepared, prepare
 from ..placement import Ranges, find_ranges
+from ..scaling.convolutions import find_convolutions
 from ..scaling.smooth_quant import smoothed
 
 
@@ -70,7 +72,7 @@ def smoothed_bases(
         free = name not in layers or layers[name].guarded or layers[name].criterion == "max"
         return free and name not in excluded
 
-    for convolutions in (False, True):
+    for convolutions in (False, True) if find_convolutions(keep_body_inputs(prepared.graph)) else (False,):
         found = smoothed(prepared, feeds[::2], wanted=wanted, convolutions=convolutions)
         if any(found.tensors == base.scaled for base in bases):
             continue

@@ -107,10 +107,11 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
     shape = _shape(graph, node)
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
         return shape[0]
-    return shape[1] * _groups(node)
+    return shape[1] * group_count(node)
 
 
-def _groups(node: onnx.NodeProto) -> int:
+def group_count(node: onnx.NodeProto) -> int:
+    """Return the number of groups of a layer."""
     groups: Any = attribute(node, "group", 1)
     return int(groups)
 
@@ -142,7 +143,7 @@ def left(graph: Graph, node: onnx.NodeProto, channels: int) -> View:
     shape, size = _shape(graph, node), _size(graph, node.input[1])
     if shape[0] == channels and (node.op_type == "Conv" or attribute(node, "transB", 0)):
         return View(node.name, 1, (1, channels, size // channels, 1), 1)
-    groups = _groups(node)
+    groups = group_count(node)
     rest = size // (shape[0] * shape[1])
     return View(node.name, 1, (groups, shape[0] // groups, shape[1], rest), 2)
 
@@ -151,7 +152,7 @@ def entered(graph: Graph, node: onnx.NodeProto, name: str, channels: int, last: 
     """Return how the input channels lie in the weight of a layer, if it reads a tensor of that many."""
     if not _is_layer(graph, node) or node.input[0] != name or last != (node.op_type in ("Gemm", "MatMul")):
         return None
-    shape, size, groups = _shape(graph, node), _size(graph, node.input[1]), _groups(node)
+    shape, size, groups = _shape(graph, node), _size(graph, node.input[1]), group_count(node)
     if node.op_type == "Conv":
         fits = shape[1] * groups == channels
         return (

@@ -5,14 +5,13 @@ behind take the factors back: weights again, or another such Mul. Whatever lies 
 An activation may have several readers, as in squeeze-and-excitation, if all of them end in such constants.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import numpy as np
 import onnx
 
 from ..model.graph import Graph
-from ..model.operators import attribute, has_constant_weight, output_channels, sole_consumer
-from .channel_flow import ELEMENTWISE, POOLS, Scaling, View, entered, left
+from ..model.operators import constant_of_channels, has_constant_weight, output_channels, sole_consumer
+from .channel_flow import ELEMENTWISE, POOLS, Scaling, View, entered, group_count, left
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
@@ -108,8 +107,8 @@ def _shape(graph: Graph, first: onnx.NodeProto, ends: list[onnx.NodeProto]) -> t
     """Return the shape of one value for each channel, from the weight of a convolution that writes or reads them."""
     for node in (first, *ends):
         if _is_convolution(graph, node):
-            dims, groups = graph.initializers[node.input[1]].dims, int(cast(int, attribute(node, "group", 1)))
-            reads = dims[0] if node.op_type == "ConvTranspose" else dims[1] * groups
+            dims = graph.initializers[node.input[1]].dims
+            reads = dims[0] if node.op_type == "ConvTranspose" else dims[1] * group_count(node)
             return (output_channels(graph, node) if node is first else reads, *[1] * (len(dims) - 2))
     return None
 
@@ -130,10 +129,7 @@ def _values(graph: Graph, node: onnx.NodeProto, shape: tuple[int, ...]) -> View 
 
 def _along(graph: Graph, node: onnx.NodeProto, position: int, shape: tuple[int, ...]) -> View | None:
     """Return a constant with one value for each channel, or for all; None if it has another shape."""
-    tensor = graph.initializers.get(node.input[position])
-    dims = () if tensor is None else tuple(tensor.dims)
-    single, each = np.prod(dims) == 1, np.prod(dims) == shape[0] and dims[-len(shape) :] == shape
-    fits = tensor is not None and len(dims) <= len(shape) + 1 and (single or each)
+    fits = constant_of_channels(graph, node, position, shape) is not None
     return View(node.name, position, (1, shape[0], 1, 1), 1, wide=shape) if fits else None
 
 
