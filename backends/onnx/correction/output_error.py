@@ -1,6 +1,6 @@
 """How far quantized models are from a float model, at their outputs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -21,10 +21,10 @@ def output_errors(
 ) -> list[float]:
     """Return the noise in the outputs of each model, relative to that of the first one.
 
-    It is measured behind a final softmax or sigmoid and before it, over all batches and as the mean of the decibels of
-    each. The geometric mean of these four counts. If the noise grows by one of them, the worst counts: a detector may
-    gain on the many logits of the background and lose the few scores that matter, and a correction may suit loud
-    batches alone. With `optimized`, onnxruntime runs the models in INT8, else as they are written.
+    It is measured behind a final softmax or sigmoid and before it, over all data and as the mean of the decibels of
+    each sample. The geometric mean of these four counts. If the noise grows by one of them, the worst counts: a
+    detector may gain on the many logits of the background and lose the few scores that matter, and a correction may
+    suit loud samples alone. With `optimized`, onnxruntime runs the models in INT8, else as they are written.
     """
     places = [smooth_outputs(exact.graph), output_parts(exact.graph)]
     names = list(dict.fromkeys(name for place in places for name in place))
@@ -34,15 +34,33 @@ def output_errors(
         open_all = (open_onnxruntime(with_outputs(model, names), optimized=optimized) for model in models)
         sessions = [stack.enter_context(opened) for opened in open_all]
         for feed in feeds:
-            expected = unpadded(feed, reference(names, feed))
-            found = [unpadded(feed, session(names, feed)) for session in sessions]
-            noises = [[OutputNoise.of(expected, one, place) for place in places] for one in found]
-            single.append([[noise.share() for noise in row] for row in noises])
-            sums = [[a.plus(b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, noises, strict=True)]
+            outputs = [session(names, feed) for session in (reference, *sessions)]
+            for sample, *results in _samples(feed, outputs):
+                expected, *found = (unpadded(sample, result) for result in results)
+                noises = [[OutputNoise.of(expected, one, place) for place in places] for one in found]
+                single.append([[noise.share() for noise in row] for row in noises])
+                sums = [[a.plus(b) for a, b in zip(*rows, strict=True)] for rows in zip(sums, noises, strict=True)]
     total = _relative([[noise.share() for noise in row] for row in sums])
     logs = [np.log(np.clip(_relative(shares), 1 / MOST, MOST)) for shares in single]
     four = np.concatenate([np.clip(total, 1 / MOST, MOST), np.exp(np.mean(logs, axis=0))], axis=1)
     return [float(one) for one in as_one_number(four)]
+
+
+def _samples(feed: Feed, outputs: Sequence[Mapping[str, Array]]) -> Iterator[list[Mapping[str, Array]]]:
+    """Yield the inputs and outputs of each sample; those of the batch where their first axes do not tell the samples.
+
+    In one sample of many the maximum behind a softmax may move, which hides what happens in all others. As one of many
+    decibels it counts no more than they do.
+    """
+    every: list[Mapping[str, Array]] = [feed, *outputs]
+    sizes = {array.shape[:1] for array in feed.values()}
+    number = min(sizes)[0] if len(sizes) == 1 and () not in sizes else 1
+    if number < 2 or any(not array.ndim or len(array) % number for one in outputs for array in one.values()):
+        yield every
+        return
+    parts = [{name: np.split(array, number) for name, array in one.items()} for one in every]
+    for k in range(number):
+        yield [{name: pieces[k] for name, pieces in one.items()} for one in parts]
 
 
 def as_one_number(errors: Array) -> Array:

@@ -54,6 +54,28 @@ def test_what_suits_loud_batches_alone_is_no_gain():
     assert output_errors(exact, models, feeds, optimized=False)[1] > 1
 
 
+@pytest.mark.parametrize("rows", [[0, 6], [-1, 3]])
+def test_one_sample_does_not_hide_all_others(rows):
+    """Seven samples of eight lose half their noise; nearly all noise is in the eighth. Outputs may be flattened."""
+    x = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
+    noise = np.full_like(x, 0.1)
+    noise[0] = 10
+    fewer = noise * np.where(noise > 1, 1, 0.5)
+    body = "a = Add(x, e) y = Reshape(a, rows)"
+    exact, first, second = (
+        prepare(build("float[8, 2, 3] x", "float y", body, e=np.float32(e), rows=np.array(rows)))
+        for e in (0 * noise, noise, fewer)
+    )
+    assert output_errors(exact, [first.model, second.model], [{"x": x}], optimized=False)[1] < 0.6
+
+
+def test_scalars_and_outputs_without_samples_are_judged_as_a_whole():
+    body = "s = ReduceSum<keepdims=0>(x) a = Mul(x, c) y = Add(a, k)"
+    exact, worse = (prepare(build("float[n, 2] x, float k", "float y, float s", body, c=np.float32(c))) for c in (1, 2))
+    feed = {"x": np.ones((4, 2), np.float32), "k": np.zeros((), np.float32)}
+    assert output_errors(exact, [worse.model, exact.model], [feed], optimized=False)[1] < 1e-3
+
+
 def test_batches_from_the_first_to_the_last_are_taken():
     feeds = [{"x": np.array(k)} for k in range(16)]
     assert [int(feed["x"]) for feed in spread(feeds, 4)] == [0, 4, 8, 12]
