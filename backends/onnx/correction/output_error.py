@@ -1,11 +1,12 @@
 """How far quantized models are from a float model, at their outputs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 import onnx
 
+from ...accuracy.outputs import Outputs, count_samples
 from ...accuracy.padding import unpadded
 from ..accuracy.output_noise import OutputNoise, output_parts, smooth_outputs
 from ..execution import Feed, open_onnxruntime, with_outputs
@@ -46,16 +47,15 @@ def output_errors(
     return [float(one) for one in as_one_number(four)]
 
 
-def _samples(feed: Feed, outputs: Sequence[Mapping[str, Array]]) -> Iterator[list[Mapping[str, Array]]]:
+def _samples(feed: Feed, outputs: Sequence[Outputs]) -> Iterator[list[Outputs]]:
     """Yield the inputs and outputs of each sample; those of the batch where their first axes do not tell the samples.
 
     In one sample of many the maximum behind a softmax may move, which hides what happens in all others. As one of many
     decibels it counts no more than they do.
     """
-    every: list[Mapping[str, Array]] = [feed, *outputs]
-    sizes = {array.shape[:1] for array in feed.values()}
-    number = min(sizes)[0] if len(sizes) == 1 and () not in sizes else 1
-    if number < 2 or any(not array.ndim or len(array) % number for one in outputs for array in one.values()):
+    every, number = [feed, *outputs], count_samples([feed])
+    uneven = any(array.shape[:1] != (number,) for array in feed.values())
+    if number < 2 or uneven or any(not array.ndim or len(array) % number for one in outputs for array in one.values()):
         yield every
         return
     parts = [{name: np.split(array, number) for name, array in one.items()} for one in every]
